@@ -1,0 +1,85 @@
+"""Distributed TensorFlow and Keras training on Apache Spark.
+
+The names below are the library's whole public interface. They are loaded on first use, so that
+``import spark_tensorflow_distributor`` costs nothing where only a part is needed: a worker that asks for
+:func:`get_context` never loads the driver's side.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "2.0.0.dev0"
+
+_HOMES = {
+    "MirroredStrategyRunner": "driver.runner",
+    "RunReport": "driver.report",
+    "WorkerReport": "driver.report",
+    "get_context": "trainer.context",
+    "WorkerContext": "trainer.context",
+    "DistributorError": "errors",
+    "ConfigurationError": "errors",
+    "ClusterError": "errors",
+    "InsufficientSlotsError": "errors",
+    "GpuConfigurationError": "errors",
+    "EncryptionUnsupportedError": "errors",
+    "RendezvousError": "errors",
+    "RendezvousTimeoutError": "errors",
+    "DataError": "errors",
+    "CheckpointError": "errors",
+    "SerializationError": "errors",
+    "TrainingFailedError": "errors",
+    "WorkerFailure": "errors",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ClusterError",
+    "ConfigurationError",
+    "DataError",
+    "DistributorError",
+    "EncryptionUnsupportedError",
+    "GpuConfigurationError",
+    "InsufficientSlotsError",
+    "MirroredStrategyRunner",
+    "RendezvousError",
+    "RendezvousTimeoutError",
+    "RunReport",
+    "SerializationError",
+    "TrainingFailedError",
+    "WorkerContext",
+    "WorkerFailure",
+    "WorkerReport",
+    "get_context",
+]
+
+if TYPE_CHECKING:
+    from .driver.report import RunReport, WorkerReport
+    from .driver.runner import MirroredStrategyRunner
+    from .errors import (
+        CheckpointError,
+        ClusterError,
+        ConfigurationError,
+        DataError,
+        DistributorError,
+        EncryptionUnsupportedError,
+        GpuConfigurationError,
+        InsufficientSlotsError,
+        RendezvousError,
+        RendezvousTimeoutError,
+        SerializationError,
+        TrainingFailedError,
+        WorkerFailure,
+    )
+    from .trainer.context import WorkerContext, get_context
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,82 @@
+"""Imports a package from sources held in memory.
+
+The text of this file travels with every run and is executed on the executors before anything of the package can
+be imported there, so it stands alone: standard library only, no relative imports.
+"""
+
+import hashlib
+import importlib.abc
+import importlib.util
+import os
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+def fingerprint(sources: dict[str, str]) -> str:
+    """Hash of a package's sources, a dict of relative path ("driver/plan.py") to text."""
+    digest = hashlib.sha256()
+    for path in sorted(sources):
+        digest.update(path.encode() + b"\0" + sources[path].encode() + b"\0")
+    return digest.hexdigest()
+
+
+def read_sources(directory: str) -> dict[str, str]:
+    """The ``.py`` files below a package's directory, as a dict of relative path to text."""
+    sources = {}
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            if name.endswith(".py"):
+                path = os.path.join(folder, name)
+                with open(path, encoding="utf-8") as file:
+                    sources[os.path.relpath(path, directory).replace(os.sep, "/")] = file.read()
+    return sources
+
+
+class MemoryImporter(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds and loads the modules of one package from memory, before any installed copy of it."""
+
+    def __init__(self, package: str, sources: dict[str, str]) -> None:
+        self.package = package
+        self.fingerprint = fingerprint(sources)
+        self.modules: dict[str, tuple[str, bool, str]] = {}
+        for path, text in sources.items():
+            parts = path[: -len(".py")].split("/")
+            is_package = parts[-1] == "__init__"
+            name = ".".join([package, *(parts[:-1] if is_package else parts)])
+            self.modules[name] = (text, is_package, path)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name not in self.modules:
+            return None
+        return importlib.util.spec_from_loader(name, self, is_package=self.modules[name][1])
+
+    def exec_module(self, module: ModuleType) -> None:
+        text, _, path = self.modules[module.__name__]
+        exec(compile(text, f"<{self.package}>/{path}", "exec"), module.__dict__)
+
+    def get_source(self, name: str) -> str:
+        return self.modules[name][0]
+
+
+def install(package: str, sources: dict[str, str]) -> None:
+    """Make ``import package`` give exactly these sources; does nothing where it does so already."""
+    wanted = fingerprint(sources)
+    for finder in sys.meta_path:
+        if getattr(finder, "package", None) == package and getattr(finder, "fingerprint", None) == wanted:
+            return
+    spec = importlib.util.find_spec(package)
+    if spec is not None and spec.origin and os.path.isfile(spec.origin):
+        if fingerprint(read_sources(os.path.dirname(spec.origin))) == wanted and not _loaded_from_memory(package):
+            return
+    # A reused Python worker may hold another version, from an earlier run.
+    for name in list(sys.modules):
+        if name == package or name.startswith(package + "."):
+            del sys.modules[name]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "package", None) != package]
+    sys.meta_path.insert(0, MemoryImporter(package, sources))
+
+
+def _loaded_from_memory(package: str) -> bool:
+    return any(getattr(finder, "package", None) == package for finder in sys.meta_path)

@@ -1,0 +1,369 @@
+"""Starts one trainer, and watches it to its end.
+
+One thread, one selector: the trainer's output, its messages, the fork server's word of its exit, the driver's
+commands. What comes out is an :class:`Ending`; nothing here raises for what the trainer does.
+"""
+
+import contextlib
+import os
+import select
+import selectors
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from ..protocol import FrameReader, failure_record, frame
+from .launcher import Launcher
+from .link import DriverLink
+from .output import LineSplitter, Tail, decode
+
+_TICK_SECONDS = 0.5
+# After the release, a trainer may run its exit handlers for as long as this.
+_EXIT_SECONDS = 10.0
+_KILL_SECONDS = 5.0
+# A failed worker waits for the driver's word for as long as this; the driver waits about a second for the others.
+_VERDICT_SECONDS = 10.0
+# A worker that has lost the driver for good stays this long for its peers' sake.
+_ORPHAN_SECONDS = 10.0
+# Under Spark Connect: a driver that refuses connections for so long is dead.
+_DEAD_DRIVER_SECONDS = 5.0
+
+
+@dataclass
+class Ending:
+    """How a trainer ended.
+
+    Attributes:
+        failure: a record (see ``protocol.failure_record``); None where the function returned.
+        result_bytes: size of the pickled value in the result file.
+        exit: words for the report ("ok", "exit status 3", "killed by signal 9 (SIGKILL)", "stopped").
+        peak_rss: bytes.
+        phases: when each phase began, seconds since the epoch.
+    """
+
+    failure: dict[str, Any] | None = None
+    result_bytes: int = 0
+    exit: str = "ok"
+    peak_rss: int = 0
+    phases: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Supervisor:
+    """Watches one trainer.
+
+    Args:
+        rank: this worker's rank, and ``host``, for what it reports.
+        launcher: a connection to the fork server.
+        link: the driver's channel, connected or not.
+        tail: takes the last output lines.
+        gone_means_dead, echo: see ``TaskSpec``.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        host: str,
+        launcher: Launcher,
+        link: DriverLink,
+        tail: Tail,
+        *,
+        gone_means_dead: bool,
+        echo: bool,
+    ) -> None:
+        self._rank, self._host = rank, host
+        self._launcher, self._link, self._tail = launcher, link, tail
+        self._gone_means_dead, self._echo = gone_means_dead, echo
+        self._has_channel = link.is_open
+        self._selector = selectors.DefaultSelector()
+        self._reader = FrameReader()
+        self._splitters: dict[int, tuple[str, LineSplitter]] = {}
+        self._control: socket.socket | None = None
+        self._outcome: dict[str, Any] | None = None
+        self._exited: dict[str, Any] | None = None
+        self._released = False
+        self._stopped: str | None = None
+        self._ending = Ending()
+        self._next_connect = 0.0
+        self._lost_since: float | None = None
+
+    def start(self, request: Mapping[str, Any], payload: bytes, directory: str, port: socket.socket) -> BinaryIO:
+        """Have the trainer started; returns the file into which it will write its result.
+
+        Args:
+            request: what the trainer is told (see ``trainer.main``).
+            payload: the pickled program.
+            directory: where the two files live, without a name: nothing of them can stay behind.
+            port: the socket that holds this worker's port.
+        """
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        ours, theirs = socket.socketpair()
+        result: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (outlives this function)
+        with tempfile.TemporaryFile(dir=directory) as program:
+            program.write(payload)
+            program.flush()
+            fds = [out_write, err_write, theirs.fileno(), program.fileno(), result.fileno(), port.fileno()]
+            self._launcher.launch(request, fds)
+        os.close(out_write)
+        os.close(err_write)
+        theirs.close()
+        port.close()
+        ours.setblocking(False)
+        self._control = ours
+        for fd, name in ((out_read, "stdout"), (err_read, "stderr")):
+            os.set_blocking(fd, False)
+            self._splitters[fd] = (name, LineSplitter())
+            self._selector.register(fd, selectors.EVENT_READ, self._on_output)
+        self._selector.register(ours, selectors.EVENT_READ, self._on_control)
+        self._selector.register(self._launcher, selectors.EVENT_READ, self._on_server)
+        return result
+
+    def watch(self) -> Ending:
+        """Until the function has returned or failed on this rank, and the group knows what to do about it.
+
+        The trainer is still alive then if it returned; :meth:`finish` ends it.
+        """
+        while self._outcome is None and self._exited is None and self._stopped is None:
+            self._turn()
+        if self._exited is not None:
+            self._drain_output()
+        failure = self._conclude()
+        if failure is None and self._stopped is None:
+            self._report({"type": "done"}, state="done")
+        elif failure is not None:
+            self._report({"type": "failed", "failure": failure}, state="failed")
+        if self._has_channel and self._stopped is None:
+            self._wait_for_verdict(failure is not None)
+        if self._stopped is not None and failure is None:
+            failure = self._failure("stopped", self._stopped)
+        self._ending.failure = failure
+        return self._ending
+
+    def finish(self) -> Ending:
+        """End the trainer: kindly if it returned, else by SIGKILL. Afterwards no process of it lives."""
+        if self._ending.failure is None and self._control is not None:
+            with contextlib.suppress(OSError):
+                self._control.sendall(frame({"type": "release"}))
+            self._turn_until_exit(_EXIT_SECONDS)
+        if self._exited is None:
+            self._launcher.kill()
+            self._turn_until_exit(_KILL_SECONDS)
+        self._drain_output()
+        if self._exited is not None:
+            self._ending.peak_rss = max(self._ending.peak_rss, int(self._exited.get("peak_rss", 0)))
+        self._launcher.close()
+        for fd in self._splitters:
+            os.close(fd)
+        self._splitters.clear()
+        if self._control is not None:
+            self._control.close()
+        self._selector.close()
+        return self._ending
+
+    def _turn_until_exit(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while self._exited is None and time.monotonic() < end:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Handle what has happened, or wait for half a second."""
+        if self._link.is_open:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._link.has_waiting else 0)
+            self._selector.register(self._link, events, self._on_driver)
+            fd = self._link.fileno()
+        else:
+            fd = -1
+            self._reconnect()
+        try:
+            for key, _ in self._selector.select(_TICK_SECONDS):
+                key.data(key.fd)
+        finally:
+            if fd >= 0:
+                with contextlib.suppress(KeyError, ValueError):  # closed meanwhile
+                    self._selector.unregister(fd)
+
+    def _reconnect(self) -> None:
+        if not self._has_channel or time.monotonic() < self._next_connect:
+            return
+        if self._lost_since is None:
+            self._lost_since = time.monotonic()
+        if self._link.connect():
+            self._lost_since = None
+            return
+        refused = self._link.refused_since
+        if self._gone_means_dead and refused is not None and time.monotonic() - refused > _DEAD_DRIVER_SECONDS:
+            self._stopped = "The driver has ended."
+        self._next_connect = time.monotonic() + 1.0
+
+    def _on_driver(self, _: int) -> None:
+        self._link.flush()
+        for message in self._link.receive():
+            if message["type"] == "stop":
+                self._stopped = str(message["reason"])
+            elif message["type"] == "release":
+                self._released = True
+
+    def _on_output(self, fd: int) -> None:
+        try:
+            data = os.read(fd, 1 << 16)
+        except BlockingIOError:
+            return
+        name, splitter = self._splitters[fd]
+        if not data:
+            self._selector.unregister(fd)
+            os.close(fd)
+            del self._splitters[fd]
+        elif self._echo or not self._link.is_open:
+            # The executor's own log has everything, as it came.
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.buffer.write(data)
+                sys.stderr.buffer.flush()
+        lines = splitter.feed(data) if data else splitter.close()
+        for line in lines:
+            self._tail.add(line)
+        if lines:
+            self._link.send_lines(name, [decode(line) for line in lines])
+
+    def _drain_output(self) -> None:
+        """Read what is in the pipes, without waiting for who may still hold them open."""
+        end = time.monotonic() + 1.0
+        for fd in list(self._splitters):
+            while fd in self._splitters and _readable(fd) and time.monotonic() < end:
+                self._on_output(fd)
+
+    def _on_control(self, _: int) -> None:
+        if self._control is None:
+            return
+        try:
+            data = self._control.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._selector.unregister(self._control)
+            return
+        for message in self._reader.feed(data):
+            self._on_trainer_message(message)
+
+    def _on_trainer_message(self, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        if kind == "outcome":
+            self._outcome = message
+        elif kind == "phase":
+            self._ending.phases[message["name"]] = message["time"]
+            self._link.send(message)
+        elif kind == "warning":
+            self._ending.warnings.append(message["text"])
+            self._link.send(message)
+        elif self._link.is_open:
+            self._link.send(message)
+
+    def _on_server(self, _: int) -> None:
+        try:
+            for message in self._launcher.receive():
+                if message["type"] == "exited":
+                    self._exited = message
+        except EOFError as error:
+            self._exited = {"error": str(error)}
+        if self._exited is not None:
+            self._selector.unregister(self._launcher)
+            # What the trainer said last may still be unread.
+            if self._control is not None:
+                with contextlib.suppress(KeyError, ValueError):
+                    self._on_control(0)
+
+    def _conclude(self) -> dict[str, Any] | None:
+        """What the trainer's outcome or exit means."""
+        outcome, exited = self._outcome, self._exited
+        if outcome is not None and outcome["ok"]:
+            self._ending.result_bytes = int(outcome.get("size", 0))
+            return None
+        if outcome is not None:
+            self._ending.exit = outcome["message"].split("\n")[0][:200]
+            return self._failure(
+                outcome["kind"], outcome["message"], outcome["error_type"], outcome["traceback"], outcome["pickled"]
+            )
+        if exited is None:
+            self._ending.exit = "stopped"
+            return None
+        if "error" in exited:
+            self._ending.exit = exited["error"]
+            return self._failure("signal", f"The trainer is gone: {exited['error']}. Out of memory, likely.")
+        self._ending.peak_rss = int(exited.get("peak_rss", 0))
+        kind, self._ending.exit, message = explain_exit(int(exited["code"]), self._ending.peak_rss)
+        return self._failure(kind, message)
+
+    def _failure(
+        self, kind: str, message: str, error_type: str = "", trace: str = "", pickled: str | None = None
+    ) -> dict[str, Any]:
+        self._drain_output()
+        return failure_record(
+            self._rank,
+            self._host,
+            kind,
+            message,
+            error_type=error_type,
+            traceback=trace,
+            pickled=pickled,
+            log_tail=self._tail.get(),
+        )
+
+    def _report(self, message: dict[str, Any], *, state: str) -> None:
+        self._link.update_hello(state=state, **{k: v for k, v in message.items() if k != "type"})
+        if self._link.is_open:
+            self._link.send(message)
+
+    def _wait_for_verdict(self, failed: bool) -> None:
+        """A worker that returned stays until all have; one that failed until the driver has heard the others."""
+        started = time.monotonic()
+        while self._stopped is None and not self._released:
+            if failed and time.monotonic() - started > _VERDICT_SECONDS:
+                return
+            if self._lost_since is not None and time.monotonic() - max(self._lost_since, started) > _ORPHAN_SECONDS:
+                return
+            if self._exited is not None and not failed:
+                return
+            self._turn()
+
+
+def explain_exit(code: int, peak_rss: int) -> tuple[str, str, str]:
+    """Kind, short words and full words for a trainer that ended without an outcome.
+
+    Args:
+        code: exit status, or minus the signal's number.
+        peak_rss: bytes.
+    """
+    peak = f"peak RSS {peak_rss / 2**30:.1f} GiB" if peak_rss else "peak RSS unknown"
+    if code >= 0:
+        short = f"exit status {code}"
+        message = (
+            f"The trainer's process ended with {short} before the function returned "
+            f"(os._exit, or a library that calls exit; {peak})."
+        )
+        return "exit", short, message
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = "unknown"
+    short = f"killed by signal {-code} ({name})"
+    if -code == signal.SIGKILL:
+        why = (
+            "likely out of memory: the kernel and cluster managers end a process so. Give the workers more memory "
+            "(spark.executor.memoryOverhead), use a smaller batch, or run fewer workers on a host"
+        )
+    elif -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
+        why = "a crash in native code; the last lines hold Python's stack at that moment"
+    else:
+        why = "sent by another process, or by the function itself"
+    return "signal", short, f"The trainer was {short}, {why} ({peak})."
+
+
+def _readable(fd: int) -> bool:
+    return bool(select.select([fd], [], [], 0)[0])

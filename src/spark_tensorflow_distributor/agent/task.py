@@ -1,0 +1,310 @@
+"""The agent: what runs in a Spark barrier task.
+
+It meets its peers while a trainer's image is loaded, has the trainer started, watches it, and hands back a report
+and, on rank 0, the function's value.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import mmap
+import os
+import pickle
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+from ..errors import DistributorError, SerializationError
+from ..protocol import TaskSpec, WorkerReport, chunks, encode_failure, failure_record, pickle_exception
+from ..trainer.barrier import carry_out
+from . import devices
+from .launcher import DEFAULT_ENV, Launcher, import_path
+from .link import DriverLink
+from .output import Tail
+from .placement import hosts_of, placements
+from .rendezvous import Stopped, cluster_spec, deadline_after, hold_port, meet
+from .supervisor import Ending, Supervisor
+
+_PRELOAD = ("tensorflow", "pyspark.cloudpickle")
+
+
+class WorkerFailedError(Exception):
+    """Ends a Spark task whose worker failed, where the driver can be told in no other way."""
+
+
+def run_task(spec: bytes, batches: Iterator[Any]) -> Iterator[Any]:
+    """The body of the Spark task: Arrow batches in, rows of ``protocol.ROW_SCHEMA`` out."""
+    import pyarrow as pa
+    from pyspark import BarrierTaskContext
+
+    for _ in batches:
+        pass
+    schema = pa.schema([("rank", pa.int32()), ("kind", pa.string()), ("seq", pa.int32()), ("data", pa.binary())])
+    agent = Agent(pickle.loads(spec), BarrierTaskContext.get())
+    for rank, kind, seq, data in agent.run():
+        yield pa.RecordBatch.from_arrays(
+            [pa.array([value], field.type) for value, field in zip((rank, kind, seq, data), schema, strict=True)],
+            schema=schema,
+        )
+
+
+class Agent:
+    """One rank's side of a run, from the first to the last moment of its Spark task.
+
+    Args:
+        spec: what the driver wants.
+        context: Spark's BarrierTaskContext of this task.
+    """
+
+    def __init__(self, spec: TaskSpec, context: Any) -> None:
+        self._spec = spec
+        self._context = context
+        self._partition = int(context.partitionId())
+        hosts = hosts_of([info.address for info in context.getTaskInfos()])
+        self._place = placements(hosts)[self._partition]
+        self._tail = Tail()
+        self._started = time.time()
+        self._times: dict[str, float] = {}
+        self._facts: dict[str, Any] = {}
+        hello = {"type": "hello", "rank": self._place.rank, "host": self._place.host, "pid": os.getpid()}
+        self._link = DriverLink(spec.driver_addresses, spec.secret, hello)
+
+    def run(self) -> Iterator[tuple[int, str, int, bytes]]:
+        """Train; yields the rows that go back to the driver."""
+        result: BinaryIO | None = None
+        ending = Ending()
+        try:
+            self._link.connect()
+            has_channel = self._link.is_open
+            try:
+                ending, result = self._work()
+            except Exception as error:
+                ending = self._own_failure(error)
+            taken = self._hand_over(result, ending)
+            tells = {"report": asdict(self._report(ending)), "failure": ending.failure}
+            self._link.send({"type": "report", **tells})
+            self._link.close()
+            if ending.failure is not None and not has_channel:
+                raise WorkerFailedError(encode_failure(ending.failure))
+            yield self._place.rank, "report", 0, json.dumps(tells).encode()
+            if result is not None and ending.failure is None and not taken:
+                yield from self._result_rows(result, ending.result_bytes)
+        finally:
+            self._link.close(linger=0)
+            if result is not None:
+                result.close()
+
+    def _work(self) -> tuple[Ending, BinaryIO]:
+        spec, place = self._spec, self._place
+        gpus = self._gpus()
+        threads = devices.threads_for(_host_cores(), place.local_world_size, int(self._context.cpus()))
+        self._facts.update(threads=threads, devices=gpus or ("CPU",), tensorflow=tensorflow_version())
+        launcher = Launcher(warm=spec.warm_start, env=spec.env, preload=_PRELOAD, warm_seconds=spec.warm_seconds)
+        try:
+            port = hold_port()
+            with port:
+                member = {
+                    "rank": place.rank,
+                    "host": place.host,
+                    "port": port.getsockname()[1],
+                    "tensorflow": self._facts["tensorflow"],
+                }
+                deadline = deadline_after(spec.start_timeout)
+                members, way = meet(member, place.world_size, self._link, self._context, deadline)
+                self._times["met"] = time.time()
+                self._facts["way"] = way
+                supervisor = Supervisor(
+                    place.rank,
+                    place.host,
+                    launcher,
+                    self._link,
+                    self._tail,
+                    gone_means_dead=spec.gone_means_dead,
+                    echo=spec.echo,
+                )
+                request = self._request(cluster_spec(members, loopback=spec.loopback), gpus, threads)
+                result = supervisor.start(request, spec.payload, _local_directory(), port)
+        except BaseException:
+            launcher.close()
+            raise
+        try:
+            ending = supervisor.watch()
+            if ending.failure is None and way == "allGather":
+                # Nobody goes before all have returned: a trainer that ends takes its peers' connections along.
+                self._context.barrier()
+        finally:
+            supervisor.finish()
+        return ending, result
+
+    def _gpus(self) -> tuple[str, ...]:
+        spec = self._spec
+        if not spec.use_gpu:
+            return ()
+        resources = {name: info.addresses for name, info in self._context.resources().items()}
+        addresses = devices.task_addresses(resources, spec.gpu_resource_name)
+        count = spec.gpus_by_rank[self._place.rank]
+        return devices.visible_devices(addresses, count, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+    def _request(self, cluster: Mapping[str, Any], gpus: tuple[str, ...], threads: int) -> dict[str, Any]:
+        spec, place = self._spec, self._place
+        return {
+            "env": trainer_environment(os.environ, spec.env, cluster, place.rank, gpus, threads),
+            "path": import_path(spec.env),
+            "argv": [sys.argv[0] if sys.argv else ""],
+            "cwd": os.getcwd(),
+            "barrier": carry_out(self._context),
+            "threads": threads,
+            "gpus": list(gpus),
+            "gpu_is_shared": spec.gpu_is_shared,
+            "use_custom_strategy": spec.use_custom_strategy,
+            "is_script": spec.is_script,
+            "max_result_bytes": spec.max_result_bytes,
+            "context": {
+                "rank": place.rank,
+                "world_size": place.world_size,
+                "local_rank": place.local_rank,
+                "local_world_size": place.local_world_size,
+                "node_rank": place.node_rank,
+                "attempt": spec.attempt,
+                "checkpoint_dir": spec.checkpoint_dir,
+            },
+        }
+
+    def _own_failure(self, error: Exception) -> Ending:
+        """An error of the agent itself, told as the worker's failure."""
+        name = type(error).__name__
+        stopped = isinstance(error, Stopped)
+        record = failure_record(
+            self._place.rank,
+            self._place.host,
+            "stopped" if stopped else "startup",
+            str(error) if isinstance(error, DistributorError | Stopped) else f"{name}: {error}",
+            error_type="" if stopped else name,
+            traceback="" if stopped else "".join(traceback.format_exception(error)),
+            pickled=None if stopped else pickle_exception(error),
+            log_tail=self._tail.get(),
+        )
+        self._link.send({"type": "failed", "failure": record})
+        return Ending(failure=record, exit="stopped" if stopped else name)
+
+    def _report(self, ending: Ending) -> WorkerReport:
+        return WorkerReport(
+            rank=self._place.rank,
+            host=self._place.host,
+            partition=self._partition,
+            pid=os.getpid(),
+            devices=tuple(self._facts.get("devices", ())),
+            threads=self._facts.get("threads", 0),
+            tensorflow=self._facts.get("tensorflow", ""),
+            rendezvous=self._facts.get("way", ""),
+            seconds=phase_seconds(self._spec.submitted_at, self._started, self._times, ending.phases, time.time()),
+            peak_rss=ending.peak_rss,
+            exit=ending.exit,
+            dropped_lines=self._link.dropped_lines,
+            log_tail=self._tail.get(),
+            warnings=tuple(ending.warnings),
+        )
+
+    def _hand_over(self, result: BinaryIO | None, ending: Ending) -> bool:
+        """Send the value to the driver; False where it has to go through Spark's rows."""
+        size = ending.result_bytes
+        if result is None or ending.failure is not None or not size or self._link.send_result(result, size):
+            return True
+        limit = self._spec.max_row_bytes
+        if limit and size > limit:
+            error = SerializationError(
+                f"The function returned a value of {size / 2**20:.1f} MiB (pickled). The executors cannot reach the "
+                f"driver's channel at {self._spec.driver_addresses}, and through Spark's own results not more than "
+                f"{limit / 2**20:.1f} MiB can go, for the memory of the driver's JVM. Open that address to the "
+                "executors (tensorflow.spark.distributor.driverPort fixes its port), raise spark.driver.memory and "
+                "spark.driver.maxResultSize, or save the value to storage and return its path."
+            )
+            ending.failure = self._own_failure(error).failure
+        return False
+
+    def _result_rows(self, result: BinaryIO, size: int) -> Iterator[tuple[int, str, int, bytes]]:
+        if not size:
+            return
+        with mmap.mmap(result.fileno(), size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+            for seq, piece in enumerate(chunks(view)):
+                with piece:
+                    yield self._place.rank, "result", seq, bytes(piece)
+
+
+def trainer_environment(
+    base: Mapping[str, str],
+    extra: Mapping[str, str],
+    cluster: Mapping[str, Any],
+    rank: int,
+    gpus: tuple[str, ...],
+    threads: int,
+) -> dict[str, str]:
+    """The trainer's environment. Pure; the Python worker's own, which Spark uses again, stays as it is.
+
+    Args:
+        base: the Python worker's environment.
+        extra: the run's ``env``.
+        cluster: TF_CONFIG's ``cluster``.
+        rank: this worker's index in it.
+        gpus: entries of CUDA_VISIBLE_DEVICES; empty hides all GPUs, as 1.0.0 did.
+        threads: this worker's share of the host's cores.
+    """
+    env = {**DEFAULT_ENV, **base}
+    env.pop("PYTHONHASHSEED", None)  # Spark's, for its own shuffles
+    # Spark sets it to spark.task.cpus, usually 1, whatever the worker's share is.
+    env["OMP_NUM_THREADS"] = str(threads)
+    env.update(extra)
+    env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    env["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
+    return env
+
+
+def phase_seconds(
+    submitted: float, started: float, own: Mapping[str, float], phases: Mapping[str, float], ended: float
+) -> dict[str, float]:
+    """How long each phase of a worker took, in seconds.
+
+    ``start``: from the driver's submission to the agent's first line. ``meet``: until all addresses were known.
+    ``import``: until TensorFlow was imported and set up. ``strategy``: until the function was called. ``train``: in
+    the function. ``result``: pickling the value and waiting for the others.
+    """
+    marks = [("start", started), ("meet", own.get("met"))]
+    marks += [("import", phases.get("strategy")), ("strategy", phases.get("train"))]
+    marks += [("train", phases.get("result")), ("result", ended)]
+    seconds, last = {}, submitted
+    for name, end in marks:
+        if end is None:
+            break
+        seconds[name] = round(max(0.0, end - last), 3)
+        last = end
+    return seconds
+
+
+def tensorflow_version() -> str:
+    """The installed TensorFlow's version, without importing it; "" where there is none."""
+    for name in ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tf-nightly", "tf-nightly-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return ""
+
+
+def _host_cores() -> int:
+    """Cores that this process may use: its affinity, and its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or no quota in it
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
+
+
+def _local_directory() -> str:
+    """Spark's local directory for this executor, on the disk that the cluster meant for such files."""
+    for folder in os.environ.get("SPARK_LOCAL_DIRS", "").split(","):
+        if os.path.isdir(folder) and os.access(folder, os.W_OK):
+            return folder
+    return tempfile.gettempdir()

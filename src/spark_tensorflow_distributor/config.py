@@ -1,0 +1,79 @@
+"""The runner's arguments, checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class RunnerConfig:
+    """The arguments of :class:`~spark_tensorflow_distributor.MirroredStrategyRunner`, in its words and units.
+
+    Raises:
+        ConfigurationError: a value is of the wrong type or out of range.
+    """
+
+    num_slots: int
+    local_mode: bool = False
+    use_gpu: bool = True
+    gpu_resource_name: str = "gpu"
+    use_custom_strategy: bool = False
+    max_restarts: int = 0
+    min_slots: int | None = None
+    checkpoint_dir: str | None = None
+    start_timeout: float = 600
+    stall_timeout: float | None = None
+    log_to_driver: bool = True
+    progress: bool | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    resource_profile: Any = None
+
+    def __post_init__(self) -> None:
+        _check_int("num_slots", self.num_slots, 1)
+        _check_int("max_restarts", self.max_restarts, 0)
+        if self.min_slots is not None:
+            _check_int("min_slots", self.min_slots, 1)
+            if self.min_slots > self.num_slots:
+                raise ConfigurationError(f"min_slots={self.min_slots} is more than num_slots={self.num_slots}.")
+        _check_positive("start_timeout", self.start_timeout)
+        if self.stall_timeout is not None:
+            _check_positive("stall_timeout", self.stall_timeout)
+        if not isinstance(self.gpu_resource_name, str) or not self.gpu_resource_name:
+            raise ConfigurationError(
+                f"gpu_resource_name is {self.gpu_resource_name!r}; it must be the <name> of "
+                "spark.task.resource.<name>.amount, usually 'gpu'."
+            )
+        self._check_env()
+        if self.local_mode and not self.use_gpu and self.num_slots > 1:
+            raise ConfigurationError(
+                f"num_slots={self.num_slots} with local_mode=True and use_gpu=False: the driver is one CPU worker. "
+                "Use num_slots=1, or local_mode=False to train on the cluster."
+            )
+
+    def _check_env(self) -> None:
+        if not isinstance(self.env, Mapping):
+            raise ConfigurationError(f"env is a {type(self.env).__name__}; it must map names to values, both str.")
+        for name, value in self.env.items():
+            if not isinstance(name, str) or not isinstance(value, str) or "=" in name or not name:
+                raise ConfigurationError(f"env has {name!r}: {value!r}; names and values must be str.")
+        reserved = {"TF_CONFIG", "CUDA_VISIBLE_DEVICES"} & set(self.env)
+        if reserved:
+            raise ConfigurationError(
+                f"env sets {', '.join(sorted(reserved))}, which the runner works out for each worker. "
+                "Choose devices by num_slots and use_gpu."
+            )
+
+
+def _check_int(name: str, value: object, least: int) -> None:
+    # bool is an int in Python, and num_slots=True is surely a slip.
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigurationError(f"{name} is {value!r} ({type(value).__name__}); it must be a whole number.")
+    if value < least:
+        raise ConfigurationError(f"{name} is {value}; it must be at least {least}.")
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ConfigurationError(f"{name} is {value!r}; it must be a number of seconds above 0.")

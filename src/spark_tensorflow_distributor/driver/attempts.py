@@ -1,0 +1,175 @@
+"""After a launch: what failed, whether to launch again, and what to tell the user. Pure decisions."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import RunnerConfig
+from ..errors import (
+    ClusterError,
+    ConfigurationError,
+    DistributorError,
+    RendezvousTimeoutError,
+    SerializationError,
+    TrainingFailedError,
+    WorkerFailure,
+)
+from ..protocol import failure_from_record
+from .launch import LaunchResult
+
+# A port was taken between its choice and its use: the group meets again, and nobody is bothered.
+MEET_AGAIN_LIMIT = 3
+
+# What TensorFlow says in a worker whose peer has gone: a consequence, not a cause.
+_COLLATERAL = re.compile(
+    r"UnavailableError|AbortedError|CancelledError|Connection reset by peer|Socket closed|failed to connect to all"
+    r"|Collective ops is aborted|unhealthy|heartbeat|[Pp]eer|coordination service|/job:worker/",
+)
+
+_JAVA_LINE = re.compile(r"^\s+at [\w$.]+\(|^\s*\.\.\. \d+ more|^Caused by: |^Driver stacktrace")
+
+
+def is_collateral(record: Mapping[str, Any]) -> bool:
+    """Whether a failure looks like the consequence of another worker's."""
+    if record["kind"] == "stopped":
+        return True
+    text = f"{record.get('error_type', '')} {record['message']}"
+    return record["kind"] in ("exception", "startup") and "errors_impl" in text and bool(_COLLATERAL.search(text))
+
+
+def root_cause(failures: Mapping[int, tuple[Mapping[str, Any], float]]) -> int | None:
+    """The rank whose failure the others follow from: the first that is not collateral, else the first."""
+    if not failures:
+        return None
+    order = sorted(failures, key=lambda rank: (is_collateral(failures[rank][0]), failures[rank][1], rank))
+    return order[0]
+
+
+def should_meet_again(result: LaunchResult, times: int) -> bool:
+    """Whether the launch failed for nothing but a port that another process took meanwhile."""
+    rank = root_cause(result.failures)
+    return rank is not None and result.failures[rank][0]["kind"] == "port" and times < MEET_AGAIN_LIMIT
+
+
+def should_restart(config: RunnerConfig, attempt: int, error: BaseException) -> bool:
+    """Whether ``max_restarts`` allows another launch after this error, and one could help."""
+    return (
+        attempt < config.max_restarts
+        and isinstance(error, TrainingFailedError | RendezvousTimeoutError)
+        and not getattr(error, "was_cancelled", False)
+    )
+
+
+def error_of(result: LaunchResult, config: RunnerConfig, num_tasks: int) -> BaseException:
+    """The error that a failed launch is raised as, with the original exception as its cause."""
+    rank = root_cause(result.failures)
+    if result.start_timed_out is not None:
+        return _start_timeout(result.start_timed_out, config, num_tasks)
+    if rank is None or (result.spark_error is not None and is_collateral(result.failures[rank][0])):
+        return _spark_error(result, num_tasks)
+    failures = {each: failure_from_record(*result.failures[each]) for each in sorted(result.failures)}
+    cause = failures[rank]
+    own = cause.exception
+    if isinstance(own, DistributorError) and cause.kind in ("startup", "result"):
+        # The library's own errors are raised as themselves.
+        own.add_note(f"On rank {cause.rank} @ {cause.host}.") if hasattr(own, "add_note") else None
+        return own
+    error: DistributorError = _startup_error(cause) or TrainingFailedError(_describe(cause, failures), failures, cause)
+    error.__cause__ = own
+    return error
+
+
+def _startup_error(cause: WorkerFailure) -> DistributorError | None:
+    """What goes wrong before the function is called and has a known remedy."""
+    if cause.kind != "startup" or cause.error_type not in ("ModuleNotFoundError", "ImportError"):
+        return None
+    where = f"{cause.message} on rank {cause.rank} @ {cause.host}"
+    missing = getattr(cause.exception, "name", None) or ""
+    if missing.split(".")[0] in ("tensorflow", "keras"):
+        return ClusterError(
+            f"TensorFlow cannot be imported by the executors' Python: {where}. Install it for the interpreter that "
+            "spark.pyspark.python (or PYSPARK_PYTHON) names on the executors, or let that setting name the one which "
+            f"has it.\n{cause.traceback}"
+        )
+    return SerializationError(
+        f"The training function could not be loaded: {where}. A module that it needs is missing on the executors. "
+        "Install it there, ship it with SparkContext.addPyFile (SparkSession.addArtifact on Connect), or define what "
+        f"is used in the function's own file.\n{cause.traceback}"
+    )
+
+
+def _describe(cause: WorkerFailure, failures: Mapping[int, WorkerFailure]) -> str:
+    lines = [f"Rank {cause.rank} @ {cause.host} failed after {cause.seconds:.1f} s: {cause.message}"]
+    if cause.traceback:
+        lines += ["", f"Traceback on rank {cause.rank}:", cause.traceback.rstrip()]
+    if cause.log_tail:
+        lines += ["", f"Last lines of rank {cause.rank}:", *(f"  {line}" for line in cause.log_tail[-15:])]
+    others = [f.rank for f in failures.values() if f.rank != cause.rank and f.kind != "stopped"]
+    if others:
+        shown = ", ".join(map(str, others[:10])) + (", ..." if len(others) > 10 else "")
+        lines += ["", f"Ranks {shown} failed too; see .failures of this error."]
+    return "\n".join(lines)
+
+
+def _start_timeout(came: int, config: RunnerConfig, num_tasks: int) -> RendezvousTimeoutError:
+    if came:
+        why = (
+            "A Spark task may hang before it reaches the library (a slow network file system, an interpreter that does "
+            "not start)"
+        )
+    else:
+        why = "The slots of the cluster are probably busy with other jobs, or fewer than the run needs"
+    return RendezvousTimeoutError(
+        f"{came} of {num_tasks} workers came within start_timeout={config.start_timeout:g} s. {why}. See the stage in "
+        "Spark's web page; free slots, ask for fewer num_slots, or raise start_timeout."
+    )
+
+
+def _spark_error(result: LaunchResult, num_tasks: int) -> DistributorError:
+    """The job ended in Spark's own hands: say what that means, without its Java stack trace."""
+    if result.stop_reason is not None:
+        return TrainingFailedError(f"The run was ended: {result.stop_reason}", {}, None)
+    text = str(result.spark_error or "the job gave no result")
+    if result.cancelled:
+        error = TrainingFailedError("The run's Spark job was cancelled from outside the run.", {}, None)
+        error.was_cancelled = True  # type: ignore[attr-defined]
+        return error
+    if "maxResultSize" in text:
+        return SerializationError(f"The result is larger than spark.driver.maxResultSize. {brief(text)}")
+    missing = re.search(r"ModuleNotFoundError: No module named '(\w+)'", text)
+    if missing or "PYTHON_VERSION_MISMATCH" in text or "PACKAGE_NOT_INSTALLED" in text:
+        return ClusterError(
+            f"Spark's Python workers cannot run the task: {brief(text)}\nThe library needs pyarrow (and pandas) "
+            "beside TensorFlow on the executors, in the driver's Python version. Which interpreter they use is set "
+            "by spark.pyspark.python or the environment variable PYSPARK_PYTHON when the application starts; without "
+            "it, it is whatever 'python3' means there. For local mode set PYSPARK_PYTHON to sys.executable."
+        )
+    failures = {rank: failure_from_record(*record) for rank, record in result.failures.items()}
+    lost = sorted(set(range(num_tasks)) - set(result.reports) - set(result.failures))
+    return TrainingFailedError(
+        f"Spark ended the run: {brief(text)}\nAn executor or its Python worker was lost (ranks without a report: "
+        f"{lost}): a host that went away, a container killed for its memory (spark.executor.memoryOverhead), or a task "
+        "killed from outside. The executors' logs tell which.",
+        failures,
+        None,
+    )
+
+
+def brief(text: str, longest: int = 1500) -> str:
+    """A Spark error without its Java stack traces."""
+    lines = [line for line in text.splitlines() if line.strip() and not _JAVA_LINE.match(line)]
+    return "\n".join(lines)[:longest]
+
+
+def check_config_for_run(kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments of ``run`` that this version cannot take.
+
+    Raises:
+        ConfigurationError: a Spark DataFrame is among them.
+    """
+    for name, value in kwargs.items():
+        if type(value).__name__ == "DataFrame" and type(value).__module__.startswith("pyspark."):
+            raise ConfigurationError(
+                f"The argument {name!r} is a Spark DataFrame, which this version does not hand to the workers. "
+                "Write it to storage that they can read, or pass what is small as toPandas()."
+            )

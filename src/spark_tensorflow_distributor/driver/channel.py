@@ -1,0 +1,130 @@
+"""The socket on the driver's host to which the agents of one launch report.
+
+Open only to who holds the run's secret. A thread for each connection reads; what it reads goes into one queue, which
+the thread that called ``run`` empties. Log lines that this thread does not keep up with are dropped and counted, so
+that neither the driver's memory nor the workers' training pays for a slow terminal.
+"""
+
+import contextlib
+import logging
+import queue
+import socket
+import threading
+from typing import Any
+
+from ..protocol import HANDSHAKE_SECONDS, frame, prove_to_agent, receive, receive_bytes
+
+_log = logging.getLogger(__name__)
+
+# Frames of log lines (each of up to 64 KiB) that wait to be printed.
+_WAITING_LOGS = 500
+
+
+class Channel:
+    """Listens until closed.
+
+    Args:
+        secret: the run's key.
+        bind_address: the interface to listen on.
+        advertised: host names or addresses by which the agents may reach it, best first.
+        port: 0 for any free port.
+
+    Attributes:
+        events: ``(rank, message)`` in the order of arrival; ``connected`` and ``disconnected`` are messages too.
+        dropped_lines: log lines that were not printed.
+    """
+
+    def __init__(self, secret: bytes, bind_address: str, advertised: tuple[str, ...], port: int = 0) -> None:
+        self._secret = secret
+        self._lock = threading.Lock()
+        self._connections: dict[int, socket.socket] = {}
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+        self.events: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
+        self.dropped_lines = 0
+        family = socket.AF_INET6 if ":" in bind_address else socket.AF_INET
+        self._listener = socket.create_server((bind_address, port), family=family, backlog=1024)
+        bound = self._listener.getsockname()[1]
+        self.addresses = tuple((host, bound) for host in advertised)
+        self._start_thread(self._accept)
+
+    def send(self, rank: int | None, message: dict[str, Any]) -> None:
+        """Send to one rank, or to all (None). A connection that is lost is the agent's to open again."""
+        data = frame(message)
+        with self._lock:
+            targets = list(self._connections.values()) if rank is None else [self._connections.get(rank)]
+        for connection in targets:
+            if connection is not None:
+                with contextlib.suppress(OSError):  # its reader sees the end, too
+                    connection.sendall(data)
+
+    def close(self) -> None:
+        """Close all connections, and wait for the threads."""
+        with self._lock:
+            self._closed = True
+            connections = list(self._connections.values())
+        # shutdown, because close alone does not wake a thread that waits in accept or recv.
+        for sock in (self._listener, *connections):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        for thread in self._threads:
+            thread.join(HANDSHAKE_SECONDS + 1)
+
+    def _start_thread(self, target: Any, *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True, name="spark-tensorflow-channel")
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            self._start_thread(self._serve, connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        rank = -1
+        try:
+            connection.settimeout(HANDSHAKE_SECONDS)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if not prove_to_agent(connection, self._secret):
+                _log.warning("Refused a connection to the driver's channel: the caller does not hold the secret.")
+                return
+            hello = receive(connection)
+            connection.settimeout(None)
+            if not self._enter(int(hello["rank"]), connection):
+                return
+            rank = int(hello["rank"])
+            self.events.put((rank, {**hello, "type": "connected"}))
+            while True:
+                message = receive(connection)
+                if message["type"] == "result":
+                    message["chunks"] = list(receive_bytes(connection, int(message["size"])))
+                    connection.sendall(frame({"type": "result_taken"}))
+                self._put(rank, message)
+        except (OSError, EOFError, ValueError, KeyError) as error:
+            if rank < 0 and not self._closed:
+                _log.debug("A connection to the driver's channel ended during its handshake: %s", error)
+        finally:
+            with self._lock:
+                current = self._connections.get(rank) is connection
+                if current:
+                    del self._connections[rank]
+            connection.close()
+            if current:
+                self.events.put((rank, {"type": "disconnected"}))
+
+    def _enter(self, rank: int, connection: socket.socket) -> bool:
+        with self._lock:
+            if not self._closed:
+                self._connections[rank] = connection
+            return not self._closed
+
+    def _put(self, rank: int, message: dict[str, Any]) -> None:
+        if message["type"] == "log" and self.events.qsize() > _WAITING_LOGS:
+            self.dropped_lines += len(message["lines"])
+            return
+        self.events.put((rank, message))

@@ -1,0 +1,176 @@
+"""What a person sees while a run goes on: the workers' lines, and a progress bar of the chief's fit."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+_log = logging.getLogger(__name__)
+
+
+def wants_progress(asked: bool | None) -> bool:
+    """Whether to show a bar: as asked, else in a terminal or a notebook."""
+    if asked is not None:
+        return asked
+    return _in_notebook() or bool(getattr(sys.stderr, "isatty", lambda: False)())
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
+
+
+class Console:
+    """Prints what the workers say. A failure to print never fails a run.
+
+    Args:
+        show_lines: pass on the workers' lines.
+        show_progress: show the bar.
+    """
+
+    def __init__(self, *, show_lines: bool, show_progress: bool) -> None:
+        self._show_lines = show_lines
+        self._bar = FitBar() if show_progress else None
+        self._dropped: dict[int, int] = {}
+        self._broken = False
+
+    def lines(self, rank: int, host: str, message: Mapping[str, Any]) -> None:
+        """A frame of lines from one worker, each shown as ``[rank 3 @ host] line``."""
+        if not self._show_lines:
+            return
+        stream = sys.stderr if message["stream"] == "stderr" else sys.stdout
+        prefix = f"[rank {rank} @ {host}] "
+        lines = [prefix + line for line in message["lines"]]
+        missed = int(message.get("dropped", 0)) - self._dropped.get(rank, 0)
+        if missed > 0:
+            self._dropped[rank] = int(message["dropped"])
+            lines.insert(0, f"{prefix}... {missed} lines not shown: they came faster than they could be printed ...")
+        self._write(lines, stream)
+
+    def warn(self, rank: int, host: str, text: str) -> None:
+        """A warning from a worker, shown whether or not its lines are."""
+        self._write([f"[rank {rank} @ {host}] WARNING: {text}"], sys.stderr)
+
+    def progress(self, message: Mapping[str, Any]) -> None:
+        """A progress report of the chief's fit."""
+        if self._bar is not None:
+            self._guard(self._bar.update, message)
+
+    def close(self) -> None:
+        """End the bar; what it showed last stays on the screen."""
+        if self._bar is not None:
+            self._guard(self._bar.close)
+
+    def _write(self, lines: Sequence[str], stream: TextIO) -> None:
+        text = "\n".join(lines) + "\n"
+        if self._bar is not None and self._bar.is_shown:
+            self._guard(self._bar.write, text, stream)
+        else:
+            self._guard(_print, text, stream)
+
+    def _guard(self, show: Any, *args: Any) -> None:
+        if self._broken:
+            return
+        try:
+            show(*args)
+        except Exception:  # a closed terminal, a full disk behind a redirect, a widget library that is missing
+            self._broken = True
+            _log.debug("The workers' output can no longer be shown.", exc_info=True)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:  # the driver's terminal has a narrower encoding than the worker's text
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
+    stream.flush()
+
+
+class FitBar:
+    """A tqdm bar over the steps of the present epoch, with loss and samples a second."""
+
+    _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
+    _FORMAT_NO_TOTAL = "{desc}: {n_fmt} steps [{elapsed}{postfix}]"
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._epochs = 0
+        self._steps: int | None = None
+        self._rate: tuple[float, int] | None = None
+        self._speed = ""
+
+    @property
+    def is_shown(self) -> bool:
+        return self._bar is not None
+
+    def update(self, message: Mapping[str, Any]) -> None:
+        event = message["event"]
+        if event == "fit_begin":
+            self.close()
+            self._epochs, self._steps, self._rate = int(message["epochs"]), message["steps"], None
+        elif event == "step":
+            self._step(message)
+        elif event == "epoch_end":
+            self._end_epoch(message)
+        elif event == "fit_end":
+            self.close()
+
+    def _step(self, message: Mapping[str, Any]) -> None:
+        bar = self._bar_of(int(message["epoch"]))
+        self._measure(message.get("samples"))
+        loss = message.get("loss")
+        parts = ([f"loss={loss:.4g}"] if loss is not None else []) + ([self._speed] if self._speed else [])
+        bar.set_postfix_str(", ".join(parts), refresh=False)
+        bar.n = int(message["step"])
+        bar.refresh()
+
+    def _end_epoch(self, message: Mapping[str, Any]) -> None:
+        bar = self._bar_of(int(message["epoch"]))
+        logs = ", ".join(f"{name}={value:.4g}" for name, value in message["logs"].items())
+        bar.set_postfix_str(", ".join(part for part in (logs, self._speed) if part), refresh=False)
+        bar.n = int(message["step"])
+        # An epoch whose length was unknown has shown it by now.
+        self._steps = self._steps or bar.n
+        bar.total = max(bar.total or 0, bar.n)
+        bar.refresh()
+        self.close()
+
+    def _bar_of(self, epoch: int) -> Any:
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(
+                total=self._steps,
+                desc=f"epoch {epoch + 1}/{self._epochs}",
+                bar_format=self._FORMAT if self._steps else self._FORMAT_NO_TOTAL,
+                dynamic_ncols=True,
+                leave=True,
+            )
+        return self._bar
+
+    def _measure(self, samples: int | None) -> None:
+        """Samples a second between two reports, as the workers' clock of steps goes."""
+        now = time.monotonic()
+        if samples is None:
+            return
+        if self._rate is not None and now - self._rate[0] > 0.1 and samples > self._rate[1]:
+            self._speed = f"{_short((samples - self._rate[1]) / (now - self._rate[0]))} samples/s"
+        if self._rate is None or now - self._rate[0] > 0.1:
+            self._rate = (now, samples)
+
+    def write(self, text: str, stream: TextIO) -> None:
+        """Print above the bar."""
+        with self._bar.external_write_mode(file=stream):
+            _print(text, stream)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _short(value: float) -> str:
+    return f"{value / 1000:.1f}k" if value >= 10_000 else f"{value:.0f}"

@@ -1,0 +1,124 @@
+"""What the driver decides about one launch of the group, message by message. Pure: no socket, no clock of its own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# (rank, or None for all ranks; message)
+Command = tuple[int | None, dict[str, Any]]
+
+# All tasks of a barrier stage start together, so a rank that is this much later than the first to come probably
+# cannot reach the driver, and waits for the others at Spark's allGather.
+MEET_ELSEWHERE_SECONDS = 8.0
+# After a first failure, others that follow from it or have the same cause are let come in.
+VERDICT_SECONDS = 1.0
+# Who has lost the channel and does not come back is not waited for at the end.
+LOST_SECONDS = 10.0
+
+
+class Group:
+    """The state of one launch, and the commands that follow from it.
+
+    Args:
+        world_size: how many ranks there are.
+        stall_timeout: seconds without any sign of progress before the group is failed; None for never.
+    """
+
+    def __init__(self, world_size: int, *, stall_timeout: float | None = None) -> None:
+        self.world_size = world_size
+        self.members: dict[int, Mapping[str, Any]] = {}
+        self.connected: set[int] = set()
+        self.ever_connected: set[int] = set()
+        self.done: set[int] = set()
+        self.failures: dict[int, tuple[Mapping[str, Any], float]] = {}
+        self.elsewhere = False
+        self.stop_reason: str | None = None
+        self._stall_timeout = stall_timeout
+        self._first_join: float | None = None
+        self._first_failure: float | None = None
+        self._lost_at: dict[int, float] = {}
+        self._last_progress: float | None = None
+        self._released = False
+
+    @property
+    def has_met(self) -> bool:
+        """All ranks know each other, or are about to without the driver's help."""
+        return self.elsewhere or len(self.members) == self.world_size
+
+    def connect(self, rank: int, hello: Mapping[str, Any], now: float) -> list[Command]:
+        """A rank has connected, for the first time or again; ``hello`` tells what it reached meanwhile."""
+        self.connected.add(rank)
+        self.ever_connected.add(rank)
+        self._lost_at.pop(rank, None)
+        commands = self.receive(rank, {**hello, "type": hello.get("state", "hello")}, now)
+        if self.stop_reason is not None:
+            commands.append((rank, {"type": "stop", "reason": self.stop_reason}))
+        elif self._released:
+            commands.append((rank, {"type": "release"}))
+        return commands
+
+    def disconnect(self, rank: int, now: float) -> None:
+        """A rank's connection is gone. Training goes on without it."""
+        self.connected.discard(rank)
+        self._lost_at[rank] = now
+
+    def receive(self, rank: int, message: Mapping[str, Any], now: float) -> list[Command]:
+        """A rank's message; returns what to send."""
+        kind = message["type"]
+        if kind in ("log", "phase", "progress", "done", "join"):
+            self._last_progress = now
+        if kind == "join":
+            return self._join(rank, message["member"], now)
+        if kind == "done":
+            self.done.add(rank)
+        elif kind == "failed":
+            self._fail(rank, message["failure"], now)
+        return self.tick(now)
+
+    def _join(self, rank: int, member: Mapping[str, Any], now: float) -> list[Command]:
+        self._first_join = now if self._first_join is None else self._first_join
+        self.members[rank] = member
+        if self.elsewhere:
+            return [(rank, {"type": "use_all_gather"})]
+        if len(self.members) == self.world_size:
+            return [(None, {"type": "members", "members": list(self.members.values())})]
+        return []
+
+    def _fail(self, rank: int, record: Mapping[str, Any], now: float) -> None:
+        self.failures.setdefault(rank, (record, now))
+        if self._first_failure is None and record["kind"] != "stopped":
+            self._first_failure = now
+
+    def tick(self, now: float) -> list[Command]:
+        """What is due by now."""
+        if self.stop_reason is not None or self._released:
+            return []
+        if self._first_failure is not None:
+            accounted = len(self.failures.keys() | self.done) == self.world_size
+            if accounted or now - self._first_failure >= VERDICT_SECONDS:
+                first = min(self.failures, key=lambda rank: self.failures[rank][1])
+                return self.stop(f"Stopped because rank {first} failed.")
+            return []
+        if self._is_stalled(now):
+            return self.stop(
+                f"Stopped: no worker showed any progress for stall_timeout={self._stall_timeout:g} seconds."
+            )
+        missing = set(range(self.world_size)) - self.done
+        if self.done and all(now - self._lost_at.get(rank, now) >= LOST_SECONDS for rank in missing):
+            self._released = True
+            return [(None, {"type": "release"})]
+        if not self.has_met and self._first_join is not None and now - self._first_join >= MEET_ELSEWHERE_SECONDS:
+            self.elsewhere = True
+            return [(rank, {"type": "use_all_gather"}) for rank in sorted(self.members)]
+        return []
+
+    def stop(self, reason: str) -> list[Command]:
+        """End every worker."""
+        if self.stop_reason is not None:
+            return []
+        self.stop_reason = reason
+        return [(None, {"type": "stop", "reason": reason})]
+
+    def _is_stalled(self, now: float) -> bool:
+        if self._stall_timeout is None or self._last_progress is None or not self.has_met:
+            return False
+        return now - self._last_progress > self._stall_timeout

@@ -1,0 +1,192 @@
+"""One launch of the group: a Spark job, a channel, and the thread that called ``run`` between them."""
+
+import json
+import logging
+import queue
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..protocol import TaskSpec, WorkerReport, decode_failure
+from .channel import Channel
+from .console import Console
+from .group import Group
+from .spark import SparkGateway, SparkJob
+
+_log = logging.getLogger(__name__)
+
+_TICK_SECONDS = 0.25
+# Agents that were told to stop end within a second or two; after this the job is cancelled.
+_STOP_SECONDS = 8.0
+# The first sign of life may take this long before a hint about busy slots is due.
+_HINT_SECONDS = 20.0
+
+
+@dataclass
+class LaunchResult:
+    """What one launch came to.
+
+    Attributes:
+        value: pickled value of rank 0, in chunks; None where the launch failed.
+        reports: by rank, as far as they came.
+        failures: failure records by rank, each with the time of its arrival since the start, in seconds.
+        spark_error: what Spark raised, or None.
+        cancelled: the job was cancelled from outside of the run.
+        start_timed_out: how many workers had come when start_timeout was over; None where it was not.
+        stop_reason: why the workers were stopped, or None.
+    """
+
+    value: list[bytes] | None = None
+    reports: dict[int, WorkerReport] = field(default_factory=dict)
+    failures: dict[int, tuple[Mapping[str, Any], float]] = field(default_factory=dict)
+    spark_error: BaseException | None = None
+    cancelled: bool = False
+    start_timed_out: int | None = None
+    stop_reason: str | None = None
+    seconds: float = 0.0
+    hosts: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def succeeded(self) -> bool:
+        return self.value is not None
+
+
+class Launch:
+    """Runs the loop of one launch.
+
+    Args:
+        spec: what the agents are told.
+        channel: open; closed by the caller.
+        console: shows what the workers say.
+        stall_timeout: see :class:`~spark_tensorflow_distributor.MirroredStrategyRunner`.
+    """
+
+    def __init__(self, spec: TaskSpec, channel: Channel, console: Console, stall_timeout: float | None) -> None:
+        self._spec = spec
+        self._channel = channel
+        self._console = console
+        self._group = Group(spec.world_size, stall_timeout=stall_timeout)
+        self._result = LaunchResult()
+        self._started = time.monotonic()
+        self._channel_value: list[bytes] = []
+
+    def run(self, job: SparkJob) -> LaunchResult:
+        """Run the job to its end. On an exception (Ctrl-C above all) the workers are stopped before it goes on."""
+        try:
+            # The job's end is an event as any other, so that nothing has to be polled for.
+            job.start(lambda: self._channel.events.put((-1, {"type": "job_ended"})))
+            self._loop(job)
+        except BaseException:
+            self._command(self._group.stop("The run was interrupted at the driver."))
+            self._end(job, 3.0)
+            raise
+        self._take_rows(job)
+        self._result.seconds = time.monotonic() - self._started
+        self._result.stop_reason = self._group.stop_reason
+        return self._result
+
+    def _loop(self, job: SparkJob) -> None:
+        stopped_at: float | None = None
+        hinted = False
+        while job.is_alive:
+            self._next_event()
+            now = time.monotonic()
+            self._command(self._group.tick(now))
+            waited = now - self._started
+            if not self._group.has_met and self._group.stop_reason is None:
+                if waited > self._spec.start_timeout:
+                    self._result.start_timed_out = len(self._group.members)
+                    self._command(self._group.stop(f"The workers did not meet within {self._spec.start_timeout:g} s."))
+                elif waited > _HINT_SECONDS and not self._group.ever_connected and not hinted:
+                    hinted = True
+                    _log.warning(
+                        "No worker has started after %d s. Are the cluster's slots busy with other jobs, or fewer than "
+                        "%d? Waiting for up to start_timeout=%g s.",
+                        waited, self._spec.world_size, self._spec.start_timeout,
+                    )  # fmt: skip
+            if self._group.stop_reason is not None:
+                stopped_at = stopped_at or now
+                if now - stopped_at > _STOP_SECONDS:
+                    self._end(job, 0)
+                    return
+        self._drain()
+
+    def _end(self, job: SparkJob, patience: float) -> None:
+        """See the job end; cancel it if it does not end by itself."""
+        job.join(patience)
+        if job.is_alive:
+            job.cancel()
+            job.join(10.0)
+
+    def _next_event(self) -> None:
+        try:
+            rank, message = self._channel.events.get(timeout=_TICK_SECONDS)
+        except queue.Empty:
+            return
+        self._handle(rank, message)
+
+    def _drain(self) -> None:
+        while not self._channel.events.empty():
+            self._handle(*self._channel.events.get())
+
+    def _handle(self, rank: int, message: dict[str, Any]) -> None:
+        kind, now = message["type"], time.monotonic()
+        if kind == "job_ended":
+            return
+        if kind == "connected":
+            self._result.hosts[rank] = str(message.get("host", "?"))
+            self._command(self._group.connect(rank, message, now))
+        elif kind == "disconnected":
+            self._group.disconnect(rank, now)
+        else:
+            self._command(self._group.receive(rank, message, now))
+            self._show(rank, kind, message)
+
+    def _show(self, rank: int, kind: str, message: dict[str, Any]) -> None:
+        host = self._result.hosts.get(rank, "?")
+        if kind == "log":
+            self._console.lines(rank, host, message)
+        elif kind == "warning":
+            self._console.warn(rank, host, message["text"])
+        elif kind == "progress":
+            self._console.progress(message)
+        elif kind == "report":
+            self._take_report(rank, message)
+        elif kind == "result":
+            self._channel_value = message["chunks"]
+        else:
+            _log.debug("rank %d: %s", rank, message)
+
+    def _command(self, commands: list[tuple[int | None, dict[str, Any]]]) -> None:
+        for rank, message in commands:
+            self._channel.send(rank, message)
+
+    def _take_report(self, rank: int, message: Mapping[str, Any]) -> None:
+        self._result.reports[rank] = WorkerReport.from_json(message["report"])
+        if message["failure"] is not None:
+            self._result.failures.setdefault(rank, (message["failure"], time.monotonic() - self._started))
+
+    def _take_rows(self, job: SparkJob) -> None:
+        for rank, (record, when) in self._group.failures.items():
+            self._result.failures[rank] = (record, when - self._started)
+        value: dict[int, bytes] = {}
+        for rank, kind, seq, data in job.rows:
+            if kind == "report":
+                self._take_report(rank, json.loads(data))
+            elif kind == "result":
+                value[seq] = data
+        self._result.spark_error = job.error
+        if job.error is not None:
+            text = str(job.error)
+            told = decode_failure(text)
+            if told is not None:
+                self._result.failures.setdefault(int(told["rank"]), (told, time.monotonic() - self._started))
+            self._result.cancelled = self._group.stop_reason is None and "cancel" in text.lower() and told is None
+        elif not self._result.failures and self._result.start_timed_out is None and len(self._result.reports):
+            self._result.value = self._channel_value or [value[seq] for seq in sorted(value)]
+
+
+def submit(gateway: SparkGateway, task: Any, num_tasks: int, what: str) -> SparkJob:
+    """The job of one launch, ready to be started."""
+    return gateway.submit(task, num_tasks, f"MirroredStrategyRunner: {what} on {num_tasks} workers")

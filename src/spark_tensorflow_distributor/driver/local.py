@@ -1,0 +1,94 @@
+"""``local_mode``: the function runs in the driver's own process, which is left as it was."""
+
+import contextlib
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..agent.devices import visible_devices
+from ..config import RunnerConfig
+from ..errors import ConfigurationError, GpuConfigurationError
+
+
+def run_locally(
+    config: RunnerConfig, function: Callable[..., Any] | str, kwargs: Mapping[str, Any], gpus: Sequence[str] | None
+) -> Any:
+    """Call the function here, on one worker.
+
+    Args:
+        config: the runner's arguments.
+        function: the training function, or the path of a script whose command line is ``kwargs["args"]``.
+        kwargs: its arguments.
+        gpus: entries of CUDA_VISIBLE_DEVICES; None for CPU training.
+    """
+    from ..trainer.context import WorkerContext, set_context
+
+    with _environment({**config.env, "CUDA_VISIBLE_DEVICES": ",".join(gpus or ())}):
+        context = WorkerContext(0, 1, 0, 1, 0, checkpoint_dir=config.checkpoint_dir)
+        previous = set_context(context)
+        try:
+            if config.use_custom_strategy:
+                return _call(function, kwargs)
+            import tensorflow as tf
+
+            # Without TF_CONFIG it is a strategy over this process's own devices, as in 1.0.0.
+            with tf.distribute.MultiWorkerMirroredStrategy().scope():
+                return _call(function, kwargs)
+        finally:
+            set_context(previous)
+
+
+def _call(function: Callable[..., Any] | str, kwargs: Mapping[str, Any]) -> Any:
+    if not isinstance(function, str):
+        return function(**kwargs)
+    saved = sys.argv[:]
+    sys.argv[:] = [function, *kwargs.get("args", ())]
+    try:
+        runpy.run_path(function, run_name="__main__")
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise ConfigurationError(f"The script {function!r} called sys.exit({error.code!r}).") from error
+    finally:
+        sys.argv[:] = saved
+    return None
+
+
+def local_gpus(config: RunnerConfig, addresses: Sequence[str] | None) -> tuple[str, ...]:
+    """The driver's GPUs that the run uses.
+
+    Args:
+        config: the runner's arguments.
+        addresses: what Spark gave the driver under the resource's name; None where it gave nothing.
+
+    Raises:
+        GpuConfigurationError: the driver has no such resource, or fewer GPUs than ``num_slots``.
+    """
+    name = config.gpu_resource_name
+    if addresses is None:
+        raise GpuConfigurationError(
+            f"local_mode with use_gpu=True needs the driver's GPUs, and Spark gave the driver no resource named "
+            f"{name!r}. Set spark.driver.resource.{name}.amount and spark.driver.resource.{name}.discoveryScript when "
+            "the application starts, or use_gpu=False."
+        )
+    if config.num_slots > len(addresses):
+        raise GpuConfigurationError(
+            f"num_slots={config.num_slots} GPUs were asked for in local_mode, and the driver has {len(addresses)}: "
+            f"{list(addresses)}. Ask for at most {len(addresses)}, or raise spark.driver.resource.{name}.amount."
+        )
+    return visible_devices(addresses, config.num_slots, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Set variables, and afterwards leave the whole environment as it was, whatever was changed meanwhile."""
+    saved = dict(os.environ)
+    os.environ.update(changes)
+    # A TF_CONFIG of another program would make this a cluster of workers that never come.
+    os.environ.pop("TF_CONFIG", None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)

@@ -1,0 +1,84 @@
+"""What a run tells about itself afterwards."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..errors import WorkerFailure
+from ..protocol import WorkerReport
+
+__all__ = ["AttemptReport", "RunReport", "WorkerReport"]
+
+
+@dataclass
+class AttemptReport:
+    """One launch of the group.
+
+    Attributes:
+        attempt: 0 for the first.
+        seconds: from submission to the end of the Spark job.
+        workers: one report a rank, by rank; a rank that Spark lost has none.
+        failures: by rank.
+        root_cause: the rank whose failure the others follow from, or None.
+    """
+
+    attempt: int
+    seconds: float = 0.0
+    workers: dict[int, WorkerReport] = field(default_factory=dict)
+    failures: dict[int, WorkerFailure] = field(default_factory=dict)
+    root_cause: int | None = None
+
+
+@dataclass
+class RunReport:
+    """The report of a run.
+
+    Attributes:
+        num_slots: as asked for.
+        num_tasks: Spark tasks that ran it.
+        seconds: the whole run, in seconds.
+        succeeded: whether it returned a value.
+        attempts: every launch, the last one last.
+        dropped_lines: log lines of the workers that were not shown because they came faster than the driver printed.
+    """
+
+    num_slots: int
+    num_tasks: int
+    seconds: float = 0.0
+    succeeded: bool = False
+    attempts: list[AttemptReport] = field(default_factory=list)
+    dropped_lines: int = 0
+
+    @property
+    def workers(self) -> Mapping[int, WorkerReport]:
+        """The last attempt's workers, by rank."""
+        return self.attempts[-1].workers if self.attempts else {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, ready for JSON; exceptions as their text."""
+        data = asdict(self)
+        for attempt in data["attempts"]:
+            for failure in attempt["failures"].values():
+                failure["exception"] = None if failure["exception"] is None else repr(failure["exception"])
+        return data
+
+    def __str__(self) -> str:
+        state = "succeeded" if self.succeeded else "failed"
+        head = f"Run {state} after {self.seconds:.1f} s, {len(self.attempts)} attempt(s), {self.num_tasks} worker(s)"
+        rows = [_HEADER, *(_row(worker) for _, worker in sorted(self.workers.items()))]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        if self.dropped_lines:
+            lines.append(f"{self.dropped_lines} log lines were not shown; the executors' stderr has them.")
+        return "\n".join([head, *lines])
+
+
+_PHASES = ("start", "meet", "import", "strategy", "train", "result")
+_HEADER = ("rank", "host", "devices", "threads", *(f"{name} s" for name in _PHASES), "peak RSS", "exit")
+
+
+def _row(worker: WorkerReport) -> tuple[str, ...]:
+    times = (f"{worker.seconds[name]:.2f}" if name in worker.seconds else "-" for name in _PHASES)
+    rss = f"{worker.peak_rss / 2**20:.0f} MiB" if worker.peak_rss else "-"
+    devices = ",".join(worker.devices) or "-"
+    return (str(worker.rank), worker.host, devices, str(worker.threads), *times, rss, worker.exit)

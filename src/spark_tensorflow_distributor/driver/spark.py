@@ -1,0 +1,240 @@
+"""All that touches SparkSession: facts, submission, cancellation; the same on classic Spark and Spark Connect."""
+
+import contextlib
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ..config import RunnerConfig
+from ..errors import ClusterError, ConfigurationError
+from ..protocol import ROW_SCHEMA
+from . import plan
+from .plan import ClusterFacts
+
+_log = logging.getLogger(__name__)
+
+_CONF_KEYS = (
+    "spark.master", "spark.task.cpus", "spark.executor.cores", "spark.executor.instances", "spark.cores.max",
+    "spark.dynamicAllocation.enabled", "spark.ssl.enabled", "spark.network.crypto.enabled",
+    "spark.io.encryption.enabled", "spark.driver.maxResultSize", "spark.driver.host", "spark.driver.bindAddress",
+    "spark.scheduler.maxRegisteredResourcesWaitingTime", plan.IGNORE_SSL, plan.WARM_START, plan.WARM_SECONDS,
+    plan.DRIVER_PORT,
+)  # fmt: skip
+
+Row = tuple[int, str, int, bytes]
+
+
+def active_session(spark: Any = None) -> Any:
+    """The session to use: the one given, else the active one, else a new one as 1.0.0 made it.
+
+    Raises:
+        ConfigurationError: what was given is no SparkSession.
+    """
+    if spark is not None:
+        if not hasattr(spark, "range") or not hasattr(spark, "conf"):
+            raise ConfigurationError(f"spark is a {type(spark).__name__}; it must be a SparkSession.")
+        return spark
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise ClusterError(
+            "PySpark is not installed for this interpreter. Install it in the version of the cluster: "
+            "pip install 'spark-tensorflow-distributor[spark]'."
+        ) from error
+    return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
+
+
+def is_connect(spark: Any) -> bool:
+    """Whether the session is a client of Spark Connect."""
+    return ".connect." in f"{type(spark).__module__}."
+
+
+class SparkGateway:
+    """One session, and what a run wants of it.
+
+    Args:
+        spark: the user's session. It is never stopped, and none of its settings is changed.
+        resource_profile: for the job, or None.
+    """
+
+    def __init__(self, spark: Any, resource_profile: Any = None) -> None:
+        self.spark = spark
+        self.is_connect = is_connect(spark)
+        self._profile = resource_profile
+
+    def conf(self, key: str) -> str | None:
+        """A setting, whether it was given to the application or to the session."""
+        value = self.spark.conf.get(key, None)
+        if value is None and not self.is_connect:
+            value = self.spark.sparkContext.getConf().get(key, None)
+        return None if value is None else str(value)
+
+    def facts(self, config: RunnerConfig) -> ClusterFacts:
+        """What a plan depends on, as it is now."""
+        name = config.gpu_resource_name
+        keys = (*_CONF_KEYS, f"spark.task.resource.{name}.amount", f"spark.executor.resource.{name}.amount")
+        conf = {key: value for key in keys if (value := self.conf(key)) is not None}
+        amount = None
+        if self._profile is not None:
+            request = self._profile.taskResources.get(name)
+            amount = None if request is None else float(request.amount)
+        if self.is_connect:
+            return ClusterFacts(conf, True, task_resource_amount=amount, has_profile=self._profile is not None)
+        workers = max(0, len(self.spark.sparkContext._jsc.sc().statusTracker().getExecutorInfos()) - 1)
+        return ClusterFacts(
+            conf,
+            slots=self._slots(),
+            workers=workers,
+            may_grow=self._may_grow(conf, workers),
+            task_resource_amount=amount,
+            has_profile=self._profile is not None,
+        )
+
+    def _slots(self) -> int | None:
+        """Spark's own count, by which it decides on barrier stages; None where this Spark does not tell."""
+        if self._profile is not None:
+            return None
+        from py4j.protocol import Py4JError
+
+        context = self.spark.sparkContext._jsc.sc()
+        try:
+            return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
+        except Py4JError:
+            _log.debug("This Spark does not tell its slots.", exc_info=True)
+            return None
+
+    def _may_grow(self, conf: dict[str, str], workers: int) -> bool:
+        """Whether executors may still be registering: fewer than asked for, or the application is young."""
+        if re.match(r"local(\[|$)", conf.get("spark.master", "")):
+            return False
+        wanted = conf.get("spark.executor.instances", "")
+        if wanted.isdigit() and workers < int(wanted):
+            return True
+        patience = conf.get("spark.scheduler.maxRegisteredResourcesWaitingTime", "30s")
+        match = re.fullmatch(r"(\d+)\s*(ms|s|m|min)?", patience)
+        seconds = int(match[1]) * {"ms": 0.001, "m": 60, "min": 60}.get(match[2] or "ms", 1) if match else 30.0
+        age = time.time() - float(self.spark.sparkContext.startTime) / 1000
+        return age < seconds
+
+    def heap_bytes(self) -> int | None:
+        """Heap of the driver's JVM; None under Connect, where it is another machine's."""
+        if self.is_connect:
+            return None
+        return int(self.spark.sparkContext._jvm.java.lang.Runtime.getRuntime().maxMemory())
+
+    def channel_address(self) -> tuple[str, tuple[str, ...]]:
+        """The address to listen on, and those by which the workers may reach it."""
+        if self.is_connect:
+            own = _address_towards(_connect_host(self.spark))
+            return own, (own,)
+        host = self.conf("spark.driver.host") or "localhost"
+        bind = self.conf("spark.driver.bindAddress") or host
+        return bind, (host,)
+
+    def driver_resources(self, name: str) -> Sequence[str] | None:
+        """GPU addresses of the driver itself, or None where it has no such resource (or is a client of Connect)."""
+        if self.is_connect:
+            return None
+        resources = self.spark.sparkContext.resources
+        return resources[name].addresses if name in resources else None
+
+    def submit(self, task: Callable[[Iterator[Any]], Iterator[Any]], num_tasks: int, description: str) -> "SparkJob":
+        """Run ``task`` once in each of ``num_tasks`` barrier tasks, in the background."""
+        options = {} if self._profile is None else {"profile": self._profile}
+        frame = self.spark.range(0, num_tasks, 1, num_tasks).mapInArrow(task, ROW_SCHEMA, barrier=True, **options)
+        return SparkJob(self, frame, description)
+
+
+class SparkJob:
+    """One Spark job in a thread of its own.
+
+    Args:
+        gateway: the session.
+        frame: the DataFrame to collect.
+        description: for Spark's web page, where the user set none.
+
+    Attributes:
+        error: what the action raised, or None.
+        rows: what it gave, once it has ended.
+    """
+
+    def __init__(self, gateway: SparkGateway, frame: Any, description: str) -> None:
+        self._gateway = gateway
+        self._frame = frame
+        self._description = description
+        self._tag = f"spark-tensorflow-distributor-{threading.get_ident()}-{time.time_ns()}"
+        self.error: BaseException | None = None
+        self.rows: list[Row] = []
+        self._on_end: Callable[[], None] = lambda: None
+        self._thread: threading.Thread | None = None
+
+    def start(self, on_end: Callable[[], None]) -> None:
+        """Start the job; ``on_end`` is called when it has ended, in its thread."""
+        self._on_end = on_end
+        if self._gateway.is_connect:
+            tags = self._gateway.spark.getTags()
+            self._thread = threading.Thread(target=self._run, args=(tags,), daemon=True, name="spark-tensorflow-job")
+        else:
+            from pyspark import InheritableThread
+
+            # The caller's job group, description and pool hold for the run, as for any other action of hers.
+            self._thread = InheritableThread(target=self._run, daemon=True, name="spark-tensorflow-job")
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self, seconds: float) -> None:
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def cancel(self) -> None:
+        """End the job's tasks. The session and its other jobs go on."""
+        with contextlib.suppress(Exception):  # a session that is gone has no job left to cancel
+            if self._gateway.is_connect:
+                self._gateway.spark.interruptTag(self._tag)
+            else:
+                self._gateway.spark.sparkContext.cancelJobsWithTag(self._tag)
+
+    def _run(self, tags: Sequence[str] = ()) -> None:
+        try:
+            if self._gateway.is_connect:
+                for tag in (*tags, self._tag):
+                    self._gateway.spark.addTag(tag)
+            else:
+                context = self._gateway.spark.sparkContext
+                context.addJobTag(self._tag)
+                if context.getLocalProperty("spark.job.description") is None:
+                    context.setJobDescription(self._description)
+            self.rows = _collect(self._frame)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._frame = None
+            self._on_end()
+
+
+def _collect(frame: Any) -> list[Row]:
+    """The rows, through Arrow where this PySpark has it: chunks of a large result stay single pieces of memory."""
+    if not hasattr(frame, "toArrow"):
+        return [(row[0], row[1], row[2], bytes(row[3])) for row in frame.collect()]
+    columns = [column.to_pylist() for column in frame.toArrow().columns]
+    return list(zip(*columns, strict=True))
+
+
+def _connect_host(spark: Any) -> str:
+    client = getattr(spark, "client", None) or getattr(spark, "_client", None)
+    return str(getattr(client, "host", None) or "localhost")
+
+
+def _address_towards(host: str) -> str:
+    """This machine's address as ``host`` sees it; no packet is sent."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        return str(probe.getsockname()[0])
+    return "127.0.0.1"

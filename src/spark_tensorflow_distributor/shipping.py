@@ -1,0 +1,58 @@
+"""The library brings its own source to the executors.
+
+Only the driver needs the library installed. Its sources (well under 200 kB) travel in the Spark task and are
+imported from memory there, unless the very same sources are installed; so driver, agents and trainers can never
+be of different versions, and nothing is written to an executor's disk for it.
+"""
+
+import functools
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import _importer
+
+PACKAGE = "spark_tensorflow_distributor"
+
+
+@functools.cache
+def own_sources() -> dict[str, str]:
+    """This package's files, as a dict of relative path to text."""
+    loader = globals().get("__loader__")
+    modules: dict[str, tuple[str, bool, str]] | None = getattr(loader, "modules", None)
+    if modules is not None:  # this copy was itself imported from memory
+        return {path: text for text, _, path in modules.values()}
+    return _importer.read_sources(os.path.dirname(os.path.abspath(__file__)))
+
+
+def importer_source() -> str:
+    """The text of the importer, to be executed where the package cannot be imported yet."""
+    return own_sources()["_importer.py"]
+
+
+def spark_task(spec: bytes) -> Callable[[Iterator[Any]], Iterator[Any]]:
+    """The function that Spark runs in its Python workers.
+
+    It is a nested function that refers to nothing of this package, so that it is pickled by value.
+
+    Args:
+        spec: a pickled ``TaskSpec``.
+    """
+    package = PACKAGE
+    installer = importer_source()
+    packed = zlib.compress(json.dumps(own_sources()).encode())
+
+    def run_agent(batches: Iterator[Any]) -> Iterator[Any]:
+        import importlib
+        import json
+        import zlib
+
+        namespace: dict[str, Any] = {"__name__": "_importer"}
+        exec(compile(installer, "<spark_tensorflow_distributor>/_importer.py", "exec"), namespace)
+        namespace["install"](package, json.loads(zlib.decompress(packed)))
+        task = importlib.import_module(package + ".agent.task")
+        yield from task.run_task(spec, batches)
+
+    return run_agent

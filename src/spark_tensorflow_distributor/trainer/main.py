@@ -1,0 +1,241 @@
+"""The trainer: from a launch request to an outcome.
+
+It runs in a process of its own, just forked. What it was given: the request (a dict), and six descriptors. What it
+gives back: messages on ``control``, the pickled value in the file ``result``, and its exit status.
+"""
+
+import atexit
+import contextlib
+import faulthandler
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import SerializationError
+from ..protocol import frame, pickle_exception, receive
+from . import barrier
+from .context import WorkerContext, set_context
+from .strategy import PortTakenError, configure, multi_worker_strategy
+
+# What pyspark.cloudpickle and the standard library raise for an object that cannot be pickled.
+_PICKLE_HINT = "Return plain data (numbers, arrays, dicts of them) or save the object to storage inside the function."
+
+
+def run_trainer(request: dict[str, Any], fds: dict[str, int]) -> int:
+    """Become the trainer that the request describes; returns the exit status."""
+    _take_over(request, fds)
+    control = Control(socket.socket(fileno=fds["control"]))
+    try:
+        outcome = _train(request, fds, control)
+    except PortTakenError as error:
+        outcome = _failed("port", error, str(error))
+    except _StartupError as error:
+        cause = error.__cause__ or error
+        outcome = _failed("startup", cause, str(error))
+    _flush()
+    control.send({"type": "outcome", **outcome})
+    # This process is one end of the group's connections: if it went now, its peers would fail in what they still
+    # have to do.
+    control.wait_for_release()
+    # Handlers that the function registered run as at any other exit; the image's own are not this process's affair.
+    with contextlib.suppress(Exception):
+        atexit._run_exitfuncs()
+    return 0 if outcome["ok"] else 1
+
+
+class _StartupError(Exception):
+    """Something failed before the training function was called."""
+
+
+class Control:
+    """The trainer's connection to its agent."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        sock.setblocking(True)
+
+    def send(self, message: dict[str, Any]) -> None:
+        # An agent that is gone takes this process with it within moments; nobody is left to tell.
+        with contextlib.suppress(OSError):
+            self._socket.sendall(frame(message))
+
+    def phase(self, name: str) -> None:
+        """Tell the agent that the named phase begins."""
+        self.send({"type": "phase", "name": name, "time": time.time()})
+
+    def wait_for_release(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            receive(self._socket)
+
+
+def _take_over(request: dict[str, Any], fds: dict[str, int]) -> None:
+    """Make this process, a copy of the fork server, look like one that was started for the purpose."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(fds["stdout"], 1)
+    os.dup2(fds["stderr"], 2)
+    for fd in (null, fds["stdout"], fds["stderr"]):
+        os.close(fd)
+    for stream in (sys.stdout, sys.stderr):
+        # Lines have to leave as they are printed; and no user's print may fail for the server's locale.
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.path[:] = request["path"]
+    sys.argv[:] = request["argv"]
+    with contextlib.suppress(OSError):  # Spark may have removed a working directory of another task
+        os.chdir(request["cwd"])
+    tempfile.tempdir = None  # look at this environment's TMPDIR again
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    faulthandler.enable()
+    _reseed()
+
+
+def _reseed() -> None:
+    """Every fork of one image would otherwise draw the same numbers."""
+    random.seed()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+
+
+def _train(request: dict[str, Any], fds: dict[str, int], control: Control) -> dict[str, Any]:
+    control.phase("import")
+    try:
+        tf = _import_tensorflow()
+        barrier.carry_in(request["barrier"])
+        for warning in configure(
+            tf,
+            threads=request["threads"],
+            gpus=request["gpus"],
+            gpu_is_shared=request["gpu_is_shared"],
+        ):
+            control.send({"type": "warning", "text": warning})
+        context = WorkerContext(**request["context"])
+        set_context(context)
+        _prepare_keras(context, control)
+        control.phase("strategy")
+        os.close(fds["port"])
+        scope: Any = contextlib.nullcontext()
+        if not request["use_custom_strategy"]:
+            scope = multi_worker_strategy(tf, gpu_is_shared=request["gpu_is_shared"]).scope()
+        call = _load_program(fds["payload"], request)
+    except PortTakenError:
+        raise
+    except Exception as error:
+        raise _StartupError(_one_line(error)) from error
+    control.phase("train")
+    with scope:
+        try:
+            value = call()
+        except SystemExit as error:
+            if error.code not in (None, 0):
+                return _failed("exit", error, f"The function called sys.exit({error.code!r}).")
+            value = None
+        except BaseException as error:  # KeyboardInterrupt and the like fail the worker too
+            return _failed("exception", error, _one_line(error))
+        control.phase("result")
+        if not context.is_chief:
+            return {"ok": True}
+        return _write_result(value, fds["result"], request["max_result_bytes"])
+
+
+def _import_tensorflow() -> Any:
+    import tensorflow as tf
+
+    return tf
+
+
+def _prepare_keras(context: WorkerContext, control: Control) -> None:
+    from . import keras, progress
+
+    if context.world_size > 1:
+        mended = keras.mend_keras()
+        if mended:
+            control.send({"type": "mended", "names": mended})
+    keras.quiet_auto_verbose(context.is_chief)
+    if context.is_chief:
+        progress.report_fit_progress(lambda message: control.send({"type": "progress", **message}))
+
+
+def _load_program(payload_fd: int, request: dict[str, Any]) -> Callable[[], Any]:
+    """The user's function with its arguments, or her script, ready to be called."""
+    from pyspark import cloudpickle
+
+    with os.fdopen(payload_fd, "rb") as file:
+        file.seek(0)
+        if request["is_script"]:
+            from .script import script_call
+
+            name, source, args = cloudpickle.load(file)
+            return script_call(name, source, args)
+        function, kwargs = cloudpickle.load(file)
+    return lambda: function(**kwargs)
+
+
+def _write_result(value: Any, result_fd: int, limit: int) -> dict[str, Any]:
+    from pyspark import cloudpickle
+
+    with os.fdopen(result_fd, "wb", closefd=False) as file:
+        try:
+            cloudpickle.dump(value, file)
+            file.flush()
+        except OSError as error:
+            failure = SerializationError(
+                f"The returned value could not be written to the executor's local directory: {error}. "
+                "Free space there, or point spark.local.dir to a larger disk."
+            )
+            return _failed("result", failure, str(failure))
+        except BaseException as error:
+            failure = SerializationError(
+                f"The function returned a {_type_name(value)}, which cannot be pickled: {_one_line(error)}. "
+                f"{_PICKLE_HINT}"
+            )
+            return _failed("result", failure, str(failure))
+        size = file.tell()
+    if limit and size > limit:
+        failure = SerializationError(
+            f"The function returned a value of {size / 2**20:.1f} MiB (pickled), and the setting "
+            f"spark.driver.maxResultSize is {limit / 2**20:.1f} MiB. Raise that setting, with spark.driver.memory at "
+            "several times the size, or save the value to storage inside the function and return its path."
+        )
+        return _failed("result", failure, str(failure))
+    return {"ok": True, "size": size}
+
+
+def _failed(kind: str, error: BaseException, message: str) -> dict[str, Any]:
+    # By value, so that the caller's own exception classes, defined beside her function, are the same class again at
+    # the driver.
+    from pyspark.cloudpickle import dumps
+
+    return {
+        "ok": False,
+        "kind": kind,
+        "message": message,
+        "error_type": _type_name(error),
+        "traceback": "".join(traceback.format_exception(error)) if kind != "result" else "",
+        "pickled": pickle_exception(error, dumps),
+    }
+
+
+def _type_name(value: object) -> str:
+    cls = type(value)
+    return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{_type_name(error)}: {text}" if text else _type_name(error)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()

@@ -1,0 +1,43 @@
+"""What all tests share: one Spark session for the process, and a watch over what a test leaves behind."""
+
+import os
+import sys
+import threading
+
+import pytest
+
+from helpers import wait_until
+
+os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+# The machine's own name need not resolve, and nothing here is for other machines.
+os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+
+
+@pytest.fixture(scope="session")
+def spark():
+    """A local session with four slots."""
+    from pyspark.sql import SparkSession
+
+    session = (
+        SparkSession.builder.master("local[4]")
+        .appName("tests")
+        .config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
+        .config("spark.sql.shuffle.partitions", "4")
+        .getOrCreate()
+    )
+    session.sparkContext.setLogLevel("ERROR")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """A test must leave the environment, the working directory and our threads as they were."""
+    environment, folder = dict(os.environ), os.getcwd()
+    yield
+    own = "PYTEST_CURRENT_TEST"  # pytest's, and another by now
+    assert {**os.environ, own: ""} == {**environment, own: ""}
+    assert os.getcwd() == folder
+    assert wait_until(lambda: not [t.name for t in threading.enumerate() if t.name.startswith("spark-tensorflow-")])

@@ -1,0 +1,48 @@
+"""What tests of several folders use; importable on the workers, too (see ``WORKER_PATH``)."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+STUBS = str(_HERE / "stubs")
+# PYTHONPATH of workers that train with the stand-in for TensorFlow.
+WORKER_PATH = os.pathsep.join([STUBS, str(_HERE)])
+
+
+class OwnError(Exception):
+    """An exception of the user's with arguments of its own."""
+
+    def __init__(self, code, text):
+        super().__init__(code, text)
+        self.code = code
+
+
+def processes(text: str) -> dict[int, str]:
+    """The running processes, no zombies, whose command line holds ``text``."""
+    found = {}
+    for line in subprocess.run(["ps", "-eo", "pid=,stat=,args="], capture_output=True, text=True).stdout.splitlines():
+        pid, state, args = line.split(None, 2)
+        if text in args and not state.startswith("Z"):
+            found[int(pid)] = args
+    return found
+
+
+def wait_until(condition, seconds: float = 10.0) -> bool:
+    """Whether ``condition()`` becomes true within ``seconds``."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return bool(condition())
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

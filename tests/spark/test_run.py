@@ -1,0 +1,449 @@
+"""A run over real Spark barrier tasks, with a stand-in for TensorFlow: values, errors, output, endings."""
+
+import json
+import os
+import pickle
+import signal
+import sys
+import time
+
+import pytest
+
+import spark_tensorflow_distributor as std
+from helpers import WORKER_PATH, OwnError, is_running, wait_until
+from spark_tensorflow_distributor import MirroredStrategyRunner, TrainingFailedError
+
+ENV = {"PYTHONPATH": WORKER_PATH, "TF_USE_LEGACY_KERAS": "1"}
+
+
+@pytest.fixture
+def runner(spark):
+    def make(num_slots=2, env=None, **options):
+        options.setdefault("use_gpu", False)
+        return MirroredStrategyRunner(num_slots=num_slots, spark=spark, env={**ENV, **(env or {})}, **options)
+
+    return make
+
+
+def test_returns_the_value_of_rank_0(runner):
+    def train(base):
+        return base + std.get_context().rank
+
+    made = runner()
+    assert made.run(train, base=10) == 10
+    assert made.report.succeeded
+    assert sorted(made.report.workers) == [0, 1]
+
+
+def test_every_rank_knows_its_place(runner, tmp_path):
+    def train(folder):
+        from pyspark import BarrierTaskContext
+
+        place = std.get_context()
+        everyone = BarrierTaskContext.get().allGather(str(place.rank))
+        with open(f"{folder}/{place.rank}", "w") as file:
+            json.dump([vars(place), everyone, json.loads(os.environ["TF_CONFIG"])], file)
+
+    assert runner(3).run(train, folder=str(tmp_path)) is None
+    told = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(3)]
+    for rank, (place, everyone, config) in enumerate(told):
+        assert place["rank"] == place["local_rank"] == rank
+        assert place["world_size"] == place["local_world_size"] == 3
+        assert sorted(everyone) == ["0", "1", "2"]
+        assert config["task"] == {"type": "worker", "index": rank}
+        assert config["cluster"] == told[0][2]["cluster"]
+    assert len(set(told[0][2]["cluster"]["worker"])) == 3
+
+
+def test_the_spark_worker_and_the_driver_stay_clean(runner, spark):
+    def train():
+        os.environ["LEFT_BEHIND"] = "1"
+        import tensorflow
+
+        return tensorflow.__version__
+
+    assert runner().run(train) == "2.0-stub"
+
+    def look(batches):
+        import pyarrow as pa
+
+        for _ in batches:
+            seen = [name for name in ("TF_CONFIG", "LEFT_BEHIND", "CUDA_VISIBLE_DEVICES") if name in os.environ]
+            seen += [name for name in ("tensorflow", "keras") if name in sys.modules]
+            yield pa.RecordBatch.from_pydict({"seen": seen}, schema=pa.schema([("seen", pa.string())]))
+
+    assert spark.range(0, 4, 1, 4).mapInArrow(look, "seen string").collect() == []
+    assert "tensorflow" not in sys.modules or "stubs" not in str(sys.modules["tensorflow"].__file__)
+
+
+def test_an_exception_keeps_its_type_and_names_its_rank(runner, capfd):
+    def train():
+        print("about to fail")
+        if std.get_context().rank == 1:
+            raise OwnError(7, "the data is bad")
+        time.sleep(30)
+
+    made = runner()
+    started = time.monotonic()
+    with pytest.raises(TrainingFailedError) as caught:
+        made.run(train)
+    assert time.monotonic() - started < 15
+    error = caught.value
+    assert isinstance(error.__cause__, OwnError)
+    assert error.__cause__.code == 7
+    assert error.root_cause.rank == 1
+    assert "Rank 1 @" in str(error)
+    assert "the data is bad" in str(error)
+    assert "raise OwnError" in str(error)
+    assert "about to fail" in str(error)
+    assert "java" not in str(error)
+    assert error.failures[0].kind == "stopped"
+    assert not made.report.succeeded
+    assert made.report.attempts[0].root_cause == 1
+    assert "at org.apache" not in capfd.readouterr().err
+    assert pickle.loads(pickle.dumps(error)).failures.keys() == error.failures.keys()
+
+
+def test_all_ranks_failing_is_one_error(runner):
+    def train():
+        raise ValueError(f"rank {std.get_context().rank}")
+
+    with pytest.raises(TrainingFailedError) as caught:
+        runner(4).run(train)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert sorted(caught.value.failures) == [0, 1, 2, 3]
+    assert {failure.kind for failure in caught.value.failures.values()} == {"exception"}
+
+
+@pytest.mark.parametrize("where", ["function", "elsewhere"])
+def test_an_exception_class_of_the_caller(runner, where):
+    class LocalError(Exception):
+        pass
+
+    def train():
+        raise LocalError("x")
+
+    with pytest.raises(TrainingFailedError) as caught:
+        runner().run(train)
+    assert type(caught.value.__cause__) is LocalError
+
+
+def test_sys_exit(runner):
+    with pytest.raises(TrainingFailedError, match=r"sys\.exit\(3\)") as caught:
+        runner().run(lambda: sys.exit(3))
+    assert caught.value.root_cause.kind == "exit"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGKILL, "likely out of memory"), (signal.SIGSEGV, "crash in native code")]
+)
+def test_a_killed_trainer(runner, number, words):
+    def train():
+        if std.get_context().rank == 1:
+            os.kill(os.getpid(), number)
+        time.sleep(30)
+
+    with pytest.raises(TrainingFailedError, match=words) as caught:
+        runner().run(train)
+    assert caught.value.root_cause.rank == 1
+    assert f"killed by signal {int(number)}" in str(caught.value)
+    assert "peak RSS" in str(caught.value)
+    if number == signal.SIGSEGV:
+        assert any("Fatal Python error" in line for line in caught.value.root_cause.log_tail)
+
+
+def test_an_exit_without_a_word(runner):
+    with pytest.raises(TrainingFailedError, match="exit status 9"):
+        runner().run(lambda: os._exit(9))
+
+
+def test_a_result_that_cannot_be_pickled(runner):
+    import threading
+
+    with pytest.raises(std.SerializationError, match=r"lock.*cannot be pickled"):
+        runner().run(lambda: threading.Lock())
+
+
+def test_a_result_larger_than_spark_takes(runner, spark):
+    def train():
+        return b"x" * ((1 << 30) + 1)
+
+    with pytest.raises(std.SerializationError, match=r"spark\.driver\.maxResultSize"):
+        runner().run(train)
+
+
+def test_a_large_result(runner):
+    value = runner().run(lambda: os.urandom(1) * (200 << 20))
+    assert len(value) == 200 << 20
+
+
+def test_a_result_that_the_driver_cannot_load(runner):
+    def train():
+        import types
+
+        module = types.ModuleType("nowhere_here")
+        exec("class Thing: pass", module.__dict__)
+        sys.modules["nowhere_here"] = module
+        return module.Thing()
+
+    with pytest.raises(std.SerializationError, match="nowhere_here"):
+        runner().run(train)
+
+
+def test_a_missing_module(runner):
+    def train():
+        import surely_not_installed  # noqa: F401
+
+    with pytest.raises(TrainingFailedError, match="surely_not_installed") as caught:
+        runner().run(train)
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+def test_the_lines_of_all_workers(runner, capfd):
+    def train():
+        print("python")
+        os.system("echo subprocess; echo error >&2")
+        os.write(1, b"bytes \xff\xfe\n")
+        print("ünïcode")
+        print("no newline", end="")
+
+    runner().run(train)
+    out, err = capfd.readouterr()
+    host = "localhost"
+    for rank in (0, 1):
+        for text in ("python", "subprocess", "bytes \\xff\\xfe", "ünïcode", "no newline"):
+            assert f"[rank {rank} @ {host}] {text}\n" in out
+        assert f"[rank {rank} @ {host}] error\n" in err
+
+
+def test_output_comes_while_it_happens(runner, capfd, tmp_path):
+    go_on = tmp_path / "go_on"
+
+    def train(path):
+        print("first")
+        while not os.path.exists(path):
+            time.sleep(0.05)
+
+    import threading
+
+    made = runner(1)
+    thread = threading.Thread(target=made.run, args=(train,), kwargs={"path": str(go_on)})
+    thread.start()
+    seen = []
+
+    def has_come():
+        seen.append(capfd.readouterr().out)
+        return "first" in "".join(seen)
+
+    assert wait_until(has_come, 20)
+    go_on.touch()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_log_to_driver_off(runner, capfd):
+    made = runner(log_to_driver=False)
+    made.run(lambda: print("quiet please"))
+    assert "[rank" not in capfd.readouterr().out
+    assert "quiet please" in made.report.workers[0].log_tail
+
+
+def test_a_flood_of_output(runner, capfd):
+    def train():
+        line = "x" * 99 + "\n"
+        for _ in range(2000):
+            sys.stdout.write(line * 1000)
+        return "survived"
+
+    made = runner(1)
+    assert made.run(train) == "survived"
+    capfd.readouterr()
+    assert made.report.workers[0].log_tail[-1] == "x" * 99
+
+
+def test_meets_again_when_a_port_is_taken(runner, tmp_path):
+    made = runner(env={"STUB_TF_TAKE_PORT": str(tmp_path / "taken")})
+    assert made.run(lambda: "met") == "met"
+    assert len(made.report.attempts) == 2
+    assert {attempt.attempt for attempt in made.report.attempts} == {0}
+
+
+def test_restarts(runner, tmp_path):
+    def train(folder):
+        place = std.get_context()
+        open(f"{folder}/{place.attempt}-{place.rank}", "w").close()
+        if place.attempt < 2 and place.rank == 1:
+            raise RuntimeError("not yet")
+        return place.attempt
+
+    assert runner(max_restarts=2).run(train, folder=str(tmp_path)) == 2
+    assert len(os.listdir(tmp_path)) == 6
+    with pytest.raises(TrainingFailedError, match="not yet"):
+        runner(max_restarts=1).run(train, folder=str(tmp_path))
+
+
+def test_a_stall_is_ended(runner):
+    made = runner(stall_timeout=1.5)
+    with pytest.raises(TrainingFailedError, match=r"stall_timeout=1\.5"):
+        made.run(lambda: time.sleep(60))
+
+
+def test_cancelled_from_another_thread(runner, spark, tmp_path):
+    import threading
+
+    def train(folder):
+        open(f"{folder}/{os.getpid()}", "w").close()
+        time.sleep(60)
+
+    caught = []
+
+    def go():
+        try:
+            runner(max_restarts=3).run(train, folder=str(tmp_path))
+        except TrainingFailedError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    assert wait_until(lambda: len(os.listdir(tmp_path)) == 2, 30)
+    spark.sparkContext.cancelAllJobs()
+    thread.join(20)
+    assert "cancelled" in str(caught[0])
+    assert wait_until(lambda: not any(is_running(int(pid)) for pid in os.listdir(tmp_path)))
+    assert spark.range(10).count() == 10
+
+
+def test_the_callers_job_group_holds(runner, spark, tmp_path):
+    import threading
+
+    def train(folder):
+        open(f"{folder}/{os.getpid()}", "w").close()
+        time.sleep(60)
+
+    from pyspark import InheritableThread
+
+    def go():
+        spark.sparkContext.setJobGroup("mine", "my own description")
+        with pytest.raises(TrainingFailedError, match="cancelled"):
+            runner().run(train, folder=str(tmp_path))
+
+    thread = InheritableThread(target=go)
+    thread.start()
+    assert wait_until(lambda: len(os.listdir(tmp_path)) == 2, 30)
+    spark.sparkContext.cancelJobGroup("mine")
+    thread.join(20)
+    assert not thread.is_alive()
+    assert threading.active_count() < 20
+
+
+def test_what_the_function_started_is_ended_with_it(runner, tmp_path):
+    def train(path):
+        import subprocess
+
+        child = subprocess.Popen(["sleep", "300"])
+        with open(path, "w") as file:
+            file.write(str(child.pid))
+
+    path = tmp_path / "pid"
+    runner(1).run(train, path=str(path))
+    assert wait_until(lambda: not is_running(int(path.read_text())))
+
+
+def test_exit_handlers_run(runner, tmp_path):
+    def train(path):
+        import atexit
+
+        atexit.register(lambda: open(path, "w").close())
+
+    runner(1).run(train, path=str(tmp_path / "done"))
+    assert (tmp_path / "done").exists()
+
+
+def test_each_fork_draws_its_own_numbers(runner, tmp_path):
+    def train(folder):
+        import random
+
+        import numpy
+
+        open(f"{folder}/{random.random()}-{numpy.random.rand()}", "w").close()
+
+    for _ in range(2):
+        runner().run(train, folder=str(tmp_path))
+    assert len(os.listdir(tmp_path)) == 4
+
+
+def test_a_script(runner, tmp_path, capfd):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys, os\n"
+        "def main():\n"
+        "    print('args', sys.argv[1:], __name__)\n"
+        "if __name__ == '__main__':\n"
+        "    main()\n"
+        "    sys.exit(0)\n"
+    )
+    assert runner().run(str(script), args=["--lr", "0.1"]) is None
+    assert "[rank 1 @ localhost] args ['--lr', '0.1'] __main__" in capfd.readouterr().out
+    script.write_text("def f():\n    raise KeyError('in script')\nf()\n")
+    with pytest.raises(TrainingFailedError, match=r"line 2[\s\S]*raise KeyError\('in script'\)"):
+        runner().run(script)
+
+
+def test_a_cold_start_is_the_same_path(spark, runner):
+    spark.conf.set("tensorflow.spark.distributor.warmStart", "false")
+    try:
+        assert runner().run(lambda: os.environ["CUDA_VISIBLE_DEVICES"]) == ""
+    finally:
+        spark.conf.unset("tensorflow.spark.distributor.warmStart")
+
+
+def test_a_failing_driver_channel_falls_back_to_allgather(runner, monkeypatch):
+    from spark_tensorflow_distributor.driver.spark import SparkGateway
+
+    # An address at which nobody listens, as behind a firewall that refuses.
+    monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
+    made = runner()
+    assert made.run(lambda: "done") == "done"
+    assert {worker.rendezvous for worker in made.report.workers.values()} == {"allGather"}
+
+    def train():
+        if std.get_context().rank == 1:
+            raise OwnError(3, "no channel")
+        time.sleep(30)
+
+    with pytest.raises(TrainingFailedError, match="no channel") as caught:
+        made.run(train)
+    assert isinstance(caught.value.__cause__, OwnError)
+
+
+def test_losing_the_channel_does_not_hurt(runner, monkeypatch):
+    from spark_tensorflow_distributor.driver import launch
+
+    show = launch.Launch._show
+
+    def cut(self, rank, kind, message):
+        show(self, rank, kind, message)
+        if kind == "log":
+            with self._channel._lock:
+                for connection in self._channel._connections.values():
+                    connection.shutdown(2)
+
+    monkeypatch.setattr(launch.Launch, "_show", cut)
+
+    def train():
+        for i in range(5):
+            print("line", i)
+            time.sleep(0.5)
+        return "trained"
+
+    assert runner().run(train) == "trained"
+
+
+def test_results_through_spark_alone(runner, monkeypatch):
+    from spark_tensorflow_distributor.driver.spark import SparkGateway
+
+    monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
+    made = runner()
+    assert len(made.run(lambda: os.urandom(1) * (100 << 20))) == 100 << 20
+    with pytest.raises(std.SerializationError, match=r"driverPort"):
+        made.run(lambda: os.urandom(1) * (200 << 20))
