@@ -22,7 +22,7 @@ class OwnError(Exception):
 def processes(text: str) -> dict[int, str]:
     """The running processes, no zombies, whose command line holds ``text``."""
     found = {}
-    for line in subprocess.run(["ps", "-eo", "pid=,stat=,args="], capture_output=True, text=True).stdout.splitlines():
+    for line in subprocess.run(["ps", "-wweo", "pid=,stat=,args="], capture_output=True, text=True).stdout.splitlines():
         pid, state, args = line.split(None, 2)
         if text in args and not state.startswith("Z"):
             found[int(pid)] = args

@@ -67,15 +67,19 @@ def install(package: str, sources: dict[str, str]) -> None:
         if getattr(finder, "package", None) == package and getattr(finder, "fingerprint", None) == wanted:
             return
     spec = importlib.util.find_spec(package)
-    if spec is not None and spec.origin and os.path.isfile(spec.origin):
-        if fingerprint(read_sources(os.path.dirname(spec.origin))) == wanted and not _loaded_from_memory(package):
-            return
+    on_disk = spec is not None and spec.origin is not None and os.path.isfile(spec.origin)
+    if on_disk and not _loaded_from_memory(package) and _installed_fingerprint(spec) == wanted:
+        return
     # A reused Python worker may hold another version, from an earlier run.
     for name in list(sys.modules):
         if name == package or name.startswith(package + "."):
             del sys.modules[name]
     sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "package", None) != package]
     sys.meta_path.insert(0, MemoryImporter(package, sources))
+
+
+def _installed_fingerprint(spec: Any) -> str:
+    return fingerprint(read_sources(os.path.dirname(spec.origin)))
 
 
 def _loaded_from_memory(package: str) -> bool:

@@ -24,7 +24,7 @@ class GroupFailed(AssertionError):
 
 
 def run_group(
-    function: str, *, workers: int, timeout: float = 120, env: dict[str, str] | None = None, **arguments: Any
+    function: str, *, workers: int, timeout: float = 200, env: dict[str, str] | None = None, **arguments: Any
 ) -> list[Any]:
     """Calls ``function(strategy, **arguments)`` in each process of a new group, and returns what it returned, by rank.
 

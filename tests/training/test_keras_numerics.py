@@ -2,11 +2,13 @@
 
 import contextlib
 import gc
+import inspect
 import io
-import json
+import itertools
 import pickle
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from mwms import run_group
+from mwms import GroupFailed, run_group
 
 BATCH = 64
 ROWS = 512  # whole batches: a partial one is cut unevenly, and Keras then weighs its halves alike
@@ -149,104 +151,223 @@ def run_cases(strategy, names):
     return results
 
 
-def run_all(strategy):
-    return {**run_cases(strategy, list(CASES)), "progress": progress(strategy), "verbose": verbose(strategy)}
+def run_all(strategy, names=tuple(CASES)):
+    """Everything that one launch of a group is worth."""
+    return {**run_cases(strategy, names), "progress": tell_progress(strategy), "verbose": print_verbose(strategy)}
 
 
-def progress(strategy):
-    """What is told of a fit, and what is left of the telling."""
+def tell_progress(strategy):
+    """What is told of a fit, and what the telling leaves behind."""
     import tensorflow as tf
 
     from spark_tensorflow_distributor.trainer.progress import _FitReporter, report_fit_progress
 
     keras = tf.keras
-    x, y = digits()
-    messages = []
-    report_fit_progress(lambda message: messages.append({**message, "time": time.monotonic()}))
+    x, y = (part[:ROWS] for part in digits())
+    told = []
+    found = {"signature": str(inspect.signature(keras.Model.fit))}
+    report_fit_progress(lambda message: told.append({**message, "time": time.monotonic()}))
+    found["signature kept"] = str(inspect.signature(keras.Model.fit)) == found["signature"]
 
-    class Own(keras.callbacks.Callback):
-        pass
+    class Slow(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            time.sleep(0.02)
 
-    own = [Own()]
+    class Refusing(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            raise InterruptedError("enough")
+
     with strategy.scope():
         model = dense_model(keras, "sgd")
-    arguments = {"batch_size": BATCH, "epochs": 2, "verbose": 0}
-    history = model.fit(x[: ROWS + 10], y[: ROWS + 10], callbacks=own, **arguments)
-    found = {"arrays": messages[:], "own callbacks": len(own), "history is the model's": history is model.history}
+    own = [Slow()]
+    history = model.fit(dataset(x, y, batch=16).prefetch(2), epochs=2, callbacks=own, verbose=0)
+    found.update(dataset=told[:], own_callbacks=len(own), same_history=history is model.history)
+    found["last logs"] = {name: values[-1] for name, values in history.history.items()}
 
-    del messages[:]
-    callback_list = keras.callbacks.CallbackList([own[0]], add_history=True, model=model, epochs=1, steps=8, verbose=0)
+    del told[:]
+    model.fit(x, y, BATCH, 1, 0)  # positional, up to verbose
+    found["arrays"] = told[:]
+
+    del told[:]
+    callback_list = keras.callbacks.CallbackList([Slow()], add_history=True, model=model, epochs=1, steps=8, verbose=0)
     parts = list(callback_list.callbacks)
-    model.fit(dataset(x[:ROWS], y[:ROWS]).prefetch(2), callbacks=callback_list, verbose=0)
-    found.update(callback_list=messages[:], callback_list_is_as_before=callback_list.callbacks == parts)
+    model.fit(dataset(x, y), callbacks=callback_list, verbose=0)
+    found.update(callback_list=told[:], callback_list_as_before=callback_list.callbacks == parts)
 
-    del messages[:]
-    with contextlib.suppress(ValueError), strategy.scope():
-        keras.Sequential([keras.Input((64,)), keras.layers.Dense(1)]).fit(x, y)  # not compiled
-    found["refused"] = messages[:]
+    del told[:]
+    with contextlib.suppress(InterruptedError):
+        model.fit(dataset(x, y), callbacks=Refusing(), verbose=0)
+    found["failed"] = told[:]
 
     def broken(message):
-        messages.append(message)
+        told.append(message)
         raise OSError("gone")
 
     report_fit_progress(broken)
-    del messages[:]
-    found["trained in spite of it"] = len(model.fit(x[:ROWS], y[:ROWS], **arguments).history["loss"])
-    found["told when broken"] = len(messages)
+    del told[:]
+    found["epochs in spite of it"] = len(model.fit(x, y, batch_size=BATCH, epochs=2, verbose=0).history["loss"])
+    found["told while broken"] = len(told)
+
     gc.collect()
     found["reporters left"] = sum(isinstance(thing, _FitReporter) for thing in gc.get_objects())
-    with contextlib.suppress(ImportError):
-        restored = pickle.loads(pickle.dumps(model))
-        found["pickled"] = len(restored.get_weights())
-    return json.loads(json.dumps(found))
+    found["weights unpickled"] = len(pickle.loads(pickle.dumps(model)).get_weights())
+    return found
 
 
-def verbose(strategy):
-    """Lines that each way of saying verbose prints."""
+def print_verbose(strategy):
+    """How many lines each way of saying verbose prints."""
     import tensorflow as tf
 
-    x, y = digits()
+    x, y = (part[:BATCH] for part in digits())
     with strategy.scope():
         model = dense_model(tf.keras, "sgd")
+    calls = {
+        "fit": lambda: model.fit(x, y, batch_size=BATCH),
+        "fit, auto": lambda: model.fit(x, y, BATCH, 1, "auto"),
+        "fit, 1": lambda: model.fit(x, y, BATCH, 1, 1),
+        "fit, 0": lambda: model.fit(x, y, batch_size=BATCH, verbose=0),
+        "evaluate": lambda: model.evaluate(x, y, batch_size=BATCH),
+        "predict": lambda: model.predict(x, BATCH),
+        "predict, 1": lambda: model.predict(x, BATCH, verbose=1),
+    }
     printed = {}
-    for label, argument in {
-        "auto": {},
-        "said auto": {"verbose": "auto"},
-        "1": {"verbose": 1},
-        "0": {"verbose": 0},
-    }.items():
+    for name, call in calls.items():
         with contextlib.redirect_stdout(io.StringIO()) as output:
-            model.fit(x[:ROWS], y[:ROWS], BATCH, 2, **argument)
-            model.evaluate(x[:ROWS], y[:ROWS], BATCH, **argument)
-            model.predict(x[:ROWS], BATCH, **argument)
-        printed[label] = len(output.getvalue().replace("\r", "\n").split("\n")) - 1
+            call()
+        printed[name] = output.getvalue().count("\n")
     return printed
 
 
 # ---- the tests
 
+LEGACY_CASES = ["sgd_arrays", "adam_dataset", "dict_inputs"]
+with_tf_keras = pytest.mark.skipif(not find_spec("tf_keras"), reason="tf_keras is not installed")
+PACKAGES = pytest.mark.parametrize("launched", ["keras", pytest.param("tf_keras", marks=with_tf_keras)], indirect=True)
+
 
 @pytest.fixture(scope="module")
-def single():
-    return run_group("test_keras_numerics:run_all", workers=1)[0]
+def launch():
+    """Runs all cases with a Keras package, once: what one process and what each of two workers returned."""
+    done = {}
+
+    def launch(package):
+        legacy = package == "tf_keras"
+        arguments = {
+            "env": {"TF_USE_LEGACY_KERAS": "1"} if legacy else {},
+            "names": LEGACY_CASES if legacy else list(CASES),
+        }
+        if package not in done:
+            done[package] = GroupFailed("it failed for the test before")
+            (single,) = run_group(f"{Path(__file__).stem}:run_all", workers=1, **arguments)
+            assert single["keras"] == package
+            done[package] = single, run_group(f"{Path(__file__).stem}:run_all", workers=2, **arguments)
+        if isinstance(done[package], GroupFailed):
+            raise done[package]
+        return done[package]
+
+    return launch
 
 
-@pytest.fixture(scope="module")
-def group():
-    return run_group("test_keras_numerics:run_all", workers=2)
+@pytest.fixture
+def launched(request, launch):
+    return launch(request.param)
 
 
-def assert_same(single, group, case):
-    expected = single[case]
-    assert expected
+def events(messages, *names):
+    return [message for message in messages if message["event"] in names]
+
+
+@pytest.mark.parametrize(
+    ("launched", "case"),
+    [("keras", case) for case in CASES]
+    + [pytest.param("tf_keras", case, marks=with_tf_keras) for case in LEGACY_CASES],
+    indirect=["launched"],
+)
+def test_two_workers_equal_one_process(launched, case):
+    single, group = launched
     for rank, results in enumerate(group):
-        assert results[case].keys() == expected.keys()
-        for name, value in expected.items():
+        assert results[case].keys() == single[case].keys()
+        for name, value in single[case].items():
             np.testing.assert_allclose(
-                results[case][name], value, rtol=1e-5, atol=1e-5, err_msg=f"{case}: {name} of rank {rank}"
+                results[case][name], value, rtol=1e-5, atol=1e-5, err_msg=f"{name} of rank {rank} is not one process's"
             )
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_workers_equal_one_process(single, group, case):
-    assert_same(single, group, case)
+@PACKAGES
+def test_only_keras_3_under_several_workers_is_mended(launched):
+    single, group = launched
+    assert single["mended"] == []
+    for results in group:
+        assert ({"symbolic_build", "reduce_per_replica"} <= set(results["mended"])) == (single["keras"] == "keras")
+        assert results["mended"] or single["keras"] == "tf_keras"
+
+
+@PACKAGES
+def test_fit_reports_its_progress(launched):
+    for results in launched[1]:
+        found = results["progress"]
+        told = found["dataset"]
+        steps = events(told, "step")
+        ends = events(told, "epoch_end")
+        assert [told[0]["event"], told[1]["event"], told[-1]["event"]] == ["fit_begin", "step", "fit_end"]
+        assert told[0]["epochs"] == 2
+        assert told[0]["steps"] in (ROWS // 16, None)
+        assert [(end["epoch"], end["step"]) for end in ends] == [(0, ROWS // 16), (1, ROWS // 16)]
+        assert ends[-1]["logs"] == pytest.approx(found["last logs"])
+        assert all(isinstance(step["loss"], float) for step in steps)
+        assert [step["samples"] for step in steps] == [16 * (32 * step["epoch"] + step["step"]) for step in steps]
+        times = [step["time"] for step in steps]
+        assert len(steps) > 3
+        assert all(later - earlier > 0.19 for earlier, later in itertools.pairwise(times))
+
+
+@PACKAGES
+def test_arrays_tell_their_batch_size(launched):
+    for results in launched[1]:
+        told = results["progress"]["arrays"]
+        assert told[0]["steps"] == ROWS // BATCH
+        assert told[1]["samples"] == BATCH * told[1]["step"]
+        assert events(told, "epoch_end")[0]["step"] == ROWS // BATCH
+
+
+@PACKAGES
+def test_reporting_leaves_nothing_behind(launched):
+    for results in launched[1]:
+        found = results["progress"]
+        assert found["signature kept"]
+        assert found["own_callbacks"] == 1
+        assert found["same_history"]
+        assert found["callback_list_as_before"]
+        assert found["reporters left"] == 0
+        assert found["weights unpickled"] == 4
+
+
+@PACKAGES
+def test_a_callback_list_is_reported_through(launched):
+    for results in launched[1]:
+        told = results["progress"]["callback_list"]
+        assert events(told, "epoch_end")[0]["step"] == ROWS // BATCH
+        assert told[-1]["event"] == "fit_end"
+
+
+@PACKAGES
+def test_a_fit_that_fails_ends_too(launched):
+    for results in launched[1]:
+        assert [message["event"] for message in results["progress"]["failed"]] == ["fit_begin", "fit_end"]
+
+
+@PACKAGES
+def test_training_survives_a_broken_receiver(launched):
+    for results in launched[1]:
+        assert results["progress"]["epochs in spite of it"] == 2
+        assert results["progress"]["told while broken"] == 1
+
+
+@PACKAGES
+def test_auto_verbose_is_a_line_an_epoch_on_the_chief_and_none_elsewhere(launched):
+    chief, other = (results["verbose"] for results in launched[1])
+    for automatic in ("fit", "fit, auto", "evaluate", "predict"):
+        assert (chief[automatic], other[automatic]) == (1, 0)
+    for explicit in ("fit, 1", "predict, 1"):
+        assert chief[explicit] == other[explicit] >= 1
+    assert chief["fit, 0"] == other["fit, 0"] == 0

@@ -72,6 +72,9 @@ class DriverLink:
             except (OSError, EOFError):
                 sock.close()
                 continue
+            except RendezvousError:
+                sock.close()
+                raise
             sock.setblocking(False)
             self._socket, self._reader = sock, FrameReader()
             self.refused_since = None

@@ -26,23 +26,25 @@ _COLLATERAL = re.compile(
     r"|Collective ops is aborted|unhealthy|heartbeat|[Pp]eer|coordination service|/job:worker/",
 )
 
-_JAVA_LINE = re.compile(r"^\s+at [\w$.]+\(|^\s*\.\.\. \d+ more|^Caused by: |^Driver stacktrace")
+_JAVA_LINE = re.compile(r"^\s+at \S+\(|^\s*\.\.\. \d+ more|^Caused by: |^Driver stacktrace")
 
 
 def is_collateral(record: Mapping[str, Any]) -> bool:
     """Whether a failure looks like the consequence of another worker's."""
     if record["kind"] == "stopped":
         return True
-    text = f"{record.get('error_type', '')} {record['message']}"
-    return record["kind"] in ("exception", "startup") and "errors_impl" in text and bool(_COLLATERAL.search(text))
+    is_tensorflows = "errors_impl" in record.get("error_type", "")
+    return is_tensorflows and bool(_COLLATERAL.search(f"{record['error_type']} {record['message']}"))
 
 
 def root_cause(failures: Mapping[int, tuple[Mapping[str, Any], float]]) -> int | None:
-    """The rank whose failure the others follow from: the first that is not collateral, else the first."""
-    if not failures:
-        return None
-    order = sorted(failures, key=lambda rank: (is_collateral(failures[rank][0]), failures[rank][1], rank))
-    return order[0]
+    """The rank whose failure the others follow from: the first that is not collateral, else the first at all."""
+
+    def order(rank: int) -> tuple[bool, bool, float, int]:
+        record, when = failures[rank]
+        return record["kind"] == "stopped", is_collateral(record), when, rank
+
+    return min(failures, key=order, default=None)
 
 
 def should_meet_again(result: LaunchResult, times: int) -> bool:

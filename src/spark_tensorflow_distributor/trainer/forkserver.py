@@ -147,7 +147,7 @@ class Server:
                 self._reap()
         finally:
             for trainer in list(self._trainers.values()):
-                _kill_group(trainer.pid)
+                kill_group(trainer.pid)
 
     def _is_needed(self) -> bool:
         if not is_alive(self._watch_pid, self._watch_start):
@@ -231,7 +231,7 @@ class Server:
             if done == 0:
                 continue
             trainer = self._trainers.pop(pid)
-            _kill_group(pid)  # what the function left running
+            kill_group(pid)  # what the function left running
             unit = 1 if sys.platform == "darwin" else 1024
             self._tell(
                 trainer.connection,
@@ -249,7 +249,7 @@ class Server:
         pid = self._connections.pop(connection, None)
         self._selector.unregister(connection)
         if pid is not None and pid in self._trainers:
-            _kill_group(pid)
+            kill_group(pid)
         else:
             connection.close()
 
@@ -259,7 +259,8 @@ class Server:
             connection.sendall(frame(message))
 
 
-def _kill_group(pid: int) -> None:
+def kill_group(pid: int) -> None:
+    """Kill a trainer and what it has started, if they still run."""
     # TensorFlow swallows SIGTERM. The group may not exist yet (just forked) or any more.
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):

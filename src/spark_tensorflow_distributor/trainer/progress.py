@@ -122,12 +122,12 @@ class _FitReporter:
     @_quietly
     def close(self) -> None:
         self._tell("fit_end")
-        self._open = False  # a thread of Keras may still be on its way
 
     def _tell(self, event: str, **details: Any) -> None:
         with _Receiver.lock:
             if self._open and _Receiver.send is not None:
                 _Receiver.send({"event": event, **details})
+            self._open = self._open and event != "fit_end"  # a thread of Keras may still be on its way
 
 
 def _floats(logs: dict[str, Any] | None) -> dict[str, float]:

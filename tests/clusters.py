@@ -1,0 +1,90 @@
+"""A real standalone Spark cluster on loopback addresses, and programs that run against it as drivers."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyspark
+
+from helpers import wait_until
+
+SPARK_HOME = Path(pyspark.__file__).parent
+
+
+class StandaloneCluster:
+    """A master and two workers with four cores each, on 127.0.0.1 and 127.0.0.2: so that two executors stand on two addresses.
+
+    Args:
+        folder: logs and work directories.
+        worker_conf: settings of the workers (GPU resources above all).
+    """
+
+    def __init__(self, folder, worker_conf=None):
+        self.folder = Path(folder)
+        self._processes = []
+        self._logs = []
+        env = {**os.environ, "SPARK_HOME": str(SPARK_HOME), "SPARK_WORKER_DIR": str(self.folder / "work")}
+        env["SPARK_NO_DAEMONIZE"] = "1"
+        env["SPARK_DAEMON_MEMORY"] = "256m"
+        self._env = env
+        self._start("master", "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", "0")
+        self.url = self._find_in_log("master", r"Starting Spark master at (spark://\S+)")
+        properties = self.folder / "worker.conf"
+        properties.write_text("".join(f"{key} {value}\n" for key, value in (worker_conf or {}).items()))
+        for host in ("127.0.0.1", "127.0.0.2"):
+            self._start(
+                f"worker-{host}", "org.apache.spark.deploy.worker.Worker", "--host", host, "--cores", "4",
+                "--memory", "4g", "--properties-file", str(properties), self.url,
+            )  # fmt: skip
+        for host in ("127.0.0.1", "127.0.0.2"):
+            self._find_in_log(f"worker-{host}", r"Successfully registered with master")
+
+    def _start(self, name, cls, *args):
+        log = open(self.folder / f"{name}.log", "w")  # noqa: SIM115 (the process writes to it)
+        self._logs.append(log)
+        command = [str(SPARK_HOME / "bin" / "spark-class"), cls, "--webui-port", "0", *args]
+        env = {**self._env, "SPARK_LOCAL_IP": args[1]}
+        self._processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env))
+
+    def _find_in_log(self, name, pattern):
+        path = self.folder / f"{name}.log"
+        assert wait_until(lambda: re.search(pattern, path.read_text()), 60), path.read_text()
+        found = re.search(pattern, path.read_text())
+        return found[1] if found.groups() else found[0]
+
+    def drive(self, program, *args, conf=None, timeout=180, env=None, check=True):
+        """Run a program of tests/programs as a driver; returns what it printed after "RESULT" as JSON."""
+        done = self.start_driver(program, *args, conf=conf, env=env)
+        out, _ = done.communicate(timeout=timeout)
+        if check:
+            assert done.returncode == 0, out
+        results = [line for line in out.splitlines() if line.startswith("RESULT ")]
+        return (json.loads(results[-1][7:]) if results else None), out
+
+    def start_driver(self, program, *args, conf=None, env=None):
+        settings = {"spark.master": self.url, "spark.driver.host": "127.0.0.1", **(conf or {})}
+        command = [sys.executable, str(Path(__file__).parent / "programs" / program), json.dumps(settings), *args]
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+
+    def close(self):
+        for process in reversed(self._processes):
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for log in self._logs:
+            log.close()
+        time.sleep(0.1)

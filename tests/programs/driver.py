@@ -1,0 +1,22 @@
+"""What the driver programs of the tests share: ``session()`` from the settings in argv[1], ``tell()`` the result."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+def session():
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.config("spark.ui.enabled", "false").config("spark.ui.showConsoleProgress", "false")
+    for key, value in json.loads(sys.argv[1]).items():
+        builder = builder.config(key, value)
+    return builder.getOrCreate()
+
+
+def tell(result):
+    print("RESULT " + json.dumps(result), flush=True)

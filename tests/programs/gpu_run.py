@@ -1,0 +1,39 @@
+"""Runs on stub GPUs and tells, for every rank, what its worker saw. argv: settings, num_slots, runs."""
+
+import os
+import sys
+
+from driver import session, tell
+
+from helpers import WORKER_PATH
+from spark_tensorflow_distributor import DistributorError, MirroredStrategyRunner
+
+
+def look():
+    import json
+
+    import tensorflow
+    from pyspark import BarrierTaskContext
+
+    context = BarrierTaskContext.get()
+    seen = {
+        "visible": os.environ["CUDA_VISIBLE_DEVICES"],
+        "addresses": context.resources()["gpu"].addresses,
+        "rank": json.loads(os.environ["TF_CONFIG"])["task"]["index"],
+        "worker": json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"],
+        "executor": os.getppid(),
+        "asked": dict(tensorflow.asked.items()),
+    }
+    return [json.loads(text) for text in context.allGather(json.dumps(seen))]
+
+
+spark = session()
+sees = sys.argv[4] if len(sys.argv) > 4 else "1"
+env = {"PYTHONPATH": WORKER_PATH, "TF_USE_LEGACY_KERAS": "1", "STUB_TF_SEES_GPUS": sees}
+try:
+    runner = MirroredStrategyRunner(num_slots=int(sys.argv[2]), spark=spark, env=env)
+    runs = [sorted(runner.run(look), key=lambda each: each["rank"]) for _ in range(int(sys.argv[3]))]
+    tell({"tasks": runner.get_num_tasks(), "runs": runs})
+except DistributorError as error:
+    tell({"error": type(error).__name__, "message": str(error)})
+spark.stop()

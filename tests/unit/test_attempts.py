@@ -1,0 +1,125 @@
+"""Root causes, restarts and what the user is told."""
+
+import pytest
+
+from spark_tensorflow_distributor import (
+    ClusterError,
+    GpuConfigurationError,
+    RendezvousTimeoutError,
+    SerializationError,
+    TrainingFailedError,
+)
+from spark_tensorflow_distributor.config import RunnerConfig
+from spark_tensorflow_distributor.driver.attempts import error_of, root_cause, should_meet_again, should_restart
+from spark_tensorflow_distributor.driver.launch import LaunchResult
+from spark_tensorflow_distributor.protocol import (
+    WorkerReport,
+    decode_failure,
+    encode_failure,
+    failure_record,
+    pickle_exception,
+)
+
+CONFIG = RunnerConfig(2, use_gpu=False)
+UNAVAILABLE = {"error_type": "tensorflow.python.framework.errors_impl.UnavailableError"}
+
+
+def record(rank, kind="exception", message="boom", **more):
+    return failure_record(rank, f"h{rank}", kind, message, **more)
+
+
+def test_the_first_that_is_no_consequence_is_the_cause():
+    failures = {
+        0: (record(0, message="failed to connect to all addresses", **UNAVAILABLE), 1.0),
+        1: (record(1, "signal", "killed"), 1.2),
+        2: (record(2, "stopped"), 0.5),
+    }
+    assert root_cause(failures) == 1
+    assert root_cause({0: failures[0], 2: failures[2]}) == 0
+    assert root_cause({}) is None
+
+
+def test_a_users_own_connection_error_is_a_cause():
+    failures = {0: (record(0, message="Connection reset by peer", error_type="OSError"), 1.0), 1: (record(1), 2.0)}
+    assert root_cause(failures) == 0
+
+
+def test_the_original_exception_is_chained():
+    told = record(1, pickled=pickle_exception(KeyError("k")), traceback="Traceback...", log_tail=["last words"])
+    error = error_of(LaunchResult(failures={1: (told, 3.0), 0: (record(0, "stopped"), 4.0)}), CONFIG, 2)
+    assert isinstance(error, TrainingFailedError)
+    assert isinstance(error.__cause__, KeyError)
+    assert error.root_cause.rank == 1
+    for words in ("Rank 1 @ h1 failed after 3.0 s: boom", "Traceback...", "last words"):
+        assert words in str(error)
+    assert "Ranks" not in str(error)
+
+
+def test_an_exception_that_cannot_be_rebuilt_is_told_by_its_text():
+    error = error_of(LaunchResult(failures={0: (record(0, pickled="bm9wZQ=="), 1.0)}), CONFIG, 2)
+    assert error.__cause__ is None
+    assert "boom" in str(error)
+
+
+def test_the_librarys_own_errors_are_raised_as_themselves():
+    pickled = pickle_exception(GpuConfigurationError("no GPU"))
+    error = error_of(LaunchResult(failures={0: (record(0, "startup", pickled=pickled), 1.0)}), CONFIG, 2)
+    assert type(error) is GpuConfigurationError
+
+
+def test_a_missing_tensorflow_and_another_missing_module():
+    def failed(name):
+        pickled = pickle_exception(ModuleNotFoundError(f"No module named {name!r}", name=name))
+        told = record(0, "startup", f"No module named {name!r}", error_type="ModuleNotFoundError", pickled=pickled)
+        return error_of(LaunchResult(failures={0: (told, 1.0)}), CONFIG, 2)
+
+    assert type(failed("tensorflow")) is ClusterError
+    assert "spark.pyspark.python" in str(failed("tensorflow"))
+    assert type(failed("mine")) is SerializationError
+    assert "addPyFile" in str(failed("mine"))
+
+
+def test_start_timeout():
+    error = error_of(LaunchResult(start_timed_out=1), CONFIG, 2)
+    assert type(error) is RendezvousTimeoutError
+    assert "1 of 2 workers came within start_timeout=600 s" in str(error)
+
+
+def test_a_lost_executor_without_javas_stack():
+    spark = RuntimeError(
+        "Job aborted: Could not recover from a failed barrier ResultStage.\n\tat org.apache.spark.X.y(X.scala:1)\n"
+        "Caused by: java.lang.Error"
+    )
+    result = LaunchResult(spark_error=spark, reports={0: WorkerReport(0, "h0", 0)})
+    error = error_of(result, CONFIG, 2)
+    assert isinstance(error, TrainingFailedError)
+    assert "Could not recover" in str(error)
+    assert "[1]" in str(error)
+    assert "X.scala" not in str(error)
+
+
+def test_restarts_only_where_they_can_help():
+    config = RunnerConfig(2, use_gpu=False, max_restarts=1)
+    assert should_restart(config, 0, TrainingFailedError("x"))
+    assert not should_restart(config, 1, TrainingFailedError("x"))
+    assert not should_restart(config, 0, SerializationError("x"))
+    cancelled = error_of(LaunchResult(spark_error=RuntimeError("cancelled"), cancelled=True), config, 2)
+    assert not should_restart(config, 0, cancelled)
+
+
+def test_a_taken_port_is_met_with_new_ones():
+    result = LaunchResult(failures={0: (record(0, "port"), 1.0), 1: (record(1, "stopped"), 0.9)})
+    assert should_meet_again(result, 0)
+    assert not should_meet_again(result, 3)
+    assert not should_meet_again(LaunchResult(failures={0: (record(0), 1.0)}), 0)
+
+
+@pytest.mark.parametrize("size", [10, 5000, 100_000])
+def test_a_record_survives_sparks_error_text(size):
+    told = record(1, message="m" * size, traceback="t" * size, log_tail=["l" * size], pickled="p" * size)
+    text = f"Job aborted due to stage failure: Task 1 failed\n{encode_failure(told)}\n\tat org.apache.spark.X"
+    back = decode_failure(text)
+    assert len(text) < 25_000
+    assert back["rank"] == 1
+    assert back["message"] == ("m" * size)[:4000]
+    assert decode_failure("no record here") is None

@@ -1,0 +1,37 @@
+import pytest
+
+from spark_tensorflow_distributor import ConfigurationError, MirroredStrategyRunner
+from spark_tensorflow_distributor.config import RunnerConfig
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"num_slots": 0}, "num_slots is 0"),
+        ({"num_slots": -1}, "at least 1"),
+        ({"num_slots": 1.5}, "whole number"),
+        ({"num_slots": True}, "whole number"),
+        ({"num_slots": "2"}, "'2'"),
+        ({"num_slots": 2, "max_restarts": -1}, "max_restarts"),
+        ({"num_slots": 2, "min_slots": 3}, "min_slots=3"),
+        ({"num_slots": 2, "start_timeout": 0}, "start_timeout"),
+        ({"num_slots": 2, "stall_timeout": "1"}, "stall_timeout"),
+        ({"num_slots": 2, "gpu_resource_name": ""}, "gpu_resource_name"),
+        ({"num_slots": 2, "env": {"A": 1}}, "env"),
+        ({"num_slots": 2, "env": ["A"]}, "env"),
+        ({"num_slots": 2, "env": {"TF_CONFIG": "{}"}}, "TF_CONFIG"),
+        ({"num_slots": 2, "local_mode": True, "use_gpu": False}, "num_slots=1"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, words):
+    with pytest.raises(ConfigurationError, match=words):
+        RunnerConfig(**arguments)
+    with pytest.raises(ValueError, match=words):  # as in 1.0.0
+        RunnerConfig(**arguments)
+
+
+def test_arguments_are_keywords_only():
+    with pytest.raises(TypeError):
+        MirroredStrategyRunner(2)
+    with pytest.raises(TypeError, match="num_slots"):
+        MirroredStrategyRunner()

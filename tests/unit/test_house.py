@@ -1,0 +1,109 @@
+"""The house rules that a machine can check."""
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spark_tensorflow_distributor as std
+from spark_tensorflow_distributor import shipping
+
+ROOT = Path(std.__file__).parent
+MODULES = sorted(
+    "spark_tensorflow_distributor." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in ROOT.rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+
+def test_no_module_imports_tensorflow_and_the_agent_and_trainer_no_spark():
+    """Each module by itself, in a fresh interpreter; all in one process would hide who imported what."""
+    program = (
+        "import importlib, json, os, sys\n"
+        "found = {}\n"
+        "for name in json.loads(sys.argv[1]):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        importlib.import_module(name)\n"
+        "        bad = [m for m in ('tensorflow', 'keras', 'tf_keras', 'pyspark', 'tqdm', 'pandas', 'pyarrow', 'numpy')\n"
+        "               if m in sys.modules]\n"
+        "        print(json.dumps([name, bad]), flush=True)\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(pid, 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, json.dumps(MODULES)], capture_output=True, text=True)
+    loaded = dict(json.loads(line) for line in done.stdout.splitlines())
+    assert sorted(loaded) == MODULES, done.stderr
+    assert {name: bad for name, bad in loaded.items() if bad} == {}
+
+
+def test_the_public_names():
+    assert sorted(std.__all__) == std.__all__
+    for name in std.__all__:
+        assert getattr(std, name).__doc__
+        assert name in dir(std)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        std.nothing  # noqa: B018
+
+
+def test_all_errors_pickle():
+    for name in std.__all__:
+        cls = getattr(std, name)
+        if isinstance(cls, type) and issubclass(cls, Exception):
+            again = pickle.loads(pickle.dumps(cls("text")))
+            assert type(again) is cls
+            assert str(again) == "text"
+            assert issubclass(cls, std.DistributorError)
+    failure = std.WorkerFailure(1, "h", "exception", "m", exception=KeyError("k"))
+    again = pickle.loads(pickle.dumps(std.TrainingFailedError("t", {1: failure}, failure)))
+    assert again.failures[1].message == "m"
+    assert again.root_cause.rank == 1
+
+
+def test_house_rules_in_the_source():
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text()
+        assert not re.search(r"raise Exception\(|\bsys\.exit\(\)?$", text, re.M), path
+        if path.name != "spark.py":
+            assert "from pyspark.sql import" not in text, path
+        if path.parts[-2] != "driver":
+            continue
+        assert not re.search(r"^import tensorflow|^from tensorflow", text, re.M), path
+
+
+def test_the_package_imports_from_memory_where_it_is_not_installed():
+    program = (
+        "import json, sys\n"
+        "boot = json.load(sys.stdin)\n"
+        "space = {'__name__': 'x'}\n"
+        "exec(boot['installer'], space)\n"
+        "assert 'spark_tensorflow_distributor' not in sys.modules\n"
+        "space['install']('spark_tensorflow_distributor', boot['sources'])\n"
+        "space['install']('spark_tensorflow_distributor', boot['sources'])\n"
+        "from spark_tensorflow_distributor import shipping, get_context\n"
+        "from spark_tensorflow_distributor.agent import task\n"
+        "assert shipping.own_sources() == boot['sources']\n"
+        "print(task.__spec__.loader.__class__.__name__)\n"
+    )
+    boot = {"installer": shipping.importer_source(), "sources": shipping.own_sources()}
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], input=json.dumps(boot), capture_output=True, text=True
+    )
+    assert done.stdout == "MemoryImporter\n", done.stderr
+
+
+def test_another_version_is_replaced():
+    namespace = {"__name__": "x"}
+    exec(shipping.importer_source(), namespace)
+    package = "package_of_this_test"
+    namespace["install"](package, {"__init__.py": "value = 1", "part/__init__.py": "", "part/leaf.py": "value = 2"})
+    leaf = __import__(f"{package}.part.leaf", fromlist=["value"])
+    assert leaf.value == 2
+    namespace["install"](package, {"__init__.py": "value = 3"})
+    assert __import__(package).value == 3
+    sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "package", None) != package]
+    del sys.modules[package]

@@ -1,0 +1,71 @@
+"""What cannot travel is named."""
+
+import threading
+
+import pytest
+
+from spark_tensorflow_distributor import ConfigurationError, SerializationError
+from spark_tensorflow_distributor.driver.pickling import pack_function, pack_script
+
+pytest.importorskip("pyspark")
+
+GLOBAL_LOCK = threading.Lock()
+
+
+def uses_a_global():
+    return GLOBAL_LOCK
+
+
+def test_the_argument_is_named():
+    with pytest.raises(SerializationError, match=r"The argument 'lock', a lock, .*Pass what it is made from"):
+        pack_function(lambda lock, x: x, {"x": 1, "lock": threading.Lock()})
+
+
+def test_the_captured_variable_is_named():
+    handle = threading.Lock()
+    with pytest.raises(SerializationError, match=r"The variable 'handle'.*Create it inside the function"):
+        pack_function(lambda: handle, {})
+
+
+def test_the_variable_of_an_inner_function_is_named():
+    handle = threading.Lock()
+
+    def inner():
+        return handle
+
+    with pytest.raises(SerializationError, match="'handle'|'inner'"):
+        pack_function(lambda: inner(), {})
+
+
+def test_the_object_of_a_method_is_named():
+    class Trainer:
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def train(self):
+            return 1
+
+    with pytest.raises(SerializationError, match=r"The object of the method 'train', a Trainer"):
+        pack_function(Trainer().train, {})
+
+
+def test_arguments_that_do_not_fit():
+    with pytest.raises(ConfigurationError, match=r"missing a required argument: 'b'"):
+        pack_function(lambda a, b: 1, {"a": 1})
+    with pytest.raises(ConfigurationError, match="unexpected keyword argument 'c'"):
+        pack_function(lambda: 1, {"c": 1})
+    with pytest.raises(ConfigurationError, match="got a int"):
+        pack_function(3, {})
+
+
+def test_scripts(tmp_path):
+    path = tmp_path / "s.py"
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        pack_script(str(path), [])
+    path.write_text("def broken(:\n")
+    with pytest.raises(ConfigurationError, match="is not Python"):
+        pack_script(str(path), [])
+    path.write_text("print(1)\n")
+    with pytest.raises(ConfigurationError, match="list of strings"):
+        pack_script(str(path), [1])
+    assert b"print(1)" in pack_script(str(path), ["--x"])
