@@ -16,7 +16,7 @@ SPARK_HOME = Path(pyspark.__file__).parent
 
 
 class StandaloneCluster:
-    """A master and two workers with four cores each, on 127.0.0.1 and 127.0.0.2: so that two executors stand on two addresses.
+    """A master and two workers with four cores each, on 127.0.0.1 and 127.0.0.2.
 
     Args:
         folder: logs and work directories.

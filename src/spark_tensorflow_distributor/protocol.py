@@ -15,11 +15,13 @@ Both ends always run the same source (see ``shipping``), so the formats carry no
 import base64
 import hashlib
 import hmac
+import io
 import json
 import pickle
 import secrets
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -166,7 +168,7 @@ def failure_from_record(record: Mapping[str, Any], seconds: float = 0.0) -> Work
     error = None
     if record.get("pickled"):
         try:
-            error = pickle.loads(base64.b64decode(record["pickled"]))
+            error = _ExceptionUnpickler(io.BytesIO(base64.b64decode(record["pickled"]))).load()
         except Exception:  # the class is missing here, or cannot be rebuilt: its text has to do
             error = None
     return WorkerFailure(
@@ -175,6 +177,16 @@ def failure_from_record(record: Mapping[str, Any], seconds: float = 0.0) -> Work
         exception=error if isinstance(error, BaseException) else None,
         seconds=seconds,
     )
+
+
+class _ExceptionUnpickler(pickle.Unpickler):
+    """Rebuilds an exception, but does not import TensorFlow for it: a driver that has not done so itself cannot be
+    waiting for one of TensorFlow's exceptions, and would pay seconds and half a gigabyte."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] in ("tensorflow", "keras", "tf_keras") and module not in sys.modules:
+            raise pickle.UnpicklingError(f"{module} is not loaded here")
+        return super().find_class(module, name)
 
 
 def encode_failure(record: Mapping[str, Any]) -> str:

@@ -89,7 +89,7 @@ def endless_dataset(keras, strategy, x, y):
 def dict_inputs(keras, strategy, x, y):
     with strategy.scope():
         left, right = keras.Input((32,), name="left"), keras.Input((32,), name="right")
-        hidden = keras.layers.Dense(16, activation="tanh")(left) + keras.layers.Dense(16)(right)
+        hidden = keras.layers.Dense(16, kernel_regularizer="l2")(left) + keras.layers.Dense(16)(right)
         model = keras.Model({"left": left, "right": right}, keras.layers.Dense(10, activation="softmax")(hidden))
         model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
     inputs = {"left": x[:, :32], "right": x[:, 32:]}

@@ -5,6 +5,7 @@ import pytest
 from spark_tensorflow_distributor.driver.group import (
     LOST_SECONDS,
     MEET_ELSEWHERE_SECONDS,
+    PICKLE_SECONDS,
     VERDICT_SECONDS,
     Group,
 )
@@ -108,3 +109,12 @@ def test_a_stall():
     assert group.receive(0, {"type": "log"}, 105.0) == []
     assert group.tick(114.0) == []
     assert "stall_timeout=10" in group.tick(116.0)[0][1]["reason"]
+
+
+def test_a_chief_that_waits_for_ranks_that_are_done(met):
+    met.receive(0, {"type": "phase", "name": "result"}, 5.0)
+    met.receive(1, {"type": "done"}, 6.0)
+    met.receive(2, {"type": "done"}, 6.0)
+    assert met.tick(5.0 + PICKLE_SECONDS) == []
+    ((_, message),) = met.tick(5.1 + PICKLE_SECONDS)
+    assert "return the same value on every rank" in message["reason"]

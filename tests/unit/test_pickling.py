@@ -33,7 +33,7 @@ def test_the_variable_of_an_inner_function_is_named():
     def inner():
         return handle
 
-    with pytest.raises(SerializationError, match="'handle'|'inner'"):
+    with pytest.raises(SerializationError, match=r"'handle'|'inner'"):
         pack_function(lambda: inner(), {})
 
 

@@ -109,7 +109,7 @@ def _describe(cause: WorkerFailure, failures: Mapping[int, WorkerFailure]) -> st
     others = [f.rank for f in failures.values() if f.rank != cause.rank and f.kind != "stopped"]
     if others:
         shown = ", ".join(map(str, others[:10])) + (", ..." if len(others) > 10 else "")
-        lines += ["", f"Ranks {shown} failed too; see .failures of this error."]
+        lines += ["", f"Rank{'s' * (len(others) > 1)} {shown} failed too; see .failures of this error."]
     return "\n".join(lines)
 
 

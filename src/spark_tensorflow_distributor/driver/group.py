@@ -13,6 +13,8 @@ MEET_ELSEWHERE_SECONDS = 8.0
 VERDICT_SECONDS = 1.0
 # Who has lost the channel and does not come back is not waited for at the end.
 LOST_SECONDS = 10.0
+# For how long the chief may pickle its value alone; a value of a GB takes seconds.
+PICKLE_SECONDS = 60.0
 
 
 class Group:
@@ -37,6 +39,7 @@ class Group:
         self._first_failure: float | None = None
         self._lost_at: dict[int, float] = {}
         self._last_progress: float | None = None
+        self._chief_pickles_since: float | None = None
         self._released = False
 
     @property
@@ -66,6 +69,8 @@ class Group:
         kind = message["type"]
         if kind in ("log", "phase", "progress", "done", "join"):
             self._last_progress = now
+        if kind == "phase" and rank == 0 and message["name"] == "result":
+            self._chief_pickles_since = now
         if kind == "join":
             return self._join(rank, message["member"], now)
         if kind == "done":
@@ -103,6 +108,12 @@ class Group:
                 f"Stopped: no worker showed any progress for stall_timeout={self._stall_timeout:g} seconds."
             )
         missing = set(range(self.world_size)) - self.done
+        if missing == {0} and self.world_size > 1 and self._is_chief_stuck(now):
+            return self.stop(
+                "Rank 0 has been reading the value that its function returned for a minute, and all others are done. A "
+                "model with BatchNorm or metrics can only be read by all workers together: return the same value on "
+                "every rank, or plain arrays (get_weights()) that every rank has computed."
+            )
         if self.done and all(now - self._lost_at.get(rank, now) >= LOST_SECONDS for rank in missing):
             self._released = True
             return [(None, {"type": "release"})]
@@ -117,6 +128,10 @@ class Group:
             return []
         self.stop_reason = reason
         return [(None, {"type": "stop", "reason": reason})]
+
+    def _is_chief_stuck(self, now: float) -> bool:
+        since = self._chief_pickles_since
+        return since is not None and 0 in self.connected and now - since > PICKLE_SECONDS
 
     def _is_stalled(self, now: float) -> bool:
         if self._stall_timeout is None or self._last_progress is None or not self.has_met:

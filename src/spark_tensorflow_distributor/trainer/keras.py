@@ -30,7 +30,7 @@ def mend_keras() -> list[str]:
         What was mended, for the log: ``"symbolic_build"`` (batches of all workers are averaged to learn their shapes,
         which fails), ``"reduce_per_replica"`` (scalar logs are reduced along an axis that they do not have),
         ``"metric_variables"`` (Keras before 3.10: wrong sums over the workers) and ``"loss_scaling"`` (Keras before
-        3.7: gradients too large by the number of workers).
+        3.8: gradients too large by the number of workers).
     """
     keras = None if _legacy_selected() else _package("keras")
     if keras is None or keras.__version__.startswith("2.") or keras.backend.backend() != "tensorflow":
@@ -263,7 +263,7 @@ def _mend_loss_scaling(tf: Any, keras: Any) -> bool:
 
         return scale_loss
 
-    if tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 7):
+    if tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 8):
         return False
     mended = False
     for optimizer in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):

@@ -143,8 +143,24 @@ def _train(request: dict[str, Any], fds: dict[str, int], control: Control) -> di
             return _failed("exception", error, _one_line(error))
         control.phase("result")
         if not context.is_chief:
+            _read_along(value)
             return {"ok": True}
         return _write_result(value, fds["result"], request["max_result_bytes"])
+
+
+def _read_along(value: Any) -> None:
+    """Pickle what this rank returned, for nobody.
+
+    Where the chief pickles a model, it reads variables that are kept in step only when they are read (BatchNorm's
+    moving statistics, metrics), and such a read is a collective: all ranks have to take part, or the chief waits for
+    ever. TensorFlow asks the same of who saves a model under this strategy.
+    """
+    from pyspark import cloudpickle
+
+    if value is None:
+        return
+    with open(os.devnull, "wb") as nowhere, contextlib.suppress(Exception):  # the chief's error is the one to report
+        cloudpickle.dump(value, nowhere)
 
 
 def _import_tensorflow() -> Any:

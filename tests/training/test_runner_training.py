@@ -1,0 +1,232 @@
+"""Whole runs with TensorFlow itself: N workers must train the model that one process trains."""
+
+import os
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import spark_tensorflow_distributor as std
+from spark_tensorflow_distributor import MirroredStrategyRunner
+
+
+@pytest.fixture
+def runner(spark):
+    def make(num_slots=2, **options):
+        options.setdefault("use_gpu", False)
+        return MirroredStrategyRunner(num_slots=num_slots, spark=spark, **options)
+
+    return make
+
+
+def digits_program():
+    """A function in the form of a 1.0.0 program; nested, so that it travels by value."""
+
+    def train(optimizer="adam", epochs=3):
+        import tensorflow as tf
+        from sklearn.datasets import load_digits
+
+        images, labels = load_digits(return_X_y=True)
+        images = (images / 16.0).astype("float32")[:1792]
+        labels = labels[:1792]
+        tf.keras.utils.set_random_seed(7)
+        model = tf.keras.Sequential(
+            [
+                tf.keras.layers.Input((64,)),
+                tf.keras.layers.Dense(32, activation="relu"),
+                tf.keras.layers.Dense(10, activation="softmax"),
+            ]
+        )
+        chosen = {"adam": tf.keras.optimizers.Adam(0.01), "sgd": tf.keras.optimizers.SGD(0.5)}[optimizer]
+        model.compile(loss="sparse_categorical_crossentropy", optimizer=chosen, metrics=["accuracy"])
+        data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(128)
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+        history = model.fit(data.with_options(options), epochs=epochs)
+        loss, accuracy = model.evaluate(data.with_options(options))
+        return {
+            "weights": model.get_weights(),
+            "loss": history.history["loss"],
+            "evaluated": (loss, accuracy),
+            "replicas": tf.distribute.get_strategy().num_replicas_in_sync,
+        }
+
+    return train
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_two_workers_train_the_model_of_one(runner, optimizer):
+    two = runner(2).run(digits_program(), optimizer=optimizer)
+    one = runner(1).run(digits_program(), optimizer=optimizer)
+    assert two["replicas"] == 2
+    assert one["replicas"] == 1
+    for a, b in zip(one["weights"], two["weights"], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-4)
+    np.testing.assert_allclose(one["evaluated"], two["evaluated"], rtol=1e-4)
+    assert one["loss"][-1] < one["loss"][0] / 1.5
+
+
+def test_a_model_comes_back(runner, monkeypatch):
+    """The returned model lives on at the driver, where it may need TensorFlow; so look in another process."""
+
+    def train():
+        import tensorflow as tf
+
+        model = tf.keras.Sequential(
+            [tf.keras.layers.Input((3,)), tf.keras.layers.BatchNormalization(), tf.keras.layers.Dense(1)]
+        )
+        model.compile(loss="mse", optimizer="adam", metrics=["mae"])
+        x = np.arange(96, dtype="float32").reshape(32, 3)
+        model.fit(x, x.sum(axis=1), batch_size=8, epochs=2)
+        return model
+
+    import pickle
+    import subprocess
+
+    from spark_tensorflow_distributor.driver import runner as module
+
+    kept = []
+    monkeypatch.setattr(module, "_unpickle", lambda result: kept.append(b"".join(result.value)))
+    runner(2).run(train)
+    program = (
+        "import pickle, sys, numpy as np\n"
+        "model = pickle.load(sys.stdin.buffer)\n"
+        "print(type(model).__name__, len(model.get_weights()), model.predict(np.ones((2, 3)), verbose=0).shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=kept[0], capture_output=True)
+    assert done.stdout.decode().split() == ["Sequential", "6", "(2,", "1)"], done.stderr.decode()[-2000:]
+    assert pickle.dumps(kept)
+
+
+def test_threads_are_a_share_of_the_host(runner):
+    def look():
+        import tensorflow as tf
+
+        threading = tf.config.threading
+        return threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads()
+
+    cores = len(os.sched_getaffinity(0))
+    made = runner(2)
+    assert made.run(look) == (max(1, cores // 2), max(4, cores // 2))
+    assert made.report.workers[0].threads == max(1, cores // 2)
+    assert runner(2, env={"TF_NUM_INTRAOP_THREADS": "3"}).run(look)[0] == 0  # left to TensorFlow, which reads it
+
+
+def test_a_custom_strategy(runner):
+    def train():
+        import tensorflow as tf
+
+        assert not tf.distribute.has_strategy()
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        with strategy.scope():
+            variable = tf.Variable(1.0)
+        return float(strategy.run(lambda: variable + 0.0)), strategy.num_replicas_in_sync
+
+    assert runner(2, use_custom_strategy=True).run(train) == (1.0, 2)
+
+
+def test_unseeded_random_numbers_differ(runner, tmp_path):
+    def draw(folder):
+        import tensorflow as tf
+
+        value = float(tf.random.uniform(()))
+        keras_value = float(tf.keras.random.uniform(()))
+        open(f"{folder}/{std.get_context().rank}-{value}-{keras_value}", "w").close()
+
+    for _ in range(2):
+        runner(2).run(draw, folder=str(tmp_path))
+    names = [name.split("-") for name in os.listdir(tmp_path)]
+    assert len({value for _, value, _ in names}) == 4
+    assert len({value for _, _, value in names}) == 4
+
+
+def test_the_second_run_does_not_import_tensorflow_again(runner):
+    runner(2).run(lambda: None)
+    made = runner(2)
+    started = time.monotonic()
+    made.run(lambda: None)
+    # Importing TensorFlow takes several seconds of processor time, a fork a few hundredths.
+    assert made.report.workers[0].seconds["import"] < 1.5
+    assert time.monotonic() - started < 20
+
+
+def test_a_cold_start(spark, runner):
+    spark.conf.set("tensorflow.spark.distributor.warmStart", "false")
+    try:
+        assert len(runner(2).run(digits_program(), epochs=1)["loss"]) == 1
+    finally:
+        spark.conf.unset("tensorflow.spark.distributor.warmStart")
+
+
+def test_a_peer_that_dies_is_the_cause_not_the_collateral(runner):
+    def train():
+        import signal
+
+        import tensorflow as tf
+
+        strategy = tf.distribute.get_strategy()
+
+        @tf.function
+        def step():
+            context = tf.distribute.get_replica_context()
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.ones(()))
+
+        for i in range(1000):
+            strategy.run(step)
+            if i == 20 and std.get_context().rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(std.TrainingFailedError, match="killed by signal 9") as caught:
+        runner(2).run(train)
+    assert caught.value.root_cause.rank == 1
+
+
+def test_progress_of_fit_reaches_the_driver(runner, capfd):
+    runner(2, progress=True).run(digits_program(), epochs=2)
+    shown = capfd.readouterr().err
+    assert "epoch 1/2" in shown
+    assert "epoch 2/2" in shown
+    assert "loss=" in shown
+    assert "14/14" in shown
+
+
+LOCAL_PROGRAM = """
+import os, sys
+from spark_tensorflow_distributor import MirroredStrategyRunner, get_context
+os.environ["CUDA_VISIBLE_DEVICES"] = "5"
+before = dict(os.environ)
+def train(x):
+    import tensorflow as tf
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert get_context().world_size == 1
+    os.environ["LEFT"] = "1"
+    model = tf.keras.Sequential([tf.keras.layers.Input((2,)), tf.keras.layers.Dense(1)])
+    model.compile(loss="mse", optimizer="sgd")
+    import numpy as np
+    model.fit(np.ones((8, 2)), np.ones(8), epochs=2, verbose=0)
+    return os.getpid(), x, type(tf.distribute.get_strategy()).__name__
+for _ in range(2):
+    pid, x, strategy = MirroredStrategyRunner(num_slots=1, local_mode=True, use_gpu=False).run(train, x=3)
+    assert (pid, x) == (os.getpid(), 3)
+assert dict(os.environ) == before
+assert "pyspark" not in sys.modules
+custom = MirroredStrategyRunner(num_slots=1, local_mode=True, use_gpu=False, use_custom_strategy=True)
+def bare():
+    import tensorflow as tf
+    return tf.distribute.has_strategy()
+assert custom.run(bare) is False
+try:
+    custom.run(lambda: 1 / 0)
+except ZeroDivisionError:
+    assert dict(os.environ) == before
+print("LOCAL", strategy)
+"""
+
+
+def test_local_mode():
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", LOCAL_PROGRAM], capture_output=True, text=True)
+    assert "LOCAL CollectiveAllReduceStrategy" in done.stdout or "LOCAL MultiWorker" in done.stdout, done.stderr
