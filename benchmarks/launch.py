@@ -1,0 +1,143 @@
+"""What it costs to start: ``run(lambda: 1)``, first and repeated, ours and 1.0.0 side by side.
+
+    .venv/bin/python benchmarks/launch.py --slots 2 8 --rounds 3
+
+Each round starts one driver process per system, in turn, so that a machine whose speed changes changes for all. In it:
+a Spark session with one warm-up job (so that Spark's own start is nobody's), then the first run, then repeated ones.
+``floor`` is the same barrier job without TensorFlow: what Spark itself takes. 1.0.0 is installed from PyPI into a
+folder of its own and runs with tf_keras, on the same Python, PySpark and TensorFlow.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PEER = HERE / ".peers" / "spark-tensorflow-distributor-1.0.0"
+SYSTEMS = ("ours", "cold", "1.0.0", "floor")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--slots", type=int, nargs="+", default=[2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=4, help="runs after the first, in each round")
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    parser.add_argument("--as", dest="role", choices=SYSTEMS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role:
+        drive(options.role, options.slots[0], options.repeats)
+        return
+    if not PEER.exists():
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(PEER)]
+        subprocess.run([*command, "spark-tensorflow-distributor==1.0.0"], check=True)
+    for slots in options.slots:
+        measured = {system: {"first": [], "repeated": [], "rss": []} for system in options.systems}
+        for number in range(options.rounds):
+            for system in options.systems:
+                result = measure(system, slots, options.repeats)
+                measured[system]["first"].append(result["first"])
+                measured[system]["repeated"] += result["repeated"]
+                measured[system]["rss"].append(result["rss"])
+                print(f"# slots {slots} round {number + 1} {system}: {json.dumps(result)}", file=sys.stderr)
+        show(slots, measured)
+
+
+def measure(system, slots, repeats):
+    """One driver process; seconds of its first and its further runs."""
+    path = PEER if system == "1.0.0" else HERE.parent / "src"
+    env = {**os.environ, "PYTHONPATH": str(path), "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+    if system == "1.0.0":
+        env["TF_USE_LEGACY_KERAS"] = "1"
+    command = [sys.executable, __file__, "--as", system, "--slots", str(slots), "--repeats", str(repeats)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+    for line in done.stdout.splitlines():
+        if line.startswith("MEASURED "):
+            return json.loads(line[9:])
+    raise SystemExit(f"{system} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+
+
+def drive(system, slots, repeats):
+    """The driver process of one system."""
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.master(f"local[{slots}]").config("spark.ui.enabled", "false")
+    if system == "cold":
+        builder = builder.config("tensorflow.spark.distributor.warmStart", "false")
+    spark = builder.getOrCreate()
+
+    def bare(batches):
+        import pyarrow as pa
+
+        for _ in batches:
+            pass
+        yield pa.RecordBatch.from_pydict({"value": [1]}, schema=pa.schema([("value", pa.int64())]))
+
+    def barrier_job():
+        spark.range(0, slots, 1, slots).mapInArrow(bare, "value long", barrier=True).collect()
+
+    barrier_job()  # Spark's own start, its Python workers included
+    if system == "floor":
+        run = barrier_job
+    else:
+        from spark_tensorflow_distributor import MirroredStrategyRunner
+
+        runner = MirroredStrategyRunner(num_slots=slots, use_gpu=False)
+
+        def run():
+            assert runner.run(lambda: 1) == 1
+
+    seconds = []
+    for _ in range(1 + repeats):
+        started = time.perf_counter()
+        run()
+        seconds.append(round(time.perf_counter() - started, 3))
+        time.sleep(0.3)
+    print("MEASURED " + json.dumps({"first": seconds[0], "repeated": seconds[1:], "rss": resident()}), flush=True)
+    spark.stop()
+
+
+def resident():
+    """Proportional set size of all Python processes below this driver, in MB: what stays between runs."""
+    total = 0
+    for pid in descendants(os.getpid()):
+        try:
+            if "python" in os.readlink(f"/proc/{pid}/exe"):
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+        except OSError:
+            continue
+    return round(total / 1000)
+
+
+def descendants(pid):
+    """All processes started by ``pid``, directly or not, and those that started a session of their own among them."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.split()
+    pairs = list(zip(map(int, listing[::2]), map(int, listing[1::2]), strict=True))
+    found, grown = {pid}, True
+    while grown:
+        new = {child for child, parent in pairs if parent in found} - found
+        found, grown = found | new, bool(new)
+    return found - {pid}
+
+
+def show(slots, measured):
+    print(f"\n{slots} slots on {os.cpu_count()} cores; seconds, median (least to most); ratio to 1.0.0")
+    base = measured.get("1.0.0")
+    for system, numbers in measured.items():
+        cells = []
+        for kind in ("first", "repeated"):
+            values = numbers[kind]
+            middle = statistics.median(values)
+            ratio = f" {middle / statistics.median(base[kind]):.2f}x" if base else ""
+            cells.append(f"{kind} {middle:6.2f} ({min(values):.2f} to {max(values):.2f}){ratio}")
+        print(f"  {system:6} {'   '.join(cells)}   memory between runs {statistics.median(numbers['rss']):.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+"""Stands in for a Python without TensorFlow."""
+
+raise ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")
