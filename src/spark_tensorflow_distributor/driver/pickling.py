@@ -121,6 +121,6 @@ def _cannot_pickle(value: Any) -> str | None:
     try:
         cloudpickle.dumps(value)
     except Exception as error:
-        text = str(error).strip().split("\n")[0]
+        text = str(error).strip().split("\n")[0].rstrip(".")
         return f"{type(error).__name__}: {text}"
     return None
