@@ -47,8 +47,12 @@ class ClusterFacts:
     @property
     def is_local(self) -> bool:
         """Spark runs in the driver's own JVM, and has all the slots it will ever have."""
-        master = self.conf.get("spark.master", "")
-        return re.match(r"local(\[|$)", master) is not None
+        return is_local_master(self.conf.get("spark.master"))
+
+
+def is_local_master(master: str | None) -> bool:
+    """Whether a master URL means Spark in the driver's own JVM; ``local-cluster`` does not."""
+    return re.match(r"local(\[|$)", master or "") is not None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ..config import RunnerConfig
 from ..errors import ClusterError, ConfigurationError
 from ..protocol import ROW_SCHEMA
 from . import plan
-from .plan import ClusterFacts
+from .plan import ClusterFacts, is_local_master
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class SparkGateway:
 
     def _may_grow(self, conf: dict[str, str], workers: int) -> bool:
         """Whether executors may still be registering: fewer than asked for, or the application is young."""
-        if re.match(r"local(\[|$)", conf.get("spark.master", "")):
+        if is_local_master(conf.get("spark.master")):
             return False
         wanted = conf.get("spark.executor.instances", "")
         if wanted.isdigit() and workers < int(wanted):
@@ -131,6 +131,8 @@ class SparkGateway:
         if self.is_connect:
             own = _address_towards(_connect_host(self.spark))
             return own, (own,)
+        if is_local_master(self.conf("spark.master")):
+            return "127.0.0.1", ("127.0.0.1",)
         host = self.conf("spark.driver.host") or "localhost"
         bind = self.conf("spark.driver.bindAddress") or host
         return bind, (host,)

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -59,11 +60,12 @@ class Control:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._lock = threading.Lock()  # Keras may report progress from a thread of its own
         sock.setblocking(True)
 
     def send(self, message: dict[str, Any]) -> None:
         # An agent that is gone takes this process with it within moments; nobody is left to tell.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._lock:
             self._socket.sendall(frame(message))
 
     def phase(self, name: str) -> None:
