@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from .errors import ConfigurationError
@@ -68,7 +69,7 @@ class RunnerConfig:
 
 def _check_int(name: str, value: object, least: int) -> None:
     # bool is an int in Python, and num_slots=True is surely a slip.
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise ConfigurationError(f"{name} is {value!r} ({type(value).__name__}); it must be a whole number.")
     if value < least:
         raise ConfigurationError(f"{name} is {value}; it must be at least {least}.")

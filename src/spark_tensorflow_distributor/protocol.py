@@ -13,8 +13,10 @@ Both ends always run the same source (see ``shipping``), so the formats carry no
 """
 
 import base64
+import contextlib
 import hashlib
 import hmac
+import importlib.metadata
 import io
 import json
 import pickle
@@ -318,3 +320,11 @@ def prove_to_agent(sock: socket.socket, secret: bytes) -> bool:
 
 def _sign(secret: bytes, role: bytes, challenge: bytes) -> bytes:
     return hmac.new(secret, role + challenge, hashlib.sha256).digest()
+
+
+def tensorflow_version() -> str:
+    """The installed TensorFlow's version, without importing it; "" where there is none."""
+    for name in ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tf-nightly", "tf-nightly-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return ""

@@ -447,3 +447,44 @@ def test_results_through_spark_alone(runner, monkeypatch):
     assert len(made.run(lambda: os.urandom(1) * (100 << 20))) == 100 << 20
     with pytest.raises(std.SerializationError, match=r"driverPort"):
         made.run(lambda: os.urandom(1) * (200 << 20))
+
+
+def test_workers_that_cannot_reach_the_driver_are_not_ended_by_start_timeout(runner, monkeypatch):
+    from spark_tensorflow_distributor.driver.spark import SparkGateway
+
+    monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
+    assert runner(start_timeout=2).run(lambda: time.sleep(6) or "trained") == "trained"
+
+
+def test_some_workers_cannot_reach_the_driver(runner, monkeypatch):
+    """Rank 1 alone cannot: all meet and end through Spark."""
+    from spark_tensorflow_distributor.driver import run
+
+    task = run.spark_task
+
+    def partly(spec):
+        whole = task(spec)
+
+        def body(batches):
+            import socket
+
+            from pyspark import BarrierTaskContext
+
+            connect = socket.create_connection
+
+            def refuse(address, *args, **kwargs):
+                raise ConnectionRefusedError
+
+            if BarrierTaskContext.get().partitionId() == 1:
+                socket.create_connection = refuse
+            try:
+                yield from whole(batches)
+            finally:
+                socket.create_connection = connect
+
+        return body
+
+    monkeypatch.setattr(run, "spark_task", partly)
+    made = runner(3)
+    assert made.run(lambda: "all") == "all"
+    assert {worker.rendezvous for worker in made.report.workers.values()} == {"allGather"}

@@ -1,7 +1,8 @@
 """The agent's end of the driver's channel.
 
-Losing it never hurts training: what cannot be sent waits in a bounded buffer, log lines beyond it are dropped and
-counted, and a lost connection is tried again in the background.
+Losing it after the workers have met never hurts training: what cannot be sent at once waits in a bounded buffer, log
+lines beyond it are dropped and counted, and a lost connection is tried again once a second. What was waiting is lost
+with a connection; what the driver must know of a worker, its next connection says first.
 """
 
 import contextlib
@@ -48,8 +49,8 @@ class DriverLink:
     def fileno(self) -> int:
         return -1 if self._socket is None else self._socket.fileno()
 
-    def connect(self) -> bool:
-        """Try each address once; False where none answers.
+    def connect(self, seconds: float = _CONNECT_SECONDS) -> bool:
+        """Try each address once, for at most ``seconds``; False where none answers.
 
         Raises:
             RendezvousError: who answers does not hold the run's secret.
@@ -57,7 +58,7 @@ class DriverLink:
         refused = False
         for address in self._addresses:
             try:
-                sock = socket.create_connection(address, timeout=_CONNECT_SECONDS)
+                sock = socket.create_connection(address, timeout=seconds)
             except ConnectionRefusedError:
                 refused = True
                 continue
@@ -88,7 +89,7 @@ class DriverLink:
         self._hello.update(changes)
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Queue a message; it is kept until it could be sent."""
+        """Queue a message; it is kept until it could be sent, or the connection is lost."""
         self._queue(frame(message))
         self.flush()
 

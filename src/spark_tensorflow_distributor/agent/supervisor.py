@@ -8,7 +8,6 @@ import contextlib
 import os
 import select
 import selectors
-import signal
 import socket
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from ..protocol import FrameReader, failure_record, frame
+from .exits import explain_exit
 from .launcher import Launcher
 from .link import DriverLink
 from .output import LineSplitter, Tail, decode
@@ -63,6 +63,7 @@ class Supervisor:
         link: the driver's channel, connected or not.
         tail: takes the last output lines.
         gone_means_dead, echo: see ``TaskSpec``.
+        ends_together: the driver says when all have returned; else the ranks ask each other.
     """
 
     def __init__(
@@ -75,10 +76,12 @@ class Supervisor:
         *,
         gone_means_dead: bool,
         echo: bool,
+        ends_together: bool,
     ) -> None:
         self._rank, self._host = rank, host
         self._launcher, self._link, self._tail = launcher, link, tail
         self._gone_means_dead, self._echo = gone_means_dead, echo
+        self._ends_together = ends_together
         self._has_channel = link.is_open
         self._selector = selectors.DefaultSelector()
         self._reader = FrameReader()
@@ -138,7 +141,7 @@ class Supervisor:
             self._report({"type": "done"}, state="done")
         elif failure is not None:
             self._report({"type": "failed", "failure": failure}, state="failed")
-        if self._has_channel and self._stopped is None:
+        if self._has_channel and self._stopped is None and (self._ends_together or failure is not None):
             self._wait_for_verdict(failure is not None)
         if self._stopped is not None and failure is None:
             failure = self._failure("stopped", self._stopped)
@@ -193,7 +196,7 @@ class Supervisor:
             return
         if self._lost_since is None:
             self._lost_since = time.monotonic()
-        if self._link.connect():
+        if self._link.connect(0.5):  # no longer: the trainer's output waits meanwhile
             self._lost_since = None
             return
         refused = self._link.refused_since
@@ -331,38 +334,6 @@ class Supervisor:
             if self._exited is not None and not failed:
                 return
             self._turn()
-
-
-def explain_exit(code: int, peak_rss: int) -> tuple[str, str, str]:
-    """Kind, short words and full words for a trainer that ended without an outcome.
-
-    Args:
-        code: exit status, or minus the signal's number.
-        peak_rss: bytes.
-    """
-    peak = f"peak RSS {peak_rss / 2**30:.1f} GiB" if peak_rss else "peak RSS unknown"
-    if code >= 0:
-        short = f"exit status {code}"
-        message = (
-            f"The trainer's process ended with {short} before the function returned "
-            f"(os._exit, or a library that calls exit; {peak})."
-        )
-        return "exit", short, message
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = "unknown"
-    short = f"killed by signal {-code} ({name})"
-    if -code == signal.SIGKILL:
-        why = (
-            "likely out of memory: the kernel and cluster managers end a process so. Give the workers more memory "
-            "(spark.executor.memoryOverhead), use a smaller batch, or run fewer workers on a host"
-        )
-    elif -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
-        why = "a crash in native code; the last lines hold Python's stack at that moment"
-    else:
-        why = "sent by another process, or by the function itself"
-    return "signal", short, f"The trainer was {short}, {why} ({peak})."
 
 
 def _readable(fd: int) -> bool:

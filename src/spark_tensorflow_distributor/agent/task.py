@@ -5,7 +5,6 @@ and, on rank 0, the function's value.
 """
 
 import contextlib
-import importlib.metadata
 import json
 import mmap
 import os
@@ -19,7 +18,15 @@ from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from ..errors import DistributorError, SerializationError
-from ..protocol import TaskSpec, WorkerReport, chunks, encode_failure, failure_record, pickle_exception
+from ..protocol import (
+    TaskSpec,
+    WorkerReport,
+    chunks,
+    encode_failure,
+    failure_record,
+    pickle_exception,
+    tensorflow_version,
+)
 from ..trainer.barrier import carry_out
 from . import devices
 from .launcher import DEFAULT_ENV, Launcher, import_path
@@ -125,6 +132,7 @@ class Agent:
                     self._tail,
                     gone_means_dead=spec.gone_means_dead,
                     echo=spec.echo,
+                    ends_together=way == "channel",
                 )
                 request = self._request(cluster_spec(members, loopback=spec.loopback), gpus, threads)
                 result = supervisor.start(request, spec.payload, _local_directory(), port)
@@ -282,14 +290,6 @@ def phase_seconds(
         seconds[name] = round(max(0.0, end - last), 3)
         last = end
     return seconds
-
-
-def tensorflow_version() -> str:
-    """The installed TensorFlow's version, without importing it; "" where there is none."""
-    for name in ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tf-nightly", "tf-nightly-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    return ""
 
 
 def _host_cores() -> int:

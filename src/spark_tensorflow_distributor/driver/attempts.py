@@ -67,6 +67,9 @@ def error_of(result: LaunchResult, config: RunnerConfig, num_tasks: int) -> Base
     rank = root_cause(result.failures)
     if result.start_timed_out is not None:
         return _start_timeout(result.start_timed_out, config, num_tasks)
+    if result.stop_reason is not None and all(record["kind"] == "stopped" for record, _ in result.failures.values()):
+        failures = {each: failure_from_record(*result.failures[each]) for each in sorted(result.failures)}
+        return TrainingFailedError(f"The run was ended. {result.stop_reason}", failures)
     if rank is None or (result.spark_error is not None and is_collateral(result.failures[rank][0])):
         return _spark_error(result, num_tasks)
     failures = {each: failure_from_record(*result.failures[each]) for each in sorted(result.failures)}
@@ -129,8 +132,6 @@ def _start_timeout(came: int, config: RunnerConfig, num_tasks: int) -> Rendezvou
 
 def _spark_error(result: LaunchResult, num_tasks: int) -> DistributorError:
     """The job ended in Spark's own hands: say what that means, without its Java stack trace."""
-    if result.stop_reason is not None:
-        return TrainingFailedError(f"The run was ended: {result.stop_reason}", {}, None)
     text = str(result.spark_error or "the job gave no result")
     if result.cancelled:
         error = TrainingFailedError("The run's Spark job was cancelled from outside the run.", {}, None)
@@ -147,13 +148,15 @@ def _spark_error(result: LaunchResult, num_tasks: int) -> DistributorError:
             "it, it is whatever 'python3' means there. For local mode set PYSPARK_PYTHON to sys.executable."
         )
     failures = {rank: failure_from_record(*record) for rank, record in result.failures.items()}
-    lost = sorted(set(range(num_tasks)) - set(result.reports) - set(result.failures))
+    gone = [rank for rank in range(num_tasks) if rank not in result.reports and rank not in result.failures]
+    for rank in gone:
+        failures[rank] = WorkerFailure(rank, result.hosts.get(rank, "?"), "lost", "Spark lost this task.")
     return TrainingFailedError(
         f"Spark ended the run: {brief(text)}\nAn executor or its Python worker was lost (ranks without a report: "
-        f"{lost}): a host that went away, a container killed for its memory (spark.executor.memoryOverhead), or a task "
+        f"{gone}): a host that went away, a container killed for its memory (spark.executor.memoryOverhead), or a task "
         "killed from outside. The executors' logs tell which.",
         failures,
-        None,
+        failures[gone[0]] if len(gone) == 1 else None,
     )
 
 

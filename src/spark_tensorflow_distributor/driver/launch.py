@@ -12,7 +12,7 @@ from ..protocol import TaskSpec, WorkerReport, decode_failure
 from .channel import Channel
 from .console import Console
 from .group import Group
-from .spark import SparkGateway, SparkJob
+from .spark import SparkJob
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Launch:
             self._command(self._group.tick(now))
             waited = now - self._started
             if not self._group.has_met and self._group.stop_reason is None:
-                if waited > self._spec.start_timeout:
+                if waited > self._spec.start_timeout and self._has_not_started(job):
                     self._result.start_timed_out = len(self._group.members)
                     self._command(self._group.stop(f"The workers did not meet within {self._spec.start_timeout:g} s."))
                 elif waited > _HINT_SECONDS and not self._group.ever_connected and not hinted:
@@ -111,6 +111,17 @@ class Launch:
                     self._end(job, 0)
                     return
         self._drain()
+
+    def _has_not_started(self, job: SparkJob) -> bool:
+        """False where the workers do run, and only cannot reach this driver; they meet without it then."""
+        if not self._group.ever_connected and job.is_running_unseen(self._channel.addresses):
+            self._group.elsewhere = True
+            _log.warning(
+                "The workers cannot reach the driver at %s: no output is shown, and a failure is known only when Spark "
+                "tells it. tensorflow.spark.distributor.driverPort fixes the port, so that it can be opened.",
+                self._channel.addresses,
+            )
+        return not self._group.elsewhere
 
     def _end(self, job: SparkJob, patience: float) -> None:
         """See the job end; cancel it if it does not end by itself."""
@@ -185,8 +196,3 @@ class Launch:
             self._result.cancelled = self._group.stop_reason is None and "cancel" in text.lower() and told is None
         elif not self._result.failures and self._result.start_timed_out is None and len(self._result.reports):
             self._result.value = self._channel_value or [value[seq] for seq in sorted(value)]
-
-
-def submit(gateway: SparkGateway, task: Any, num_tasks: int, what: str) -> SparkJob:
-    """The job of one launch, ready to be started."""
-    return gateway.submit(task, num_tasks, f"MirroredStrategyRunner: {what} on {num_tasks} workers")

@@ -207,6 +207,21 @@ def is_true(value: str | None, key: str) -> bool:
     return lower == "true"
 
 
+def number(value: str, key: str) -> float:
+    """A setting that is a number, 0 or more.
+
+    Raises:
+        ClusterError: it is none.
+    """
+    try:
+        found = float(value)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < math.inf:
+        raise ClusterError(f"{key} is {value!r}; it must be a number, 0 or more.")
+    return found
+
+
 def parse_bytes(value: str, key: str) -> int:
     """Spark's sizes: ``1g``, ``512m``, ``1048576``.
 

@@ -69,7 +69,7 @@ class RunReport:
         widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         if self.dropped_lines:
-            lines.append(f"{self.dropped_lines} log lines were not shown; the executors' stderr has them.")
+            lines.append(f"{self.dropped_lines} log lines were not shown: they came faster than they could be printed.")
         return "\n".join([head, *lines])
 
 

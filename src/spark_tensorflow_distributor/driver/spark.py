@@ -68,9 +68,7 @@ class SparkGateway:
 
     def conf(self, key: str) -> str | None:
         """A setting, whether it was given to the application or to the session."""
-        value = self.spark.conf.get(key, None)
-        if value is None and not self.is_connect:
-            value = self.spark.sparkContext.getConf().get(key, None)
+        value = self.spark.conf.get(key, None)  # a session's settings begin with the application's
         return None if value is None else str(value)
 
     def facts(self, config: RunnerConfig) -> ClusterFacts:
@@ -144,10 +142,42 @@ class SparkGateway:
         resources = self.spark.sparkContext.resources
         return resources[name].addresses if name in resources else None
 
+    def executors_reach(self, addresses: Sequence[tuple[str, int]]) -> bool:
+        """Whether a process on an executor can connect to one of the addresses. Where no slot is free for a look within
+        ten seconds it says no: the slots may be the run's own."""
+        reached: list[bool] = []
+
+        def look(batches: Iterator[Any]) -> Iterator[Any]:
+            import socket
+
+            for batch in batches:
+                for address in addresses:
+                    try:
+                        socket.create_connection(address, timeout=3).close()
+                    except OSError:
+                        continue
+                    yield batch
+
+        def ask() -> None:
+            frame = self.spark.range(0, 1, 1, 1)
+            with contextlib.suppress(Exception):  # cancelled, or the session is gone: no answer
+                reached.append(len(frame.mapInArrow(look, frame.schema).collect()) > 0)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(10.0)
+        return bool(reached and reached[0])
+
     def submit(self, task: Callable[[Iterator[Any]], Iterator[Any]], num_tasks: int, description: str) -> "SparkJob":
         """Run ``task`` once in each of ``num_tasks`` barrier tasks, in the background."""
         options = {} if self._profile is None else {"profile": self._profile}
-        frame = self.spark.range(0, num_tasks, 1, num_tasks).mapInArrow(task, ROW_SCHEMA, barrier=True, **options)
+        source = self.spark.range(0, num_tasks, 1, num_tasks)
+        try:
+            frame = source.mapInArrow(task, ROW_SCHEMA, barrier=True, **options)
+        except TypeError as error:  # PySpark 3.5 does not know the argument
+            raise ConfigurationError(
+                f"This PySpark takes no resource_profile here ({error}). Use PySpark 4."
+            ) from error
         return SparkJob(self, frame, description)
 
 
@@ -194,6 +224,19 @@ class SparkJob:
     def join(self, seconds: float) -> None:
         if self._thread is not None:
             self._thread.join(seconds)
+
+    def is_running_unseen(self, addresses: Sequence[tuple[str, int]]) -> bool:
+        """Whether the tasks run, though none has come to the driver's channel at ``addresses``."""
+        if self._gateway.is_connect:
+            return not self._gateway.executors_reach(addresses)
+        tracker = self._gateway.spark.sparkContext._jsc.sc().statusTracker()
+        for job in tracker.getJobIdsForTag(self._tag):
+            found = tracker.getJobInfo(job)
+            stages = found.get().stageIds() if found.isDefined() else ()
+            infos = [tracker.getStageInfo(stage) for stage in stages]
+            if any(info.isDefined() and info.get().numActiveTasks() > 0 for info in infos):
+                return True
+        return False
 
     def cancel(self) -> None:
         """End the job's tasks. The session and its other jobs go on."""

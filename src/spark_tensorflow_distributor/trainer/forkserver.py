@@ -155,7 +155,14 @@ class Server:
         if self._connections:
             self._last_use = time.monotonic()
             return True
-        return self._listener is not None and time.monotonic() - self._last_use < self._idle_seconds
+        if self._listener is None:
+            return False
+        if time.monotonic() - self._last_use < self._idle_seconds:
+            return True
+        self._accept()  # who came at the last moment is still served
+        if not self._connections:
+            self._listener.close()  # the next who comes starts a new server, while this one is still shutting down
+        return bool(self._connections)
 
     def _accept(self) -> None:
         if self._listener is None:

@@ -7,6 +7,7 @@ gives back: messages on ``control``, the pickled value in the file ``result``, a
 import atexit
 import contextlib
 import faulthandler
+import json
 import os
 import random
 import signal
@@ -23,7 +24,7 @@ from ..errors import SerializationError
 from ..protocol import frame, pickle_exception, receive
 from . import barrier
 from .context import WorkerContext, set_context
-from .strategy import PortTakenError, configure, multi_worker_strategy
+from .strategy import PortTakenError, configure, multi_worker_strategy, wait_for_leader
 
 # What pyspark.cloudpickle and the standard library raise for an object that cannot be pickled.
 _PICKLE_HINT = "Return plain data (numbers, arrays, dicts of them) or save the object to storage inside the function."
@@ -127,6 +128,7 @@ def _train(request: dict[str, Any], fds: dict[str, int], control: Control) -> di
         os.close(fds["port"])
         scope: Any = contextlib.nullcontext()
         if not request["use_custom_strategy"]:
+            wait_for_leader(json.loads(os.environ["TF_CONFIG"]))
             scope = multi_worker_strategy(tf, gpu_is_shared=request["gpu_is_shared"]).scope()
         call = _load_program(fds["payload"], request)
     except PortTakenError:

@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Sequence
+import socket
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _log = logging.getLogger(__name__)
@@ -56,6 +58,28 @@ def _configure_gpus(tf: Any, gpus: Sequence[str], gpu_is_shared: bool) -> list[s
             "faster."
         )
     return warnings
+
+
+def wait_for_leader(config: Mapping[str, Any], seconds: float = 60.0) -> None:
+    """Return when rank 0's server accepts connections, or after ``seconds``; at once on rank 0 itself.
+
+    The other ranks' gRPC clients that come before that server is up are refused, and then wait for a full second
+    before they try again (gRPC's initial backoff). Asking every few milliseconds here is what makes a start quick.
+
+    Args:
+        config: TF_CONFIG.
+        seconds: after which TensorFlow may as well find out itself what is wrong.
+    """
+    if config["task"]["index"] == 0:
+        return
+    host, _, port = config["cluster"]["worker"][0].rpartition(":")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+            return
+        except OSError:
+            time.sleep(0.003)
 
 
 def multi_worker_strategy(tf: Any, *, gpu_is_shared: bool = False) -> Any:

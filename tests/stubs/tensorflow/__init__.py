@@ -64,6 +64,7 @@ class _Strategy:
                 raise RuntimeError("UNKNOWN: Could not start gRPC server")
             self._server = socket.socket()
             self._server.bind(("", port))
+            self._server.listen()
 
     @contextlib.contextmanager
     def scope(self):

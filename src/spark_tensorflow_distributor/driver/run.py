@@ -1,0 +1,193 @@
+"""One run: launch, and launch again for as long as the policy says so."""
+
+import logging
+import pickle
+import secrets
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..config import RunnerConfig
+from ..errors import ClusterError, SerializationError
+from ..protocol import TaskSpec, failure_from_record, tensorflow_version
+from ..shipping import spark_task
+from . import attempts, plan
+from .channel import Channel
+from .console import Console, wants_progress
+from .launch import Launch, LaunchResult
+from .report import AttemptReport, RunReport
+from .spark import SparkGateway
+
+_log = logging.getLogger("spark_tensorflow_distributor")
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the workers run: the pickled payload (see ``TaskSpec``), which kind it is, and its name."""
+
+    payload: bytes
+    is_script: bool
+    name: str
+
+
+class Run:
+    """The attempts of one run.
+
+    Args:
+        config: the runner's arguments.
+        gateway: the session.
+        program: what the workers run.
+        report: filled as the run goes.
+    """
+
+    def __init__(self, config: RunnerConfig, gateway: SparkGateway, program: Program, report: RunReport) -> None:
+        self._config = config
+        self._gateway = gateway
+        self._program = program
+        self._report = report
+
+    def execute(self, made: plan.RunPlan) -> Any:
+        """Train as planned; returns rank 0's value, or raises the error that the run is to end with."""
+        attempt, met_again = 0, 0
+        error: BaseException | None = None
+        while True:
+            made, facts = self._wait_for_slots(made, attempt, error)
+            result = self._launch(made, facts, attempt)
+            if result.succeeded:
+                return _unpickle(result)
+            if attempts.should_meet_again(result, met_again):
+                met_again += 1
+                _log.info("Another process took a worker's port; the workers meet again.")
+                continue
+            error = attempts.error_of(result, self._config, made.num_tasks)
+            if not attempts.should_restart(self._config, attempt, error):
+                raise error
+            attempt += 1
+            _log.warning(
+                "Attempt %d of %d failed, the group is launched again: %s",
+                attempt, self._config.max_restarts + 1, str(error).split("\n")[0],
+            )  # fmt: skip
+
+    def _wait_for_slots(
+        self, made: plan.RunPlan, attempt: int, cause: BaseException | None
+    ) -> tuple[plan.RunPlan, plan.ClusterFacts]:
+        """Wait while executors are registering; a relaunch may shrink to ``min_slots``.
+
+        Raises:
+            InsufficientSlotsError: there are too few, and no more are to be expected; from the error of the attempt
+                before, if there was one.
+        """
+        deadline = time.monotonic() + self._config.start_timeout
+        while True:
+            facts = self._gateway.facts(self._config)
+            error = plan.check_slots(self._config, facts, made.num_tasks)
+            if error is None:
+                return made, facts
+            smaller = self._shrunk(facts, attempt)
+            if smaller is not None:
+                return smaller, facts
+            # After a failure Spark may be about to replace an executor that was lost.
+            may_grow = facts.may_grow or (attempt > 0 and not facts.is_local)
+            if not may_grow or time.monotonic() > deadline:
+                raise error from cause
+            time.sleep(0.25)
+
+    def _shrunk(self, facts: plan.ClusterFacts, attempt: int) -> plan.RunPlan | None:
+        least = self._config.min_slots
+        room = plan.max_slots(self._config, facts)
+        if attempt == 0 or least is None or room < least:
+            return None
+        _log.warning("The cluster has room for %d of %d slots; going on with those.", room, self._config.num_slots)
+        return plan.make_plan(replace(self._config, num_slots=room, min_slots=None), facts)
+
+    def _launch(self, made: plan.RunPlan, facts: plan.ClusterFacts, attempt: int) -> LaunchResult:
+        config = self._config
+        secret = secrets.token_bytes(32)
+        channel = self._open_channel(secret, facts)
+        console = Console(show_lines=config.log_to_driver, show_progress=wants_progress(config.progress))
+        try:
+            spec = self._spec(made, facts, attempt, secret, channel)
+            what = f"MirroredStrategyRunner: {self._program.name} on {made.num_tasks} workers"
+            job = self._gateway.submit(spark_task(pickle.dumps(spec)), made.num_tasks, what)
+            result = Launch(spec, channel, console, config.stall_timeout).run(job)
+        finally:
+            channel.close()
+            console.close()
+        self._add_to_report(result, attempt, channel.dropped_lines)
+        self._warn_of_version(result)
+        return result
+
+    def _open_channel(self, secret: bytes, facts: plan.ClusterFacts) -> Channel:
+        port = plan.number(facts.conf.get(plan.DRIVER_PORT, "0"), plan.DRIVER_PORT)
+        bind, advertised = self._gateway.channel_address()
+        try:
+            return Channel(secret, bind, advertised, int(port))
+        except OSError as error:
+            raise ClusterError(
+                f"The driver cannot listen on {bind}:{int(port)} for its workers: {error}. The address is that of "
+                f"spark.driver.bindAddress or spark.driver.host, the port that of {plan.DRIVER_PORT} (0 for any)."
+            ) from error
+
+    def _spec(
+        self, made: plan.RunPlan, facts: plan.ClusterFacts, attempt: int, secret: bytes, channel: Channel
+    ) -> TaskSpec:
+        config, conf = self._config, facts.conf
+        limit = plan.parse_bytes(conf.get("spark.driver.maxResultSize", "1g"), "spark.driver.maxResultSize")
+        return TaskSpec(
+            run_id=secrets.token_hex(4),
+            attempt=attempt,
+            world_size=made.num_tasks,
+            secret=secret,
+            driver_addresses=channel.addresses,
+            gone_means_dead=facts.is_connect,
+            payload=self._program.payload,
+            is_script=self._program.is_script,
+            use_gpu=config.use_gpu,
+            gpu_resource_name=config.gpu_resource_name,
+            gpus_by_rank=made.gpus_by_rank,
+            gpu_is_shared=made.gpu_is_shared,
+            use_custom_strategy=config.use_custom_strategy,
+            env=dict(config.env),
+            checkpoint_dir=config.checkpoint_dir,
+            start_timeout=config.start_timeout,
+            max_result_bytes=limit,
+            max_row_bytes=plan.max_row_bytes(limit, self._gateway.heap_bytes()),
+            warm_start=plan.is_true(conf.get(plan.WARM_START, "true"), plan.WARM_START),
+            warm_seconds=plan.number(conf.get(plan.WARM_SECONDS, "300"), plan.WARM_SECONDS),
+            submitted_at=time.time(),
+            loopback=facts.is_local,
+            echo=not (facts.is_local and config.log_to_driver),
+        )
+
+    def _add_to_report(self, result: LaunchResult, attempt: int, dropped: int) -> None:
+        failures = {rank: failure_from_record(*each) for rank, each in sorted(result.failures.items())}
+        cause = attempts.root_cause(result.failures)
+        workers = dict(sorted(result.reports.items()))
+        self._report.attempts.append(AttemptReport(attempt, result.seconds, workers, failures, cause))
+        if result.succeeded:
+            self._report.num_tasks = len(workers)
+        self._report.dropped_lines += dropped + sum(worker.dropped_lines for worker in workers.values())
+
+    @staticmethod
+    def _warn_of_version(result: LaunchResult) -> None:
+        """A model that one version returns may not load in another."""
+        own = tensorflow_version()
+        theirs = {worker.tensorflow for worker in result.reports.values() if worker.tensorflow}
+        if own and any(version.split(".")[:2] != own.split(".")[:2] for version in theirs):
+            _log.warning(
+                "The executors have TensorFlow %s, and the driver has %s: a model that is returned may not load here.",
+                ", ".join(sorted(theirs)), own,
+            )  # fmt: skip
+
+
+def _unpickle(result: LaunchResult) -> Any:
+    chunks = result.value or []
+    if not chunks:
+        return None
+    try:
+        return pickle.loads(b"".join(chunks))
+    except Exception as error:
+        raise SerializationError(
+            f"The function returned a value that cannot be loaded at the driver: {type(error).__name__}: {error}. The "
+            "driver needs the packages that the value is made of, in the versions of the executors."
+        ) from error
