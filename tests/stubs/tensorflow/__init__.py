@@ -12,6 +12,8 @@ import time
 __version__ = "2.0-stub"
 
 asked = {}
+# Open until the process ends, as TensorFlow's.
+servers = []
 
 if os.environ.get("STUB_TF_IMPORT_SECONDS"):
     time.sleep(float(os.environ["STUB_TF_IMPORT_SECONDS"]))
@@ -62,9 +64,10 @@ class _Strategy:
             if marker and spec["task"]["index"] == 1 and not os.path.exists(marker):
                 open(marker, "w").close()
                 raise RuntimeError("UNKNOWN: Could not start gRPC server")
-            self._server = socket.socket()
-            self._server.bind(("", port))
-            self._server.listen()
+            server = socket.socket()
+            server.bind(("", port))
+            server.listen()
+            servers.append(server)
 
     @contextlib.contextmanager
     def scope(self):
