@@ -88,3 +88,16 @@ def test_too_few_gpus(cluster):
     assert "needs 9 Spark tasks" in result["message"]
     assert "has 8 slots" in result["message"]
     assert "num_slots=8" in result["message"]
+
+
+def test_local_mode_uses_the_drivers_gpus(cluster):
+    driver = {
+        "spark.driver.resource.gpu.amount": "4",
+        "spark.driver.resource.gpu.discoveryScript": str(cluster.folder / "discover.sh"),
+    }
+    result, out = cluster.drive("local_gpu_run.py", "3", conf=driver)
+    assert result == {"visible": "4,5,6", "restored": True}, out
+    result, _ = cluster.drive("local_gpu_run.py", "5", conf=driver)
+    assert result["error"] == "GpuConfigurationError"
+    assert "the driver has 4" in result["message"]
+    assert result["restored"]

@@ -1,9 +1,10 @@
 """What a person sees while a run goes on: the workers' lines, and a progress bar of the chief's fit."""
 
+import contextlib
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 _log = logging.getLogger(__name__)
@@ -56,28 +57,30 @@ class Console:
     def progress(self, message: Mapping[str, Any]) -> None:
         """A progress report of the chief's fit."""
         if self._bar is not None:
-            self._guard(self._bar.update, message)
+            self._draw(self._bar.update, message)
 
     def close(self) -> None:
         """End the bar; what it showed last stays on the screen."""
         if self._bar is not None:
-            self._guard(self._bar.close)
+            self._draw(self._bar.close)
 
     def _write(self, lines: Sequence[str], stream: TextIO) -> None:
         text = "\n".join(lines) + "\n"
-        if self._bar is not None and self._bar.is_shown:
-            self._guard(self._bar.write, text, stream)
-        else:
-            self._guard(_print, text, stream)
-
-    def _guard(self, show: Any, *args: Any) -> None:
         if self._broken:
             return
         try:
-            show(*args)
-        except Exception:  # a closed terminal, a full disk behind a redirect, a widget library that is missing
+            with self._bar.above(stream) if self._bar is not None else contextlib.nullcontext():
+                _print(text, stream)
+        except Exception:  # a closed terminal, a full disk behind a redirect
             self._broken = True
-            _log.debug("The workers' output can no longer be shown.", exc_info=True)
+            _log.warning("The workers' output can no longer be shown here.", exc_info=True)
+
+    def _draw(self, show: Callable[..., None], *args: Any) -> None:
+        try:
+            show(*args)
+        except Exception:  # a terminal or widget library that the bar cannot draw with; the lines go on
+            self._bar = None
+            _log.warning("The progress bar cannot be shown here.", exc_info=True)
 
 
 def _print(text: str, stream: TextIO) -> None:
@@ -101,10 +104,6 @@ class FitBar:
         self._steps: int | None = None
         self._rate: tuple[float, int] | None = None
         self._speed = ""
-
-    @property
-    def is_shown(self) -> bool:
-        return self._bar is not None
 
     def update(self, message: Mapping[str, Any]) -> None:
         event = message["event"]
@@ -161,10 +160,10 @@ class FitBar:
         if self._rate is None or now - self._rate[0] > 0.1:
             self._rate = (now, samples)
 
-    def write(self, text: str, stream: TextIO) -> None:
-        """Print above the bar."""
-        with self._bar.external_write_mode(file=stream):
-            _print(text, stream)
+    def above(self, stream: TextIO) -> contextlib.AbstractContextManager[Any]:
+        """While it is entered, what is printed to ``stream`` stands above the bar."""
+        shown = self._bar is not None
+        return self._bar.external_write_mode(file=stream) if shown else contextlib.nullcontext()
 
     def close(self) -> None:
         if self._bar is not None:
