@@ -52,7 +52,6 @@ class TaskSpec:
     """All that an agent has to know, the same for every rank.
 
     Attributes:
-        run_id: names the run, in logs and in Spark's job tag.
         attempt: 0 for the first launch; counts the restarts that ``max_restarts`` allows.
         world_size: number of Spark tasks, each with one worker.
         secret: key of the run, known to the driver and the agents alone.
@@ -75,7 +74,6 @@ class TaskSpec:
             lines anyway.
     """
 
-    run_id: str
     attempt: int
     world_size: int
     secret: bytes

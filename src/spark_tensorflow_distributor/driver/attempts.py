@@ -14,7 +14,6 @@ from ..errors import (
     TrainingFailedError,
     WorkerFailure,
 )
-from ..protocol import failure_from_record
 from .launch import LaunchResult
 
 # A port was taken between its choice and its use: the group meets again, and nobody is bothered.
@@ -68,11 +67,10 @@ def error_of(result: LaunchResult, config: RunnerConfig, num_tasks: int) -> Base
     if result.start_timed_out is not None:
         return _start_timeout(result.start_timed_out, config, num_tasks)
     if result.stop_reason is not None and all(record["kind"] == "stopped" for record, _ in result.failures.values()):
-        failures = {each: failure_from_record(*result.failures[each]) for each in sorted(result.failures)}
-        return TrainingFailedError(f"The run was ended. {result.stop_reason}", failures)
+        return TrainingFailedError(f"The run was ended. {result.stop_reason}", result.worker_failures)
     if rank is None or (result.spark_error is not None and is_collateral(result.failures[rank][0])):
         return _spark_error(result, num_tasks)
-    failures = {each: failure_from_record(*result.failures[each]) for each in sorted(result.failures)}
+    failures = result.worker_failures
     cause = failures[rank]
     own = cause.exception
     if isinstance(own, DistributorError) and cause.kind in ("startup", "result"):
@@ -147,7 +145,7 @@ def _spark_error(result: LaunchResult, num_tasks: int) -> DistributorError:
             "by spark.pyspark.python or the environment variable PYSPARK_PYTHON when the application starts; without "
             "it, it is whatever 'python3' means there. For local mode set PYSPARK_PYTHON to sys.executable."
         )
-    failures = {rank: failure_from_record(*record) for rank, record in result.failures.items()}
+    failures = dict(result.worker_failures)
     gone = [rank for rank in range(num_tasks) if rank not in result.reports and rank not in result.failures]
     for rank in gone:
         failures[rank] = WorkerFailure(rank, result.hosts.get(rank, "?"), "lost", "Spark lost this task.")

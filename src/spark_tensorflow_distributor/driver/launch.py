@@ -1,5 +1,6 @@
 """One launch of the group: a Spark job, a channel, and the thread that called ``run`` between them."""
 
+import functools
 import json
 import logging
 import queue
@@ -8,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..protocol import TaskSpec, WorkerReport, decode_failure
+from ..errors import WorkerFailure
+from ..protocol import TaskSpec, WorkerReport, decode_failure, failure_from_record
 from .channel import Channel
 from .console import Console
 from .group import Group
@@ -51,6 +53,11 @@ class LaunchResult:
     def succeeded(self) -> bool:
         return self.value is not None
 
+    @functools.cached_property
+    def worker_failures(self) -> dict[int, WorkerFailure]:
+        """The failures by rank, in order, with their exceptions where those can be rebuilt here."""
+        return {rank: failure_from_record(*each) for rank, each in sorted(self.failures.items())}
+
 
 class Launch:
     """Runs the loop of one launch.
@@ -70,6 +77,7 @@ class Launch:
         self._result = LaunchResult()
         self._started = time.monotonic()
         self._channel_value: list[bytes] = []
+        self._job_ended = False
 
     def run(self, job: SparkJob) -> LaunchResult:
         """Run the job to its end. On an exception (Ctrl-C above all) the workers are stopped before it goes on."""
@@ -89,7 +97,8 @@ class Launch:
     def _loop(self, job: SparkJob) -> None:
         stopped_at: float | None = None
         hinted = False
-        while job.is_alive:
+        # Not job.is_alive: the thread that told of the job's end is still alive then, for a moment.
+        while not self._job_ended:
             self._next_event()
             now = time.monotonic()
             self._command(self._group.tick(now))
@@ -144,6 +153,7 @@ class Launch:
     def _handle(self, rank: int, message: dict[str, Any]) -> None:
         kind, now = message["type"], time.monotonic()
         if kind == "job_ended":
+            self._job_ended = True
             return
         if kind == "connected":
             self._result.hosts[rank] = str(message.get("host", "?"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import RunnerConfig
 from ..errors import ClusterError, SerializationError
-from ..protocol import TaskSpec, failure_from_record, tensorflow_version
+from ..protocol import TaskSpec, tensorflow_version
 from ..shipping import spark_task
 from . import attempts, plan
 from .channel import Channel
@@ -134,7 +134,6 @@ class Run:
         config, conf = self._config, facts.conf
         limit = plan.parse_bytes(conf.get("spark.driver.maxResultSize", "1g"), "spark.driver.maxResultSize")
         return TaskSpec(
-            run_id=secrets.token_hex(4),
             attempt=attempt,
             world_size=made.num_tasks,
             secret=secret,
@@ -160,10 +159,9 @@ class Run:
         )
 
     def _add_to_report(self, result: LaunchResult, attempt: int, dropped: int) -> None:
-        failures = {rank: failure_from_record(*each) for rank, each in sorted(result.failures.items())}
         cause = attempts.root_cause(result.failures)
         workers = dict(sorted(result.reports.items()))
-        self._report.attempts.append(AttemptReport(attempt, result.seconds, workers, failures, cause))
+        self._report.attempts.append(AttemptReport(attempt, result.seconds, workers, result.worker_failures, cause))
         if result.succeeded:
             self._report.num_tasks = len(workers)
         self._report.dropped_lines += dropped + sum(worker.dropped_lines for worker in workers.values())
