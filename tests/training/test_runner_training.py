@@ -261,7 +261,7 @@ def test_a_program_in_the_form_of_1_0_0(spark):
             )
             model.compile(
                 loss=tf.keras.losses.sparse_categorical_crossentropy,
-                optimizer=tf.keras.optimizers.SGD(learning_rate=0.001),
+                optimizer=tf.keras.optimizers.SGD(learning_rate=0.1),
                 metrics=["accuracy"],
             )
             return model
@@ -271,7 +271,7 @@ def test_a_program_in_the_form_of_1_0_0(spark):
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
         data = data.with_options(options)
         model = build()
-        return model.fit(x=data, epochs=3, steps_per_epoch=5).history["loss"]
+        return model.fit(x=data, epochs=3, steps_per_epoch=15).history["loss"]
 
     def served():
         """The program with its data set served from real digits, made as large as the original's."""
@@ -289,4 +289,4 @@ def test_a_program_in_the_form_of_1_0_0(spark):
 
     losses = MirroredStrategyRunner(num_slots=4, use_gpu=False).run(served)
     assert len(losses) == 3
-    assert losses[-1] < losses[0]
+    assert losses[-1] < 0.8 * losses[0], losses
