@@ -14,6 +14,7 @@ _HOMES = {
     "MirroredStrategyRunner": "driver.runner",
     "RunReport": "driver.report",
     "WorkerReport": "driver.report",
+    "DataShard": "trainer.shard",
     "get_context": "trainer.context",
     "WorkerContext": "trainer.context",
     "DistributorError": "errors",
@@ -28,6 +29,7 @@ _HOMES = {
     "CheckpointError": "errors",
     "SerializationError": "errors",
     "TrainingFailedError": "errors",
+    "WorkerDataError": "errors",
     "WorkerFailure": "errors",
 }
 
@@ -36,6 +38,7 @@ __all__ = [
     "ClusterError",
     "ConfigurationError",
     "DataError",
+    "DataShard",
     "DistributorError",
     "EncryptionUnsupportedError",
     "GpuConfigurationError",
@@ -47,6 +50,7 @@ __all__ = [
     "SerializationError",
     "TrainingFailedError",
     "WorkerContext",
+    "WorkerDataError",
     "WorkerFailure",
     "WorkerReport",
     "get_context",
@@ -68,9 +72,11 @@ if TYPE_CHECKING:
         RendezvousTimeoutError,
         SerializationError,
         TrainingFailedError,
+        WorkerDataError,
         WorkerFailure,
     )
     from .trainer.context import WorkerContext, get_context
+    from .trainer.shard import DataShard
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@
     ├ CheckpointError
     ├ SerializationError
     └ TrainingFailedError (.failures by rank, .root_cause)
+      └ WorkerDataError (also DataError)
 
 Every message says what happened, the value found, the likely cause, and the setting to change. All of them
 pickle, and nothing is imported here: the driver, Spark's Python worker and the trainer all raise them.
@@ -56,6 +57,10 @@ class RendezvousTimeoutError(RendezvousError):
 
 class DataError(DistributorError):
     """The rows of a DataFrame do not fit what training asked for."""
+
+
+class BrokenInputError(DataError):
+    """Spark could not deliver a worker's rows; what Spark says itself, at the driver, is the reason."""
 
 
 class CheckpointError(DistributorError):
@@ -119,3 +124,7 @@ class TrainingFailedError(DistributorError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.args[0], self.failures, self.root_cause))
+
+
+class WorkerDataError(TrainingFailedError, DataError):
+    """The training function asked for something that the rows do not fit: a :class:`DataError`, raised on a worker."""

@@ -26,8 +26,9 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, BinaryIO
 
+from .columns import Column
 from .errors import RendezvousError, WorkerFailure
 
 # One row of the Spark job's output.
@@ -45,6 +46,40 @@ _MAX_EXCEPTION_BYTES = 1 << 20
 _MAX_ENCODED_BYTES = 16_000
 
 HANDSHAKE_SECONDS = 5.0
+
+# Linux takes 253 with one message.
+_FILES_AT_ONCE = 200
+
+
+# A row's id: the number of its partition above these bits, its number in that below (Spark's
+# monotonically_increasing_id).
+ROW_BITS = 33
+
+
+@dataclass(frozen=True)
+class ShardArgument:
+    """Stands among the pickled arguments for a DataFrame: the trainer puts its ``DataShard`` there."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """What the workers are told of a DataFrame.
+
+    Attributes:
+        name: of the argument.
+        columns: as it was taken apart.
+        places: for each column its place in the stage's input, after the row's id and the frame's number.
+        schema: Spark's, as ``StructType.jsonValue()``.
+        expected_rows: how many there are in all, where Spark knows.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    places: tuple[int, ...]
+    schema: Mapping[str, Any]
+    expected_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +107,9 @@ class TaskSpec:
         loopback: all workers run on the driver's own host (Spark's master is ``local``).
         echo: copy the trainer's output to the executor's stderr. Not where that is the driver's own, which shows the
             lines anyway.
+        frames: the DataFrames among the function's arguments.
+        seed: of all that is random in how they are dealt and shuffled, where the user gives no seed; the same for
+            all attempts of a run.
     """
 
     attempt: int
@@ -96,12 +134,15 @@ class TaskSpec:
     submitted_at: float
     loopback: bool
     echo: bool
+    frames: tuple[FrameSpec, ...] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class WorkerReport:
     """What an agent tells of its worker when it ends. Times are seconds, sizes bytes; ``rendezvous`` is the way it
-    met its peers, ``channel`` or ``allGather``."""
+    met its peers, ``channel`` or ``allGather``; ``rows`` are those it got from Spark, by DataFrame, and
+    ``spooled_bytes`` what they took on disk."""
 
     rank: int
     host: str
@@ -113,6 +154,8 @@ class WorkerReport:
     rendezvous: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_rss: int = 0
+    rows: Mapping[str, int] = field(default_factory=dict)
+    spooled_bytes: int = 0
     exit: str = ""
     dropped_lines: int = 0
     log_tail: tuple[str, ...] = ()
@@ -287,6 +330,29 @@ def _receive_exactly(sock: socket.socket, size: int) -> bytes:
             raise EOFError("the connection was closed")
         data += piece
     return bytes(data)
+
+
+def send_files(sock: socket.socket, message: Mapping[str, Any], files: Sequence[BinaryIO]) -> None:
+    """Send a short message and open files over a local socket; ``receive_files`` is the other end."""
+    sock.sendall(frame({**message, "files": len(files)}))
+    for start in range(0, len(files), _FILES_AT_ONCE):
+        socket.send_fds(sock, [b"F"], [file.fileno() for file in files[start : start + _FILES_AT_ONCE]])
+
+
+def receive_files(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """The next message, with the descriptors of its files.
+
+    Raises:
+        EOFError: the peer closed the connection.
+    """
+    message = receive(sock)
+    descriptors: list[int] = []
+    while len(descriptors) < message.get("files", 0):
+        mark, received, _, _ = socket.recv_fds(sock, 1, _FILES_AT_ONCE)
+        if not mark:
+            raise EOFError("the connection was closed")
+        descriptors += received
+    return message, descriptors
 
 
 def prove_to_driver(sock: socket.socket, secret: bytes) -> None:

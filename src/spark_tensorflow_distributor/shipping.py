@@ -33,18 +33,29 @@ def importer_source() -> str:
 
 
 def spark_task(spec: bytes) -> Callable[[Iterator[Any]], Iterator[Any]]:
-    """The function that Spark runs in its Python workers.
+    """The body of a run's Spark task, which becomes the agent.
+
+    Args:
+        spec: a pickled ``TaskSpec``.
+    """
+    return shipped("agent.task", "run_task", spec)
+
+
+def shipped(module: str, name: str, *fixed: Any) -> Callable[[Iterator[Any]], Iterator[Any]]:
+    """A function for Spark's Python workers, which calls one of this package there.
 
     It is a nested function that refers to nothing of this package, so that it is pickled by value.
 
     Args:
-        spec: a pickled ``TaskSpec``.
+        module: the module of this package, such as ``"agent.task"``.
+        name: a function in it, of ``(*fixed, batches)``, that gives an iterator.
+        fixed: its first arguments; nothing whose class is this package's.
     """
     package = PACKAGE
     installer = importer_source()
     packed = zlib.compress(json.dumps(own_sources()).encode())
 
-    def run_agent(batches: Iterator[Any]) -> Iterator[Any]:
+    def run_shipped(batches: Iterator[Any]) -> Iterator[Any]:
         import importlib
         import json
         import zlib
@@ -52,7 +63,7 @@ def spark_task(spec: bytes) -> Callable[[Iterator[Any]], Iterator[Any]]:
         namespace: dict[str, Any] = {"__name__": "_importer"}
         exec(compile(installer, "<spark_tensorflow_distributor>/_importer.py", "exec"), namespace)
         namespace["install"](package, json.loads(zlib.decompress(packed)))
-        task = importlib.import_module(package + ".agent.task")
-        yield from task.run_task(spec, batches)
+        function = getattr(importlib.import_module(f"{package}.{module}"), name)
+        yield from function(*fixed, batches)
 
-    return run_agent
+    return run_shipped

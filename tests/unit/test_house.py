@@ -20,6 +20,22 @@ MODULES = sorted(
 )
 
 
+# What handles rows is loaded only where there are any.
+WITH_NUMPY = [
+    f"spark_tensorflow_distributor.{name}"
+    for name in (
+        "agent.intake",
+        "agent.spool",
+        "trainer.adapt",
+        "trainer.batches",
+        "trainer.checks",
+        "trainer.feeding",
+        "trainer.shard",
+        "trainer.tensors",
+    )
+]
+
+
 def test_no_module_imports_tensorflow_and_the_agent_and_trainer_no_spark():
     """Each module by itself, in a fresh interpreter; all in one process would hide who imported what."""
     program = (
@@ -29,13 +45,15 @@ def test_no_module_imports_tensorflow_and_the_agent_and_trainer_no_spark():
         "    pid = os.fork()\n"
         "    if pid == 0:\n"
         "        importlib.import_module(name)\n"
-        "        heavy = ('tensorflow', 'keras', 'tf_keras', 'pyspark', 'tqdm', 'pandas', 'pyarrow', 'numpy')\n"
+        "        heavy = ['tensorflow', 'keras', 'tf_keras', 'pyspark', 'tqdm', 'pandas', 'pyarrow', 'numpy']\n"
+        "        if name in sys.argv[2]: heavy.remove('numpy')\n"
         "        bad = [m for m in heavy if m in sys.modules]\n"
         "        print(json.dumps([name, bad]), flush=True)\n"
         "        os._exit(0)\n"
         "    os.waitpid(pid, 0)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, json.dumps(MODULES)], capture_output=True, text=True)
+    arguments = [json.dumps(MODULES), json.dumps(WITH_NUMPY)]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
     loaded = dict(json.loads(line) for line in done.stdout.splitlines())
     assert sorted(loaded) == MODULES, done.stderr
     assert {name: bad for name, bad in loaded.items() if bad} == {}
@@ -69,7 +87,7 @@ def test_house_rules_in_the_source():
         text = path.read_text()
         assert not re.search(r"raise Exception\(|\bsys\.exit\(\)?$", text, re.M), path
         if path.name != "spark.py":
-            assert "from pyspark.sql import" not in text, path
+            assert not re.search(r"import .*SparkSession", text), path
         if path.parts[-2] != "driver":
             continue
         assert not re.search(r"^import tensorflow|^from tensorflow", text, re.M), path

@@ -1,6 +1,28 @@
 """What the exit of a trainer's process means. Pure."""
 
 import signal
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Ending:
+    """How a trainer ended.
+
+    Attributes:
+        failure: a record (see ``protocol.failure_record``); None where the function returned.
+        result_bytes: size of the pickled value in the result file.
+        exit: words for the report ("ok", "exit status 3", "killed by signal 9 (SIGKILL)", "stopped").
+        peak_rss: bytes.
+        phases: when each phase began, seconds since the epoch.
+    """
+
+    failure: dict[str, Any] | None = None
+    result_bytes: int = 0
+    exit: str = "ok"
+    peak_rss: int = 0
+    phases: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def explain_exit(code: int, peak_rss: int) -> tuple[str, str, str]:

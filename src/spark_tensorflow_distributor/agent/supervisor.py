@@ -13,11 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from ..protocol import FrameReader, failure_record, frame
-from .exits import explain_exit
+from .exits import Ending, explain_exit
+from .handover import HandOver
 from .launcher import Launcher
 from .link import DriverLink
 from .output import LineSplitter, Tail, decode
@@ -34,26 +34,6 @@ _ORPHAN_SECONDS = 10.0
 _DEAD_DRIVER_SECONDS = 5.0
 
 
-@dataclass
-class Ending:
-    """How a trainer ended.
-
-    Attributes:
-        failure: a record (see ``protocol.failure_record``); None where the function returned.
-        result_bytes: size of the pickled value in the result file.
-        exit: words for the report ("ok", "exit status 3", "killed by signal 9 (SIGKILL)", "stopped").
-        peak_rss: bytes.
-        phases: when each phase began, seconds since the epoch.
-    """
-
-    failure: dict[str, Any] | None = None
-    result_bytes: int = 0
-    exit: str = "ok"
-    peak_rss: int = 0
-    phases: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-
 class Supervisor:
     """Watches one trainer.
 
@@ -64,6 +44,7 @@ class Supervisor:
         tail: takes the last output lines.
         gone_means_dead, echo: see ``TaskSpec``.
         ends_together: the driver says when all have returned; else the ranks ask each other.
+        rows: the rows that the trainer waits for, or None.
     """
 
     def __init__(
@@ -77,11 +58,13 @@ class Supervisor:
         gone_means_dead: bool,
         echo: bool,
         ends_together: bool,
+        rows: HandOver | None = None,
     ) -> None:
         self._rank, self._host = rank, host
         self._launcher, self._link, self._tail = launcher, link, tail
         self._gone_means_dead, self._echo = gone_means_dead, echo
         self._ends_together = ends_together
+        self._rows = rows
         self._has_channel = link.is_open
         self._selector = selectors.DefaultSelector()
         self._reader = FrameReader()
@@ -125,6 +108,9 @@ class Supervisor:
             self._selector.register(fd, selectors.EVENT_READ, self._on_output)
         self._selector.register(ours, selectors.EVENT_READ, self._on_control)
         self._selector.register(self._launcher, selectors.EVENT_READ, self._on_server)
+        if self._rows is not None:
+            self._rows.start(ours)
+            self._selector.register(self._rows, selectors.EVENT_READ, self._on_rows)
         return result
 
     def watch(self) -> Ending:
@@ -132,7 +118,7 @@ class Supervisor:
 
         The trainer is still alive then if it returned; :meth:`finish` ends it.
         """
-        while self._outcome is None and self._exited is None and self._stopped is None:
+        while self._outcome is None and self._exited is None and self._stopped is None and not self._has_no_rows:
             self._turn()
         if self._exited is not None:
             self._drain_output()
@@ -176,6 +162,8 @@ class Supervisor:
 
     def _turn(self) -> None:
         """Handle what has happened, or wait for half a second."""
+        if self._rows is not None:
+            self._rows.tell()
         if self._link.is_open:
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._link.has_waiting else 0)
             self._selector.register(self._link, events, self._on_driver)
@@ -211,6 +199,17 @@ class Supervisor:
                 self._stopped = str(message["reason"])
             elif message["type"] == "release":
                 self._released = True
+            elif self._rows is not None:
+                self._rows.on_message(message)
+
+    @property
+    def _has_no_rows(self) -> bool:
+        return self._rows is not None and self._rows.error is not None
+
+    def _on_rows(self, _: int) -> None:
+        assert self._rows is not None
+        self._selector.unregister(self._rows)
+        self._rows.on_rows()
 
     def _on_output(self, fd: int) -> None:
         try:
@@ -285,6 +284,10 @@ class Supervisor:
     def _conclude(self) -> dict[str, Any] | None:
         """What the trainer's outcome or exit means."""
         outcome, exited = self._outcome, self._exited
+        if self._rows is not None and self._rows.error is not None:
+            self._ending.exit = type(self._rows.error).__name__
+            self._drain_output()
+            return self._rows.failure(self._rank, self._host, list(self._tail.get()))
         if outcome is not None and outcome["ok"]:
             self._ending.result_bytes = int(outcome.get("size", 0))
             return None

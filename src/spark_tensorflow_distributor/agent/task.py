@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 import time
@@ -29,12 +30,14 @@ from ..protocol import (
 )
 from ..trainer.barrier import carry_out
 from . import devices
+from .exits import Ending
+from .handover import HandOver
 from .launcher import DEFAULT_ENV, Launcher, import_path
 from .link import DriverLink
 from .output import Tail
 from .placement import hosts_of, placements
 from .rendezvous import Stopped, cluster_spec, deadline_after, hold_port, meet
-from .supervisor import Ending, Supervisor
+from .supervisor import Supervisor
 
 _PRELOAD = ("tensorflow", "pyspark.cloudpickle")
 
@@ -48,10 +51,8 @@ def run_task(spec: bytes, batches: Iterator[Any]) -> Iterator[Any]:
     import pyarrow as pa
     from pyspark import BarrierTaskContext
 
-    for _ in batches:
-        pass
     schema = pa.schema([("rank", pa.int32()), ("kind", pa.string()), ("seq", pa.int32()), ("data", pa.binary())])
-    agent = Agent(pickle.loads(spec), BarrierTaskContext.get())
+    agent = Agent(pickle.loads(spec), BarrierTaskContext.get(), batches)
     for rank, kind, seq, data in agent.run():
         yield pa.RecordBatch.from_arrays(
             [pa.array([value], field.type) for value, field in zip((rank, kind, seq, data), schema, strict=True)],
@@ -65,9 +66,10 @@ class Agent:
     Args:
         spec: what the driver wants.
         context: Spark's BarrierTaskContext of this task.
+        batches: the stage's input, Arrow batches with the rows of the run's DataFrames.
     """
 
-    def __init__(self, spec: TaskSpec, context: Any) -> None:
+    def __init__(self, spec: TaskSpec, context: Any, batches: Iterator[Any]) -> None:
         self._spec = spec
         self._context = context
         self._partition = int(context.partitionId())
@@ -79,6 +81,21 @@ class Agent:
         self._facts: dict[str, Any] = {}
         hello = {"type": "hello", "rank": self._place.rank, "host": self._place.host, "pid": os.getpid()}
         self._link = DriverLink(spec.driver_addresses, spec.secret, hello)
+        self._intake: Any = None
+        if spec.frames:
+            from .intake import Intake
+
+            self._intake = Intake(
+                spec.frames,
+                batches,
+                rank=self._place.rank,
+                world_size=self._place.world_size,
+                directory=_local_directory(),
+                sharing=self._place.local_world_size,
+            )
+        else:
+            for _ in batches:  # Spark's own placeholder, a row or none
+                pass
 
     def run(self) -> Iterator[tuple[int, str, int, bytes]]:
         """Train; yields the rows that go back to the driver."""
@@ -102,6 +119,8 @@ class Agent:
                 yield from self._result_rows(result, ending.result_bytes)
         finally:
             self._link.close(linger=0)
+            if self._intake is not None:
+                self._intake.close()
             if result is not None:
                 result.close()
 
@@ -133,6 +152,7 @@ class Agent:
                     gone_means_dead=spec.gone_means_dead,
                     echo=spec.echo,
                     ends_together=way == "channel",
+                    rows=self._hand_over_rows(way),
                 )
                 request = self._request(cluster_spec(members, loopback=spec.loopback), gpus, threads)
                 result = supervisor.start(request, spec.payload, _local_directory(), port)
@@ -147,6 +167,11 @@ class Agent:
         finally:
             supervisor.finish()
         return ending, result
+
+    def _hand_over_rows(self, way: str) -> HandOver | None:
+        if self._intake is None:
+            return None
+        return HandOver(self._intake, self._link, self._context.allGather if way == "allGather" else None)
 
     def _gpus(self) -> tuple[str, ...]:
         spec = self._spec
@@ -171,6 +196,8 @@ class Agent:
             "use_custom_strategy": spec.use_custom_strategy,
             "is_script": spec.is_script,
             "max_result_bytes": spec.max_result_bytes,
+            "has_data": bool(spec.frames),
+            "seed": spec.seed,
             "context": {
                 "rank": place.rank,
                 "world_size": place.world_size,
@@ -211,6 +238,8 @@ class Agent:
             rendezvous=self._facts.get("way", ""),
             seconds=phase_seconds(self._spec.submitted_at, self._started, self._times, ending.phases, time.time()),
             peak_rss=ending.peak_rss,
+            rows={} if self._intake is None else self._intake.rows,
+            spooled_bytes=0 if self._intake is None else self._intake.bytes,
             exit=ending.exit,
             dropped_lines=self._link.dropped_lines,
             log_tail=self._tail.get(),
@@ -277,11 +306,13 @@ def phase_seconds(
     """How long each phase of a worker took, in seconds.
 
     ``start``: from the driver's submission to the agent's first line. ``meet``: until all addresses were known.
-    ``import``: until TensorFlow was imported and set up. ``strategy``: until the function was called. ``train``: in
-    the function. ``result``: pickling the value and waiting for the others.
+    ``import``: until TensorFlow was imported and set up. ``strategy``: until the strategy was built. ``data``: until
+    the rows of the DataFrames were in, where there are any. ``train``: in the function. ``result``: pickling the value
+    and waiting for the others.
     """
     marks = [("start", started), ("meet", own.get("met"))]
-    marks += [("import", phases.get("strategy")), ("strategy", phases.get("train"))]
+    marks += [("import", phases.get("strategy")), ("strategy", phases.get("data", phases.get("train")))]
+    marks += [("data", phases.get("train"))] if "data" in phases else []
     marks += [("train", phases.get("result")), ("result", ended)]
     seconds, last = {}, submitted
     for name, end in marks:
@@ -303,8 +334,7 @@ def _host_cores() -> int:
 
 
 def _local_directory() -> str:
-    """Spark's local directory for this executor, on the disk that the cluster meant for such files."""
-    for folder in os.environ.get("SPARK_LOCAL_DIRS", "").split(","):
-        if os.path.isdir(folder) and os.access(folder, os.W_OK):
-            return folder
-    return tempfile.gettempdir()
+    """Spark's local directory for this executor, of several the one with the most space."""
+    folders = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")
+    usable = [folder for folder in folders if os.path.isdir(folder) and os.access(folder, os.W_OK)]
+    return max(usable, key=lambda folder: shutil.disk_usage(folder).free, default=tempfile.gettempdir())

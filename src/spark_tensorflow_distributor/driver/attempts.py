@@ -7,11 +7,12 @@ from typing import Any
 from ..config import RunnerConfig
 from ..errors import (
     ClusterError,
-    ConfigurationError,
+    DataError,
     DistributorError,
     RendezvousTimeoutError,
     SerializationError,
     TrainingFailedError,
+    WorkerDataError,
     WorkerFailure,
 )
 from .launch import LaunchResult
@@ -30,7 +31,7 @@ _JAVA_LINE = re.compile(r"^\s+at \S+\(|^\s*\.\.\. \d+ more|^Caused by: |^Driver 
 
 def is_collateral(record: Mapping[str, Any]) -> bool:
     """Whether a failure looks like the consequence of another worker's."""
-    if record["kind"] == "stopped":
+    if record["kind"] in ("stopped", "input"):
         return True
     is_tensorflows = "errors_impl" in record.get("error_type", "")
     return is_tensorflows and bool(_COLLATERAL.search(f"{record['error_type']} {record['message']}"))
@@ -57,6 +58,7 @@ def should_restart(config: RunnerConfig, attempt: int, error: BaseException) -> 
     return (
         attempt < config.max_restarts
         and isinstance(error, TrainingFailedError | RendezvousTimeoutError)
+        and not isinstance(error, DataError)  # the same rows would be refused again
         and not getattr(error, "was_cancelled", False)
     )
 
@@ -77,7 +79,8 @@ def error_of(result: LaunchResult, config: RunnerConfig, num_tasks: int) -> Base
         # The library's own errors are raised as themselves.
         own.add_note(f"On rank {cause.rank} @ {cause.host}.") if hasattr(own, "add_note") else None
         return own
-    error: DistributorError = _startup_error(cause) or TrainingFailedError(_describe(cause, failures), failures, cause)
+    kind = WorkerDataError if isinstance(own, DataError) else TrainingFailedError
+    error: DistributorError = _startup_error(cause) or kind(_describe(cause, failures), failures, cause)
     error.__cause__ = own
     return error
 
@@ -128,7 +131,7 @@ def _start_timeout(came: int, config: RunnerConfig, num_tasks: int) -> Rendezvou
     )
 
 
-def _spark_error(result: LaunchResult, num_tasks: int) -> DistributorError:
+def _spark_error(result: LaunchResult, num_tasks: int) -> BaseException:
     """The job ended in Spark's own hands: say what that means, without its Java stack trace."""
     text = str(result.spark_error or "the job gave no result")
     if result.cancelled:
@@ -145,6 +148,9 @@ def _spark_error(result: LaunchResult, num_tasks: int) -> DistributorError:
             "by spark.pyspark.python or the environment variable PYSPARK_PYTHON when the application starts; without "
             "it, it is whatever 'python3' means there. For local mode set PYSPARK_PYTHON to sys.executable."
         )
+    if result.had_data and result.spark_error is not None and not result.hosts:
+        # No worker has started, so it is the DataFrames' own plan that failed: its error is the user's to see.
+        return result.spark_error
     failures = dict(result.worker_failures)
     gone = [rank for rank in range(num_tasks) if rank not in result.reports and rank not in result.failures]
     for rank in gone:
@@ -162,17 +168,3 @@ def brief(text: str, longest: int = 1500) -> str:
     """A Spark error without its Java stack traces."""
     lines = [line for line in text.splitlines() if line.strip() and not _JAVA_LINE.match(line)]
     return "\n".join(lines)[:longest]
-
-
-def check_config_for_run(kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments of ``run`` that this version cannot take.
-
-    Raises:
-        ConfigurationError: a Spark DataFrame is among them.
-    """
-    for name, value in kwargs.items():
-        if type(value).__name__ == "DataFrame" and type(value).__module__.startswith("pyspark."):
-            raise ConfigurationError(
-                f"The argument {name!r} is a Spark DataFrame, which this version does not hand to the workers. "
-                "Write it to storage that they can read, or pass what is small as toPandas()."
-            )

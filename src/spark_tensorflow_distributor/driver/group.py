@@ -41,6 +41,8 @@ class Group:
         self._last_progress: float | None = None
         self._chief_pickles_since: float | None = None
         self._released = False
+        self._facts: dict[int, Any] = {}
+        self._passed: dict[tuple[int, int, int], dict[str, Any]] = {}
 
     @property
     def has_met(self) -> bool:
@@ -53,6 +55,7 @@ class Group:
         self.ever_connected.add(rank)
         self._lost_at.pop(rank, None)
         commands = self.receive(rank, {**hello, "type": hello.get("state", "hello")}, now)
+        commands += self._catch_up(rank, hello)
         if self.stop_reason is not None:
             commands.append((rank, {"type": "stop", "reason": self.stop_reason}))
         elif self._released:
@@ -67,12 +70,16 @@ class Group:
     def receive(self, rank: int, message: Mapping[str, Any], now: float) -> list[Command]:
         """A rank's message; returns what to send."""
         kind = message["type"]
-        if kind in ("log", "phase", "progress", "done", "join"):
+        if kind in ("log", "phase", "progress", "done", "join", "intake", "rows"):
             self._last_progress = now
         if kind == "phase" and rank == 0 and message["name"] == "result":
             self._chief_pickles_since = now
         if kind == "join":
             return self._join(rank, message["member"], now)
+        if kind == "rows":
+            return self._count(rank, message["facts"])
+        if kind == "pass":
+            return self._forward(message)
         if kind == "done":
             self.done.add(rank)
         elif kind == "failed":
@@ -87,6 +94,31 @@ class Group:
         if len(self.members) == self.world_size:
             return [(None, {"type": "members", "members": list(self.members.values())})]
         return []
+
+    def _count(self, rank: int, facts: Any) -> list[Command]:
+        """A rank has all its rows. Once all have, each can tell which rows to pass on to whom."""
+        if rank in self._facts:
+            return []
+        self._facts[rank] = facts
+        return [(None, self._shares())] if len(self._facts) == self.world_size else []
+
+    def _shares(self) -> dict[str, Any]:
+        return {"type": "shares", "facts": {str(rank): facts for rank, facts in self._facts.items()}}
+
+    def _forward(self, message: Mapping[str, Any]) -> list[Command]:
+        passed = {**message, "type": "passed"}
+        self._passed[passed["to"], passed["from"], passed["frame"]] = passed
+        return [(passed["to"], passed)]
+
+    def _catch_up(self, rank: int, hello: Mapping[str, Any]) -> list[Command]:
+        """A connection was lost: say again what may have been lost with it. Hearing it twice does no harm."""
+        commands = self._count(rank, hello["facts"]) if "facts" in hello else []
+        for message in hello.get("passed", ()):
+            commands += self._forward(message)
+        if len(self._facts) == self.world_size:
+            commands.append((rank, self._shares()))
+            commands += [(rank, passed) for passed in self._passed.values() if passed["to"] == rank]
+        return commands
 
     def _fail(self, rank: int, record: Mapping[str, Any], now: float) -> None:
         self.failures.setdefault(rank, (record, now))

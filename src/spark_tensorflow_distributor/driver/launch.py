@@ -37,6 +37,7 @@ class LaunchResult:
         cancelled: the job was cancelled from outside of the run.
         start_timed_out: how many workers had come when start_timeout was over; None where it was not.
         stop_reason: why the workers were stopped, or None.
+        had_data: DataFrames were computed for it.
     """
 
     value: list[bytes] | None = None
@@ -48,6 +49,7 @@ class LaunchResult:
     stop_reason: str | None = None
     seconds: float = 0.0
     hosts: dict[int, str] = field(default_factory=dict)
+    had_data: bool = False
 
     @property
     def succeeded(self) -> bool:
@@ -74,8 +76,9 @@ class Launch:
         self._channel = channel
         self._console = console
         self._group = Group(spec.world_size, stall_timeout=stall_timeout)
-        self._result = LaunchResult()
+        self._result = LaunchResult(had_data=bool(spec.frames))
         self._started = time.monotonic()
+        self._waiting_since = self._started
         self._channel_value: list[bytes] = []
         self._job_ended = False
 
@@ -102,12 +105,12 @@ class Launch:
             self._next_event()
             now = time.monotonic()
             self._command(self._group.tick(now))
-            waited = now - self._started
+            waited = now - self._waiting_since
             if not self._group.has_met and self._group.stop_reason is None:
                 if waited > self._spec.start_timeout and self._has_not_started(job):
                     self._result.start_timed_out = len(self._group.members)
                     self._command(self._group.stop(f"The workers did not meet within {self._spec.start_timeout:g} s."))
-                elif waited > _HINT_SECONDS and not self._group.ever_connected and not hinted:
+                elif waited > _HINT_SECONDS and not hinted and not self._has_come_or_computes(job):
                     hinted = True
                     _log.warning(
                         "No worker has started after %d s. Are the cluster's slots busy with other jobs, or fewer than "
@@ -121,8 +124,20 @@ class Launch:
                     return
         self._drain()
 
+    def _has_come_or_computes(self, job: SparkJob) -> bool:
+        """Whether a worker has come, or Spark still computes the DataFrames. That takes its time, and counts for no
+        timeout."""
+        if self._group.ever_connected:
+            return True
+        computes = bool(self._spec.frames) and job.is_computing(self._spec.world_size)
+        if computes:
+            self._waiting_since = time.monotonic()
+        return computes
+
     def _has_not_started(self, job: SparkJob) -> bool:
         """False where the workers do run, and only cannot reach this driver; they meet without it then."""
+        if not self._group.ever_connected and self._has_come_or_computes(job):
+            return False
         if not self._group.ever_connected and job.is_running_unseen(self._channel.addresses):
             self._group.elsewhere = True
             _log.warning(
@@ -177,7 +192,7 @@ class Launch:
         elif kind == "result":
             self._channel_value = message["chunks"]
         else:
-            _log.debug("rank %d: %s", rank, message)
+            _log.debug("rank %d: %s", rank, kind)
 
     def _command(self, commands: list[tuple[int | None, dict[str, Any]]]) -> None:
         for rank, message in commands:

@@ -3,17 +3,25 @@
 import contextlib
 import os
 import runpy
+import secrets
+import select
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..agent.devices import visible_devices
 from ..config import RunnerConfig
-from ..errors import ConfigurationError, GpuConfigurationError
+from ..errors import BrokenInputError, ConfigurationError, GpuConfigurationError
+from .frames import Frames
 
 
 def run_locally(
-    config: RunnerConfig, function: Callable[..., Any] | str, kwargs: Mapping[str, Any], gpus: Sequence[str] | None
+    config: RunnerConfig,
+    function: Callable[..., Any] | str,
+    kwargs: Mapping[str, Any],
+    gpus: Sequence[str] | None,
+    frames: Frames,
 ) -> Any:
     """Call the function here, on one worker.
 
@@ -22,6 +30,7 @@ def run_locally(
         function: the training function, or the path of a script whose command line is ``kwargs["args"]``.
         kwargs: its arguments.
         gpus: entries of CUDA_VISIBLE_DEVICES; None for CPU training.
+        frames: the DataFrames among the arguments.
     """
     from ..trainer.context import WorkerContext, set_context
 
@@ -29,15 +38,44 @@ def run_locally(
         context = WorkerContext(0, 1, 0, 1, 0, checkpoint_dir=config.checkpoint_dir)
         previous = set_context(context)
         try:
-            if config.use_custom_strategy:
-                return _call(function, kwargs)
-            import tensorflow as tf
+            with _shards(frames) as shards:
+                if config.use_custom_strategy:
+                    return _call(function, {**kwargs, **shards})
+                import tensorflow as tf
 
-            # Without TF_CONFIG it is a strategy over this process's own devices, as in 1.0.0.
-            with tf.distribute.MultiWorkerMirroredStrategy().scope():
-                return _call(function, kwargs)
+                # Without TF_CONFIG it is a strategy over this process's own devices, as in 1.0.0.
+                with tf.distribute.MultiWorkerMirroredStrategy().scope():
+                    return _call(function, {**kwargs, **shards})
         finally:
             set_context(previous)
+
+
+@contextlib.contextmanager
+def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
+    """The DataFrames' rows, all of them, in files of this process."""
+    if not frames.specs:
+        yield {}
+        return
+    from ..agent.intake import Intake
+    from ..trainer.shard import shards
+
+    intake = Intake(
+        frames.specs, frames.local_batches(), rank=0, world_size=1, directory=tempfile.gettempdir(), sharing=1
+    )
+    try:
+        select.select([intake], [], [])
+        intake.acknowledge()
+        layout, files = intake.layout()
+        made = shards(layout["frames"], [os.dup(file.fileno()) for file in files], 0, 1, secrets.randbits(31))
+    except BrokenInputError as error:
+        raise error.__cause__ or error from None  # what Spark says of the DataFrame's own plan
+    finally:
+        intake.close()
+    try:
+        yield dict(made)
+    finally:
+        for shard in made.values():
+            shard.close()
 
 
 def _call(function: Callable[..., Any] | str, kwargs: Mapping[str, Any]) -> Any:

@@ -9,8 +9,8 @@ from ..errors import ConfigurationError, SerializationError
 _SPARK_HINTS = {
     "SparkSession": "The driver's session does not exist on the workers. Use the data outside of the function.",
     "SparkContext": "The driver's context does not exist on the workers.",
-    "DataFrame": "A Spark DataFrame lives in the driver's session. Write it to storage that the workers can read, or "
-    "collect what is small (toPandas) and pass that.",
+    "DataFrame": "A Spark DataFrame lives in the driver's session. Pass it to run() as a keyword argument of its own, "
+    "and the function gets its rows.",
     "RDD": "An RDD lives in the driver's session.",
     "MirroredStrategyRunner": "The runner belongs to the driver. A method of an object that holds it carries it "
     "along: use a plain function.",

@@ -1,6 +1,6 @@
 """What a run tells about itself afterwards."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -65,20 +65,27 @@ class RunReport:
     def __str__(self) -> str:
         state = "succeeded" if self.succeeded else "failed"
         head = f"Run {state} after {self.seconds:.1f} s, {len(self.attempts)} attempt(s), {self.num_tasks} worker(s)"
-        rows = [_HEADER, *(_row(worker) for _, worker in sorted(self.workers.items()))]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+        # A column for what there was: not every run has DataFrames.
+        phases = [name for name in _PHASES if name != "data" or any(w.rows for w in self.workers.values())]
+        rows = [_header(phases), *(_row(worker, phases) for _, worker in sorted(self.workers.items()))]
+        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         if self.dropped_lines:
             lines.append(f"{self.dropped_lines} log lines were not shown: they came faster than they could be printed.")
         return "\n".join([head, *lines])
 
 
-_PHASES = ("start", "meet", "import", "strategy", "train", "result")
-_HEADER = ("rank", "host", "devices", "threads", *(f"{name} s" for name in _PHASES), "peak RSS", "exit")
+_PHASES = ("start", "meet", "import", "strategy", "data", "train", "result")
 
 
-def _row(worker: WorkerReport) -> tuple[str, ...]:
-    times = (f"{worker.seconds[name]:.2f}" if name in worker.seconds else "-" for name in _PHASES)
+def _header(phases: Sequence[str]) -> tuple[str, ...]:
+    data = ("rows",) if "data" in phases else ()
+    return ("rank", "host", "devices", "threads", *data, *(f"{name} s" for name in phases), "peak RSS", "exit")
+
+
+def _row(worker: WorkerReport, phases: Sequence[str]) -> tuple[str, ...]:
+    times = (f"{worker.seconds[name]:.2f}" if name in worker.seconds else "-" for name in phases)
     rss = f"{worker.peak_rss / 2**20:.0f} MiB" if worker.peak_rss else "-"
+    data = (f"{sum(worker.rows.values()):,}",) if "data" in phases else ()
     devices = ",".join(worker.devices) or "-"
-    return (str(worker.rank), worker.host, devices, str(worker.threads), *times, rss, worker.exit)
+    return (str(worker.rank), worker.host, devices, str(worker.threads), *data, *times, rss, worker.exit)

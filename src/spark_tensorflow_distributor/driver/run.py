@@ -14,6 +14,7 @@ from ..shipping import spark_task
 from . import attempts, plan
 from .channel import Channel
 from .console import Console, wants_progress
+from .frames import Frames
 from .launch import Launch, LaunchResult
 from .report import AttemptReport, RunReport
 from .spark import SparkGateway
@@ -23,11 +24,12 @@ _log = logging.getLogger("spark_tensorflow_distributor")
 
 @dataclass(frozen=True)
 class Program:
-    """What the workers run: the pickled payload (see ``TaskSpec``), which kind it is, and its name."""
+    """What the workers run: the pickled payload (see ``TaskSpec``), which kind it is, its name, and its DataFrames."""
 
     payload: bytes
     is_script: bool
     name: str
+    frames: Frames
 
 
 class Run:
@@ -45,6 +47,7 @@ class Run:
         self._gateway = gateway
         self._program = program
         self._report = report
+        self._seed = secrets.randbits(31)
 
     def execute(self, made: plan.RunPlan) -> Any:
         """Train as planned; returns rank 0's value, or raises the error that the run is to end with."""
@@ -108,7 +111,9 @@ class Run:
         try:
             spec = self._spec(made, facts, attempt, secret, channel)
             what = f"MirroredStrategyRunner: {self._program.name} on {made.num_tasks} workers"
-            job = self._gateway.submit(spark_task(pickle.dumps(spec)), made.num_tasks, what)
+            frames = self._program.frames
+            source = frames.source(made.num_tasks, self._seed) if frames.specs else None
+            job = self._gateway.submit(spark_task(pickle.dumps(spec)), made.num_tasks, what, source)
             result = Launch(spec, channel, console, config.stall_timeout).run(job)
         finally:
             channel.close()
@@ -156,6 +161,8 @@ class Run:
             submitted_at=time.time(),
             loopback=facts.is_local,
             echo=not (facts.is_local and config.log_to_driver),
+            frames=self._program.frames.specs,
+            seed=self._seed,
         )
 
     def _add_to_report(self, result: LaunchResult, attempt: int, dropped: int) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..config import RunnerConfig
 from ..errors import ConfigurationError
-from . import attempts, local, pickling, plan
+from . import local, pickling, plan
+from .frames import Frames, frames_of
 from .report import RunReport
 from .run import Program, Run
 from .spark import SparkGateway, active_session
@@ -122,7 +123,8 @@ class MirroredStrategyRunner:
         Args:
             train_fn: the function to run on every worker, under the strategy's scope unless
                 ``use_custom_strategy``; or the path of a Python script, whose command line is ``args=[...]``.
-            kwargs: its keyword arguments.
+            kwargs: its keyword arguments. In the place of a Spark DataFrame the function gets a ``DataShard`` with
+                this worker's share of the rows.
 
         Returns:
             What the function returned on rank 0; None for a script.
@@ -132,15 +134,17 @@ class MirroredStrategyRunner:
             ClusterError: the cluster, as it is, cannot run this.
             SerializationError: the function, an argument or the result cannot travel.
             RendezvousTimeoutError: the workers did not come within ``start_timeout``.
+            DataError: a DataFrame has a column that has no meaning in TensorFlow, or rows that do not fit what the
+                function asks for. What Spark raises while it computes a DataFrame is raised as it is.
         """
         is_script = isinstance(train_fn, str | os.PathLike)
         if is_script:
             train_fn = os.fspath(train_fn)  # type: ignore[arg-type]
             if set(kwargs) - {"args"}:
                 raise ConfigurationError(f"A script takes args=[...] alone, and got {sorted(set(kwargs) - {'args'})}.")
-        attempts.check_config_for_run(kwargs)
+        arguments, frames = frames_of(kwargs)
         if self._config.local_mode:
-            return self._run_locally(train_fn, kwargs)
+            return self._run_locally(train_fn, arguments, frames)
         started = time.monotonic()
         gateway = self._gateway
         made = plan.make_plan(self._config, gateway.facts(self._config))
@@ -149,8 +153,8 @@ class MirroredStrategyRunner:
         if is_script:
             payload = pickling.pack_script(train_fn, kwargs.get("args", ()))  # type: ignore[arg-type]
         else:
-            payload = pickling.pack_function(train_fn, kwargs)  # type: ignore[arg-type]
-        program = Program(payload, is_script, _name_of(train_fn))
+            payload = pickling.pack_function(train_fn, arguments)  # type: ignore[arg-type]
+        program = Program(payload, is_script, _name_of(train_fn), frames)
         self.report = RunReport(self._config.num_slots, made.num_tasks)
         try:
             value = Run(self._config, gateway, program, self.report).execute(made)
@@ -159,12 +163,12 @@ class MirroredStrategyRunner:
         finally:
             self.report.seconds = time.monotonic() - started
 
-    def _run_locally(self, train_fn: Callable[..., Any] | str, kwargs: Mapping[str, Any]) -> Any:
+    def _run_locally(self, train_fn: Callable[..., Any] | str, arguments: Mapping[str, Any], frames: Frames) -> Any:
         gpus = None
         if self._config.use_gpu:
             name = self._config.gpu_resource_name
             gpus = local.local_gpus(self._config, self._gateway.driver_resources(name))
-        return local.run_locally(self._config, train_fn, kwargs, gpus)
+        return local.run_locally(self._config, train_fn, arguments, gpus, frames)
 
 
 def _name_of(train_fn: Any) -> str:

@@ -53,6 +53,15 @@ def is_connect(spark: Any) -> bool:
     return ".connect." in f"{type(spark).__module__}."
 
 
+def row_count(frame: Any) -> int | None:
+    """How many rows Spark knows a DataFrame to have without counting them (a cached or local one, a range)."""
+    plan = getattr(frame, "_jdf", None)
+    if plan is None:  # Connect does not tell
+        return None
+    count = plan.queryExecution().optimizedPlan().stats().rowCount()
+    return int(str(count.get())) if count.isDefined() else None
+
+
 class SparkGateway:
     """One session, and what a run wants of it.
 
@@ -168,10 +177,20 @@ class SparkGateway:
         thread.join(10.0)
         return bool(reached and reached[0])
 
-    def submit(self, task: Callable[[Iterator[Any]], Iterator[Any]], num_tasks: int, description: str) -> "SparkJob":
-        """Run ``task`` once in each of ``num_tasks`` barrier tasks, in the background."""
+    def submit(
+        self, task: Callable[[Iterator[Any]], Iterator[Any]], num_tasks: int, description: str, source: Any = None
+    ) -> "SparkJob":
+        """Run ``task`` once in each of ``num_tasks`` barrier tasks, in the background.
+
+        Args:
+            task: from Arrow batches to Arrow batches of ``ROW_SCHEMA``.
+            num_tasks: how many.
+            description: for Spark's web page, where the user set none.
+            source: a DataFrame of ``num_tasks`` partitions whose rows the tasks get; None for a placeholder.
+        """
         options = {} if self._profile is None else {"profile": self._profile}
-        source = self.spark.range(0, num_tasks, 1, num_tasks)
+        if source is None:
+            source = self.spark.range(0, num_tasks, 1, num_tasks)
         try:
             frame = source.mapInArrow(task, ROW_SCHEMA, barrier=True, **options)
         except TypeError as error:  # PySpark 3.5 does not know the argument
@@ -229,14 +248,25 @@ class SparkJob:
         """Whether the tasks run, though none has come to the driver's channel at ``addresses``."""
         if self._gateway.is_connect:
             return not self._gateway.executors_reach(addresses)
+        return any(active for _, active in self._stages())
+
+    def is_computing(self, num_tasks: int) -> bool:
+        """Whether Spark computes the input of the tasks, which have not started yet. Connect does not tell: there it
+        is taken for granted."""
+        if self._gateway.is_connect:
+            return True
+        # The tasks themselves start all at once, and are all of their stage.
+        return any(active and (tasks, active) != (num_tasks, num_tasks) for tasks, active in self._stages())
+
+    def _stages(self) -> Iterator[tuple[int, int]]:
+        """Of each stage of this job: how many tasks it has, and how many of them run."""
         tracker = self._gateway.spark.sparkContext._jsc.sc().statusTracker()
         for job in tracker.getJobIdsForTag(self._tag):
             found = tracker.getJobInfo(job)
-            stages = found.get().stageIds() if found.isDefined() else ()
-            infos = [tracker.getStageInfo(stage) for stage in stages]
-            if any(info.isDefined() and info.get().numActiveTasks() > 0 for info in infos):
-                return True
-        return False
+            for stage in found.get().stageIds() if found.isDefined() else ():
+                info = tracker.getStageInfo(stage)
+                if info.isDefined():
+                    yield int(info.get().numTasks()), int(info.get().numActiveTasks())
 
     def cancel(self) -> None:
         """End the job's tasks. The session and its other jobs go on."""

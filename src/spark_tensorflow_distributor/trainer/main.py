@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import SerializationError
-from ..protocol import frame, pickle_exception, receive
+from ..protocol import frame, pickle_exception, receive, receive_files
 from . import barrier
 from .context import WorkerContext, set_context
 from .strategy import PortTakenError, configure, multi_worker_strategy, wait_for_leader
@@ -73,6 +73,16 @@ class Control:
         """Tell the agent that the named phase begins."""
         self.send({"type": "phase", "name": name, "time": time.time()})
 
+    def wait_for_data(self) -> tuple[dict[str, Any], list[int]]:
+        """The layout of this worker's rows, and the files that it speaks of."""
+        self.phase("data")
+        while True:
+            message, (plan, *files) = receive_files(self._socket)
+            if message["type"] == "data":
+                with os.fdopen(plan, "rb") as file:
+                    file.seek(0)
+                    return json.load(file), files
+
     def wait_for_release(self) -> None:
         with contextlib.suppress(OSError, EOFError):
             receive(self._socket)
@@ -123,14 +133,15 @@ def _train(request: dict[str, Any], fds: dict[str, int], control: Control) -> di
             control.send({"type": "warning", "text": warning})
         context = WorkerContext(**request["context"])
         set_context(context)
-        _prepare_keras(context, control)
+        _prepare_keras(context, control, request["has_data"])
         control.phase("strategy")
         os.close(fds["port"])
         scope: Any = contextlib.nullcontext()
         if not request["use_custom_strategy"]:
             wait_for_leader(json.loads(os.environ["TF_CONFIG"]))
             scope = multi_worker_strategy(tf, gpu_is_shared=request["gpu_is_shared"]).scope()
-        call = _load_program(fds["payload"], request)
+        data = control.wait_for_data() if request["has_data"] else ({}, [])
+        call = _load_program(fds["payload"], request, _shards(request, *data))
     except PortTakenError:
         raise
     except Exception as error:
@@ -173,19 +184,30 @@ def _import_tensorflow() -> Any:
     return tf
 
 
-def _prepare_keras(context: WorkerContext, control: Control) -> None:
-    from . import keras, progress
+def _prepare_keras(context: WorkerContext, control: Control, has_data: bool) -> None:
+    from . import feeding, keras, progress
 
     if context.world_size > 1:
         mended = keras.mend_keras()
         if mended:
             control.send({"type": "mended", "names": mended})
+        if has_data:
+            feeding.feed_shards()
     keras.quiet_auto_verbose(context.is_chief)
     if context.is_chief:
         progress.report_fit_progress(lambda message: control.send({"type": "progress", **message}))
 
 
-def _load_program(payload_fd: int, request: dict[str, Any]) -> Callable[[], Any]:
+def _shards(request: dict[str, Any], layout: dict[str, Any], files: list[int]) -> dict[str, Any]:
+    if not layout:
+        return {}
+    from .shard import shards
+
+    context = request["context"]
+    return dict(shards(layout["frames"], files, context["rank"], context["world_size"], request["seed"]))
+
+
+def _load_program(payload_fd: int, request: dict[str, Any], data: dict[str, Any]) -> Callable[[], Any]:
     """The user's function with its arguments, or her script, ready to be called."""
     from pyspark import cloudpickle
 
@@ -197,6 +219,7 @@ def _load_program(payload_fd: int, request: dict[str, Any]) -> Callable[[], Any]
             name, source, args = cloudpickle.load(file)
             return script_call(name, source, args)
         function, kwargs = cloudpickle.load(file)
+    kwargs.update(data)
     return lambda: function(**kwargs)
 
 

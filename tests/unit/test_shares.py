@@ -1,0 +1,171 @@
+"""Shares: made equal, taken to files, given and taken."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from spark_tensorflow_distributor.agent.shares import merged, transfers
+from spark_tensorflow_distributor.agent.spool import FrameSpool
+from spark_tensorflow_distributor.columns import Column, Values
+from spark_tensorflow_distributor.protocol import ROW_BITS
+
+
+def test_transfers_make_shares_equal_by_few_moves():
+    assert transfers([5, 5, 5]) == []
+    assert transfers([6, 5, 5]) == []
+    assert transfers([5, 6, 5]) == []
+    assert transfers([7, 5, 6]) == [(0, 1, 1)]
+    assert transfers([10, 0, 0]) == [(0, 1, 3), (0, 2, 3)]
+    assert transfers([0, 0, 0]) == []
+    assert transfers([1, 0]) == []
+    rng = random.Random(0)
+    for _ in range(200):
+        rows = [rng.randrange(20) for _ in range(rng.randrange(1, 9))]
+        after = list(rows)
+        for giver, taker, count in transfers(rows):
+            assert count > 0
+            after[giver] -= count
+            after[taker] += count
+        assert max(after) - min(after) <= 1
+        assert sum(after) == sum(rows)
+
+
+def test_facts_add_up():
+    one = {"rows": 2, "columns": [{"nulls": 1, "inner_nulls": 0, "nans": 0, "lengths": [[2, 3]]}]}
+    none = {"rows": 0, "columns": [{"nulls": 0, "inner_nulls": 0, "nans": 0, "lengths": [[-1, -1]]}]}
+    whole = merged([one, none, one])
+    assert whole["rows"] == 4
+    assert whole["columns"] == [{"nulls": 2, "inner_nulls": 0, "nans": 0, "lengths": [[2, 3]]}]
+    assert merged([none, none])["columns"][0]["lengths"] == [[-1, -1]]
+
+
+COLUMNS = (
+    Column("a", ("a",), "float", "float32"),
+    Column("b", ("b",), "float", "float32"),
+    Column("i", ("i",), "long", "int64"),
+    Column("s", ("s",), "string", "string"),
+    Column("l", ("l",), "array<int>", "int32", 1),
+)
+
+
+def values(first, count):
+    """Rows numbered from ``first``: floats, an integer, a text of one to three letters, an array of as many."""
+    numbers = np.arange(first, first + count)
+    lengths = numbers % 3 + 1
+    text = b"".join(bytes([65 + n % 26]) * (n % 3 + 1) for n in numbers.tolist())
+    inner = np.repeat(numbers, lengths).astype(np.int32)
+    nulls = numbers % 5 == 0
+    return [
+        Values(numbers.astype(np.float32), nulls=nulls if nulls.any() else None),
+        Values((numbers * 2).astype(np.float32)),
+        Values(numbers.astype(np.int64)),
+        Values(np.frombuffer(text, np.uint8), [lengths]),
+        Values(inner, [lengths]),
+    ]
+
+
+def ids(partition, first, count):
+    return (partition << ROW_BITS) + np.arange(first, first + count)
+
+
+def read(spool):
+    """The rows of a spool in their order, as (a, b, i, s, l, is a null)."""
+    layout, files = spool.layout()
+    stored = layout["stored"]
+
+    def load(number, dtype):
+        files[number].seek(0)
+        return np.frombuffer(files[number].read(), dtype)
+
+    def plain(number, dtype):
+        own = layout["columns"][number]
+        return load(own["file"], dtype).reshape(stored, own["width"])[:, own["place"]]
+
+    def long(number, dtype):
+        own = layout["columns"][number]
+        (level,) = own["levels"]
+        offsets = np.arange(stored + 1) * level["length"]
+        if level["offsets"] is not None:
+            offsets = load(level["offsets"], np.int64)
+        data = load(own["file"], dtype)
+        return [data[a:b] for a, b in itertools.pairwise(offsets)]
+
+    nulls = np.zeros((stored, len(COLUMNS)), np.uint8)
+    if layout["nulls"] is not None:
+        nulls = load(layout["nulls"], np.uint8).reshape(stored, -1)
+    a, b, i = plain(0, np.float32), plain(1, np.float32), plain(2, np.int64)
+    s, lists = long(3, np.uint8), long(4, np.int32)
+    order = [row for start, count in layout["runs"] for row in range(start, start + count)][: layout["rows"]]
+    return [(a[r], b[r], i[r], bytes(s[r]), lists[r].tolist(), bool(nulls[r, 0])) for r in order]
+
+
+def expected(numbers):
+    return [(n, 2 * n, n, bytes([65 + n % 26]) * (n % 3 + 1), [n] * (n % 3 + 1), n % 5 == 0) for n in numbers]
+
+
+@pytest.fixture
+def spool(tmp_path):
+    made = FrameSpool(COLUMNS, str(tmp_path))
+    yield made
+    made.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_come_back_in_the_order_of_the_partitions(spool):
+    spool.add(values(100, 7), ids(2, 0, 7))  # Spark delivers the partitions in any order
+    spool.add(values(0, 4), ids(0, 0, 4))
+    spool.add(values(4, 6), ids(0, 4, 6))
+    spool.add(values(50, 1), ids(1, 0, 1))
+    assert read(spool) == expected([*range(10), 50, *range(100, 107)])
+    assert spool.facts()["rows"] == 18
+    assert spool.facts()["columns"][0]["nulls"] == 5
+    assert spool.facts()["columns"][3]["lengths"] == [[1, 3]]
+
+
+def test_rows_are_given_and_taken(spool, tmp_path):
+    other = FrameSpool(COLUMNS, str(tmp_path))
+    spool.add(values(100, 7), ids(2, 0, 7))
+    spool.add(values(0, 10), ids(0, 0, 10))
+    other.add(values(200, 2), ids(5, 0, 2))
+    first, second = spool.give(3), spool.give(2)
+    other.take(first)
+    other.take(second)
+    assert read(spool) == expected([*range(10), 100, 101])
+    assert read(other) == expected([200, 201, 104, 105, 106, 102, 103])
+    other.close()
+
+
+def test_a_spool_that_had_nothing_can_take(spool, tmp_path):
+    other = FrameSpool(COLUMNS, str(tmp_path))
+    other.add(values(3, 3), ids(0, 0, 3))
+    spool.take(other.give(1))
+    assert read(spool) == expected([5])
+    assert read(other) == expected([3, 4])
+    other.close()
+
+
+def test_arrays_of_one_length_have_no_offsets(tmp_path):
+    columns = (Column("l", ("l",), "array<float>", "float32", 1),)
+    made = FrameSpool(columns, str(tmp_path))
+    three = np.full(4, 3)
+    for part in range(2):
+        made.add([Values(np.arange(12, dtype=np.float32), [three])], ids(part, 0, 4))
+    layout, files = made.layout()
+    assert layout["columns"][0]["levels"] == [{"offsets": None, "items": 8, "length": 3}]
+    assert len(files) == 1
+    made.add([Values(np.zeros(1, np.float32), [np.array([1])])], ids(9, 0, 1))
+    layout, files = made.layout()
+    level = layout["columns"][0]["levels"][0]
+    files[level["offsets"]].seek(0)
+    assert np.frombuffer(files[level["offsets"]].read(), np.int64).tolist() == [0, 3, 6, 9, 12, 15, 18, 21, 24, 25]
+    made.close()
+
+
+def test_nan_is_counted_but_not_under_a_null(tmp_path):
+    made = FrameSpool(COLUMNS[:1], str(tmp_path))
+    data = np.array([np.nan, np.nan, 1.0, np.inf], np.float32)
+    made.add([Values(data, nulls=np.array([True, False, False, False]))], ids(0, 0, 4))
+    assert made.facts()["columns"][0] == {"nulls": 1, "inner_nulls": 0, "nans": 1}
+    made.close()
