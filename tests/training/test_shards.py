@@ -1,10 +1,16 @@
 """DataFrames in the training function: every row once, whatever the partitions; the model of one process."""
 
+import sys
+
 import numpy as np
 import pytest
+from pyspark import cloudpickle
 from sklearn.datasets import load_digits  # here, since its import sets environment variables
 
 from spark_tensorflow_distributor import MirroredStrategyRunner
+
+# The workers cannot import this module.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def layouts(spark):

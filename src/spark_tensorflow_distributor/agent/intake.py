@@ -117,6 +117,8 @@ class Intake:
         Returns:
             ``pass`` messages for other ranks.
         """
+        if self._missing is not None:  # told again, on a new connection
+            return []
         self._facts = dict(facts)
         given: list[Message] = []
         self._missing = set()

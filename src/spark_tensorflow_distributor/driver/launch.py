@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25
 # Agents that were told to stop end within a second or two; after this the job is cancelled.
 _STOP_SECONDS = 8.0
+# How often to ask Spark whether it still computes the workers' input.
+_LOOK_SECONDS = 1.0
 # The first sign of life may take this long before a hint about busy slots is due.
 _HINT_SECONDS = 20.0
 
@@ -79,6 +81,7 @@ class Launch:
         self._result = LaunchResult(had_data=bool(spec.frames))
         self._started = time.monotonic()
         self._waiting_since = self._started
+        self._next_look = self._started
         self._channel_value: list[bytes] = []
         self._job_ended = False
 
@@ -105,12 +108,13 @@ class Launch:
             self._next_event()
             now = time.monotonic()
             self._command(self._group.tick(now))
+            self._watch_computing(job, now)
             waited = now - self._waiting_since
             if not self._group.has_met and self._group.stop_reason is None:
                 if waited > self._spec.start_timeout and self._has_not_started(job):
                     self._result.start_timed_out = len(self._group.members)
                     self._command(self._group.stop(f"The workers did not meet within {self._spec.start_timeout:g} s."))
-                elif waited > _HINT_SECONDS and not hinted and not self._has_come_or_computes(job):
+                elif waited > _HINT_SECONDS and not self._group.ever_connected and not hinted:
                     hinted = True
                     _log.warning(
                         "No worker has started after %d s. Are the cluster's slots busy with other jobs, or fewer than "
@@ -124,20 +128,16 @@ class Launch:
                     return
         self._drain()
 
-    def _has_come_or_computes(self, job: SparkJob) -> bool:
-        """Whether a worker has come, or Spark still computes the DataFrames. That takes its time, and counts for no
-        timeout."""
-        if self._group.ever_connected:
-            return True
-        computes = bool(self._spec.frames) and job.is_computing(self._spec.world_size)
-        if computes:
-            self._waiting_since = time.monotonic()
-        return computes
+    def _watch_computing(self, job: SparkJob, now: float) -> None:
+        """Let no timeout begin for as long as Spark computes the DataFrames, which takes its time."""
+        if not self._spec.frames or self._group.ever_connected or now < self._next_look:
+            return
+        self._next_look = now + _LOOK_SECONDS
+        if job.is_computing(self._spec.world_size):
+            self._waiting_since = now
 
     def _has_not_started(self, job: SparkJob) -> bool:
         """False where the workers do run, and only cannot reach this driver; they meet without it then."""
-        if not self._group.ever_connected and self._has_come_or_computes(job):
-            return False
         if not self._group.ever_connected and job.is_running_unseen(self._channel.addresses):
             self._group.elsewhere = True
             _log.warning(

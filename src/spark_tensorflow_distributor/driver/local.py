@@ -14,6 +14,7 @@ from ..agent.devices import visible_devices
 from ..config import RunnerConfig
 from ..errors import BrokenInputError, ConfigurationError, GpuConfigurationError
 from .frames import Frames
+from .spark import unwrapped
 
 
 def run_locally(
@@ -68,7 +69,8 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
         layout, files = intake.layout()
         made = shards(layout["frames"], [os.dup(file.fileno()) for file in files], 0, 1, secrets.randbits(31))
     except BrokenInputError as error:
-        raise error.__cause__ or error from None  # what Spark says of the DataFrame's own plan
+        # What Spark says of the DataFrame's own plan is the user's to see.
+        raise unwrapped(error.__cause__ or error) from None
     finally:
         intake.close()
     try:

@@ -58,8 +58,24 @@ def row_count(frame: Any) -> int | None:
     plan = getattr(frame, "_jdf", None)
     if plan is None:  # Connect does not tell
         return None
-    count = plan.queryExecution().optimizedPlan().stats().rowCount()
+    node = plan.queryExecution().optimizedPlan()
+    while node.nodeName() == "Project":  # of which Spark tells the bytes alone, though it keeps the rows
+        node = node.children().head()
+    count = node.stats().rowCount()
     return int(str(count.get())) if count.isDefined() else None
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """What Spark raised, without the wrapper in which ``toLocalIterator`` raises it in classic PySpark."""
+    java = getattr(error, "java_exception", None)
+    if java is None:
+        return error
+    from pyspark.errors.exceptions.captured import convert_exception
+
+    while java.getCause() is not None:
+        java = java.getCause()
+    converted: BaseException = convert_exception(java)
+    return converted
 
 
 class SparkGateway:

@@ -1,0 +1,64 @@
+"""Trains on a DataFrame, in local mode, over Connect or on a cluster, and tells what arrived. argv: settings, mode."""
+
+import json
+import os
+import sys
+
+from driver import session, tell
+from pyspark.sql import functions as F
+
+from spark_tensorflow_distributor import MirroredStrategyRunner
+
+mode = sys.argv[2]
+
+
+def train(data, held_out):
+    """The ids of all ranks, and the losses."""
+    import tensorflow as tf
+
+    tf.keras.utils.set_random_seed(1)
+    model = tf.keras.Sequential(
+        [tf.keras.layers.Input((2,)), tf.keras.layers.Dense(8, activation="tanh"), tf.keras.layers.Dense(1)]
+    )
+    model.compile(tf.keras.optimizers.Adam(0.02), "mse")
+    ids = [int(v) for batch in data.to_tf("id", batch_size=64) for v in batch]
+    history = model.fit(
+        data.to_tf(["x", "y"], "target", batch_size=64, stack=True),
+        validation_data=held_out.to_tf(["x", "y"], "target", batch_size=64, stack=True),
+        epochs=8,
+    )
+    if data.num_rows != data.total_rows:
+        from pyspark import BarrierTaskContext
+
+        ids = [v for part in BarrierTaskContext.get().allGather(json.dumps(ids)) for v in json.loads(part)]
+    return {"ids": ids, "loss": history.history["loss"], "val_loss": history.history["val_loss"]}
+
+
+if mode == "connect":
+    from pyspark.sql import SparkSession
+
+    spark = SparkSession.builder.remote("local[3]").getOrCreate()
+else:
+    spark = session()
+
+columns = [(F.col("id") % 7 / 7).cast("float").alias("x"), (F.col("id") % 11 / 11).cast("float").alias("y")]
+frame = spark.range(0, 1001, 1, 4).select("id", *columns).withColumn("target", F.col("x") * F.col("y"))
+before = dict(os.environ)
+workers = {"local": 1}.get(mode, 2)
+runner = MirroredStrategyRunner(num_slots=workers, use_gpu=False, local_mode=mode == "local")
+result = runner.run(train, data=frame, held_out=frame.where("id % 5 = 0"))
+told = {"ids": sorted(result["ids"]), "loss": result["loss"], "val_loss": result["val_loss"]}
+told["environment"] = dict(os.environ) == before
+broken = spark.range(10).select(F.raise_error(F.lit("no such luck")).cast("long").alias("id"))
+try:
+    runner.run(train, data=broken, held_out=frame)
+except Exception as error:
+    told["broken"] = [type(error).__name__, type(error).__module__, str(error)]
+try:
+    runner.run(lambda data: data.to_tf("idd", batch_size=64), data=frame)
+except Exception as error:
+    told["unknown"] = [type(error).__name__, str(error)]
+links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+told["left"] = [name for name in (os.readlink(link) for link in links if os.path.lexists(link)) if "(deleted)" in name]
+tell(told)
+spark.stop()

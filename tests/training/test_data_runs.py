@@ -1,0 +1,270 @@
+"""DataFrames in local mode, over Connect, on a cluster; and what goes wrong on their way to the workers."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from pyspark import cloudpickle
+
+from clusters import StandaloneCluster
+from helpers import wait_until
+from spark_tensorflow_distributor import (
+    ConfigurationError,
+    DataError,
+    MirroredStrategyRunner,
+    SerializationError,
+    TrainingFailedError,
+)
+
+# The workers cannot import this module.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+PROGRAM = Path(__file__).parent.parent / "programs" / "data_run.py"
+HAS_CONNECT = importlib.util.find_spec("grpc_status") is not None
+
+
+def check(result):
+    assert result["ids"] == list(range(1001))
+    assert result["loss"][-1] < 0.5 * result["loss"][0]
+    assert result["val_loss"][-1] < result["val_loss"][0]
+    assert result["environment"]
+    kind, module, message = result["broken"]
+    assert module.startswith("pyspark."), result["broken"]
+    assert "no such luck" in message
+    kind, message = result["unknown"]
+    assert kind in ("DataError", "WorkerDataError")
+    assert "no column 'idd'; did you mean 'id'?" in message
+    assert result["left"] == []
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["local", pytest.param("connect", marks=pytest.mark.skipif(not HAS_CONNECT, reason="pyspark[connect] is missing"))],
+)
+def test_in_a_program_of_its_own(mode):
+    conf = {"spark.master": "local[3]"}
+    command = [sys.executable, str(PROGRAM), json.dumps(conf), mode]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
+    check(json.loads(lines[0][7:]))
+
+
+def test_on_the_executors_of_a_cluster(tmp_path):
+    cluster = StandaloneCluster(tmp_path)
+    try:
+        conf = {"spark.executor.cores": "1", "spark.cores.max": "2", "spark.executor.memory": "512m"}
+        result, _ = cluster.drive("data_run.py", "cluster", conf=conf)
+    finally:
+        cluster.close()
+    check(result)
+
+
+@pytest.fixture
+def runner():
+    """Makes runners of two CPU workers whose functions build no strategy."""
+
+    def make(num_slots=2, **options):
+        return MirroredStrategyRunner(num_slots=num_slots, use_gpu=False, use_custom_strategy=True, **options)
+
+    return make
+
+
+def count(data):
+    import json
+
+    from pyspark import BarrierTaskContext
+
+    ids = [int(v) for batch in data.to_tf("id", batch_size=64) for v in batch]
+    return sorted(v for part in BarrierTaskContext.get().allGather(json.dumps(ids)) for v in json.loads(part))
+
+
+def uneven(spark):
+    """Shares differ by several rows when Spark has dealt them."""
+    return spark.range(0, 203, 1, 67)
+
+
+def test_several_frames_and_their_report(spark, runner):
+    def train(numbers, words, again):
+        return numbers.total_rows, words.total_rows, words.columns, again.total_rows
+
+    words = spark.createDataFrame([("a", 1), ("b", 2), ("c", None)], "word string, n int")
+    made = runner()
+    assert made.run(train, numbers=spark.range(10), words=words, again=words) == (10, 3, ("word", "n"), 3)
+    reports = made.report.workers
+    assert {name: sum(report.rows[name] for report in reports.values()) for name in ("numbers", "words", "again")} == {
+        "numbers": 10,
+        "words": 3,
+        "again": 3,
+    }
+    assert all(report.spooled_bytes > 0 for report in reports.values())
+    assert "data s" in str(made.report)
+
+
+def test_shares_are_made_equal_without_the_drivers_channel(spark, runner, monkeypatch):
+    from spark_tensorflow_distributor.driver.spark import SparkGateway
+
+    monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
+    made = runner(3)
+    assert made.run(count, data=uneven(spark)) == list(range(203))
+    assert {worker.rendezvous for worker in made.report.workers.values()} == {"allGather"}
+
+
+def test_the_channel_may_be_lost_while_rows_are_shared_out(spark, runner, monkeypatch):
+    """All connections are cut when the workers tell how many rows they have, and again when they pass rows on."""
+    import contextlib
+    import socket
+
+    from spark_tensorflow_distributor.driver import group, launch
+
+    cuts = []
+    receive = group.Group.receive
+
+    def cut(self, rank, message, now):
+        commands = receive(self, rank, message, now)
+        if message["type"] in ("rows", "pass") and len(cuts) < 4:
+            cuts.append(message["type"])
+            for connection in list(channels[-1]._connections.values()):
+                with contextlib.suppress(OSError):  # cut a moment ago
+                    connection.shutdown(socket.SHUT_RDWR)
+            return []
+        return commands
+
+    channels = []
+    init = launch.Launch.__init__
+
+    def remember(self, spec, channel, console, stall_timeout):
+        channels.append(channel)
+        init(self, spec, channel, console, stall_timeout)
+
+    monkeypatch.setattr(group.Group, "receive", cut)
+    monkeypatch.setattr(launch.Launch, "__init__", remember)
+    assert runner(3).run(count, data=uneven(spark)) == list(range(203))
+    assert "rows" in cuts
+
+
+def test_an_error_of_the_users_own_plan_comes_once_and_as_itself(spark, runner, tmp_path):
+    from pyspark.errors import PythonException
+    from pyspark.sql import functions as F
+
+    folder = str(tmp_path)
+
+    @F.udf("long")
+    def fails(number):
+        with open(f"{folder}/{os.getpid()}-{time.monotonic_ns()}", "w"):
+            raise ValueError(f"cannot take {number}")
+
+    with pytest.raises(PythonException, match="cannot take"):
+        runner(max_restarts=3).run(count, data=spark.range(0, 2, 1, 2).select(fails("id").alias("id")))
+    assert len(list(tmp_path.iterdir())) <= 2
+    assert runner().run(count, data=spark.range(3)) == [0, 1, 2]
+
+
+def test_what_is_refused_before_anything_runs(spark, runner):
+    from pyspark.sql import functions as F
+
+    with pytest.raises(ConfigurationError, match="'data' is a stream"):
+        runner().run(count, data=spark.readStream.format("rate").load())
+    with pytest.raises(DataError, match="column 'm' of type map"):
+        runner().run(count, data=spark.range(3).select(F.create_map("id", "id").alias("m")))
+    with pytest.raises(DataError, match="two columns named 'id'"):
+        runner().run(count, data=spark.range(3).select("id", "id"))
+    with pytest.raises(SerializationError, match="'data', a list, cannot be sent"):
+        runner().run(count, data=[spark.range(3)])
+    with pytest.raises(ConfigurationError, match="missing a required argument: 'data'"):
+        runner().run(count, datum=spark.range(3))
+
+
+def test_a_failure_while_rows_still_come(spark, runner):
+    """The function cannot be loaded; the error does not wait for rows that take a minute to come."""
+
+    def slow(batches):
+        import time
+
+        for batch in batches:
+            time.sleep(3)
+            yield batch
+
+    frame = spark.range(0, 20, 1, 1).mapInArrow(slow, "id long")
+    started = time.monotonic()
+
+    def train(data):
+        raise ValueError("after the rows")
+
+    with pytest.raises(TrainingFailedError, match="after the rows"):
+        runner().run(train, data=frame)
+    assert time.monotonic() - started < 60
+    assert runner().run(count, data=spark.range(3)) == [0, 1, 2]
+
+
+def test_computing_the_frame_counts_for_no_timeout(spark, runner):
+    def slow(batches):
+        import time
+
+        for batch in batches:
+            time.sleep(9)
+            yield batch
+
+    frame = spark.range(0, 9, 1, 1).mapInArrow(slow, "id long")
+    assert runner(start_timeout=6).run(count, data=frame) == list(range(9))
+
+
+def test_interrupting_while_the_frame_is_computed(spark, runner):
+    def endless(batches):
+        import time
+
+        time.sleep(100)
+        yield from batches
+
+    frame = spark.range(0, 9, 1, 1).mapInArrow(endless, "id long")
+    thread = threading.Timer(3, lambda: spark.sparkContext.cancelAllJobs())
+    thread.start()
+    started = time.monotonic()
+    with pytest.raises(Exception, match="cancel"):
+        runner(max_restarts=2).run(count, data=frame)
+    thread.join()
+    assert time.monotonic() - started < 30
+
+
+FULL_DISK_PROGRAM = """
+import sys
+from pyspark.sql import SparkSession, functions as F
+from spark_tensorflow_distributor import MirroredStrategyRunner
+builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+spark = builder.config("spark.local.dir", sys.argv[1]).getOrCreate()
+runner = MirroredStrategyRunner(num_slots=2, use_gpu=False, use_custom_strategy=True)
+# Spark's own shuffle files are compressed, so these fit; as rows of numbers they do not.
+wide = spark.range(200_000).select("id", *(F.lit(float(n)).alias(f"c{n}") for n in range(24)))
+for frame in (wide, wide.where("id >= 0")):
+    try:
+        runner.run(lambda data: None, data=frame)
+    except Exception as error:
+        print("RESULT", type(error).__name__, str(error), flush=True)
+print("RESULT", runner.run(lambda data: data.total_rows, data=wide.limit(5)))
+"""
+
+
+def test_a_full_disk(tmp_path):
+    """Spark's local directory on a disk of 24 MiB: refused at once where the rows are known, and named where not."""
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)]).returncode:
+        pytest.skip("needs to mount a file system, as root")
+    try:
+        command = [sys.executable, "-c", FULL_DISK_PROGRAM, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    finally:
+        assert wait_until(lambda: not subprocess.run(["umount", str(tmp_path)], capture_output=True).returncode, 20)
+    known, unknown, after = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert known.startswith("RESULT DataError The rows need at least 38.1 MiB on the disk of"), known
+    assert "2 of 2 workers share it" in known
+    assert "free. Free space there, or point spark.local.dir" in known
+    assert unknown.startswith("RESULT DataError The disk of"), unknown
+    assert "is full (No space left on device): this worker had written" in unknown
+    assert str(tmp_path) in known
+    assert str(tmp_path) in unknown
+    assert after == "RESULT 5"
