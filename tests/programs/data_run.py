@@ -1,5 +1,6 @@
 """Trains on a DataFrame, in local mode, over Connect or on a cluster, and tells what arrived. argv: settings, mode."""
 
+import gc
 import json
 import os
 import sys
@@ -58,6 +59,7 @@ try:
     runner.run(lambda data: data.to_tf("idd", batch_size=64), data=frame)
 except Exception as error:
     told["unknown"] = [type(error).__name__, str(error)]
+gc.collect()  # the last error holds on to its frames
 links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
 told["left"] = [name for name in (os.readlink(link) for link in links if os.path.lexists(link)) if "(deleted)" in name]
 tell(told)

@@ -152,9 +152,10 @@ def _dealt(num_tasks: int, seed: int) -> Any:
     """An integer by whose hash Spark sends a row to its worker."""
     from pyspark.sql import functions as F
 
-    number = F.expr(f"row & {(1 << ROW_BITS) - 1}L")
+    number = F.col("row").bitwiseAND(F.lit((1 << ROW_BITS) - 1))
     # Where in its group of n rows; the whole group is turned by the hash of group and partition.
-    turn = F.hash(F.expr(f"(row & {(1 << ROW_BITS) - 1}L) div {num_tasks}"), F.expr(f"row >> {ROW_BITS}"), F.lit(seed))
+    group = F.floor(number / F.lit(num_tasks))
+    turn = F.hash(group, F.shiftright("row", ROW_BITS), F.lit(seed))
     worker = F.pmod(number + turn, F.lit(num_tasks)).cast("int")
     keys = F.array(*(F.lit(key) for key in partition_keys(num_tasks)))
     return F.element_at(keys, worker + F.lit(1))

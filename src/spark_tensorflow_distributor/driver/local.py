@@ -1,6 +1,7 @@
 """``local_mode``: the function runs in the driver's own process, which is left as it was."""
 
 import contextlib
+import gc
 import os
 import runpy
 import secrets
@@ -78,6 +79,8 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
     finally:
         for shard in made.values():
             shard.close()
+        # Datasets and models refer to each other in circles; until those are broken, the rows stay on the disk.
+        gc.collect()
 
 
 def _call(function: Callable[..., Any] | str, kwargs: Mapping[str, Any]) -> Any:

@@ -104,12 +104,11 @@ def _in_steps(data: Any, feed: Feed, steps: int, given: int | None) -> tuple[Any
     With a dataset that ends, TensorFlow asks all workers before every step whether one of them has rows left: a
     collective a step. Here the number is known, and the same for all.
     """
-    known = int(data.cardinality())
-    if given is not None or known != feed.whole.steps:
-        return data, given  # the user's own count, or a dataset of her own making
+    if int(data.cardinality()) != feed.whole.steps:
+        return data, given  # a dataset of the user's own making, or one without an end
     if not steps:
         raise DataError(
             f"The DataFrame {feed.name!r} has fewer rows than there are workers, or, with drop_remainder, than a batch "
             f"of {feed.global_batch} rows: there is no step to train. Use fewer workers, or a smaller batch_size."
         )
-    return data.take(steps).repeat(), steps
+    return data.take(steps).repeat(), given or steps
