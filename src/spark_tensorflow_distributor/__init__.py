@@ -16,6 +16,8 @@ _HOMES = {
     "WorkerReport": "driver.report",
     "DataShard": "trainer.shard",
     "get_context": "trainer.context",
+    "predict": "inference.predict",
+    "predict_udf": "inference.predict",
     "WorkerContext": "trainer.context",
     "DistributorError": "errors",
     "ConfigurationError": "errors",
@@ -54,6 +56,8 @@ __all__ = [
     "WorkerFailure",
     "WorkerReport",
     "get_context",
+    "predict",
+    "predict_udf",
 ]
 
 if TYPE_CHECKING:
@@ -75,6 +79,7 @@ if TYPE_CHECKING:
         WorkerDataError,
         WorkerFailure,
     )
+    from .inference.predict import predict, predict_udf
     from .trainer.context import WorkerContext, get_context
     from .trainer.shard import DataShard
 

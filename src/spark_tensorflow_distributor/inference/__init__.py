@@ -1,0 +1,1 @@
+"""Batch inference: a model as a function of columns."""
