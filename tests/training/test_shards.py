@@ -313,3 +313,47 @@ def test_the_order_is_the_seeds(spark):
     assert endless[:steps] == twice[0]
     assert sorted(v for batch in endless[steps:] for v in batch) == sorted(v for batch in twice[0] for v in batch)
     assert endless[steps:] != endless[:steps]
+
+
+def test_evaluate_and_predict_see_every_row_once(spark):
+    """101 rows on three workers, and a single one: the last batches are uneven, or empty."""
+
+    def train(data, tiny):
+        import json
+
+        import tensorflow as tf
+        from pyspark import BarrierTaskContext
+
+        tf.keras.utils.set_random_seed(1)
+        model = tf.keras.Sequential([tf.keras.layers.Input((2,)), tf.keras.layers.Dense(1)])
+        model.compile("sgd", "mse", metrics=["mae"])
+        found = {}
+        for name, shard in (("data", data), ("tiny", tiny)):
+            found[name] = model.evaluate(shard.to_tf(["x", "y"], "id", batch_size=12, stack=True))
+        predicted = model.predict(data.to_tf(["x", "y"], batch_size=12, stack=True))[:, 0]
+        strategy = tf.distribute.get_strategy()
+        loop = strategy.experimental_distribute_dataset(data.to_tf("id", batch_size=12))
+        ids = [int(v) for batch in loop for v in strategy.experimental_local_results(batch)[0]]
+        try:
+            model.fit(tiny.to_tf(["x", "y"], "id", batch_size=12, stack=True))
+        except Exception as error:
+            found["refused"] = [type(error).__name__, str(error)]
+        told = [found, ids, sorted(predicted.tolist()), [w.tolist() for w in model.get_weights()]]
+        return [json.loads(text) for text in BarrierTaskContext.get().allGather(json.dumps(told))]
+
+    from pyspark.sql import functions as F
+
+    ids = F.col("id")
+    frame = spark.range(0, 101, 1, 7).select("id", (ids / 100).cast("float").alias("x"), (ids % 7).alias("y"))
+    ranks = MirroredStrategyRunner(num_slots=3, use_gpu=False).run(train, data=frame, tiny=frame.where("id = 50"))
+    assert sorted(row for _, own, _, _ in ranks for row in own) == list(range(101))
+    rows = np.arange(101)
+    for found, _, predicted, (kernel, bias) in ranks:
+        expected = np.stack([rows / 100, rows % 7], axis=1) @ np.array(kernel)[:, 0] + bias[0]
+        np.testing.assert_allclose(predicted, np.sort(expected), rtol=1e-4, atol=1e-5)
+        away = expected - rows
+        np.testing.assert_allclose(found["data"], [(away**2).mean(), np.abs(away).mean()], rtol=1e-5)
+        np.testing.assert_allclose(found["tiny"], [away[50] ** 2, abs(away[50])], rtol=1e-5)
+        kind, message = found["refused"]
+        assert kind == "DataError"
+        assert "'tiny' has fewer rows than there are workers" in message
