@@ -5,6 +5,7 @@ is no list of them), their places in the files, and one gather for each file. Al
 several batches at a time. Python is asked once a pass, for its number.
 """
 
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from .tensors import Store
 
 # From places in the files to what a part of a batch is: a tensor, or a dict of them.
 Read = Callable[[Any], Any]
-# Batches that are ready before they are asked for.
+# Batches that are ready before they are asked for, and how many are made at a time at most.
 _AHEAD = 4
+_MOST_CALLS = 8
 
 
 @dataclass
@@ -220,9 +222,26 @@ def dataset(
         made = made.repeat()
     # Nothing in it is to be converted, which would only take time and write files.
     plain = tf.autograph.experimental.do_not_convert(batch)
-    made = made.map(plain, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(_AHEAD)
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
+    calls = min(max(2, threads), _MOST_CALLS)
+    made = made.map(plain, num_parallel_calls=calls, deterministic=True).prefetch(_AHEAD).with_options(options())
     made.global_batch_size = feed.global_batch  # for the progress bar
     made.shard_feed = feed
+    return made
+
+
+def options() -> Any:
+    """Options of a shard's datasets.
+
+    TensorFlow's rewriting of the graph copies what it refers to, and so a whole mapped file into memory. And now and
+    then an iterator takes up to half a minute to end, while it waits for the thread that tunes parallelism: both were
+    seen in TensorFlow 2.21. Here the numbers are set, and nothing is left to rewrite or to tune.
+    """
+    import tensorflow as tf
+
+    made = tf.data.Options()
+    made.experimental_optimization.apply_default_optimizations = False
+    made.autotune.enabled = False
     return made
 
 

@@ -18,15 +18,38 @@ _log = logging.getLogger(__name__)
 
 
 def feed_shards() -> None:
-    """Apply it to this process: to ``Strategy.experimental_distribute_dataset``, and to ``fit`` and ``evaluate``."""
+    """Apply it to this process: to ``Strategy.experimental_distribute_dataset``, and to ``fit``."""
     import tensorflow as tf
 
+    _untune_device_datasets()
     owner = defining_class(tf.distribute.MultiWorkerMirroredStrategy, "experimental_distribute_dataset")
     owner.experimental_distribute_dataset = _distributing(owner.experimental_distribute_dataset)
     for package in keras_packages():
-        for name, wrap in (("fit", _fitting), ("evaluate", _evaluating)):
-            model = defining_class(package.Model, name)
-            setattr(model, name, wrap(getattr(model, name)))
+        model = defining_class(package.Model, "fit")
+        model.fit = _fitting(model.fit)
+
+
+def _untune_device_datasets() -> None:
+    """Turn the tuning off (see ``batches.options``) in the dataset, too, that tf.distribute puts behind for devices.
+
+    It is a new one, without the options of the one before it, and its iterator can be as late to end.
+    """
+    import tensorflow as tf
+    from tensorflow.python.data.ops import multi_device_iterator_ops
+
+    original = getattr(multi_device_iterator_ops, "_create_device_dataset", None)
+    if original is None:
+        _log.debug("This TensorFlow makes its datasets for devices in another way.")
+        return
+
+    untuned = tf.data.Options()
+    untuned.autotune.enabled = False
+
+    @functools.wraps(original)
+    def create_device_dataset(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs).with_options(untuned)
+
+    multi_device_iterator_ops._create_device_dataset = create_device_dataset
 
 
 def _distributing(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,9 +61,29 @@ def _distributing(original: Callable[..., Any]) -> Callable[..., Any]:
         replicas = len(self.extended.worker_devices)
         if replicas > 1:
             dataset = dataset.rebatch(-(-feeds[0].whole.batch // replicas))
-        return self.distribute_datasets_from_function(lambda _: dataset, options)
+        distributed = self.distribute_datasets_from_function(lambda _: dataset, options)
+        return _kept(distributed) if int(dataset.cardinality()) < 0 else distributed
 
     return experimental_distribute_dataset
+
+
+def _kept(distributed: Any) -> Any:
+    """Keep the iterators of a dataset that may have no end until the process ends.
+
+    TensorFlow's iterator for devices crashes, now and then, if it is destroyed while its thread fetches the next batch,
+    as that of an endless dataset always does.
+    """
+
+    class Kept(type(distributed)):  # type: ignore[misc]
+        def __iter__(self) -> Any:
+            _iterators.append(super().__iter__())
+            return _iterators[-1]
+
+    distributed.__class__ = Kept
+    return distributed
+
+
+_iterators: list[Any] = []
 
 
 def _fitting(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,13 +102,8 @@ def _fitting(original: Callable[..., Any]) -> Callable[..., Any]:
         others = feeds_of(validation)
         training = [feed for feed in feeds if not any(feed is other for other in others)]
         if training and len(training) == len(feeds):
-            arguments["x"], arguments["steps_per_epoch"] = _in_steps(
-                data, feeds[0], feeds[0].equal.steps, arguments.get("steps_per_epoch")
-            )
-        if others:
-            arguments["validation_data"], arguments["validation_steps"] = _in_steps(
-                validation, others[0], others[0].whole.steps, arguments.get("validation_steps")
-            )
+            arguments["x"] = _equal_steps(data, feeds[0])
+        arguments.setdefault("shuffle", False)  # it is the shard's affair; Keras would warn that it ignores it
         for feed in training:
             feed.is_training = True
         try:
@@ -78,37 +116,13 @@ def _fitting(original: Callable[..., Any]) -> Callable[..., Any]:
     return fit
 
 
-def _evaluating(original: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def evaluate(*args: Any, **kwargs: Any) -> Any:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError:
-            return original(*args, **kwargs)
-        data = bound.arguments.get("x")
-        feeds = feeds_of(data)
-        if not feeds:
-            return original(*args, **kwargs)
-        given = bound.arguments.get("steps")
-        bound.arguments["x"], bound.arguments["steps"] = _in_steps(data, feeds[0], feeds[0].whole.steps, given)
-        return original(*bound.args, **bound.kwargs)
-
-    return evaluate
-
-
-def _in_steps(data: Any, feed: Feed, steps: int, given: int | None) -> tuple[Any, int | None]:
-    """The dataset without an end, and the steps of a pass.
-
-    With a dataset that ends, TensorFlow asks all workers before every step whether one of them has rows left: a
-    collective a step. Here the number is known, and the same for all.
-    """
+def _equal_steps(data: Any, feed: Feed) -> Any:
+    """The dataset without the last step, where that has rows for some of the ranks only."""
     if int(data.cardinality()) != feed.whole.steps:
-        return data, given  # a dataset of the user's own making, or one without an end
-    if not steps:
+        return data  # a dataset of the user's own making, or one without an end
+    if not feed.equal.steps:
         raise DataError(
             f"The DataFrame {feed.name!r} has fewer rows than there are workers, or, with drop_remainder, than a batch "
             f"of {feed.global_batch} rows: there is no step to train. Use fewer workers, or a smaller batch_size."
         )
-    return data.take(steps).repeat(), given or steps
+    return data.take(feed.equal.steps) if feed.equal.steps < feed.whole.steps else data
