@@ -108,8 +108,7 @@ class TaskSpec:
         echo: copy the trainer's output to the executor's stderr. Not where that is the driver's own, which shows the
             lines anyway.
         frames: the DataFrames among the function's arguments.
-        seed: of all that is random in how they are dealt and shuffled, where the user gives no seed; the same for
-            all attempts of a run.
+        seed: of the order of their rows, where the user gives none; the same for all attempts of a run.
     """
 
     attempt: int

@@ -306,13 +306,19 @@ def test_the_order_is_the_seeds(spark):
         steps = data.steps(10)
         return twice, other, [batch.numpy().tolist() for batch in endless.take(2 * steps)], steps
 
-    # From a shuffle of the user's own, whose blocks arrive in any order.
+    def go_on(data):
+        later = data.to_tf("id", batch_size=10, seed=3, repeat=True, first_pass=1).skip(7)
+        return [batch.numpy().tolist() for batch in later.take(data.steps(10) - 7)]
+
+    # Eight partitions, whose blocks a shuffle delivers in any order.
     frame = spark.range(0, 400, 1, 8)
-    twice, other, endless, steps = MirroredStrategyRunner(num_slots=2, use_gpu=False).run(look, data=frame)
+    runner = MirroredStrategyRunner(num_slots=2, use_gpu=False)
+    twice, other, endless, steps = runner.run(look, data=frame)
     assert twice[0] == twice[1] != other
     assert endless[:steps] == twice[0]
     assert sorted(v for batch in endless[steps:] for v in batch) == sorted(v for batch in twice[0] for v in batch)
     assert endless[steps:] != endless[:steps]
+    assert runner.run(go_on, data=frame) == endless[steps + 7 :]
 
 
 def test_evaluate_and_predict_see_every_row_once(spark):

@@ -198,6 +198,7 @@ class Agent:
             "max_result_bytes": spec.max_result_bytes,
             "has_data": bool(spec.frames),
             "seed": spec.seed,
+            "partition": self._partition,
             "context": {
                 "rank": place.rank,
                 "world_size": place.world_size,

@@ -33,17 +33,18 @@ class Frames:
     specs: tuple[FrameSpec, ...] = ()
     frames: tuple[Any, ...] = ()
 
-    def source(self, num_tasks: int, seed: int) -> Any:
+    def source(self, num_tasks: int) -> Any:
         """One DataFrame of ``num_tasks`` partitions with the rows of all.
 
         Its columns: the row's id (its partition above ``ROW_BITS``, its number in that below), the number of its
         frame, then the places of the wide schema.
 
+        The same rows in the same partitions are always dealt alike.
+
         Args:
             num_tasks: workers.
-            seed: of the order in which rows are dealt.
         """
-        return self._union().repartition(num_tasks, _dealt(num_tasks, seed))
+        return self._union().repartition(num_tasks, _dealt(num_tasks))
 
     def local_batches(self) -> Iterator[Any]:
         """The same rows as Arrow batches for this very process, partition by partition, in order."""
@@ -148,14 +149,14 @@ def _expression(column: Column) -> Any:
     return value
 
 
-def _dealt(num_tasks: int, seed: int) -> Any:
+def _dealt(num_tasks: int) -> Any:
     """An integer by whose hash Spark sends a row to its worker."""
     from pyspark.sql import functions as F
 
     number = F.col("row").bitwiseAND(F.lit((1 << ROW_BITS) - 1))
     # Where in its group of n rows; the whole group is turned by the hash of group and partition.
     group = F.floor(number / F.lit(num_tasks))
-    turn = F.hash(group, F.shiftright("row", ROW_BITS), F.lit(seed))
+    turn = F.hash(group, F.shiftright("row", ROW_BITS))
     worker = F.pmod(number + turn, F.lit(num_tasks)).cast("int")
     keys = F.array(*(F.lit(key) for key in partition_keys(num_tasks)))
     return F.element_at(keys, worker + F.lit(1))

@@ -59,7 +59,7 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
         yield {}
         return
     from ..agent.intake import Intake
-    from ..trainer.shard import shards
+    from ..trainer.shard import Place, shards
 
     intake = Intake(
         frames.specs, frames.local_batches(), rank=0, world_size=1, directory=tempfile.gettempdir(), sharing=1
@@ -68,7 +68,8 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
         select.select([intake], [], [])
         intake.acknowledge()
         layout, files = intake.layout()
-        made = shards(layout["frames"], [os.dup(file.fileno()) for file in files], 0, 1, secrets.randbits(31))
+        place = Place(rank=0, world_size=1, partition=0, seed=secrets.randbits(31))
+        made = shards(layout["frames"], [os.dup(file.fileno()) for file in files], place)
     except BrokenInputError as error:
         # What Spark says of the DataFrame's own plan is the user's to see.
         raise unwrapped(error.__cause__ or error) from None

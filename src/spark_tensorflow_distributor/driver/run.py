@@ -112,7 +112,7 @@ class Run:
             spec = self._spec(made, facts, attempt, secret, channel)
             what = f"MirroredStrategyRunner: {self._program.name} on {made.num_tasks} workers"
             frames = self._program.frames
-            source = frames.source(made.num_tasks, self._seed) if frames.specs else None
+            source = frames.source(made.num_tasks) if frames.specs else None
             job = self._gateway.submit(spark_task(pickle.dumps(spec)), made.num_tasks, what, source)
             result = Launch(spec, channel, console, config.stall_timeout).run(job)
         finally:

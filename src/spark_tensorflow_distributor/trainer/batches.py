@@ -51,15 +51,15 @@ class Feed:
 
 @dataclass(frozen=True)
 class Order:
-    """A random order of a share's rows for every pass."""
+    """A random order of a share's rows for every pass; ``share`` is the number of the share."""
 
     rows: int
     seed: int
-    rank: int
+    share: int
 
     def key(self, number: int) -> list[int]:
         """Two numbers that stand for the order of the pass of this number."""
-        text = f"{self.seed} {self.rank} {number}".encode()
+        text = f"{self.seed} {self.share} {number}".encode()
         return [zlib.crc32(text + bytes([place])) for place in range(2)]
 
 

@@ -201,10 +201,11 @@ def _prepare_keras(context: WorkerContext, control: Control, has_data: bool) -> 
 def _shards(request: dict[str, Any], layout: dict[str, Any], files: list[int]) -> dict[str, Any]:
     if not layout:
         return {}
-    from .shard import shards
+    from .shard import Place, shards
 
     context = request["context"]
-    return dict(shards(layout["frames"], files, context["rank"], context["world_size"], request["seed"]))
+    place = Place(context["rank"], context["world_size"], request["partition"], request["seed"])
+    return dict(shards(layout["frames"], files, place))
 
 
 def _load_program(payload_fd: int, request: dict[str, Any], data: dict[str, Any]) -> Callable[[], Any]:

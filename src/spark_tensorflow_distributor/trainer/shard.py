@@ -3,6 +3,7 @@
 import logging
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..columns import Column
@@ -16,6 +17,22 @@ from .tensors import Store
 _log = logging.getLogger("spark_tensorflow_distributor")
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a shard is used.
+
+    Attributes:
+        rank, world_size: of the worker.
+        partition: Spark's, by which the rows were dealt. Its rank may be another one after a restart, its rows not.
+        seed: of the run.
+    """
+
+    rank: int
+    world_size: int
+    partition: int
+    seed: int
+
+
 class DataShard:
     """This worker's share of the rows of a DataFrame that was an argument of ``run``.
 
@@ -27,17 +44,15 @@ class DataShard:
         total_rows: rows of the DataFrame.
     """
 
-    def __init__(
-        self, name: str, schema: Mapping[str, Any], store: Store, total_rows: int, rank: int, world_size: int, seed: int
-    ) -> None:
+    def __init__(self, name: str, schema: Mapping[str, Any], store: Store, total_rows: int, place: Place) -> None:
         self.name = name
         self.num_rows = store.rows
         self.total_rows = total_rows
         self._schema = schema
         self._store = store
-        self._rank, self._world_size, self._seed = rank, world_size, seed
+        self._place = place
         self._datasets = 0
-        self._adapter = Adapter(store, name, world_size)
+        self._adapter = Adapter(store, name, place.world_size)
 
     def __repr__(self) -> str:
         return f"DataShard({self.name!r}, {self.num_rows} of {self.total_rows} rows: {', '.join(self.columns)})"
@@ -69,6 +84,7 @@ class DataShard:
         seed: int | None = None,
         drop_remainder: bool = False,
         repeat: bool = False,
+        first_pass: int = 0,
         fill_value: Any = None,
         ragged: str | int | Mapping[str, str | int] | None = None,
         pad_value: Any = 0,
@@ -88,6 +104,8 @@ class DataShard:
             seed: of that order; default: the run's own, which is the same for all attempts of a run.
             drop_remainder: no smaller batch at the end; the batch is static in the element spec then.
             repeat: without end, for ``steps_per_epoch``.
+            first_pass: number of the first pass, by which its order is drawn. A dataset made with ``first_pass=e`` and
+                the same seed, and skipped by k steps, goes on where another one was in its pass e after k steps.
             fill_value: for nulls of plain columns and texts: a value, or a dict of values by column. Without it nulls
                 are refused.
             ragged: for arrays of different lengths: ``"ragged"`` (a ``tf.RaggedTensor``), ``"pad"`` (to the longest of
@@ -134,10 +152,11 @@ class DataShard:
         if weights:
             parts.append(reading.weights(weights[0]))
         feed = self._feed(batch_size, drop_remainder)
+        feed.passes = first_pass
         self._datasets += 1
-        order = (
-            Order(self.num_rows, self._seed + self._datasets if seed is None else seed, self._rank) if shuffle else None
-        )
+        if seed is None:
+            seed = zlib.crc32(f"{self._place.seed} {self.name} {self._datasets}".encode())
+        order = Order(self.num_rows, seed, self._place.partition) if shuffle else None
         return dataset(parts, self._store.physical(), feed, order, repeat=repeat)
 
     def steps(self, batch_size: int, *, drop_remainder: bool = False) -> int:
@@ -185,14 +204,14 @@ class DataShard:
         self._store.close()
 
     def _feed(self, batch_size: int, drop_remainder: bool) -> Feed:
-        size = self._world_size
+        size = self._place.world_size
         if not is_integer(batch_size) or batch_size < size:
             raise ConfigurationError(
                 f"batch_size is {batch_size!r}. It is the batch of all workers together, a whole number of at least "
                 f"one row a worker: {size} here."
             )
         batch = int(batch_size) // size
-        if batch_size % size and self._rank == 0:
+        if batch_size % size and self._place.rank == 0:
             _log.warning(
                 "batch_size=%d cannot be divided by %d workers: each takes %d rows a step, %d in all.",
                 batch_size, size, batch, batch * size,
@@ -206,16 +225,13 @@ def _names(columns: str | Sequence[str] | None) -> list[str]:
     return [columns] if isinstance(columns, str) else list(columns or ())
 
 
-def shards(
-    layouts: Sequence[Mapping[str, Any]], files: Sequence[int], rank: int, world_size: int, seed: int
-) -> dict[str, DataShard]:
+def shards(layouts: Sequence[Mapping[str, Any]], files: Sequence[int], place: Place) -> dict[str, DataShard]:
     """The shards of a worker, by the names of their arguments.
 
     Args:
         layouts: of each frame, as ``agent.intake.Intake.layout`` gave them.
         files: descriptors of all their files.
-        rank: of this worker, of ``world_size``.
-        seed: of the run.
+        place: of this worker.
     """
     made = {}
     for number, layout in enumerate(layouts):
@@ -223,8 +239,6 @@ def shards(
         end = layouts[number + 1]["first_file"] if number + 1 < len(layouts) else len(files)
         columns = [Column(**{**each, "path": tuple(each["path"])}) for each in layout["spec"]]
         store = Store(layout, columns, files[first:end])
-        own_seed = zlib.crc32(f"{seed} {layout['name']}".encode())
-        made[layout["name"]] = DataShard(
-            layout["name"], layout["schema"], store, layout["all"]["rows"], rank, world_size, own_seed
-        )
+        name = layout["name"]
+        made[name] = DataShard(name, layout["schema"], store, layout["all"]["rows"], place)
     return made

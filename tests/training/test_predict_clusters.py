@@ -1,0 +1,53 @@
+"""Predictions where driver and executors are apart: over Spark Connect, and on a standalone cluster."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clusters import StandaloneCluster
+
+PROGRAM = Path(__file__).parent.parent / "programs" / "predict_run.py"
+
+
+@pytest.fixture(scope="module")
+def model():
+    import keras
+
+    keras.utils.set_random_seed(1)
+    return keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(1)])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("grpc_status") is None, reason="pyspark[connect] is not installed")
+def test_over_connect(model, tmp_path):
+    path = str(tmp_path / "m.keras")
+    model.save(path)
+    done = subprocess.run([sys.executable, str(PROGRAM), "{}", path], capture_output=True, text=True, timeout=200)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
+    check_program(json.loads(lines[0][7:]), model)
+
+
+def test_on_a_standalone_cluster(model, tmp_path):
+    """Its executors have neither this library nor the driver's files."""
+    path = str(tmp_path / "m.keras")
+    model.save(path)
+    cluster = StandaloneCluster(tmp_path)
+    try:
+        conf = {"spark.executor.cores": "1", "spark.cores.max": "2", "spark.executor.memory": "512m"}
+        result, _ = cluster.drive(PROGRAM.name, path, conf=conf)
+    finally:
+        cluster.close()
+    check_program(result, model)
+
+
+def check_program(result, model):
+    wanted = model.predict(np.array([[i, i, i] for i in range(20)], "float32"), verbose=0)[:, 0]
+    np.testing.assert_allclose(result["predict"], wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result["sql"], wanted, rtol=1e-4, atol=1e-5)
+    assert not result["tensorflow"]
+    assert result["error"].startswith("DataError")
