@@ -140,8 +140,8 @@ class TaskSpec:
 @dataclass(frozen=True)
 class WorkerReport:
     """What an agent tells of its worker when it ends. Times are seconds, sizes bytes; ``rendezvous`` is the way it
-    met its peers, ``channel`` or ``allGather``; ``rows`` are those it got from Spark, by DataFrame, and
-    ``spooled_bytes`` what they took on disk."""
+    met its peers, ``channel`` or ``allGather``; ``rows`` are its share, by DataFrame, and ``spooled_bytes``
+    what they took on disk."""
 
     rank: int
     host: str

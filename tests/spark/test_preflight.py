@@ -72,7 +72,8 @@ def test_what_cannot_be_pickled(refused, spark):
     refused(std.SerializationError, "The variable 'handle'", function=lambda: handle)
     refused(std.SerializationError, "The argument 'lock'", function=lambda lock: 1, lock=handle)
     refused(std.SerializationError, "'spark', .*a SparkSession", function=lambda: spark.range(2))
-    refused(std.ConfigurationError, "'frame' is a Spark DataFrame", function=lambda frame: 1, frame=spark.range(2))
+    pair = [spark.range(2)]
+    refused(std.SerializationError, "'pair', a list, cannot be sent", function=lambda pair: 1, pair=pair)
     refused(std.ConfigurationError, "unexpected keyword argument", function=lambda: 1, surprise=1)
     refused(std.ConfigurationError, "cannot be read on the driver", function="nowhere.py")
     refused(std.ConfigurationError, "args=", function="nowhere.py", other=1)

@@ -75,7 +75,7 @@ class Intake:
     @property
     def rows(self) -> dict[str, int]:
         """Rows so far, by frame."""
-        return {frame.name: spool.rows for frame, spool in zip(self._frames, self._spools, strict=False)}
+        return {frame.name: spool.share for frame, spool in zip(self._frames, self._spools, strict=False)}
 
     @property
     def bytes(self) -> int:

@@ -104,6 +104,11 @@ class FrameSpool:
         os.lseek(self._files[self._null_file].fileno(), self.rows * len(values), os.SEEK_SET)
         self._write(self._null_file, mask)
 
+    @property
+    def share(self) -> int:
+        """Rows, without those that were given away."""
+        return self.rows if self._kept is None else self._kept
+
     def facts(self) -> dict[str, Any]:
         """What the other workers have to know: the rows, and of each column its nulls and lengths."""
         columns = [dict(facts) for facts in self._facts]
@@ -113,7 +118,7 @@ class FrameSpool:
 
     def give(self, rows: int) -> bytes:
         """Take the last rows out of this share, for another worker."""
-        self._kept = (self.rows if self._kept is None else self._kept) - rows
+        self._kept = self.share - rows
         physical = self._runs.physical(np.arange(self._kept, self._kept + rows))
         arrays: dict[str, Array] = {}
         reader = _Reader(self._files)
@@ -158,8 +163,7 @@ class FrameSpool:
             columns[number] = long.layout()
         if self._null_file is not None:
             self._files[self._null_file].truncate(self.rows * len(self._columns))
-        kept = self.rows if self._kept is None else self._kept
-        layout = {"rows": kept, "stored": self.rows, "runs": self._runs.in_order(), "columns": columns}
+        layout = {"rows": self.share, "stored": self.rows, "runs": self._runs.in_order(), "columns": columns}
         return {**layout, "nulls": self._null_file}, self._files
 
     def close(self) -> None:
