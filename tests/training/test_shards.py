@@ -240,6 +240,12 @@ def test_fit_takes_equal_parts_and_others_each_time(spark):
         scaled = data.to_tf(["id"], "label", batch_size=8, stack=True).map(lambda x, y: (x + 0.0, y))
         model.fit(scaled, epochs=3)
         epochs = int(data.steps(8))
+        seen, model.seen = model.seen, []
+        endless = data.to_tf(["id"], "label", batch_size=8, stack=True, repeat=True)
+        for _ in range(2):  # the second call has to cut its passes as the first
+            model.fit(endless, steps_per_epoch=epochs)
+            assert {len(part) for part in model.seen} == {2}
+        model.seen = seen
         return [json.loads(text) for text in BarrierTaskContext.get().allGather(json.dumps([model.seen, epochs]))]
 
     from pyspark.sql import functions as F

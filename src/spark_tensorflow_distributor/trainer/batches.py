@@ -30,7 +30,7 @@ class Feed:
     Attributes:
         name: of the shard.
         global_batch: rows of a step on all workers.
-        whole: the pass that takes every row.
+        whole: the pass that takes every row; of a dataset for training alone the same as ``equal``.
         equal: the pass that takes as many on every rank.
         is_training: which of the two a pass that begins now shall be.
         passes: how many have begun.
@@ -112,14 +112,15 @@ class Reading:
         places = {file: [found[1] for name in members if (found := place(name))] for file, members in by_file.items()}
         others = [name for name in names if not is_plain[name]]
         read_others = self.named(others, None)
-        order = _order([name for members in by_file.values() for name in members] + others, names, self._widths(names))
+        widths = {name: self._width(name) for name in names}
+        order = _order([name for members in by_file.values() for name in members] + others, names, widths)
 
         def read(rows: Any) -> Any:
             import tensorflow as tf
 
             parts = [_select(tf.gather(matrix, rows), places[file]) for file, matrix in matrices.items()]
             values = read_others(rows) if others else {}
-            parts += [tf.reshape(values[name], (-1, self._width(name))) for name in others]
+            parts += [tf.reshape(values[name], (-1, widths[name])) for name in others]
             parts = [tf.cast(part, tf.float32) for part in parts]
             whole = parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
             return whole if order is None else tf.gather(whole, order, axis=1)
@@ -131,9 +132,6 @@ class Reading:
 
     def _width(self, name: str) -> int:
         return int(np.prod(self.shapes[name] or ()))
-
-    def _widths(self, names: Sequence[str]) -> dict[str, int]:
-        return {name: self._width(name) for name in names}
 
     def _shaped(self, name: str) -> Callable[[Any], Any]:
         """Pad or cut where it was asked for."""
@@ -184,14 +182,11 @@ def dataset(
         physical: from rows' numbers to their places in the files.
         feed: how a pass is cut into batches.
         order: of the rows; None for the DataFrame's.
-        repeat: pass after pass without end, for training.
+        repeat: pass after pass without end.
     """
     import tensorflow as tf
 
-    if repeat:
-        feed.is_training = True
-    steps = (feed.equal if repeat else feed.whole).steps
-    is_static = all(each.is_even for each in (feed.equal, *(() if repeat else (feed.whole,))))
+    is_static = feed.equal.is_even and feed.whole.is_even
 
     def begin() -> Any:
         this, number = feed.begin()
@@ -217,7 +212,7 @@ def dataset(
     passes = one.flat_map(lambda this: tf.data.Dataset.from_tensors(this).repeat())
     # It has no end, which TensorFlow cannot know; so the number of steps alone is that of the whole.
     passes = passes.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-    made = tf.data.Dataset.zip((tf.data.Dataset.range(steps), passes))
+    made = tf.data.Dataset.zip((tf.data.Dataset.range(feed.whole.steps), passes))
     if repeat:
         made = made.repeat()
     # Nothing in it is to be converted, which would only take time and write files.

@@ -151,7 +151,7 @@ class DataShard:
         ]
         if weights:
             parts.append(reading.weights(weights[0]))
-        feed = self._feed(batch_size, drop_remainder)
+        feed = self._feed(batch_size, drop_remainder, is_for_training=repeat)
         feed.passes = first_pass
         self._datasets += 1
         if seed is None:
@@ -203,7 +203,7 @@ class DataShard:
         """Let go of the files; what was made of them goes on working. The library does so when a run has ended."""
         self._store.close()
 
-    def _feed(self, batch_size: int, drop_remainder: bool) -> Feed:
+    def _feed(self, batch_size: int, drop_remainder: bool, *, is_for_training: bool = False) -> Feed:
         size = self._place.world_size
         if not is_integer(batch_size) or batch_size < size:
             raise ConfigurationError(
@@ -217,7 +217,7 @@ class DataShard:
                 batch_size, size, batch, batch * size,
             )  # fmt: skip
         equal = equal_pass(self.total_rows, size, batch, drop_remainder=drop_remainder)
-        whole = equal if drop_remainder else whole_pass(self.num_rows, self.total_rows, size, batch)
+        whole = equal if drop_remainder or is_for_training else whole_pass(self.num_rows, self.total_rows, size, batch)
         return Feed(self.name, batch * size, whole, equal)
 
 
