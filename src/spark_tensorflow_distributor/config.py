@@ -6,6 +6,7 @@ from numbers import Integral
 from typing import Any
 
 from .errors import ConfigurationError
+from .trainer.pace import parse
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class RunnerConfig:
     max_restarts: int = 0
     min_slots: int | None = None
     checkpoint_dir: str | None = None
+    checkpoint_every: float | str = 30.0
     start_timeout: float = 600
     stall_timeout: float | None = None
     log_to_driver: bool = True
@@ -38,6 +40,7 @@ class RunnerConfig:
             _check_int("min_slots", self.min_slots, 1)
             if self.min_slots > self.num_slots:
                 raise ConfigurationError(f"min_slots={self.min_slots} is more than num_slots={self.num_slots}.")
+        _check_checkpoints(self.checkpoint_dir, self.checkpoint_every)
         _check_positive("start_timeout", self.start_timeout)
         if self.stall_timeout is not None:
             _check_positive("stall_timeout", self.stall_timeout)
@@ -73,6 +76,20 @@ def _check_int(name: str, value: object, least: int) -> None:
         raise ConfigurationError(f"{name} is {value!r} ({type(value).__name__}); it must be a whole number.")
     if value < least:
         raise ConfigurationError(f"{name} is {value}; it must be at least {least}.")
+
+
+def _check_checkpoints(folder: object, every: object) -> None:
+    if folder is not None and not (isinstance(folder, str) and folder):
+        raise ConfigurationError(
+            f"checkpoint_dir is {folder!r}; it must be a path or a URL that all hosts reach, or None: then the driver "
+            "keeps the checkpoints."
+        )
+    try:
+        parse(every)  # type: ignore[arg-type]
+    except ValueError:
+        raise ConfigurationError(
+            f"checkpoint_every is {every!r}; it must be a number of seconds above 0, or a text such as '500 steps'."
+        ) from None
 
 
 def _check_positive(name: str, value: object) -> None:

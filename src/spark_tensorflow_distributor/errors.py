@@ -19,7 +19,7 @@ pickle, and nothing is imported here: the driver, Spark's Python worker and the 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -81,12 +81,14 @@ class WorkerFailure:
         kind: ``"exception"`` (the function raised), ``"exit"`` (it ended the process), ``"signal"`` (the process
             was killed), ``"result"`` (the returned value cannot travel), ``"startup"`` (it failed before the
             function was called), ``"port"`` (its port was taken by another process), ``"lost"`` (Spark lost the
-            task) or ``"stopped"`` (it was ended because another worker failed).
+            task, or nothing was heard of it any more), ``"stalled"`` (it made no progress) or ``"stopped"`` (it was
+            ended because another worker failed).
         error_type: name of the exception's class, or ``""``.
         message: one line or a few.
         traceback: the remote traceback, or ``""``.
         log_tail: the worker's last output lines.
         exception: the original exception where it could be rebuilt at the driver, else None.
+        place: where ``fit`` was: ``fit``, ``epoch`` and ``step``, counted from 0; empty outside of it.
         seconds: seconds since the start of the attempt, on the driver's clock.
     """
 
@@ -98,6 +100,7 @@ class WorkerFailure:
     traceback: str = ""
     log_tail: tuple[str, ...] = ()
     exception: BaseException | None = None
+    place: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
 

@@ -3,9 +3,7 @@
 Three kinds of things cross:
 
 * a :class:`TaskSpec`, from the driver to every agent, inside the Spark task;
-* frames, on the sockets between driver and agent and between agent and trainer: a length in four bytes, most
-  significant first, then a JSON object. JSON, because nothing read from a socket is unpickled before its sender
-  is known;
+* messages, on the sockets between driver and agent and between agent and trainer (see ``wire``);
 * rows ``(rank, kind, seq, data)``, from the agents to the driver, through Spark: reports, and chunks of the result
   where the driver's channel could not take it.
 
@@ -14,22 +12,17 @@ Both ends always run the same source (see ``shipping``), so the formats carry no
 
 import base64
 import contextlib
-import hashlib
-import hmac
 import importlib.metadata
 import io
 import json
 import pickle
-import secrets
-import socket
-import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, BinaryIO
+from typing import Any
 
 from .columns import Column
-from .errors import RendezvousError, WorkerFailure
+from .errors import WorkerFailure
 
 # One row of the Spark job's output.
 ROW_SCHEMA = "rank int, kind string, seq int, data binary"
@@ -38,17 +31,10 @@ CHUNK_BYTES = 1 << 20
 # Marks a failure record inside the text of a Spark error; see encode_failure.
 _MARK = "spark_tensorflow_distributor-failure:"
 
-_HEADER = struct.Struct(">I")
-_MAX_FRAME = 64 << 20
 # An exception that pickles to more than this is reported by its text alone.
 _MAX_EXCEPTION_BYTES = 1 << 20
 # A 20 kB text reaches the driver whole through Spark's own error, on classic and on Connect.
 _MAX_ENCODED_BYTES = 16_000
-
-HANDSHAKE_SECONDS = 5.0
-
-# Linux takes 253 with one message.
-_FILES_AT_ONCE = 200
 
 
 # A row's id: the number of its partition above these bits, its number in that below (Spark's
@@ -83,6 +69,25 @@ class FrameSpec:
 
 
 @dataclass(frozen=True)
+class CheckpointSpec:
+    """What is kept of the training, so that a relaunch goes on with it.
+
+    Attributes:
+        folder: the runner's ``checkpoint_dir``, or None.
+        at_driver: the driver keeps the checkpoints.
+        every: the runner's ``checkpoint_every``.
+        run: identifies the run.
+        expected: names of those that the run is known to have saved to ``folder`` last.
+    """
+
+    folder: str | None = None
+    at_driver: bool = False
+    every: float | str = 30.0
+    run: str = ""
+    expected: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """All that an agent has to know, the same for every rank.
 
@@ -107,6 +112,7 @@ class TaskSpec:
         loopback: all workers run on the driver's own host (Spark's master is ``local``).
         echo: copy the trainer's output to the executor's stderr. Not where that is the driver's own, which shows the
             lines anyway.
+        checkpoints: what is kept of the training.
         frames: the DataFrames among the function's arguments.
         seed: of the order of their rows, where the user gives none; the same for all attempts of a run.
     """
@@ -124,7 +130,6 @@ class TaskSpec:
     gpu_is_shared: bool
     use_custom_strategy: bool
     env: Mapping[str, str]
-    checkpoint_dir: str | None
     start_timeout: float
     max_result_bytes: int
     max_row_bytes: int
@@ -133,6 +138,7 @@ class TaskSpec:
     submitted_at: float
     loopback: bool
     echo: bool
+    checkpoints: CheckpointSpec
     frames: tuple[FrameSpec, ...] = ()
     seed: int = 0
 
@@ -177,6 +183,7 @@ def failure_record(
     error_type: str = "",
     traceback: str = "",
     pickled: str | None = None,
+    place: Mapping[str, int] | None = None,
     log_tail: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A worker's failure as a JSON object; ``pickled`` is what :func:`pickle_exception` made of its exception."""
@@ -188,6 +195,7 @@ def failure_record(
         "error_type": error_type,
         "traceback": traceback,
         "pickled": pickled,
+        "place": dict(place or {}),
         "log_tail": list(log_tail),
     }
 
@@ -259,130 +267,26 @@ def decode_failure(text: str) -> dict[str, Any] | None:
     return record
 
 
+def lane_of(name: str) -> str:
+    """The lane of a checkpoint, ``fit0`` of ``fit0-00000012``."""
+    return name.rpartition("-")[0]
+
+
+def outdated(names: Iterable[str]) -> list[str]:
+    """Which checkpoints need not be kept: all but the last two of each lane.
+
+    Two, for the case that the newer one turns out to be damaged.
+    """
+    lanes: dict[str, list[str]] = {}
+    for name in sorted(names):
+        lanes.setdefault(lane_of(name), []).append(name)
+    return [name for members in lanes.values() for name in members[:-2]]
+
+
 def chunks(data: memoryview) -> Iterator[memoryview]:
     """Cut ``data`` into pieces of 1 MiB, the last one shorter; nothing for empty data."""
     for start in range(0, len(data), CHUNK_BYTES):
         yield data[start : start + CHUNK_BYTES]
-
-
-def frame(message: Mapping[str, Any]) -> bytes:
-    """One message, ready to be written to a socket."""
-    body = json.dumps(message).encode()
-    return _HEADER.pack(len(body)) + body
-
-
-class FrameReader:
-    """Puts frames together from the pieces in which a socket delivers them."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """Add what was read; yields every message that is complete by now.
-
-        Raises:
-            ValueError: the peer does not speak this protocol.
-        """
-        self._buffer += data
-        while len(self._buffer) >= _HEADER.size:
-            (size,) = _HEADER.unpack_from(self._buffer)
-            if size > _MAX_FRAME:
-                raise ValueError(f"a frame of {size} bytes is not one of ours")
-            end = _HEADER.size + size
-            if len(self._buffer) < end:
-                return
-            message = json.loads(bytes(self._buffer[_HEADER.size : end]))
-            del self._buffer[:end]
-            yield message
-
-
-def receive(sock: socket.socket) -> dict[str, Any]:
-    """Read exactly one frame from a blocking socket.
-
-    Raises:
-        EOFError: the peer closed the connection.
-    """
-    (size,) = _HEADER.unpack(_receive_exactly(sock, _HEADER.size))
-    if size > _MAX_FRAME:
-        raise ValueError(f"a frame of {size} bytes is not one of ours")
-    message: dict[str, Any] = json.loads(_receive_exactly(sock, size))
-    return message
-
-
-def receive_bytes(sock: socket.socket, size: int) -> Iterator[bytes]:
-    """Read ``size`` bytes that follow a message, in pieces of up to 1 MiB.
-
-    Raises:
-        EOFError: the peer closed the connection before.
-    """
-    while size > 0:
-        piece = _receive_exactly(sock, min(size, CHUNK_BYTES))
-        size -= len(piece)
-        yield piece
-
-
-def _receive_exactly(sock: socket.socket, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        piece = sock.recv(size - len(data))
-        if not piece:
-            raise EOFError("the connection was closed")
-        data += piece
-    return bytes(data)
-
-
-def send_files(sock: socket.socket, message: Mapping[str, Any], files: Sequence[BinaryIO]) -> None:
-    """Send a short message and open files over a local socket; ``receive_files`` is the other end."""
-    sock.sendall(frame({**message, "files": len(files)}))
-    for start in range(0, len(files), _FILES_AT_ONCE):
-        socket.send_fds(sock, [b"F"], [file.fileno() for file in files[start : start + _FILES_AT_ONCE]])
-
-
-def receive_files(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """The next message, with the descriptors of its files.
-
-    Raises:
-        EOFError: the peer closed the connection.
-    """
-    message = receive(sock)
-    descriptors: list[int] = []
-    while len(descriptors) < message.get("files", 0):
-        mark, received, _, _ = socket.recv_fds(sock, 1, _FILES_AT_ONCE)
-        if not mark:
-            raise EOFError("the connection was closed")
-        descriptors += received
-    return message, descriptors
-
-
-def prove_to_driver(sock: socket.socket, secret: bytes) -> None:
-    """The agent's half of the handshake: both show that they hold the secret, and neither sends it.
-
-    A challenge and response over HMAC-SHA256 in both directions; the role is part of what is signed, so that an
-    answer cannot be sent back to the one who asked.
-
-    Raises:
-        RendezvousError: the other side does not hold the secret.
-    """
-    challenge = _receive_exactly(sock, 32)
-    own = secrets.token_bytes(32)
-    sock.sendall(_sign(secret, b"agent", challenge) + own)
-    if not hmac.compare_digest(_receive_exactly(sock, 32), _sign(secret, b"driver", own)):
-        raise RendezvousError("The process at the driver's address does not hold this run's secret.")
-
-
-def prove_to_agent(sock: socket.socket, secret: bytes) -> bool:
-    """The driver's half of the handshake; False where the caller does not hold the secret."""
-    challenge = secrets.token_bytes(32)
-    sock.sendall(challenge)
-    answer = _receive_exactly(sock, 64)
-    if not hmac.compare_digest(answer[:32], _sign(secret, b"agent", challenge)):
-        return False
-    sock.sendall(_sign(secret, b"driver", answer[32:]))
-    return True
-
-
-def _sign(secret: bytes, role: bytes, challenge: bytes) -> bytes:
-    return hmac.new(secret, role + challenge, hashlib.sha256).digest()
 
 
 def tensorflow_version() -> str:

@@ -5,12 +5,14 @@ import pytest
 from spark_tensorflow_distributor import (
     ClusterError,
     GpuConfigurationError,
+    RendezvousError,
     RendezvousTimeoutError,
     SerializationError,
     TrainingFailedError,
+    WorkerDataError,
 )
 from spark_tensorflow_distributor.config import RunnerConfig
-from spark_tensorflow_distributor.driver.attempts import error_of, root_cause, should_meet_again, should_restart
+from spark_tensorflow_distributor.driver.attempts import RestartPolicy, error_of, root_cause, should_meet_again
 from spark_tensorflow_distributor.driver.launch import LaunchResult
 from spark_tensorflow_distributor.protocol import (
     WorkerReport,
@@ -98,13 +100,57 @@ def test_a_lost_executor_without_javas_stack():
     assert "X.scala" not in str(error)
 
 
+def failed(place=None, message="boom", kind="exception", error_type="ValueError"):
+    """The error of an attempt in which rank 1's function raised."""
+    told = record(1, kind, message, error_type=error_type, place=place)
+    return error_of(LaunchResult(failures={1: (told, 1.0)}), CONFIG, 2)
+
+
 def test_restarts_only_where_they_can_help():
-    config = RunnerConfig(2, use_gpu=False, max_restarts=1)
-    assert should_restart(config, 0, TrainingFailedError("x"))
-    assert not should_restart(config, 1, TrainingFailedError("x"))
-    assert not should_restart(config, 0, SerializationError("x"))
-    cancelled = error_of(LaunchResult(spark_error=RuntimeError("cancelled"), cancelled=True), config, 2)
-    assert not should_restart(config, 0, cancelled)
+    assert RestartPolicy(1).pause(TrainingFailedError("x")) == 1
+    assert RestartPolicy(1).pause(RendezvousError("the driver was lost while the workers were meeting")) == 1
+    assert RestartPolicy(0).pause(TrainingFailedError("x")) is None
+    assert RestartPolicy(1).pause(SerializationError("x")) is None
+    assert RestartPolicy(1).pause(WorkerDataError("a null in a column")) is None
+    cancelled = error_of(LaunchResult(spark_error=RuntimeError("cancelled"), cancelled=True), CONFIG, 2)
+    assert RestartPolicy(1).pause(cancelled) is None
+
+
+def test_the_pauses_grow_until_the_restarts_are_used_up():
+    policy, error = RestartPolicy(8), TrainingFailedError("lost")
+    assert [policy.pause(error) for _ in range(9)] == [1, 2, 4, 8, 16, 30, 30, 30, None]
+    assert "max_restarts=8" in error.__notes__[-1]
+
+
+def test_the_same_exception_twice_at_one_step_is_final():
+    policy = RestartPolicy(5)
+    at = {"fit": 0, "epoch": 2, "step": 17}
+    assert policy.pause(failed(at, "boom at 0x7f01")) == 1
+    again = failed(at, "boom at 0x7f99")
+    assert policy.pause(again) is None
+    assert "the same exception twice at the same step (epoch 3, after step 17)" in again.__notes__[-1]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"place": {"fit": 0, "epoch": 2, "step": 18}},
+        {"message": "another"},
+        {"error_type": "OSError"},
+        {"kind": "signal"},
+    ],
+)
+def test_another_exception_or_another_step_is_tried_again(second):
+    at = {"fit": 0, "epoch": 2, "step": 17}
+    policy = RestartPolicy(5)
+    assert policy.pause(failed(at)) == 1
+    assert policy.pause(failed(**{"place": at, **second})) == 2
+
+
+def test_a_process_killed_twice_at_one_step_is_tried_again():
+    at = {"fit": 0, "epoch": 2, "step": 17}
+    policy = RestartPolicy(5)
+    assert [policy.pause(failed(at, kind="signal")) for _ in range(3)] == [1, 2, 4]
 
 
 def test_a_taken_port_is_met_with_new_ones():

@@ -29,9 +29,16 @@ WITH_NUMPY = [
         "trainer.adapt",
         "trainer.batches",
         "trainer.checks",
+        "trainer.exchange",
         "trainer.feeding",
+        "trainer.fits",
+        "trainer.model_state",
+        "trainer.own",
         "trainer.shard",
+        "trainer.snapshot",
         "trainer.tensors",
+        "trainer.vault",
+        "trainer.writer",
     )
 ]
 

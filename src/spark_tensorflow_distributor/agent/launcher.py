@@ -15,9 +15,9 @@ from typing import Any
 
 from .. import _importer
 from ..errors import ClusterError
-from ..protocol import FrameReader, frame
 from ..shipping import PACKAGE, importer_source, own_sources
 from ..trainer.forkserver import BOOT, kill_group, peer_uid, start_time
+from ..wire import FrameReader, frame
 
 # Environment that TensorFlow and what lies under it read when they are imported: images that differ in it differ.
 _READ_AT_IMPORT = (
@@ -61,7 +61,7 @@ class Launcher:
         self._shared = warm and sys.platform.startswith("linux")
         self._reader = FrameReader()
         self._process: subprocess.Popen[bytes] | None = None
-        self._trainer: int | None = None
+        self.trainer: int | None = None
         self.connection = self._find() if self._shared else self._start_private()
 
     def fileno(self) -> int:
@@ -84,12 +84,12 @@ class Launcher:
             data = b""
         if not data:
             # The kernel ends the trainer with its server, but not what the trainer itself has started.
-            if self._trainer is not None:
-                kill_group(self._trainer)
+            if self.trainer is not None:
+                kill_group(self.trainer)
             raise EOFError("the process that starts the trainers has ended")
         for message in self._reader.feed(data):
             if message["type"] in ("started", "exited"):
-                self._trainer = message.get("pid")
+                self.trainer = message.get("pid")
             yield message
 
     def kill(self) -> None:

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from ..errors import RendezvousError
-from ..protocol import HANDSHAKE_SECONDS, FrameReader, frame, prove_to_driver, receive
+from ..wire import HANDSHAKE_SECONDS, FrameReader, frame, prove_to_driver, receive
 
 _CONNECT_SECONDS = 3.0
 # For each piece of a result, not for the whole of it.
 _RESULT_SECONDS = 30.0
+_ALIVE_SECONDS = 2.0
 # Log lines that wait for a slow driver, in bytes.
 _LOG_BUFFER_BYTES = 1 << 20
 
@@ -39,6 +40,7 @@ class DriverLink:
         self._reader = FrameReader()
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
+        self._told_alive = 0.0
         self.dropped_lines = 0
         self.refused_since: float | None = None
 
@@ -55,27 +57,8 @@ class DriverLink:
         Raises:
             RendezvousError: who answers does not hold the run's secret.
         """
-        refused = False
-        for address in self._addresses:
-            try:
-                sock = socket.create_connection(address, timeout=seconds)
-            except ConnectionRefusedError:
-                refused = True
-                continue
-            except OSError:  # no route, no name, a firewall that swallows: the next address may do
-                continue
-            try:
-                sock.settimeout(HANDSHAKE_SECONDS)
-                prove_to_driver(sock, self._secret)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                sock.sendall(frame(self._hello))
-            except (OSError, EOFError):
-                sock.close()
-                continue
-            except RendezvousError:
-                sock.close()
-                raise
+        sock, refused = open_connection(self._addresses, self._secret, self._hello, seconds)
+        if sock is not None:
             sock.setblocking(False)
             self._socket, self._reader = sock, FrameReader()
             self.refused_since = None
@@ -92,6 +75,13 @@ class DriverLink:
         """Queue a message; it is kept until it could be sent, or the connection is lost."""
         self._queue(frame(message))
         self.flush()
+
+    def tell_alive(self, **facts: Any) -> None:
+        """A sign of life, every two seconds at most."""
+        now = time.monotonic()
+        if self._socket is not None and now - self._told_alive >= _ALIVE_SECONDS:
+            self._told_alive = now
+            self.send({"type": "alive", **facts})
 
     def send_lines(self, stream: str, lines: Sequence[str]) -> None:
         """Queue log lines; dropped and counted where the driver does not keep up."""
@@ -186,6 +176,41 @@ class DriverLink:
             self._lose()
 
 
+def open_connection(
+    addresses: Sequence[tuple[str, int]], secret: bytes, hello: Mapping[str, Any], seconds: float = _CONNECT_SECONDS
+) -> tuple[socket.socket | None, bool]:
+    """A connection to the driver on which both ends have proved themselves, and ``hello`` was said.
+
+    Returns:
+        The socket, or None where no address answers; and whether one refused.
+
+    Raises:
+        RendezvousError: who answers does not hold the run's secret.
+    """
+    refused = False
+    for address in addresses:
+        try:
+            sock = socket.create_connection(address, timeout=seconds)
+        except ConnectionRefusedError:
+            refused = True
+            continue
+        except OSError:  # no route, no name, a firewall that swallows: the next address may do
+            continue
+        try:
+            sock.settimeout(HANDSHAKE_SECONDS)
+            prove_to_driver(sock, secret)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.sendall(frame(hello))
+            return sock, refused
+        except (OSError, EOFError):
+            sock.close()
+        except RendezvousError:
+            sock.close()
+            raise
+    return None, refused
+
+
 def expect(link: DriverLink, deadline: float, *, silence: str) -> dict[str, Any]:
     """Wait for the next message of the driver.
 
@@ -198,6 +223,7 @@ def expect(link: DriverLink, deadline: float, *, silence: str) -> dict[str, Any]
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             raise RendezvousError(silence)
+        link.tell_alive()
         link.flush()
         ready, _, _ = select.select([link], [], [], min(remaining, 1.0))
         for message in link.receive() if ready else ():

@@ -12,15 +12,18 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
-from ..protocol import FrameReader, failure_record, frame
+from ..protocol import failure_record
+from ..wire import FrameReader, frame
+from .courier import Courier
 from .exits import Ending, explain_exit
 from .handover import HandOver
 from .launcher import Launcher
 from .link import DriverLink
 from .output import LineSplitter, Tail, decode
+from .vitals import Vitals
 
 _TICK_SECONDS = 0.5
 # After the release, a trainer may run its exit handlers for as long as this.
@@ -30,6 +33,8 @@ _KILL_SECONDS = 5.0
 _VERDICT_SECONDS = 10.0
 # A worker that has lost the driver for good stays this long for its peers' sake.
 _ORPHAN_SECONDS = 10.0
+# A checkpoint that is on its way when the worker ends may take this long to arrive.
+_COURIER_SECONDS = 3.0
 # Under Spark Connect: a driver that refuses connections for so long is dead.
 _DEAD_DRIVER_SECONDS = 5.0
 
@@ -45,6 +50,7 @@ class Supervisor:
         gone_means_dead, echo: see ``TaskSpec``.
         ends_together: the driver says when all have returned; else the ranks ask each other.
         rows: the rows that the trainer waits for, or None.
+        courier: takes checkpoints to the driver, or None.
     """
 
     def __init__(
@@ -59,12 +65,15 @@ class Supervisor:
         echo: bool,
         ends_together: bool,
         rows: HandOver | None = None,
+        courier: Courier | None = None,
     ) -> None:
         self._rank, self._host = rank, host
         self._launcher, self._link, self._tail = launcher, link, tail
         self._gone_means_dead, self._echo = gone_means_dead, echo
         self._ends_together = ends_together
-        self._rows = rows
+        self._rows, self._courier = rows, courier
+        self._files: list[int] = []
+        self._vitals: Vitals | None = None
         self._has_channel = link.is_open
         self._selector = selectors.DefaultSelector()
         self._reader = FrameReader()
@@ -78,7 +87,14 @@ class Supervisor:
         self._next_connect = 0.0
         self._lost_since: float | None = None
 
-    def start(self, request: Mapping[str, Any], payload: bytes, directory: str, port: socket.socket) -> BinaryIO:
+    def start(
+        self,
+        request: Mapping[str, Any],
+        payload: bytes,
+        directory: str,
+        port: socket.socket,
+        checkpoints: Sequence[BinaryIO] = (),
+    ) -> BinaryIO:
         """Have the trainer started; returns the file into which it will write its result.
 
         Args:
@@ -86,15 +102,18 @@ class Supervisor:
             payload: the pickled program.
             directory: where the two files live, without a name: nothing of them can stay behind.
             port: the socket that holds this worker's port.
+            checkpoints: files that the trainer may begin with, in the order of the request's names.
         """
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         ours, theirs = socket.socketpair()
         result: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (outlives this function)
+        self._vitals = Vitals(directory)
         with tempfile.TemporaryFile(dir=directory) as program:
             program.write(payload)
             program.flush()
             fds = [out_write, err_write, theirs.fileno(), program.fileno(), result.fileno(), port.fileno()]
+            fds += [file.fileno() for file in (self._vitals.file, *checkpoints)]
             self._launcher.launch(request, fds)
         os.close(out_write)
         os.close(err_write)
@@ -147,7 +166,11 @@ class Supervisor:
         if self._exited is not None:
             self._ending.peak_rss = max(self._ending.peak_rss, int(self._exited.get("peak_rss", 0)))
         self._launcher.close()
-        for fd in self._splitters:
+        if self._courier is not None:
+            self._courier.close(_COURIER_SECONDS)
+        if self._vitals is not None:
+            self._vitals.close()
+        for fd in (*self._splitters, *self._files):
             os.close(fd)
         self._splitters.clear()
         if self._control is not None:
@@ -164,6 +187,7 @@ class Supervisor:
         """Handle what has happened, or wait for half a second."""
         if self._rows is not None:
             self._rows.tell()
+        self._tell_vitals()
         if self._link.is_open:
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._link.has_waiting else 0)
             self._selector.register(self._link, events, self._on_driver)
@@ -178,6 +202,17 @@ class Supervisor:
             if fd >= 0:
                 with contextlib.suppress(KeyError, ValueError):  # closed meanwhile
                     self._selector.unregister(fd)
+
+    def _tell_vitals(self) -> None:
+        if self._vitals is None or not self._link.is_open:
+            return
+        pid = self._launcher.trainer
+        self._link.tell_alive(**self._vitals.facts(pid))
+        while self._courier is not None and self._courier.warnings:
+            self.warn(self._courier.warnings.popleft())
+        answer = self._vitals.answer(pid)
+        if answer is not None:
+            self._link.send(answer)
 
     def _reconnect(self) -> None:
         if not self._has_channel or time.monotonic() < self._next_connect:
@@ -199,6 +234,8 @@ class Supervisor:
                 self._stopped = str(message["reason"])
             elif message["type"] == "release":
                 self._released = True
+            elif message["type"] == "stacks" and self._vitals is not None:
+                self._vitals.ask(self._launcher.trainer)
             elif self._rows is not None:
                 self._rows.on_message(message)
 
@@ -243,11 +280,12 @@ class Supervisor:
         if self._control is None:
             return
         try:
-            data = self._control.recv(1 << 16)
+            data, files, _, _ = socket.recv_fds(self._control, 1 << 16, 16)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, files = b"", []
+        self._files += files
         if not data:
             self._selector.unregister(self._control)
             return
@@ -262,10 +300,18 @@ class Supervisor:
             self._ending.phases[message["name"]] = message["time"]
             self._link.send(message)
         elif kind == "warning":
-            self._ending.warnings.append(message["text"])
-            self._link.send(message)
+            self.warn(message["text"])
+        elif kind == "commit":
+            file = os.fdopen(self._files.pop(0), "rb")
+            if self._courier is not None:
+                self._courier.put(message["name"], file)
         elif self._link.is_open:
             self._link.send(message)
+
+    def warn(self, text: str) -> None:
+        """Tell the user."""
+        self._ending.warnings.append(text)
+        self._link.send({"type": "warning", "text": text})
 
     def _on_server(self, _: int) -> None:
         try:
@@ -294,7 +340,12 @@ class Supervisor:
         if outcome is not None:
             self._ending.exit = outcome["message"].split("\n")[0][:200]
             return self._failure(
-                outcome["kind"], outcome["message"], outcome["error_type"], outcome["traceback"], outcome["pickled"]
+                outcome["kind"],
+                outcome["message"],
+                outcome["error_type"],
+                outcome["traceback"],
+                outcome["pickled"],
+                outcome["place"],
             )
         if exited is None:
             self._ending.exit = "stopped"
@@ -307,7 +358,13 @@ class Supervisor:
         return self._failure(kind, message)
 
     def _failure(
-        self, kind: str, message: str, error_type: str = "", trace: str = "", pickled: str | None = None
+        self,
+        kind: str,
+        message: str,
+        error_type: str = "",
+        trace: str = "",
+        pickled: str | None = None,
+        place: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
         self._drain_output()
         return failure_record(
@@ -318,6 +375,7 @@ class Supervisor:
             error_type=error_type,
             traceback=trace,
             pickled=pickled,
+            place=place,
             log_tail=self._tail.get(),
         )
 

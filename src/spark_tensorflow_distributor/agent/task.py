@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
-from ..errors import DistributorError, SerializationError
+from ..errors import CheckpointError, DistributorError, SerializationError
 from ..protocol import (
     TaskSpec,
     WorkerReport,
@@ -30,6 +30,7 @@ from ..protocol import (
 )
 from ..trainer.barrier import carry_out
 from . import devices
+from .courier import Courier
 from .exits import Ending
 from .handover import HandOver
 from .launcher import DEFAULT_ENV, Launcher, import_path
@@ -79,6 +80,7 @@ class Agent:
         self._started = time.time()
         self._times: dict[str, float] = {}
         self._facts: dict[str, Any] = {}
+        self._warnings: list[str] = []
         hello = {"type": "hello", "rank": self._place.rank, "host": self._place.host, "pid": os.getpid()}
         self._link = DriverLink(spec.driver_addresses, spec.secret, hello)
         self._intake: Any = None
@@ -129,6 +131,7 @@ class Agent:
         gpus = self._gpus()
         threads = devices.threads_for(_host_cores(), place.local_world_size, int(self._context.cpus()))
         self._facts.update(threads=threads, devices=gpus or ("CPU",), tensorflow=tensorflow_version())
+        courier = self._courier()
         launcher = Launcher(warm=spec.warm_start, env=spec.env, preload=_PRELOAD, warm_seconds=spec.warm_seconds)
         try:
             port = hold_port()
@@ -153,9 +156,13 @@ class Agent:
                     echo=spec.echo,
                     ends_together=way == "channel",
                     rows=self._hand_over_rows(way),
+                    courier=courier,
                 )
-                request = self._request(cluster_spec(members, loopback=spec.loopback), gpus, threads)
-                result = supervisor.start(request, spec.payload, _local_directory(), port)
+                kept = self._fetch(courier) if courier is not None else {}
+                request = self._request(cluster_spec(members, loopback=spec.loopback), gpus, threads, kept)
+                result = supervisor.start(request, spec.payload, _local_directory(), port, list(kept.values()))
+                for file in kept.values():
+                    file.close()
         except BaseException:
             launcher.close()
             raise
@@ -167,6 +174,32 @@ class Agent:
         finally:
             supervisor.finish()
         return ending, result
+
+    def _courier(self) -> Courier | None:
+        """For checkpoints, where the driver keeps them and can be reached."""
+        spec = self._spec
+        if not spec.checkpoints.at_driver:
+            return None
+        if not self._link.is_open:
+            self._warn(
+                "No checkpoints: the executors cannot reach the driver, which would keep them. Set checkpoint_dir to a "
+                "place that all hosts share, or open the driver's channel (tensorflow.spark.distributor.driverPort)."
+            )
+            return None
+        return Courier(spec.driver_addresses, spec.secret, self._place.rank, _local_directory())
+
+    def _warn(self, text: str) -> None:
+        self._warnings.append(text)
+        self._link.send({"type": "warning", "text": text})
+
+    def _fetch(self, courier: Courier) -> dict[str, BinaryIO]:
+        try:
+            return courier.fetch(self._link.tell_alive)
+        except (OSError, EOFError) as error:
+            raise CheckpointError(
+                f"The checkpoints that the driver keeps did not reach rank {self._place.rank} @ {self._place.host}: "
+                f"{type(error).__name__}: {error}."
+            ) from error
 
     def _hand_over_rows(self, way: str) -> HandOver | None:
         if self._intake is None:
@@ -182,7 +215,9 @@ class Agent:
         count = spec.gpus_by_rank[self._place.rank]
         return devices.visible_devices(addresses, count, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
-    def _request(self, cluster: Mapping[str, Any], gpus: tuple[str, ...], threads: int) -> dict[str, Any]:
+    def _request(
+        self, cluster: Mapping[str, Any], gpus: tuple[str, ...], threads: int, kept: Mapping[str, Any]
+    ) -> dict[str, Any]:
         spec, place = self._spec, self._place
         return {
             "env": trainer_environment(os.environ, spec.env, cluster, place.rank, gpus, threads),
@@ -199,6 +234,11 @@ class Agent:
             "has_data": bool(spec.frames),
             "seed": spec.seed,
             "partition": self._partition,
+            "checkpoints": {
+                **asdict(spec.checkpoints),
+                "at_driver": spec.checkpoints.at_driver and self._link.is_open,
+                "names": list(kept),
+            },
             "context": {
                 "rank": place.rank,
                 "world_size": place.world_size,
@@ -206,7 +246,7 @@ class Agent:
                 "local_world_size": place.local_world_size,
                 "node_rank": place.node_rank,
                 "attempt": spec.attempt,
-                "checkpoint_dir": spec.checkpoint_dir,
+                "checkpoint_dir": spec.checkpoints.folder,
             },
         }
 
@@ -244,7 +284,7 @@ class Agent:
             exit=ending.exit,
             dropped_lines=self._link.dropped_lines,
             log_tail=self._tail.get(),
-            warnings=tuple(ending.warnings),
+            warnings=(*self._warnings, *ending.warnings),
         )
 
     def _hand_over(self, result: BinaryIO | None, ending: Ending) -> bool:

@@ -9,6 +9,7 @@ from ..errors import (
     ClusterError,
     DataError,
     DistributorError,
+    RendezvousError,
     RendezvousTimeoutError,
     SerializationError,
     TrainingFailedError,
@@ -26,6 +27,10 @@ _COLLATERAL = re.compile(
     r"|Collective ops is aborted|unhealthy|heartbeat|[Pp]eer|coordination service|/job:worker/",
 )
 
+# The pauses before a new attempt, in seconds: 1, 2, 4, ...
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _JAVA_LINE = re.compile(r"^\s+at \S+\(|^\s*\.\.\. \d+ more|^Caused by: |^Driver stacktrace")
 
 
@@ -53,14 +58,63 @@ def should_meet_again(result: LaunchResult, times: int) -> bool:
     return rank is not None and result.failures[rank][0]["kind"] == "port" and times < MEET_AGAIN_LIMIT
 
 
-def should_restart(config: RunnerConfig, attempt: int, error: BaseException) -> bool:
-    """Whether ``max_restarts`` allows another launch after this error, and one could help."""
-    return (
-        attempt < config.max_restarts
-        and isinstance(error, TrainingFailedError | RendezvousTimeoutError)
-        and not isinstance(error, DataError)  # the same rows would be refused again
-        and not getattr(error, "was_cancelled", False)
-    )
+class RestartPolicy:
+    """Whether a run goes on after an attempt has failed, and after which pause.
+
+    Args:
+        max_restarts: of the runner.
+    """
+
+    def __init__(self, max_restarts: int) -> None:
+        self._left = self._most = max_restarts
+        self._last: tuple[str, ...] | None = None
+
+    def pause(self, error: BaseException) -> float | None:
+        """Seconds to wait before the next attempt; None where there is to be none: a note in the error says why."""
+        if not self._most:
+            return None
+        reason = self._reason_against(error)
+        if reason is not None:
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(reason)
+            return None
+        self._left -= 1
+        return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (self._most - self._left - 1))
+
+    def _reason_against(self, error: BaseException) -> str | None:
+        if getattr(error, "was_cancelled", False):
+            return "Not launched again: the job was cancelled on purpose."
+        # The same rows would be refused again, and the same argument.
+        is_mendable = isinstance(error, TrainingFailedError | RendezvousError)
+        if not is_mendable or isinstance(error, DataError):
+            return f"Not launched again: a {type(error).__name__} would come back in every attempt."
+        signature = _signature(error)
+        if signature is not None and signature == self._last:
+            return f"Not launched again: the function has raised the same exception twice {_where(error)}."
+        self._last = signature
+        if self._left <= 0:
+            return f"Not launched again: max_restarts={self._most} is used up."
+        return None
+
+
+def _signature(error: BaseException) -> tuple[str, ...] | None:
+    """What makes an exception of the user's function the same as another; None for every other failure."""
+    cause = getattr(error, "root_cause", None)
+    if cause is None or cause.kind != "exception":
+        return None
+    place = [str(cause.place.get(name)) for name in ("fit", "epoch", "step")]
+    return (cause.error_type, _ADDRESS.sub("0x", cause.message), *place)
+
+
+def _where(error: BaseException) -> str:
+    place = getattr(error, "root_cause", None) and error.root_cause.place  # type: ignore[attr-defined]
+    return f"at the same step ({place_words(place)})" if place else "at the same place"
+
+
+def place_words(place: Mapping[str, int]) -> str:
+    """Where ``fit`` was, in words, counted from 1 as Keras shows it."""
+    fit = f"fit {place['fit'] + 1}, " if place["fit"] else ""
+    return f"{fit}epoch {place['epoch'] + 1}, after step {place['step']}"
 
 
 def error_of(result: LaunchResult, config: RunnerConfig, num_tasks: int) -> BaseException:
@@ -105,9 +159,17 @@ def _startup_error(cause: WorkerFailure) -> DistributorError | None:
 
 
 def _describe(cause: WorkerFailure, failures: Mapping[int, WorkerFailure]) -> str:
-    lines = [f"Rank {cause.rank} @ {cause.host} failed after {cause.seconds:.1f} s: {cause.message}"]
+    where = f" in {place_words(cause.place)}" if cause.place else ""
+    lines = [f"Rank {cause.rank} @ {cause.host} failed after {cause.seconds:.1f} s{where}: {cause.message}"]
+    if cause.kind == "stalled":
+        lines += [each.message for each in failures.values() if each.kind == "stalled" and each is not cause]
+    title = "Threads of" if cause.kind == "stalled" else "Traceback on"
     if cause.traceback:
-        lines += ["", f"Traceback on rank {cause.rank}:", cause.traceback.rstrip()]
+        lines += ["", f"{title} rank {cause.rank}:", cause.traceback.rstrip()]
+    if cause.kind == "stalled":
+        for each in failures.values():
+            if each.traceback and each is not cause:
+                lines += ["", f"Threads of rank {each.rank}:", each.traceback.rstrip()]
     if cause.log_tail:
         lines += ["", f"Last lines of rank {cause.rank}:", *(f"  {line}" for line in cause.log_tail[-15:])]
     others = [f.rank for f in failures.values() if f.rank != cause.rank and f.kind != "stopped"]

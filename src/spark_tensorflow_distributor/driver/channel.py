@@ -12,9 +12,13 @@ import socket
 import threading
 from typing import Any
 
-from ..protocol import HANDSHAKE_SECONDS, frame, prove_to_agent, receive, receive_bytes
+from ..wire import HANDSHAKE_SECONDS, frame, prove_to_agent, receive, receive_bytes
+from .commits import Commits
 
 _log = logging.getLogger(__name__)
+
+# For each piece of a checkpoint.
+_COURIER_SECONDS = 30.0
 
 # Frames of log lines (each of up to 64 KiB) that wait to be printed.
 _WAITING_LOGS = 500
@@ -28,14 +32,24 @@ class Channel:
         bind_address: the interface to listen on.
         advertised: host names or addresses by which the agents may reach it, best first.
         port: 0 for any free port.
+        commits: keeps the checkpoints that agents bring; None where the driver keeps none.
 
     Attributes:
         events: ``(rank, message)`` in the order of arrival; ``connected`` and ``disconnected`` are messages too.
         dropped_lines: log lines that were not printed.
     """
 
-    def __init__(self, secret: bytes, bind_address: str, advertised: tuple[str, ...], port: int = 0) -> None:
+    def __init__(
+        self,
+        secret: bytes,
+        bind_address: str,
+        advertised: tuple[str, ...],
+        port: int = 0,
+        commits: Commits | None = None,
+    ) -> None:
         self._secret = secret
+        self._commits = commits
+        self._couriers: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._connections: dict[int, socket.socket] = {}
         self._threads: list[threading.Thread] = []
@@ -62,7 +76,7 @@ class Channel:
         """Close all connections, and wait for the threads."""
         with self._lock:
             self._closed = True
-            connections = list(self._connections.values())
+            connections = [*self._connections.values(), *self._couriers]
         # shutdown, because close alone does not wake a thread that waits in accept or recv.
         for sock in (self._listener, *connections):
             with contextlib.suppress(OSError):
@@ -73,8 +87,8 @@ class Channel:
 
     def _start_thread(self, target: Any, *args: Any) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True, name="spark-tensorflow-channel")
-        self._threads.append(thread)
         thread.start()
+        self._threads = [each for each in self._threads if each.is_alive()] + [thread]
 
     def _accept(self) -> None:
         while True:
@@ -93,7 +107,11 @@ class Channel:
             if not prove_to_agent(connection, self._secret):
                 _log.warning("Refused a connection to the driver's channel: the caller does not hold the secret.")
                 return
+            connection.settimeout(HANDSHAKE_SECONDS)
             hello = receive(connection)
+            if hello["type"] in ("commit", "fetch"):
+                self._serve_courier(connection, hello)
+                return
             connection.settimeout(None)
             if not self._enter(int(hello["rank"]), connection):
                 return
@@ -116,6 +134,34 @@ class Channel:
             connection.close()
             if current:
                 self.events.put((rank, {"type": "disconnected"}))
+
+    def _serve_courier(self, connection: socket.socket, hello: dict[str, Any]) -> None:
+        """A checkpoint that comes, or those that are asked for."""
+        commits = self._commits
+        if commits is None:
+            return
+        with self._lock:
+            self._couriers.add(connection)
+        try:
+            connection.settimeout(_COURIER_SECONDS)
+            if hello["type"] == "fetch":
+                kept = [(name, file, file.seek(0, 2)) for name, file in commits.for_rank(int(hello["rank"]))]
+                connection.sendall(frame({"commits": [[name, size] for name, _, size in kept]}))
+                for _, file, size in kept:
+                    if size:
+                        connection.sendfile(file, 0, size)
+                return
+            name, size = str(hello["name"]), int(hello["size"])
+            try:
+                commits.take(name, receive_bytes(connection, size))
+            except OSError as error:
+                connection.sendall(frame({"type": "commit_refused", "reason": f"at the driver: {error}"}))
+                raise
+            connection.sendall(frame({"type": "commit_taken"}))
+            self.events.put((int(hello["rank"]), {"type": "committed", "name": name, "bytes": size}))
+        finally:
+            with self._lock:
+                self._couriers.discard(connection)
 
     def _enter(self, rank: int, connection: socket.socket) -> bool:
         with self._lock:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..protocol import failure_record
+from . import stalls
+
 # (rank, or None for all ranks; message)
 Command = tuple[int | None, dict[str, Any]]
 
@@ -13,6 +16,11 @@ MEET_ELSEWHERE_SECONDS = 8.0
 VERDICT_SECONDS = 1.0
 # Who has lost the channel and does not come back is not waited for at the end.
 LOST_SECONDS = 10.0
+# A worker of which nothing is heard for so long, while no other one makes a step, is gone: agents tell every two
+# seconds that they live.
+SILENT_SECONDS = 20.0
+# The stacks of all ranks come within a second or two.
+STACKS_SECONDS = 4.0
 # For how long the chief may pickle its value alone; a value of a GB takes seconds.
 PICKLE_SECONDS = 60.0
 
@@ -22,7 +30,16 @@ class Group:
 
     Args:
         world_size: how many ranks there are.
-        stall_timeout: seconds without any sign of progress before the group is failed; None for never.
+        stall_timeout: seconds without progress before the group is failed; None for never.
+
+    Attributes:
+        members: what each rank said of itself when it came.
+        connected, ever_connected, done: ranks.
+        failures: records by rank, with the time of each.
+        steps: of each rank that has told any: how many it has made, and where it is in ``fit``.
+        vitals: what each agent told last of its trainer's process.
+        elsewhere: the ranks meet by Spark's allGather.
+        stop_reason: why all were ended, or None.
     """
 
     def __init__(self, world_size: int, *, stall_timeout: float | None = None) -> None:
@@ -38,7 +55,12 @@ class Group:
         self._first_join: float | None = None
         self._first_failure: float | None = None
         self._lost_at: dict[int, float] = {}
-        self._last_progress: float | None = None
+        self.steps: dict[int, tuple[int, Mapping[str, int] | None]] = {}
+        self.vitals: dict[int, Mapping[str, Any]] = {}
+        self._progress: dict[int, float] = {}
+        self._heard: dict[int, float] = {}
+        self._stalled_at: float | None = None
+        self._stacks: dict[int, Mapping[str, Any]] = {}
         self._chief_pickles_since: float | None = None
         self._released = False
         self._facts: dict[int, Any] = {}
@@ -54,6 +76,7 @@ class Group:
         self.connected.add(rank)
         self.ever_connected.add(rank)
         self._lost_at.pop(rank, None)
+        self._progress.setdefault(rank, now)
         commands = self.receive(rank, {**hello, "type": hello.get("state", "hello")}, now)
         commands += self._catch_up(rank, hello)
         if self.stop_reason is not None:
@@ -70,8 +93,8 @@ class Group:
     def receive(self, rank: int, message: Mapping[str, Any], now: float) -> list[Command]:
         """A rank's message; returns what to send."""
         kind = message["type"]
-        if kind in ("log", "phase", "progress", "done", "join", "intake", "rows"):
-            self._last_progress = now
+        self._heard[rank] = now
+        self._note_progress(rank, message, now)
         if kind == "phase" and rank == 0 and message["name"] == "result":
             self._chief_pickles_since = now
         if kind == "join":
@@ -80,11 +103,34 @@ class Group:
             return self._count(rank, message["facts"])
         if kind == "pass":
             return self._forward(message)
+        if kind == "stacks":
+            self._stacks.setdefault(rank, message)
         if kind == "done":
             self.done.add(rank)
         elif kind == "failed":
             self._fail(rank, message["failure"], now)
         return self.tick(now)
+
+    def _note_progress(self, rank: int, message: Mapping[str, Any], now: float) -> None:
+        kind = message["type"]
+        if kind == "step":
+            before = self.steps.get(rank)
+            self.steps[rank] = (int(message["steps"]), message.get("at"))
+            if before == self.steps[rank]:
+                return
+        elif kind == "alive":
+            self.vitals[rank] = message
+            return
+        elif kind == "log":
+            # In fit its steps count, and not what a library has to say while it waits.
+            if self._is_in_fit(rank):
+                return
+        elif kind not in ("phase", "progress", "done", "join", "intake", "rows", "committed", "resumed"):
+            return
+        self._progress[rank] = now
+
+    def _is_in_fit(self, rank: int) -> bool:
+        return self.steps.get(rank, (0, None))[1] is not None
 
     def _join(self, rank: int, member: Mapping[str, Any], now: float) -> list[Command]:
         self._first_join = now if self._first_join is None else self._first_join
@@ -135,10 +181,14 @@ class Group:
                 first = min(self.failures, key=lambda rank: self.failures[rank][1])
                 return self.stop(f"Stopped because rank {first} failed.")
             return []
+        if self._stalled_at is not None:
+            return self._end_stall(now)
         if self._is_stalled(now):
-            return self.stop(
-                f"Stopped: no worker showed any progress for stall_timeout={self._stall_timeout:g} seconds."
-            )
+            self._stalled_at = now
+            return [(None, {"type": "stacks"})]
+        silent = self._silent(now)
+        if silent:
+            return self._lose(silent, now)
         missing = set(range(self.world_size)) - self.done
         if missing == {0} and self.world_size > 1 and self._is_chief_stuck(now):
             return self.stop(
@@ -166,6 +216,45 @@ class Group:
         return since is not None and 0 in self.connected and now - since > PICKLE_SECONDS
 
     def _is_stalled(self, now: float) -> bool:
-        if self._stall_timeout is None or self._last_progress is None or not self.has_met:
+        """All who still work have made no progress for too long, or one that is in fit."""
+        if self._stall_timeout is None or not self.has_met:
             return False
-        return now - self._last_progress > self._stall_timeout
+        since = {rank: now - when for rank, when in self._progress.items() if rank not in self.done}
+        in_fit = [seconds for rank, seconds in since.items() if self._is_in_fit(rank)]
+        longest = max(in_fit, default=0.0)
+        return max(longest, min(since.values(), default=0.0)) > self._stall_timeout
+
+    def _end_stall(self, now: float) -> list[Command]:
+        """The stacks of all have come, or enough time for them is over: say which rank is behind."""
+        assert self._stalled_at is not None
+        awaited = self.connected - self._stacks.keys()
+        if awaited and now - self._stalled_at < STACKS_SECONDS:
+            return []
+        ranks = [rank for rank in range(self.world_size) if rank not in self.done]
+        behind, words = stalls.explain(ranks, self.steps, self._stacks, {**self.vitals, **self._stacks})
+        for rank in ranks:
+            host = str(self.members.get(rank, {}).get("host", "?"))
+            stacks = str(self._stacks.get(rank, {}).get("stacks", ""))
+            record = failure_record(rank, host, "stalled", words[rank], traceback=stacks)
+            # The one behind comes first, as the root cause.
+            self.failures.setdefault(rank, (record, now - (rank == behind)))
+        return self.stop(f"Stopped: no progress for stall_timeout={self._stall_timeout:g} seconds. {words[behind]}")
+
+    def _silent(self, now: float) -> list[int]:
+        """Ranks that are gone without a word. While others make steps, all are there: a step needs all of them."""
+        if not self.has_met or self.elsewhere:
+            return []
+        working = self.ever_connected - self.done - self.failures.keys()
+        silent = [rank for rank in working if now - self._heard.get(rank, now) > SILENT_SECONDS]
+        last_step = max((when for rank, when in self._progress.items() if rank not in silent), default=0.0)
+        return sorted(rank for rank in silent if last_step - self._heard[rank] < SILENT_SECONDS / 2)
+
+    def _lose(self, ranks: list[int], now: float) -> list[Command]:
+        for rank in ranks:
+            host = str(self.members.get(rank, {}).get("host", "?"))
+            text = (
+                f"Nothing was heard of this worker for {SILENT_SECONDS:g} s, and no other one made a step meanwhile: "
+                "its host is down, or the network to it."
+            )
+            self._fail(rank, failure_record(rank, host, "lost", text), now - 1)
+        return self.tick(now)

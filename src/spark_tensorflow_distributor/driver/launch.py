@@ -25,6 +25,8 @@ _STOP_SECONDS = 8.0
 _LOOK_SECONDS = 1.0
 # The first sign of life may take this long before a hint about busy slots is due.
 _HINT_SECONDS = 20.0
+# How often it is said who has not come yet.
+_MISSING_SECONDS = 30.0
 
 
 @dataclass
@@ -40,6 +42,8 @@ class LaunchResult:
         start_timed_out: how many workers had come when start_timeout was over; None where it was not.
         stop_reason: why the workers were stopped, or None.
         had_data: DataFrames were computed for it.
+        commits: names of the checkpoints that were saved.
+        resumed: places in ``fit`` from which training went on.
     """
 
     value: list[bytes] | None = None
@@ -52,6 +56,8 @@ class LaunchResult:
     seconds: float = 0.0
     hosts: dict[int, str] = field(default_factory=dict)
     had_data: bool = False
+    commits: list[str] = field(default_factory=list)
+    resumed: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def succeeded(self) -> bool:
@@ -81,7 +87,7 @@ class Launch:
         self._result = LaunchResult(had_data=bool(spec.frames))
         self._started = time.monotonic()
         self._waiting_since = self._started
-        self._next_look = self._started
+        self._next_look = self._next_missing = self._started
         self._channel_value: list[bytes] = []
         self._job_ended = False
 
@@ -109,6 +115,7 @@ class Launch:
             now = time.monotonic()
             self._command(self._group.tick(now))
             self._watch_computing(job, now)
+            self._name_missing(now)
             waited = now - self._waiting_since
             if not self._group.has_met and self._group.stop_reason is None:
                 if waited > self._spec.start_timeout and self._has_not_started(job):
@@ -135,6 +142,20 @@ class Launch:
         self._next_look = now + _LOOK_SECONDS
         if job.is_computing(self._spec.world_size):
             self._waiting_since = now
+
+    def _name_missing(self, now: float) -> None:
+        """Say now and then which ranks have not come, while others wait for them."""
+        group = self._group
+        if group.has_met or group.stop_reason is not None or not group.ever_connected:
+            self._next_missing = now + _MISSING_SECONDS
+        elif now >= self._next_missing:
+            self._next_missing = now + _MISSING_SECONDS
+            missing = sorted(set(range(self._spec.world_size)) - group.members.keys())
+            _log.warning(
+                "Waiting for rank%s %s: %d of %d workers have come. Up to start_timeout=%g s.",
+                "s" if len(missing) > 1 else "", ", ".join(map(str, missing)), len(group.members),
+                self._spec.world_size, self._spec.start_timeout,
+            )  # fmt: skip
 
     def _has_not_started(self, job: SparkJob) -> bool:
         """False where the workers do run, and only cannot reach this driver; they meet without it then."""
@@ -191,6 +212,10 @@ class Launch:
             self._take_report(rank, message)
         elif kind == "result":
             self._channel_value = message["chunks"]
+        elif kind == "committed":
+            self._result.commits.append(message["name"])
+        elif kind == "resumed":
+            self._result.resumed.append(message)
         else:
             _log.debug("rank %d: %s", rank, kind)
 

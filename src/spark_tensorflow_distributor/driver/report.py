@@ -20,6 +20,8 @@ class AttemptReport:
         workers: one report a rank, by rank; a rank that Spark lost has none.
         failures: by rank.
         root_cause: the rank whose failure the others follow from, or None.
+        checkpoints: names of those that were saved.
+        resumed: the places in ``fit`` where training went on: ``fit``, ``epoch`` and ``step``, counted from 0.
     """
 
     attempt: int
@@ -27,6 +29,8 @@ class AttemptReport:
     workers: dict[int, WorkerReport] = field(default_factory=dict)
     failures: dict[int, WorkerFailure] = field(default_factory=dict)
     root_cause: int | None = None
+    checkpoints: tuple[str, ...] = ()
+    resumed: tuple[dict[str, int], ...] = ()
 
 
 @dataclass

@@ -1,18 +1,21 @@
 """One run: launch, and launch again for as long as the policy says so."""
 
+import contextlib
 import logging
 import pickle
 import secrets
 import time
+import zlib
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import RunnerConfig
 from ..errors import ClusterError, SerializationError
-from ..protocol import TaskSpec, tensorflow_version
+from ..protocol import CheckpointSpec, TaskSpec, lane_of, tensorflow_version
 from ..shipping import spark_task
 from . import attempts, plan
 from .channel import Channel
+from .commits import Commits
 from .console import Console, wants_progress
 from .frames import Frames
 from .launch import Launch, LaunchResult
@@ -20,6 +23,9 @@ from .report import AttemptReport, RunReport
 from .spark import SparkGateway
 
 _log = logging.getLogger("spark_tensorflow_distributor")
+
+# A relaunch waits so long for all slots before it goes on with those of min_slots.
+_SHRINK_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,21 @@ class Run:
         self._gateway = gateway
         self._program = program
         self._report = report
-        self._seed = secrets.randbits(31)
+        self._id = secrets.token_hex(8)
+        # A run that goes on with another one's checkpoints has to have its order of rows, too.
+        folder = config.checkpoint_dir
+        self._seed = secrets.randbits(31) if folder is None else zlib.crc32(folder.encode()) >> 1
+        self._commits = Commits()
+        self._last_commits: dict[str, str] = {}
 
     def execute(self, made: plan.RunPlan) -> Any:
         """Train as planned; returns rank 0's value, or raises the error that the run is to end with."""
+        with contextlib.closing(self._commits):
+            return self._attempts(made)
+
+    def _attempts(self, made: plan.RunPlan) -> Any:
         attempt, met_again = 0, 0
+        policy = attempts.RestartPolicy(self._config.max_restarts)
         error: BaseException | None = None
         while True:
             made, facts = self._wait_for_slots(made, attempt, error)
@@ -63,13 +79,16 @@ class Run:
                 _log.info("Another process took a worker's port; the workers meet again.")
                 continue
             error = attempts.error_of(result, self._config, made.num_tasks)
-            if not attempts.should_restart(self._config, attempt, error):
+            pause = policy.pause(error)
+            if pause is None:
                 raise error
             attempt += 1
             _log.warning(
-                "Attempt %d of %d failed, the group is launched again: %s",
-                attempt, self._config.max_restarts + 1, str(error).split("\n")[0],
+                "Attempt %d of %d failed, the group is launched again in %g s: %s",
+                attempt, self._config.max_restarts + 1, pause, str(error).split("\n")[0],
             )  # fmt: skip
+            self._forget_lost_hosts(result)
+            time.sleep(pause)
 
     def _wait_for_slots(
         self, made: plan.RunPlan, attempt: int, cause: BaseException | None
@@ -80,20 +99,28 @@ class Run:
             InsufficientSlotsError: there are too few, and no more are to be expected; from the error of the attempt
                 before, if there was one.
         """
-        deadline = time.monotonic() + self._config.start_timeout
+        started = time.monotonic()
         while True:
             facts = self._gateway.facts(self._config)
             error = plan.check_slots(self._config, facts, made.num_tasks)
             if error is None:
                 return made, facts
-            smaller = self._shrunk(facts, attempt)
-            if smaller is not None:
-                return smaller, facts
+            waited = time.monotonic() - started
             # After a failure Spark may be about to replace an executor that was lost.
             may_grow = facts.may_grow or (attempt > 0 and not facts.is_local)
-            if not may_grow or time.monotonic() > deadline:
+            if not may_grow or waited > min(_SHRINK_SECONDS, self._config.start_timeout):
+                smaller = self._shrunk(facts, attempt)
+                if smaller is not None:
+                    return smaller, facts
+            if not may_grow or waited > self._config.start_timeout:
                 raise error from cause
             time.sleep(0.25)
+
+    def _forget_lost_hosts(self, result: LaunchResult) -> None:
+        """Have Spark send nothing more to hosts that are gone, of which it may learn only minutes later."""
+        lost = {failure.host for failure in result.worker_failures.values() if failure.kind == "lost"}
+        for host in sorted(lost - {"?"}):
+            self._gateway.forget_host(host)
 
     def _shrunk(self, facts: plan.ClusterFacts, attempt: int) -> plan.RunPlan | None:
         least = self._config.min_slots
@@ -126,12 +153,27 @@ class Run:
         port = plan.number(facts.conf.get(plan.DRIVER_PORT, "0"), plan.DRIVER_PORT)
         bind, advertised = self._gateway.channel_address()
         try:
-            return Channel(secret, bind, advertised, int(port))
+            return Channel(secret, bind, advertised, int(port), self._commits if self._keeps_commits else None)
         except OSError as error:
             raise ClusterError(
                 f"The driver cannot listen on {bind}:{int(port)} for its workers: {error}. The address is that of "
                 f"spark.driver.bindAddress or spark.driver.host, the port that of {plan.DRIVER_PORT} (0 for any)."
             ) from error
+
+    @property
+    def _keeps_commits(self) -> bool:
+        """Whether the driver keeps the checkpoints: for attempts that may follow, and no longer than the run."""
+        return self._config.checkpoint_dir is None and self._config.max_restarts > 0
+
+    def _checkpoints(self) -> CheckpointSpec:
+        config = self._config
+        return CheckpointSpec(
+            folder=config.checkpoint_dir,
+            at_driver=self._keeps_commits,
+            every=config.checkpoint_every,
+            run=self._id,
+            expected=tuple(self._last_commits.values()) if config.checkpoint_dir is not None else (),
+        )
 
     def _spec(
         self, made: plan.RunPlan, facts: plan.ClusterFacts, attempt: int, secret: bytes, channel: Channel
@@ -152,7 +194,6 @@ class Run:
             gpu_is_shared=made.gpu_is_shared,
             use_custom_strategy=config.use_custom_strategy,
             env=dict(config.env),
-            checkpoint_dir=config.checkpoint_dir,
             start_timeout=config.start_timeout,
             max_result_bytes=limit,
             max_row_bytes=plan.max_row_bytes(limit, self._gateway.heap_bytes()),
@@ -161,14 +202,22 @@ class Run:
             submitted_at=time.time(),
             loopback=facts.is_local,
             echo=not (facts.is_local and config.log_to_driver),
+            checkpoints=self._checkpoints(),
             frames=self._program.frames.specs,
             seed=self._seed,
         )
 
     def _add_to_report(self, result: LaunchResult, attempt: int, dropped: int) -> None:
+        for name in result.commits:
+            self._last_commits[lane_of(name)] = name
         cause = attempts.root_cause(result.failures)
         workers = dict(sorted(result.reports.items()))
-        self._report.attempts.append(AttemptReport(attempt, result.seconds, workers, result.worker_failures, cause))
+        self._report.attempts.append(
+            AttemptReport(
+                attempt, result.seconds, workers, result.worker_failures, cause, tuple(result.commits),
+                tuple({key: place[key] for key in ("fit", "epoch", "step")} for place in result.resumed),
+            )
+        )  # fmt: skip
         if result.succeeded:
             self._report.num_tasks = len(workers)
         self._report.dropped_lines += dropped + sum(worker.dropped_lines for worker in workers.values())

@@ -30,12 +30,17 @@ class MirroredStrategyRunner:
         gpu_resource_name: the ``<name>`` of the GPU resource in Spark's settings.
         use_custom_strategy: leave the strategy to the function; TF_CONFIG is set for it.
         spark: the session, classic or Connect; default: the active one, else a new one.
-        max_restarts: launch the whole group again up to this often after a failure.
+        max_restarts: launch the whole group again up to this often after a failure. ``fit`` goes on after the last
+            checkpoint; it needs no change to the function.
         min_slots: a relaunch may go on with as few slots as this when some are gone; default: ``num_slots``.
-        checkpoint_dir: handed to the function as ``get_context().checkpoint_dir``.
+        checkpoint_dir: where checkpoints are kept: a path that all hosts share, or a URL of a file system that
+            TensorFlow or fsspec knows. A later run with the same one goes on where this one was stopped. Default: the
+            driver keeps them, as long as the run lasts.
+        checkpoint_every: seconds between two checkpoints of ``fit``, or a text such as ``"500 steps"``. One is made at
+            the end of each epoch, too.
         start_timeout: seconds until executors have registered, and until all workers have met.
-        stall_timeout: seconds without any sign of progress (output, a step of ``fit``) before the run is failed;
-            None for never.
+        stall_timeout: seconds without progress (a step of ``fit``, of evaluation or prediction; output, outside of
+            ``fit``) before the run is failed with the stacks of all workers; None for never.
         log_to_driver: show the workers' output here, each line as ``[rank 3 @ host] line``.
         progress: show a progress bar of the chief's ``fit``; default: in a terminal or notebook.
         env: extra environment variables for the workers.
@@ -61,6 +66,7 @@ class MirroredStrategyRunner:
         max_restarts: int = 0,
         min_slots: int | None = None,
         checkpoint_dir: str | None = None,
+        checkpoint_every: float | str = 30.0,
         start_timeout: float = 600,
         stall_timeout: float | None = None,
         log_to_driver: bool = True,
@@ -77,6 +83,7 @@ class MirroredStrategyRunner:
             max_restarts=max_restarts,
             min_slots=min_slots,
             checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
             start_timeout=start_timeout,
             stall_timeout=stall_timeout,
             log_to_driver=log_to_driver,

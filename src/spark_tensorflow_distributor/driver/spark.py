@@ -167,6 +167,25 @@ class SparkGateway:
         resources = self.spark.sparkContext.resources
         return resources[name].addresses if name in resources else None
 
+    def forget_host(self, host: str) -> None:
+        """Have Spark give up the executors on a host that does not answer, and look for others.
+
+        Spark finds out by itself when their heartbeats are missing for ``spark.network.timeout``, 120 s; until then it
+        would send them the next attempt's tasks. Classic Spark only; where it cannot be done, nothing is.
+        """
+        if is_connect(self.spark):
+            return
+        try:
+            context = self.spark.sparkContext._jsc.sc()
+            executors = context.statusStore().executorList(True)
+            for number in range(executors.size()):
+                executor = executors.apply(number)
+                if executor.hostPort().rpartition(":")[0] == host and executor.id() != "driver":
+                    context.killAndReplaceExecutor(executor.id())
+                    _log.info("Executor %s on %s is given up.", executor.id(), host)
+        except Exception as error:  # internals of Spark, and cluster managers that cannot
+            _log.debug("The executors on %s cannot be given up: %s", host, error)
+
     def executors_reach(self, addresses: Sequence[tuple[str, int]]) -> bool:
         """Whether a process on an executor can connect to one of the addresses. Where no slot is free for a look within
         ten seconds it says no: the slots may be the run's own."""

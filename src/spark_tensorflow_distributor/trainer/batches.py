@@ -33,7 +33,10 @@ class Feed:
         whole: the pass that takes every row; of a dataset for training alone the same as ``equal``.
         equal: the pass that takes as many on every rank.
         is_training: which of the two a pass that begins now shall be.
-        passes: how many have begun.
+        first: number of the first pass.
+        passes: number of the next pass.
+        epoch: of ``fit``, which the passes that begin now belong to; their number goes by it. None outside of ``fit``,
+            or where passes follow one another without end.
     """
 
     name: str
@@ -41,11 +44,15 @@ class Feed:
     whole: Pass
     equal: Pass
     is_training: bool = False
+    first: int = 0
     passes: int = 0
+    epoch: int | None = None
 
     def begin(self) -> tuple[Pass, int]:
         """The next pass, and its number."""
         number, self.passes = self.passes, self.passes + 1
+        if self.is_training and self.epoch is not None:
+            number = self.first + self.epoch
         return self.equal if self.is_training else self.whole, number
 
 

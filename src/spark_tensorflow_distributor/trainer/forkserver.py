@@ -30,10 +30,12 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from ..protocol import frame, receive
+from ..wire import frame, receive
 
 # The descriptors that travel with a launch, in this order.
-FD_NAMES = ("stdout", "stderr", "control", "payload", "result", "port")
+FD_NAMES = ("stdout", "stderr", "control", "payload", "result", "port", "stacks")
+# Behind them the checkpoints that this worker may begin with.
+_MOST_FILES = 200
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.5
 
@@ -184,7 +186,7 @@ class Server:
 
     def _serve_connection(self, connection: socket.socket) -> None:
         try:
-            mark, fds, _, _ = socket.recv_fds(connection, 1, len(FD_NAMES))
+            mark, fds, _, _ = socket.recv_fds(connection, 1, _MOST_FILES)
             if not mark:
                 raise EOFError
             request = receive(connection)
@@ -197,7 +199,9 @@ class Server:
             self._tell(connection, {"type": "exited", "error": f"the trainer could not be started: {error}"})
             pid = -1
         if pid == 0:
-            self._become_trainer(request, dict(zip(FD_NAMES, fds, strict=False)))
+            named = dict(zip(FD_NAMES, fds, strict=False))
+            named |= dict(zip(request["checkpoints"]["names"], fds[len(FD_NAMES) :], strict=True))
+            self._become_trainer(request, named)
         for fd in fds:
             os.close(fd)
         if pid > 0:

@@ -1,7 +1,7 @@
 """The trainer: from a launch request to an outcome.
 
-It runs in a process of its own, just forked. What it was given: the request (a dict), and six descriptors. What it
-gives back: messages on ``control``, the pickled value in the file ``result``, and its exit status.
+It runs in a process of its own, just forked. What it was given: the request (a dict), and descriptors. What it gives
+back: messages on ``control``, the pickled value in the file ``result``, and its exit status.
 """
 
 import atexit
@@ -18,12 +18,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import SerializationError
-from ..protocol import frame, pickle_exception, receive, receive_files
+from ..protocol import pickle_exception
+from ..wire import frame, receive, receive_files
 from . import barrier
 from .context import WorkerContext, set_context
+from .saving import Saving
 from .strategy import PortTakenError, configure, multi_worker_strategy, wait_for_leader
 
 # What pyspark.cloudpickle and the standard library raise for an object that cannot be pickled.
@@ -34,8 +36,11 @@ def run_trainer(request: dict[str, Any], fds: dict[str, int]) -> int:
     """Become the trainer that the request describes; returns the exit status."""
     _take_over(request, fds)
     control = Control(socket.socket(fileno=fds["control"]))
+    # The agent asks for the stacks of all threads by this signal, when training stands still.
+    faulthandler.register(signal.SIGUSR2, fds["stacks"], all_threads=True)
+    saving = Saving(request, fds, control)
     try:
-        outcome = _train(request, fds, control)
+        outcome = _train(request, fds, control, saving)
     except PortTakenError as error:
         outcome = _failed("port", error, str(error))
     except _StartupError as error:
@@ -45,7 +50,8 @@ def run_trainer(request: dict[str, Any], fds: dict[str, int]) -> int:
     control.send({"type": "outcome", **outcome})
     # This process is one end of the group's connections: if it went now, its peers would fail in what they still
     # have to do.
-    control.wait_for_release()
+    if control.wait_for_release():
+        saving.finish()
     # Handlers that the function registered run as at any other exit; the image's own are not this process's affair.
     with contextlib.suppress(Exception):
         atexit._run_exitfuncs()
@@ -83,9 +89,16 @@ class Control:
                     file.seek(0)
                     return json.load(file), files
 
-    def wait_for_release(self) -> None:
+    def wait_for_release(self) -> bool:
+        """Whether all workers have returned; False where the agent is gone."""
         with contextlib.suppress(OSError, EOFError):
-            receive(self._socket)
+            return bool(receive(self._socket))
+        return False
+
+    def send_file(self, message: dict[str, Any], file: BinaryIO) -> None:
+        """Send a message with an open file."""
+        with contextlib.suppress(OSError), self._lock:
+            socket.send_fds(self._socket, [frame({**message, "files": 1})], [file.fileno()])
 
 
 def _take_over(request: dict[str, Any], fds: dict[str, int]) -> None:
@@ -119,7 +132,7 @@ def _reseed() -> None:
         numpy.random.seed()
 
 
-def _train(request: dict[str, Any], fds: dict[str, int], control: Control) -> dict[str, Any]:
+def _train(request: dict[str, Any], fds: dict[str, int], control: Control, saving: Saving) -> dict[str, Any]:
     control.phase("import")
     try:
         tf = _import_tensorflow()
@@ -134,6 +147,7 @@ def _train(request: dict[str, Any], fds: dict[str, int], control: Control) -> di
         context = WorkerContext(**request["context"])
         set_context(context)
         _prepare_keras(context, control, request["has_data"])
+        saving.begin()
         control.phase("strategy")
         os.close(fds["port"])
         scope: Any = contextlib.nullcontext()
@@ -152,11 +166,12 @@ def _train(request: dict[str, Any], fds: dict[str, int], control: Control) -> di
             value = call()
         except SystemExit as error:
             if error.code not in (None, 0):
-                return _failed("exit", error, f"The function called sys.exit({error.code!r}).")
+                return _failed("exit", error, f"The function called sys.exit({error.code!r}).", saving.place)
             value = None
         except BaseException as error:  # KeyboardInterrupt and the like fail the worker too
-            return _failed("exception", error, _one_line(error))
+            return _failed("exception", error, _one_line(error), saving.place)
         control.phase("result")
+        saving.flush()
         if not context.is_chief:
             _read_along(value)
             return {"ok": True}
@@ -254,7 +269,7 @@ def _write_result(value: Any, result_fd: int, limit: int) -> dict[str, Any]:
     return {"ok": True, "size": size}
 
 
-def _failed(kind: str, error: BaseException, message: str) -> dict[str, Any]:
+def _failed(kind: str, error: BaseException, message: str, place: dict[str, int] | None = None) -> dict[str, Any]:
     # By value, so that the caller's own exception classes, defined beside her function, are the same class again at
     # the driver.
     from pyspark.cloudpickle import dumps
@@ -266,6 +281,7 @@ def _failed(kind: str, error: BaseException, message: str) -> dict[str, Any]:
         "error_type": _type_name(error),
         "traceback": "".join(traceback.format_exception(error)) if kind != "result" else "",
         "pickled": pickle_exception(error, dumps),
+        "place": place,
     }
 
 

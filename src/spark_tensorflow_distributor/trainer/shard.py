@@ -152,7 +152,7 @@ class DataShard:
         if weights:
             parts.append(reading.weights(weights[0]))
         feed = self._feed(batch_size, drop_remainder, is_for_training=repeat)
-        feed.passes = first_pass
+        feed.first = feed.passes = first_pass
         self._datasets += 1
         if seed is None:
             seed = zlib.crc32(f"{self._place.seed} {self.name} {self._datasets}".encode())

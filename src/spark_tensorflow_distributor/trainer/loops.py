@@ -1,0 +1,150 @@
+"""The loops of Keras over epochs and steps, with a place to stand between two steps.
+
+Between two steps a training can be saved, and skip what an earlier attempt has done; and each step is a sign of life. A
+callback would not do: Keras 3 may call it from another thread and late, and the data is out of its reach.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from .keras import defining_class, keras_packages
+
+_log = logging.getLogger(__name__)
+
+
+class Guest(Protocol):
+    """Who stands between the steps."""
+
+    def claims_epoch(self) -> bool:
+        """Whether the loop that begins now is the present epoch of ``fit``, and no evaluation."""
+
+    def claims_fit(self) -> bool:
+        """The same of a loop over all epochs (tf_keras)."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """An iterator for this epoch is made next."""
+
+    def start(self, skip_epochs: Callable[[int, int], int]) -> tuple[int, int]:
+        """Where the first epoch begins.
+
+        Args:
+            skip_epochs: leaves so many epochs of so many steps out, so that the next one comes in its own order;
+                returns the batches that have to be left out for that.
+
+        Returns:
+            How many steps of the epoch were taken before, and how many batches to leave out.
+        """
+
+    def after_step(self) -> None:
+        """A step of training is done."""
+
+    def alive(self) -> None:
+        """A step of any other kind is done."""
+
+
+def stand_between_steps(guest: Guest) -> bool:
+    """Place the guest in the loops of every Keras of this process; False where one has loops of an unknown kind."""
+    done = True
+    for package in keras_packages():
+        try:
+            if hasattr(package.src, "engine"):
+                _in_tf_keras(package.src.engine.data_adapter.DataHandler, guest)
+            else:
+                _in_keras(package.src.backend.tensorflow.trainer.TFEpochIterator, guest)
+        except Exception as error:  # internals that nobody promised to keep
+            _log.warning("%s %s has loops of an unknown kind (%r)", package.__name__, package.__version__, error)
+            done = False
+    return done
+
+
+def _in_keras(loop: Any, guest: Guest) -> None:
+    # Keras 3.5 and 3.6 have a loop of their own for TensorFlow.
+    name = "enumerate_epoch" if "enumerate_epoch" in vars(loop) else "_enumerate_iterator"
+    owner = defining_class(loop, name)
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def enumerate_steps(self: Any) -> Iterator[Any]:
+        if not guest.claims_epoch():
+            for each in original(self):
+                yield each
+                guest.alive()
+            return
+        done, batches = guest.start(lambda count, steps: _skip_epochs(self, original, count, steps))
+        for *numbers, iterator in original(self):
+            batches = _pull(iterator, batches)
+            if numbers[-1] >= done:
+                yield (*numbers, iterator)
+                guest.after_step()
+
+    setattr(owner, name, enumerate_steps)
+
+
+def _skip_epochs(loop: Any, original: Callable[[Any], Iterator[Any]], count: int, steps: int) -> int:
+    adapter = loop.data_adapter
+    kind = type(adapter).__name__
+    if not count:
+        return 0
+    if loop.steps_per_epoch or kind == "GeneratorDataAdapter":
+        for _ in range(count):  # one stream over all epochs: there is no other way past it than through it
+            for *_, iterator in original(loop):
+                _pull(iterator, loop.steps_per_execution)
+        return 0
+    # A shuffle draws a new order for each iterator. So as many are made as Keras made, but of the dataset itself, whose
+    # iterators do not begin to fetch by themselves.
+    distributed, loop._distributed_dataset = loop._distributed_dataset, adapter.get_tf_dataset()
+    try:
+        for _ in range(count):
+            epoch = original(loop)
+            *_, iterator = next(epoch)
+            if kind == "ArrayDataAdapter":
+                next(iterator)  # its order is drawn with the first batch
+            if loop._num_batches is None:
+                loop._num_batches = steps  # Keras, too, knows it after the first epoch
+            else:
+                for _ in epoch:
+                    pass
+    finally:
+        loop._distributed_dataset, loop._current_iterator = distributed, None
+    return 0
+
+
+def _in_tf_keras(handler: Any, guest: Guest) -> None:
+    epochs, steps = handler.enumerate_epochs, handler.steps
+
+    @functools.wraps(epochs)
+    def enumerate_epochs(self: Any) -> Iterator[Any]:
+        if not guest.claims_fit():
+            yield from epochs(self)
+            return
+        self._initial_step, batches = guest.start(lambda count, _: _skip_tf_epochs(self, count))
+        guest.begin_epoch(self._initial_epoch)
+        for epoch, iterator in epochs(self):
+            batches = _pull(iterator, batches)
+            yield epoch, iterator
+            guest.begin_epoch(epoch + 1)
+
+    @functools.wraps(steps)
+    def enumerate_steps(self: Any) -> Iterator[Any]:
+        between = guest.after_step if guest.claims_epoch() else guest.alive
+        for each in steps(self):
+            yield each
+            between()
+
+    handler.enumerate_epochs, handler.steps = enumerate_epochs, enumerate_steps
+
+
+def _skip_tf_epochs(handler: Any, count: int) -> int:
+    if not handler._adapter.should_recreate_iterator():
+        return count * int(handler.inferred_steps or 0)
+    for _ in range(count):
+        iter(handler._adapter.get_dataset())
+    return 0
+
+
+def _pull(iterator: Any, count: int) -> int:
+    for _ in range(count):
+        next(iterator)
+    return 0

@@ -1,0 +1,230 @@
+"""All that a training is: variables, metrics, random generators and callbacks, as plain arrays, and back.
+
+Variables of a group are copies of one on every rank, or each rank has a part of its own (metrics, the moving statistics
+of tf_keras): those are summed or averaged over the ranks, as TensorFlow does when it reads them.
+"""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+
+_SIMPLE = (type(None), bool, int, float, str, np.ndarray, np.generic)
+# Of a callback: what belongs to the process it runs in.
+_NOT_STATE = ("model", "_model", "params", "validation_data", "append", "append_header")
+
+
+class ModelState:
+    """The variables of a model that is being trained.
+
+    Args:
+        model: of Keras 3 or tf_keras.
+        strategy: under which it was made.
+        is_chief: whether this is rank 0, which keeps the sum of what is summed over the ranks.
+    """
+
+    def __init__(self, model: Any, strategy: Any, is_chief: bool) -> None:
+        self._model, self._strategy, self._is_chief = model, strategy, is_chief
+
+    def build(self) -> None:
+        """Create the optimizer's variables, which Keras else does in the first step."""
+        optimizer = getattr(self._model, "optimizer", None)
+        if optimizer is None or getattr(optimizer, "built", False) is True:
+            return
+        with self._strategy.scope():
+            if hasattr(optimizer, "build"):
+                optimizer.build(self._model.trainable_variables)
+            elif hasattr(optimizer, "_create_all_weights"):  # tf_keras' legacy optimizers
+                optimizer._create_all_weights(self._model.trainable_variables)
+
+    @property
+    def weights(self) -> list[Any]:
+        """Variables of model and optimizer, seeds among them, in an order that a new process has, too."""
+        optimizer = getattr(self._model, "optimizer", None)
+        own = getattr(optimizer, "variables", ())
+        variables = [*self._model.variables, *(own() if callable(own) else own), *_global_seed(self._model)]
+        if hasattr(self._model, "_train_counter"):
+            variables.append(self._model._train_counter)
+        metrics = {id(each) for each in self.metrics}
+        return [each for each in _unique(variables) if id(each) not in metrics]
+
+    @property
+    def metrics(self) -> list[Any]:
+        """Variables of the metrics, which begin anew with each epoch."""
+        return _unique(variable for metric in self._model.metrics for variable in metric.variables)
+
+    def own_part(self) -> list[np.ndarray]:
+        """What this rank alone has: its parts of the variables that are summed or averaged over the ranks."""
+        return [self._local(variable) for variable in self.weights + self.metrics if _is_partial(variable)]
+
+    def capture(self, parts: Sequence[Sequence[np.ndarray]]) -> dict[str, Any]:
+        """All variables.
+
+        Args:
+            parts: of all ranks, each as :meth:`own_part` gave them.
+        """
+        values = iter([list(of_ranks) for of_ranks in zip(*parts, strict=True)])
+
+        def value(variable: Any) -> np.ndarray:
+            return _merged(variable, next(values)) if _is_partial(variable) else self._local(variable)
+
+        return {"weights": [value(each) for each in self.weights], "metrics": [value(each) for each in self.metrics]}
+
+    def restore_weights(self, values: Sequence[np.ndarray], described: Sequence[Sequence[Any]]) -> None:
+        """Set the variables of model and optimizer.
+
+        Raises:
+            CheckpointError: the model is another one.
+        """
+        variables = self.weights
+        mine = describe(variables)
+        if [each[1:] for each in mine] != [list(each[1:]) for each in described]:
+            raise CheckpointError(_difference(mine, described))
+        for variable, value in zip(variables, values, strict=True):
+            self._assign(variable, value)
+
+    def restore_metrics(self, values: Sequence[np.ndarray], *, after_a_step: bool = False) -> bool:
+        """Set the metrics; False where they do not exist yet (tf_keras makes them in the first step).
+
+        Args:
+            after_a_step: they hold what that one step gave, which is to be added.
+        """
+        variables = self.metrics
+        if len(variables) != len(values):
+            return False
+        for variable, value in zip(variables, values, strict=True):
+            self._assign(variable, value, add=after_a_step)
+        return True
+
+    def _local(self, variable: Any) -> np.ndarray:
+        parts = [np.asarray(each.numpy()) for each in self._components(variable)]
+        return _merged(variable, parts) if _is_partial(variable) and len(parts) > 1 else parts[0]
+
+    def _components(self, variable: Any) -> Sequence[Any]:
+        components: Sequence[Any] = self._strategy.experimental_local_results(_tf_variable(variable))
+        return components
+
+    def _assign(self, variable: Any, value: np.ndarray, *, add: bool = False) -> None:
+        is_sum = _is_partial(variable) and _aggregation(variable) == "SUM"
+        for place, component in enumerate(self._components(variable)):
+            share = value if not is_sum or (self._is_chief and place == 0) else np.zeros_like(value)
+            component.assign(component.numpy() + share if add else share)
+
+
+def describe(variables: Iterable[Any]) -> list[list[Any]]:
+    """Name, shape and type of each."""
+    return [
+        [str(getattr(each, "path", each.name)), [int(size) for size in each.shape], _dtype_name(each)]
+        for each in variables
+    ]
+
+
+def _difference(mine: Sequence[Sequence[Any]], theirs: Sequence[Sequence[Any]]) -> str:
+    if len(mine) != len(theirs):
+        found = f"{len(theirs)} variables, and this model and its optimizer have {len(mine)}"
+    else:
+        own, other = next((a, b) for a, b in zip(mine, theirs, strict=True) if list(a[1:]) != list(b[1:]))
+        found = f"a variable {other[0]} {other[1]} {other[2]}, where this model has {own[0]} {own[1]} {own[2]}"
+    return f"It is of another model: it holds {found}."
+
+
+def _dtype_name(variable: Any) -> str:
+    dtype = variable.dtype
+    return str(getattr(dtype, "name", dtype))
+
+
+def _unique(variables: Iterable[Any]) -> list[Any]:
+    return list({id(each): each for each in variables}.values())
+
+
+def _tf_variable(variable: Any) -> Any:
+    """TensorFlow's variable in Keras 3's."""
+    is_keras = hasattr(variable, "path") and not callable(getattr(variable, "value", None))
+    return variable.value if is_keras else variable
+
+
+def _is_partial(variable: Any) -> bool:
+    inner = _tf_variable(variable)
+    return getattr(getattr(inner, "synchronization", None), "name", "") == "ON_READ" and hasattr(inner, "values")
+
+
+def _aggregation(variable: Any) -> str:
+    return str(getattr(getattr(_tf_variable(variable), "aggregation", None), "name", "NONE"))
+
+
+def _merged(variable: Any, parts: Sequence[np.ndarray]) -> np.ndarray:
+    kind = _aggregation(variable)
+    if kind == "SUM":
+        return np.asarray(np.sum(parts, axis=0, dtype=parts[0].dtype))
+    if kind == "MEAN":
+        return np.mean(parts, axis=0, dtype=np.float64).astype(parts[0].dtype)
+    return parts[0]
+
+
+def _global_seed(model: Any) -> list[Any]:
+    """Keras 3's own seed generator, for layers and functions without one; only where it has been used."""
+    import sys
+
+    state = sys.modules.get("keras.src.backend.common.global_state")
+    generator = state and state.get_global_attribute("global_seed_generator")
+    return [generator.state] if generator is not None and hasattr(model, "compile_from_config") else []
+
+
+def random_state() -> dict[str, Any]:
+    """Python's, NumPy's and TensorFlow's generators of this process."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    found: dict[str, Any] = {
+        "python": [version, np.array(numbers, np.uint64), gauss],
+        "numpy": [kind, keys, position, has_gauss, cached],
+    }
+    generator = _tf_generator()
+    if generator is not None:
+        found["tensorflow"] = np.asarray(generator.state.numpy())
+    return found
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """What :func:`random_state` gave."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(int(each) for each in numbers), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys, position, has_gauss, cached))
+    generator = _tf_generator()
+    if generator is not None and "tensorflow" in state:
+        generator.state.assign(state["tensorflow"])
+
+
+def _tf_generator() -> Any:
+    """TensorFlow's global generator, if it has been used; asking for it would make it."""
+    from tensorflow.python.ops import stateful_random_ops
+
+    return getattr(stateful_random_ops, "global_generator", None)
+
+
+def callback_states(callbacks: Iterable[Any]) -> list[dict[str, Any]]:
+    """The plain attributes of each callback: best value so far, epochs waited, and the like."""
+    return [{"class": type(each).__name__, "state": _plain_attributes(each)} for each in callbacks]
+
+
+def restore_callbacks(callbacks: Sequence[Any], states: Sequence[Mapping[str, Any]]) -> None:
+    """Set what :func:`callback_states` gave, where the callbacks are the same."""
+    if [type(each).__name__ for each in callbacks] != [state["class"] for state in states]:
+        return
+    for callback, state in zip(callbacks, states, strict=True):
+        vars(callback).update(state["state"])
+
+
+def _plain_attributes(callback: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(callback).items() if name not in _NOT_STATE and _is_simple(value)}
+
+
+def _is_simple(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str | int) and _is_simple(each) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_simple(each) for each in value)
+    return isinstance(value, _SIMPLE) and getattr(getattr(value, "dtype", None), "kind", "") != "O"
