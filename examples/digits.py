@@ -59,12 +59,13 @@ def train(epochs, batch_size):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slots", type=int, default=2, help="workers, each a Spark task (default: %(default)s)")
+    parser.add_argument("--master", default=os.environ.get("SPARK_MASTER"), help="default: local, with these slots")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=64, help="global batch size (default: %(default)s)")
     options = parser.parse_args()
 
     spark = (
-        SparkSession.builder.master(f"local[{options.slots}]")
+        SparkSession.builder.master(options.master or f"local[{options.slots}]")
         .appName("digits")
         .config("spark.ui.showConsoleProgress", "false")  # it would draw over the training's own bar
         .config("spark.ui.enabled", "false")

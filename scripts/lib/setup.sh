@@ -13,7 +13,7 @@ newest_python=13   # 3.13 is the newest that TensorFlow has releases for; PYTHON
 
 # A user's Spark and Python settings point to another installation than the one in .venv: a PYTHONPATH or SPARK_HOME
 # of theirs would put other versions of pyspark in front, and SPARK_REMOTE or SPARK_CONF_DIR would aim at their cluster.
-unset PYTHONPATH PYTHONHOME SPARK_HOME SPARK_CONF_DIR SPARK_REMOTE PYSPARK_SUBMIT_ARGS
+unset PYTHONPATH PYTHONHOME SPARK_HOME SPARK_CONF_DIR SPARK_REMOTE SPARK_MASTER PYSPARK_SUBMIT_ARGS
 # Their pip settings may send packages to a place outside .venv.
 unset PIP_USER PIP_TARGET PIP_PREFIX
 # Spark starts its Python workers by this name; a python3 found in PATH would not be the one in .venv.

@@ -1,0 +1,367 @@
+"""Several hosts on one machine: network namespaces on a bridge, and a standalone Spark cluster on them.
+
+Each host has an address of its own, its own loopback and its own Spark folders; files are shared, as on a cluster with
+a network file system. Host 0 has Spark's master and is where drivers run; the others have a Spark worker each. Needs
+Linux, root and iproute2.
+
+A program: see ``scripts/cluster``. In tests: ``with Hosts(folder) as hosts: ...``.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+NETWORK = "10.77.{number}.{host}"
+FOLDER = Path(__file__).resolve().parents[2] / "build" / "cluster"
+
+
+def why_not() -> str:
+    """Why there can be no hosts here; "" where there can."""
+    if not sys.platform.startswith("linux"):
+        return "network namespaces are Linux's"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None:
+        return "the command ip is missing (Debian: apt-get install iproute2)"
+    made = subprocess.run(["ip", "netns", "add", "stfd-try"], capture_output=True, text=True)
+    subprocess.run(["ip", "netns", "delete", "stfd-try"], capture_output=True)
+    return "" if made.returncode == 0 else f"ip netns: {made.stderr.strip()}"
+
+
+class Hosts:
+    """A master's host and ``workers`` more.
+
+    Args:
+        folder: logs, work directories and Spark's local directories, by host.
+        workers: how many.
+        cores: of each Spark worker.
+        memory: of each Spark worker, in Spark's words.
+        number: tells clusters on one machine apart, 0 to 255.
+        conf: settings of the Spark workers and the master.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        workers: int = 3,
+        cores: int = 1,
+        memory: str = "2g",
+        number: int = 0,
+        conf: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder, self.cores, self.memory, self.number = folder, cores, memory, number
+        self.names = [f"stfd{number}-h{host}" for host in range(workers + 1)]
+        self.conf = dict(conf or {})
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.master = f"spark://{self.address(0)}:7077"
+
+    def __enter__(self) -> "Hosts":
+        self.up()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
+    def address(self, host: int) -> str:
+        return NETWORK.format(number=self.number, host=10 + host)
+
+    @property
+    def _switch(self) -> str:
+        return f"stfd{self.number}-switch"
+
+    # The network.
+
+    def up(self) -> None:
+        """Make the hosts, and start Spark on them."""
+        self.down()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _ip("netns", "add", self._switch)
+        _ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", self._switch, "link", "set", "bridge", "up")
+        for host, name in enumerate(self.names):
+            _ip("netns", "add", name)
+            _ip("-n", name, "link", "set", "lo", "up")
+            _ip("link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", f"h{host}", "netns", self._switch)
+            _ip("-n", self._switch, "link", "set", f"h{host}", "master", "bridge")
+            _ip("-n", self._switch, "link", "set", f"h{host}", "up")
+            _ip("-n", name, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
+            _ip("-n", name, "link", "set", "eth0", "up")
+        self.start_master()
+        for host in range(1, len(self.names)):
+            self.start_worker(host)
+        for host in range(1, len(self.names)):
+            self._wait_in_log(f"worker{host}.log", "Successfully registered with master")
+
+    def down(self) -> None:
+        """End every process of the hosts, and take the network down. What does not exist is no error."""
+        known = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+        pattern = re.compile(rf"^(stfd{self.number}-(?:h\d+|switch))\b", re.MULTILINE)
+        for name in pattern.findall(known):
+            _kill(_pids(name))
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+        for process in self._processes:
+            process.wait()
+        self._processes.clear()
+
+    def set_link(self, host: int, *, up: bool) -> None:
+        """Plug a host's cable in, or out."""
+        _ip("-n", self._switch, "link", "set", f"h{host}", "up" if up else "down")
+
+    @contextlib.contextmanager
+    def poor_link(self, host: int, delay: float, loss: float) -> Iterator[None]:
+        """Let a host's packets take ``delay`` seconds, and a part ``loss`` of them not arrive.
+
+        A TAP device and a relay in Python, for kernels without netem.
+        """
+        relay = subprocess.Popen(
+            [sys.executable, __file__, "relay", self.names[host], self._switch, str(delay), str(loss)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert relay.stdout is not None
+        relay.stdout.readline()
+        address = f"{self.address(host)}/24"
+        _ip("-n", self._switch, "link", "set", "poor", "master", "bridge")
+        _ip("-n", self._switch, "link", "set", "poor", "up")
+        _ip("-n", self.names[host], "addr", "delete", address, "dev", "eth0")
+        _ip("-n", self.names[host], "addr", "add", address, "dev", "poor")
+        _ip("-n", self.names[host], "link", "set", "poor", "up")
+        self._announce(host, "poor")
+        try:
+            yield
+        finally:
+            _ip("-n", self.names[host], "addr", "delete", address, "dev", "poor")
+            _ip("-n", self.names[host], "addr", "add", address, "dev", "eth0")
+            relay.kill()
+            relay.wait()
+            self._announce(host, "eth0")
+
+    def _announce(self, host: int, device: str) -> None:
+        """The other hosts forget the address's old place."""
+        for name in self.names:
+            _ip("-n", name, "neigh", "flush", "all")
+        _ip("-n", self.names[host], "link", "set", device, "up")
+
+    # Processes.
+
+    def start_master(self) -> None:
+        host, port = self.address(0), self.master.rpartition(":")[2]
+        self._start(0, "master.log", "org.apache.spark.deploy.master.Master", "--host", host, "--port", port)
+        self._wait_in_log("master.log", "I have been elected leader")
+
+    def start_worker(self, host: int) -> None:
+        """Start a host's Spark worker (again)."""
+        properties = self.folder / "worker.conf"
+        properties.write_text("".join(f"{key} {value}\n" for key, value in self.conf.items()))
+        options = ["--host", self.address(host), "--cores", str(self.cores), "--memory", self.memory]
+        options += ["--properties-file", str(properties), self.master]
+        self._start(host, f"worker{host}.log", "org.apache.spark.deploy.worker.Worker", *options)
+
+    def command(self, host: int, *words: str) -> list[str]:
+        """A command line that runs on a host."""
+        return ["ip", "netns", "exec", self.names[host], *words]
+
+    def environment(self, host: int) -> dict[str, str]:
+        """For a program on a host."""
+        local = self.folder / f"h{host}" / "local"
+        local.mkdir(parents=True, exist_ok=True)
+        return {
+            **os.environ,
+            "SPARK_LOCAL_IP": self.address(host),
+            "SPARK_LOCAL_DIRS": str(local),
+            "SPARK_MASTER": self.master,
+            "PYSPARK_PYTHON": sys.executable,
+            "PYSPARK_DRIVER_PYTHON": sys.executable,
+        }
+
+    def pids(self, host: int, text: str = "") -> dict[int, str]:
+        """A host's processes whose command line holds ``text``, no zombies."""
+        return {pid: line for pid, line in _pids(self.names[host]).items() if text in line}
+
+    def python_workers(self, host: int) -> list[int]:
+        """Spark's Python workers on a host: forked by the Python daemon, with its command line."""
+        daemons = self.pids(host, "pyspark.daemon")
+        return [pid for pid in daemons if _parent(pid) in daemons]
+
+    def executors(self, host: int) -> list[int]:
+        """The JVMs of executors on a host."""
+        return _java(self.pids(host, "CoarseGrainedExecutorBackend"))
+
+    def host_of(self, pid: int) -> int:
+        """On which host a process runs."""
+        return next(host for host, name in enumerate(self.names) if pid in _pids(name))
+
+    def kill_processes(self, host: int, text: str) -> None:
+        """End a host's processes whose command line holds ``text``."""
+        _kill(self.pids(host, text))
+
+    def kill_host(self, host: int) -> None:
+        """End all processes of a host at once."""
+        _kill(_pids(self.names[host]))
+
+    def _start(self, host: int, log: str, *words: str) -> None:
+        import pyspark
+
+        home = Path(pyspark.__file__).parent
+        environment = self.environment(host) | {
+            "SPARK_HOME": str(home),
+            "SPARK_WORKER_DIR": str(self.folder / f"h{host}" / "work"),
+            "SPARK_DAEMON_MEMORY": "256m",
+            "SPARK_NO_DAEMONIZE": "1",
+        }
+        with open(self.folder / log, "w") as file:
+            process = subprocess.Popen(
+                self.command(host, str(home / "bin" / "spark-class"), words[0], "--webui-port", "0", *words[1:]),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+
+    def _wait_in_log(self, log: str, text: str, seconds: float = 60.0) -> None:
+        end = time.monotonic() + seconds
+        while text not in (found := (self.folder / log).read_text()):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{log} does not say {text!r}:\n{found}")
+            time.sleep(0.1)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+def _pids(name: str) -> dict[int, str]:
+    listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
+    found = {}
+    for pid in map(int, listed):
+        with contextlib.suppress(OSError):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            if line:  # a zombie has none
+                found[pid] = line
+    return found
+
+
+def _java(processes: Mapping[int, str]) -> list[int]:
+    return [pid for pid, line in processes.items() if "java" in line]
+
+
+def _parent(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def _kill(pids: Mapping[int, str]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def relay(inner: str, outer: str, delay: float, loss: float) -> None:
+    """Carry packets between two TAP devices ``poor``, one in each namespace, late and not all of them."""
+    import heapq
+    import random
+    import select
+
+    ends = [_tap(inner), _tap(outer)]
+    print("ready", flush=True)
+    waiting: list[tuple[float, int, int, bytes]] = []
+    count = 0
+    while True:
+        timeout = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
+        for end in select.select(ends, [], [], timeout)[0]:
+            packet = os.read(end, 65536)
+            if random.random() >= loss:
+                count += 1
+                heapq.heappush(waiting, (time.monotonic() + delay, count, ends[1 - ends.index(end)], packet))
+        while waiting and waiting[0][0] <= time.monotonic():
+            _, _, end, packet = heapq.heappop(waiting)
+            with contextlib.suppress(OSError):  # the other end is down
+                os.write(end, packet)
+
+
+def _tap(namespace: str) -> int:
+    """A TAP device in a namespace, which this process is in afterwards."""
+    import ctypes
+    import fcntl
+    import struct
+
+    with open(f"/var/run/netns/{namespace}") as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+    descriptor = os.open("/dev/net/tun", os.O_RDWR)
+    tun_set, is_tap_without_header = 0x400454CA, 0x1002
+    fcntl.ioctl(descriptor, tun_set, struct.pack("16sH", b"poor", is_tap_without_header))
+    return descriptor
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="scripts/cluster", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("up", help="make the hosts and start Spark on them")
+    start.add_argument("--workers", type=int, default=3)
+    start.add_argument("--cores", type=int, default=2, help="of each worker (default: 2)")
+    start.add_argument("--memory", default="2g", help="of each worker (default: 2g)")
+    commands.add_parser("status", help="what runs")
+    commands.add_parser("down", help="end everything")
+    run = commands.add_parser("exec", help="run a command on a host; with SPARK_MASTER and the like set")
+    run.add_argument("--host", type=int, default=0)
+    run.add_argument("words", nargs=argparse.REMAINDER, help="the command")
+    link = commands.add_parser("link", help="plug a host's cable out, or in")
+    link.add_argument("host", type=int)
+    link.add_argument("state", choices=("up", "down"))
+    options = parser.parse_args(arguments)
+    reason = why_not()
+    if reason:
+        print(f"There can be no hosts here: {reason}.", file=sys.stderr)
+        return 1
+    note = FOLDER / "cluster.json"
+    if options.command == "up":
+        hosts = Hosts(FOLDER, options.workers, options.cores, options.memory, number=1)
+        hosts.up()
+        note.write_text(json.dumps({"workers": options.workers, "cores": options.cores, "memory": options.memory}))
+        print(
+            f"{options.workers} workers of {options.cores} slots and their master are up: {hosts.master}\n"
+            f"Logs: {FOLDER}\nRun a program on them:  scripts/cluster exec .venv/bin/python examples/digits.py "
+            f"--master {hosts.master}\nEnd them:  scripts/cluster down"
+        )
+        return 0
+    if not note.exists():
+        print("No cluster is up; scripts/cluster up makes one.", file=sys.stderr)
+        return 0 if options.command == "down" else 1
+    hosts = Hosts(FOLDER, **json.loads(note.read_text()), number=1)
+    if options.command == "down":
+        hosts.down()
+        note.unlink()
+    elif options.command == "link":
+        hosts.set_link(options.host, up=options.state == "up")
+    elif options.command == "exec":
+        words = options.words[1:] if options.words[:1] == ["--"] else options.words
+        return subprocess.run(hosts.command(options.host, *words), env=hosts.environment(options.host)).returncode
+    else:
+        for host, name in enumerate(hosts.names):
+            kinds = {"master": "deploy.master", "worker": "deploy.worker", "executors": "CoarseGrained"}
+            found = {
+                kind: sum("java" in line for line in hosts.pids(host, text).values()) for kind, text in kinds.items()
+            }
+            found["python workers"] = len(hosts.python_workers(host))
+            words = ", ".join(f"{count} {kind}" for kind, count in found.items() if count) or "nothing"
+            print(f"host {host}  {hosts.address(host)}  {name}: {words}")
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["relay"]:
+        relay(sys.argv[2], sys.argv[3], float(sys.argv[4]), float(sys.argv[5]))
+    sys.exit(main(sys.argv[1:]))

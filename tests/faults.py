@@ -1,0 +1,116 @@
+"""A driver on a host of the test cluster, and what its workers tell; see ``programs/fault_driver.py``."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CONF = {
+    "spark.executor.memory": "1g",
+    "spark.executor.cores": "1",
+    "spark.cores.max": "3",
+}
+
+
+class Driver:
+    """A driver program on host 0, which starts runs as it is told."""
+
+    def __init__(self, hosts, *words, conf=None):
+        self.hosts = hosts
+        settings = {"spark.master": hosts.master, "spark.driver.host": hosts.address(0), **CONF, **(conf or {})}
+        program = str(ROOT / "tests" / "programs" / "fault_driver.py")
+        self.process = subprocess.Popen(
+            hosts.command(0, sys.executable, program, json.dumps(settings), *(words or ("serve",))),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=hosts.environment(0),
+        )
+        self.lines = []
+        self._results = queue.SimpleQueue()
+        self._kept = {}
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._count = 0
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if line.startswith("RESULT "):
+                self._results.put(json.loads(line[7:]))
+
+    def start(self, events, rows=None, id=None, **kwargs):
+        """Begin a run; ``kwargs`` of the runner and, by their names, of the training function."""
+        order = self.order(events, rows, id, **kwargs)
+        self._tell(order)
+        return order["id"]
+
+    def order(self, events, rows=None, id=None, **kwargs):
+        self._count += 1
+        of_function = {"epochs", "watch", "pause", "faults", "value_kills"}
+        order = {
+            "id": id or f"run{self._count}",
+            "options": {key: value for key, value in kwargs.items() if key not in of_function},
+            "kwargs": {"events": str(events), **{key: kwargs[key] for key in of_function & kwargs.keys()}},
+        }
+        if rows is not None:
+            order["rows"] = rows
+        return order
+
+    def _tell(self, order):
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+
+    def result(self, id, seconds=120):
+        """What a run came to."""
+        end = time.monotonic() + seconds
+        while id not in self._kept:
+            try:
+                told = self._results.get(timeout=max(0.1, end - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"{id} is not over after {seconds} s:\n{self.output()}") from None
+            self._kept[told.get("id")] = told
+        return self._kept.pop(id)
+
+    def probe(self, slots, seconds=40):
+        """Slots that a job gets at once."""
+        self._count += 1
+        self._tell({"id": f"probe{self._count}", "probe": slots})
+        return self.result(f"probe{self._count}", seconds)["slots"]
+
+    def output(self, last=80):
+        return "".join(self.lines[-last:])
+
+    def close(self):
+        self.process.stdin.close()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.hosts.kill_processes(0, "fault_driver")
+            self.process.wait()
+        self._reader.join(5)
+        self.process.stdout.close()
+
+
+def wait_for(events, name, seconds=60):
+    """The text of an event."""
+    path, end = events / name, time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > end:
+            raise AssertionError(f"{name} did not happen in {seconds} s; there are {sorted(os.listdir(events))}")
+        time.sleep(0.02)
+    return path.read_text()
+
+
+def weights(events):
+    with np.load(events / "weights.npz") as file:
+        return [file[name] for name in file.files]
