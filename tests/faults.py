@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -23,24 +24,33 @@ CONF = {
 class Driver:
     """A driver program on host 0, which starts runs as it is told."""
 
-    def __init__(self, hosts, *words, conf=None):
-        self.hosts = hosts
-        settings = {"spark.master": hosts.master, "spark.driver.host": hosts.address(0), **CONF, **(conf or {})}
+    def __init__(self, hosts, *words):
+        self.hosts, self._words = hosts, words or ("serve",)
+        self.lines = []
+        self._results = queue.SimpleQueue()
+        self._kept = {}
+        self._count = 0
+        self.process = None
+        self.open()
+
+    def open(self):
+        """Start it, if it does not run."""
+        if self.process is not None:
+            return
+        settings = {"spark.master": self.hosts.master, "spark.driver.host": self.hosts.address(0), **CONF}
         program = str(ROOT / "tests" / "programs" / "fault_driver.py")
         self.process = subprocess.Popen(
-            hosts.command(0, sys.executable, program, json.dumps(settings), *(words or ("serve",))),
+            self.hosts.command(0, sys.executable, program, json.dumps(settings), *self._words),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=hosts.environment(0),
+            env=self.hosts.environment(0),
         )
-        self.lines = []
-        self._results = queue.SimpleQueue()
-        self._kept = {}
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self._count = 0
+        if self._words == ("serve",):
+            self.result(None, 60)
 
     def _read(self):
         for line in self.process.stdout:
@@ -49,22 +59,11 @@ class Driver:
                 self._results.put(json.loads(line[7:]))
 
     def start(self, events, rows=None, id=None, **kwargs):
-        """Begin a run; ``kwargs`` of the runner and, by their names, of the training function."""
-        order = self.order(events, rows, id, **kwargs)
+        """Begin a run; see ``order_of``."""
+        self._count += 1
+        order = order_of(id or f"run{self._count}", events, rows, **kwargs)
         self._tell(order)
         return order["id"]
-
-    def order(self, events, rows=None, id=None, **kwargs):
-        self._count += 1
-        of_function = {"epochs", "watch", "pause", "faults", "value_kills"}
-        order = {
-            "id": id or f"run{self._count}",
-            "options": {key: value for key, value in kwargs.items() if key not in of_function},
-            "kwargs": {"events": str(events), **{key: kwargs[key] for key in of_function & kwargs.keys()}},
-        }
-        if rows is not None:
-            order["rows"] = rows
-        return order
 
     def _tell(self, order):
         self.process.stdin.write(json.dumps(order) + "\n")
@@ -90,7 +89,20 @@ class Driver:
     def output(self, last=80):
         return "".join(self.lines[-last:])
 
+    def kill(self):
+        """As a driver's host would: its Python and its JVM."""
+        self.hosts.kill_processes(0, "fault_driver")
+        self.hosts.kill_processes(0, "SparkSubmit")
+
+    def interrupt(self):
+        """Ctrl-C: all processes of the terminal get it."""
+        for pid, line in self.hosts.pids(0, "fault_driver").items():
+            if line.startswith(sys.executable):
+                os.kill(pid, signal.SIGINT)
+
     def close(self):
+        if self.process is None:
+            return
         self.process.stdin.close()
         try:
             self.process.wait(20)
@@ -99,6 +111,20 @@ class Driver:
             self.process.wait()
         self._reader.join(5)
         self.process.stdout.close()
+        self.process = None
+
+
+def order_of(id, events, rows=None, **kwargs):
+    """What a driver is told of a run; ``kwargs`` of the runner and, by their names, of the training function."""
+    of_function = {"epochs", "watch", "pause", "faults", "value_kills", "dropout"}
+    order = {
+        "id": id,
+        "options": {key: value for key, value in kwargs.items() if key not in of_function},
+        "kwargs": {"events": str(events), **{key: kwargs[key] for key in of_function & kwargs.keys()}},
+    }
+    if rows is not None:
+        order["rows"] = rows
+    return order
 
 
 def wait_for(events, name, seconds=60):

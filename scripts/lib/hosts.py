@@ -143,6 +143,7 @@ class Hosts:
             _ip("-n", self.names[host], "addr", "add", address, "dev", "eth0")
             relay.kill()
             relay.wait()
+            relay.stdout.close()
             self._announce(host, "eth0")
 
     def _announce(self, host: int, device: str) -> None:

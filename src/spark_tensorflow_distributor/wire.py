@@ -52,7 +52,7 @@ class FrameReader:
             end = _HEADER.size + size
             if len(self._buffer) < end:
                 return
-            message = json.loads(bytes(self._buffer[_HEADER.size : end]))
+            message = _parsed(bytes(self._buffer[_HEADER.size : end]))
             del self._buffer[:end]
             yield message
 
@@ -62,11 +62,18 @@ def receive(sock: socket.socket) -> dict[str, Any]:
 
     Raises:
         EOFError: the peer closed the connection.
+        ValueError: the peer does not speak this protocol.
     """
     (size,) = _HEADER.unpack(_receive_exactly(sock, _HEADER.size))
     if size > _MAX_FRAME:
         raise ValueError(f"a frame of {size} bytes is not one of ours")
-    message: dict[str, Any] = json.loads(_receive_exactly(sock, size))
+    return _parsed(_receive_exactly(sock, size))
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    message = json.loads(body)
+    if not isinstance(message, dict):
+        raise ValueError(f"a {type(message).__name__} is not one of our messages")
     return message
 
 

@@ -1,5 +1,7 @@
 """Three hosts with Spark, and a driver on a fourth, for all tests of this folder."""
 
+import subprocess
+
 import pytest
 from hosts import Hosts, why_not
 
@@ -12,18 +14,23 @@ def hosts(tmp_path_factory):
     if reason:
         pytest.skip(f"no hosts here: {reason}")
     folder = tmp_path_factory.mktemp("hosts")
-    with Hosts(folder, workers=3, cores=1, number=2) as made:
-        yield made
+    disks = [folder / f"h{host}" / "local" for host in (1, 2, 3)]
+    for disk in disks:  # small ones, that can be filled
+        disk.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "stfd", disk], check=True)
+    try:
+        with Hosts(folder, workers=3, cores=1, number=2) as made:
+            yield made
+    finally:
+        for disk in disks:
+            subprocess.run(["umount", "-l", disk], check=True)
 
 
 @pytest.fixture(scope="session")
 def shared_driver(hosts):
     driver = Driver(hosts)
-    try:
-        driver.result(None, 60)
-        yield driver
-    finally:
-        driver.close()
+    yield driver
+    driver.close()
 
 
 @pytest.fixture
@@ -35,9 +42,18 @@ def events(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def reference(hosts, shared_driver, tmp_path_factory):
-    """The weights and the history of a run that nothing happens to."""
-    events = tmp_path_factory.mktemp("reference")
-    told = shared_driver.result(shared_driver.start(events, max_restarts=1, checkpoint_every="5 steps", pause=0))
-    assert "error" not in told, told
-    return weights(events), told["history"]
+def reference(shared_driver, tmp_path_factory):
+    """The weights and the history of a run that nothing happens to; ``reference(epochs=1)`` for other arguments."""
+    known = {}
+
+    def look(**arguments):
+        key = tuple(sorted(arguments.items()))
+        if key not in known:
+            events = tmp_path_factory.mktemp("reference")
+            options = {"max_restarts": 1, "checkpoint_every": "5 steps", "pause": 0, **arguments}
+            told = shared_driver.result(shared_driver.start(events, **options))
+            assert "error" not in told, told
+            known[key] = weights(events), told["history"]
+        return known[key]
+
+    return look

@@ -19,7 +19,7 @@ from spark_tensorflow_distributor import MirroredStrategyRunner
 def training():
     """The function of all runs; nested, so that it travels by value."""
 
-    def train(events, epochs=4, watch=20, pause=0.03, faults=(), data=None, value_kills=False):
+    def train(events, epochs=4, watch=20, pause=0.03, faults=(), data=None, value_kills=False, dropout=True):
         import os
         import signal
         import time
@@ -100,7 +100,7 @@ def training():
             [
                 tf.keras.layers.Input((64,)),
                 tf.keras.layers.Dense(32, activation="relu"),
-                tf.keras.layers.Dropout(0.2, seed=3),
+                tf.keras.layers.Dropout(0.2 if dropout else 0.0, seed=3),
                 tf.keras.layers.Dense(10, activation="softmax"),
             ]
         )
@@ -124,14 +124,17 @@ def training():
     return train
 
 
-def slow_rows(spark, seconds):
-    """The digits as a DataFrame that takes its time."""
+def digit_rows(spark, seconds):
+    """The digits as a DataFrame that takes its time; with 0 one whose size Spark knows."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     names = [f"p{place}" for place in range(64)]
     table = np.c_[images[:1764] / 16, labels[:1764]].astype("float32").tolist()
-    frame = spark.createDataFrame(table, ", ".join(f"{name} float" for name in [*names, "label"])).repartition(6)
+    frame = spark.createDataFrame(table, ", ".join(f"{name} float" for name in [*names, "label"]))
+    if not seconds:
+        return frame
+    frame = frame.repartition(6)
 
     def slowly(batches):
         for batch in batches:
@@ -143,11 +146,11 @@ def slow_rows(spark, seconds):
 
 def run(spark, order):
     """One run, told when it is over."""
-    runner = MirroredStrategyRunner(num_slots=3, use_gpu=False, spark=spark, **order["options"])
     told, kwargs, started = {"id": order["id"]}, dict(order["kwargs"]), time.time()
+    runner = MirroredStrategyRunner(use_gpu=False, spark=spark, **{"num_slots": 3, **order["options"]})
     try:
         if "rows" in order:
-            kwargs["data"] = slow_rows(spark, order["rows"])
+            kwargs["data"] = digit_rows(spark, order["rows"])
         weights, history, workers = runner.run(training(), **kwargs)
         np.savez(f"{kwargs['events']}/weights.npz", *weights)
         told |= {"history": history, "workers": workers}

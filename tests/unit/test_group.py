@@ -2,6 +2,7 @@
 
 import pytest
 
+from spark_tensorflow_distributor.driver.attempts import root_cause
 from spark_tensorflow_distributor.driver.group import (
     LOST_SECONDS,
     MEET_ELSEWHERE_SECONDS,
@@ -82,6 +83,7 @@ def test_who_comes_back_tells_what_it_reached(met):
 
 
 def test_a_failure_stops_all_after_a_moment_for_the_others(met):
+    alive(met, 4.0, (0, 2))
     assert fail(met, 1, 5.0) == []
     assert met.tick(5.0 + VERDICT_SECONDS - 0.1) == []
     ((rank, message),) = met.tick(5.0 + VERDICT_SECONDS)
@@ -181,6 +183,35 @@ def test_a_rank_of_which_nothing_is_heard_is_lost(met):
     assert message == {"type": "stop", "reason": "Stopped because rank 2 failed."}
     assert met.failures[2][0]["kind"] == "lost"
     assert "its host is down, or the network to it" in met.failures[2][0]["message"]
+
+
+UNAVAILABLE = {"error_type": "tensorflow.python.framework.errors_impl.UnavailableError"}
+
+
+def collateral(group, rank, now):
+    record = failure_record(rank, "h", "exception", "UnavailableError: Connection reset by peer", **UNAVAILABLE)
+    return group.receive(rank, {"type": "failed", "failure": record}, now)
+
+
+def test_who_is_silent_is_the_cause_when_others_fail(met):
+    """TensorFlow's own heartbeats tell the others that a peer is gone before the driver could be sure of it."""
+    alive(met, 10.0, range(3))
+    alive(met, 20.0, (0, 1))
+    for rank in (0, 1):
+        collateral(met, rank, 20.0)
+    assert met.tick(20.0 + VERDICT_SECONDS)[0][1]["type"] == "stop"
+    assert met.failures[2][0]["kind"] == "lost"
+    assert root_cause(met.failures) == 2
+
+
+def test_a_stopped_process_is_the_cause_when_others_fail(met):
+    alive(met, 20.0, (0, 1))
+    alive(met, 20.0, [2], state="stopped")
+    for rank in (0, 1):
+        collateral(met, rank, 20.0)
+    met.tick(20.0 + VERDICT_SECONDS)
+    assert met.failures[2][0]["kind"] == "stalled"
+    assert root_cause(met.failures) == 2
 
 
 def test_a_rank_that_others_make_steps_with_is_not_lost(met):

@@ -31,6 +31,7 @@ WITH_NUMPY = [
         "trainer.checks",
         "trainer.exchange",
         "trainer.feeding",
+        "trainer.fit",
         "trainer.fits",
         "trainer.model_state",
         "trainer.own",

@@ -6,10 +6,8 @@ commands. What comes out is an :class:`Ending`; nothing here raises for what the
 
 import contextlib
 import os
-import select
 import selectors
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,8 @@ from .exits import Ending, explain_exit
 from .handover import HandOver
 from .launcher import Launcher
 from .link import DriverLink
-from .output import LineSplitter, Tail, decode
+from .output import Tail
+from .pipes import Pipes
 from .vitals import Vitals
 
 _TICK_SECONDS = 0.5
@@ -33,6 +32,9 @@ _KILL_SECONDS = 5.0
 _VERDICT_SECONDS = 10.0
 # A worker that has lost the driver for good stays this long for its peers' sake.
 _ORPHAN_SECONDS = 10.0
+# A worker that has lost the driver, and whose training stands still for so long, is alone in the world: its host's
+# network is down, or the driver is gone and the group with it.
+_ALONE_SECONDS = 60.0
 # A checkpoint that is on its way when the worker ends may take this long to arrive.
 _COURIER_SECONDS = 3.0
 # Under Spark Connect: a driver that refuses connections for so long is dead.
@@ -69,7 +71,7 @@ class Supervisor:
     ) -> None:
         self._rank, self._host = rank, host
         self._launcher, self._link, self._tail = launcher, link, tail
-        self._gone_means_dead, self._echo = gone_means_dead, echo
+        self._gone_means_dead = gone_means_dead
         self._ends_together = ends_together
         self._rows, self._courier = rows, courier
         self._files: list[int] = []
@@ -77,7 +79,7 @@ class Supervisor:
         self._has_channel = link.is_open
         self._selector = selectors.DefaultSelector()
         self._reader = FrameReader()
-        self._splitters: dict[int, tuple[str, LineSplitter]] = {}
+        self._pipes = Pipes(self._selector, link, tail, echo=echo)
         self._control: socket.socket | None = None
         self._outcome: dict[str, Any] | None = None
         self._exited: dict[str, Any] | None = None
@@ -86,6 +88,7 @@ class Supervisor:
         self._ending = Ending()
         self._next_connect = 0.0
         self._lost_since: float | None = None
+        self._last_sign = time.monotonic()
 
     def start(
         self,
@@ -104,8 +107,7 @@ class Supervisor:
             port: the socket that holds this worker's port.
             checkpoints: files that the trainer may begin with, in the order of the request's names.
         """
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
+        out_write, err_write = self._pipes.open("stdout"), self._pipes.open("stderr")
         ours, theirs = socket.socketpair()
         result: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (outlives this function)
         self._vitals = Vitals(directory)
@@ -121,10 +123,6 @@ class Supervisor:
         port.close()
         ours.setblocking(False)
         self._control = ours
-        for fd, name in ((out_read, "stdout"), (err_read, "stderr")):
-            os.set_blocking(fd, False)
-            self._splitters[fd] = (name, LineSplitter())
-            self._selector.register(fd, selectors.EVENT_READ, self._on_output)
         self._selector.register(ours, selectors.EVENT_READ, self._on_control)
         self._selector.register(self._launcher, selectors.EVENT_READ, self._on_server)
         if self._rows is not None:
@@ -140,7 +138,7 @@ class Supervisor:
         while self._outcome is None and self._exited is None and self._stopped is None and not self._has_no_rows:
             self._turn()
         if self._exited is not None:
-            self._drain_output()
+            self._pipes.drain()
         failure = self._conclude()
         if failure is None and self._stopped is None:
             self._report({"type": "done"}, state="done")
@@ -162,7 +160,7 @@ class Supervisor:
         if self._exited is None:
             self._launcher.kill()
             self._turn_until_exit(_KILL_SECONDS)
-        self._drain_output()
+        self._pipes.drain()
         if self._exited is not None:
             self._ending.peak_rss = max(self._ending.peak_rss, int(self._exited.get("peak_rss", 0)))
         self._launcher.close()
@@ -170,9 +168,9 @@ class Supervisor:
             self._courier.close(_COURIER_SECONDS)
         if self._vitals is not None:
             self._vitals.close()
-        for fd in (*self._splitters, *self._files):
+        self._pipes.close()
+        for fd in self._files:
             os.close(fd)
-        self._splitters.clear()
         if self._control is not None:
             self._control.close()
         self._selector.close()
@@ -225,6 +223,9 @@ class Supervisor:
         refused = self._link.refused_since
         if self._gone_means_dead and refused is not None and time.monotonic() - refused > _DEAD_DRIVER_SECONDS:
             self._stopped = "The driver has ended."
+        alone_since = max(self._lost_since, self._last_sign, self._pipes.last_sign)
+        if time.monotonic() - alone_since > _ALONE_SECONDS:
+            self._stopped = f"The driver cannot be reached, and training stood still for {_ALONE_SECONDS:g} s."
         self._next_connect = time.monotonic() + 1.0
 
     def _on_driver(self, _: int) -> None:
@@ -248,34 +249,6 @@ class Supervisor:
         self._selector.unregister(self._rows)
         self._rows.on_rows()
 
-    def _on_output(self, fd: int) -> None:
-        try:
-            data = os.read(fd, 1 << 16)
-        except BlockingIOError:
-            return
-        name, splitter = self._splitters[fd]
-        if not data:
-            self._selector.unregister(fd)
-            os.close(fd)
-            del self._splitters[fd]
-        elif self._echo or not self._link.is_open:
-            # The executor's own log has everything, as it came.
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.buffer.write(data)
-                sys.stderr.buffer.flush()
-        lines = splitter.feed(data) if data else splitter.close()
-        for line in lines:
-            self._tail.add(line)
-        if lines:
-            self._link.send_lines(name, [decode(line) for line in lines])
-
-    def _drain_output(self) -> None:
-        """Read what is in the pipes, without waiting for who may still hold them open."""
-        end = time.monotonic() + 1.0
-        for fd in list(self._splitters):
-            while fd in self._splitters and _readable(fd) and time.monotonic() < end:
-                self._on_output(fd)
-
     def _on_control(self, _: int) -> None:
         if self._control is None:
             return
@@ -294,6 +267,7 @@ class Supervisor:
 
     def _on_trainer_message(self, message: dict[str, Any]) -> None:
         kind = message["type"]
+        self._last_sign = time.monotonic()
         if kind == "outcome":
             self._outcome = message
         elif kind == "phase":
@@ -332,7 +306,7 @@ class Supervisor:
         outcome, exited = self._outcome, self._exited
         if self._rows is not None and self._rows.error is not None:
             self._ending.exit = type(self._rows.error).__name__
-            self._drain_output()
+            self._pipes.drain()
             return self._rows.failure(self._rank, self._host, list(self._tail.get()))
         if outcome is not None and outcome["ok"]:
             self._ending.result_bytes = int(outcome.get("size", 0))
@@ -366,7 +340,7 @@ class Supervisor:
         pickled: str | None = None,
         place: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
-        self._drain_output()
+        self._pipes.drain()
         return failure_record(
             self._rank,
             self._host,
@@ -395,7 +369,3 @@ class Supervisor:
             if self._exited is not None and not failed:
                 return
             self._turn()
-
-
-def _readable(fd: int) -> bool:
-    return bool(select.select([fd], [], [], 0)[0])

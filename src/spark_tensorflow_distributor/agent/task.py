@@ -4,21 +4,19 @@ It meets its peers while a trainer's image is loaded, has the trainer started, w
 and, on rank 0, the function's value.
 """
 
-import contextlib
+import errno
 import json
 import mmap
 import os
 import pickle
-import shutil
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
-from ..errors import CheckpointError, DistributorError, SerializationError
+from ..errors import CheckpointError, ClusterError, DistributorError, SerializationError
 from ..protocol import (
     TaskSpec,
     WorkerReport,
@@ -31,9 +29,10 @@ from ..protocol import (
 from ..trainer.barrier import carry_out
 from . import devices
 from .courier import Courier
+from .environment import host_cores, local_directory, phase_seconds, trainer_environment
 from .exits import Ending
 from .handover import HandOver
-from .launcher import DEFAULT_ENV, Launcher, import_path
+from .launcher import Launcher, import_path
 from .link import DriverLink
 from .output import Tail
 from .placement import hosts_of, placements
@@ -92,7 +91,7 @@ class Agent:
                 batches,
                 rank=self._place.rank,
                 world_size=self._place.world_size,
-                directory=_local_directory(),
+                directory=local_directory(),
                 sharing=self._place.local_world_size,
             )
         else:
@@ -129,7 +128,7 @@ class Agent:
     def _work(self) -> tuple[Ending, BinaryIO]:
         spec, place = self._spec, self._place
         gpus = self._gpus()
-        threads = devices.threads_for(_host_cores(), place.local_world_size, int(self._context.cpus()))
+        threads = devices.threads_for(host_cores(), place.local_world_size, int(self._context.cpus()))
         self._facts.update(threads=threads, devices=gpus or ("CPU",), tensorflow=tensorflow_version())
         courier = self._courier()
         launcher = Launcher(warm=spec.warm_start, env=spec.env, preload=_PRELOAD, warm_seconds=spec.warm_seconds)
@@ -160,7 +159,7 @@ class Agent:
                 )
                 kept = self._fetch(courier) if courier is not None else {}
                 request = self._request(cluster_spec(members, loopback=spec.loopback), gpus, threads, kept)
-                result = supervisor.start(request, spec.payload, _local_directory(), port, list(kept.values()))
+                result = supervisor.start(request, spec.payload, local_directory(), port, list(kept.values()))
                 for file in kept.values():
                     file.close()
         except BaseException:
@@ -186,7 +185,7 @@ class Agent:
                 "place that all hosts share, or open the driver's channel (tensorflow.spark.distributor.driverPort)."
             )
             return None
-        return Courier(spec.driver_addresses, spec.secret, self._place.rank, _local_directory())
+        return Courier(spec.driver_addresses, spec.secret, self._place.rank, local_directory())
 
     def _warn(self, text: str) -> None:
         self._warnings.append(text)
@@ -252,6 +251,11 @@ class Agent:
 
     def _own_failure(self, error: Exception) -> Ending:
         """An error of the agent itself, told as the worker's failure."""
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error = ClusterError(
+                f"The disk of {local_directory()} on {self._place.host} is full: {error}. Free space there, or point "
+                "spark.local.dir (SPARK_LOCAL_DIRS on the executors) to a larger disk."
+            )
         name = type(error).__name__
         stopped = isinstance(error, Stopped)
         record = failure_record(
@@ -311,71 +315,3 @@ class Agent:
             for seq, piece in enumerate(chunks(view)):
                 with piece:
                     yield self._place.rank, "result", seq, bytes(piece)
-
-
-def trainer_environment(
-    base: Mapping[str, str],
-    extra: Mapping[str, str],
-    cluster: Mapping[str, Any],
-    rank: int,
-    gpus: tuple[str, ...],
-    threads: int,
-) -> dict[str, str]:
-    """The trainer's environment. Pure; the Python worker's own, which Spark uses again, stays as it is.
-
-    Args:
-        base: the Python worker's environment.
-        extra: the run's ``env``.
-        cluster: TF_CONFIG's ``cluster``.
-        rank: this worker's index in it.
-        gpus: entries of CUDA_VISIBLE_DEVICES; empty hides all GPUs, as 1.0.0 did.
-        threads: this worker's share of the host's cores.
-    """
-    env = {**DEFAULT_ENV, **base}
-    env.pop("PYTHONHASHSEED", None)  # Spark's, for its own shuffles
-    # Spark sets it to spark.task.cpus, usually 1, whatever the worker's share is.
-    env["OMP_NUM_THREADS"] = str(threads)
-    env.update(extra)
-    env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    env["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
-    return env
-
-
-def phase_seconds(
-    submitted: float, started: float, own: Mapping[str, float], phases: Mapping[str, float], ended: float
-) -> dict[str, float]:
-    """How long each phase of a worker took, in seconds.
-
-    ``start``: from the driver's submission to the agent's first line. ``meet``: until all addresses were known.
-    ``import``: until TensorFlow was imported and set up. ``strategy``: until the strategy was built. ``data``: until
-    the rows of the DataFrames were in, where there are any. ``train``: in the function. ``result``: pickling the value
-    and waiting for the others.
-    """
-    marks = [("start", started), ("meet", own.get("met"))]
-    marks += [("import", phases.get("strategy")), ("strategy", phases.get("data", phases.get("train")))]
-    marks += [("data", phases.get("train"))] if "data" in phases else []
-    marks += [("train", phases.get("result")), ("result", ended)]
-    seconds, last = {}, submitted
-    for name, end in marks:
-        if end is None:
-            break
-        seconds[name] = round(max(0.0, end - last), 3)
-        last = end
-    return seconds
-
-
-def _host_cores() -> int:
-    """Cores that this process may use: its affinity, and its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or no quota in it
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
-
-
-def _local_directory() -> str:
-    """Spark's local directory for this executor, of several the one with the most space."""
-    folders = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")
-    usable = [folder for folder in folders if os.path.isdir(folder) and os.access(folder, os.W_OK)]
-    return max(usable, key=lambda folder: shutil.disk_usage(folder).free, default=tempfile.gettempdir())

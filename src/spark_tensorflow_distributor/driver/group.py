@@ -19,6 +19,8 @@ LOST_SECONDS = 10.0
 # A worker of which nothing is heard for so long, while no other one makes a step, is gone: agents tell every two
 # seconds that they live.
 SILENT_SECONDS = 20.0
+# Where others have failed, less tells that one is gone.
+QUIET_SECONDS = 5.0
 # The stacks of all ranks come within a second or two.
 STACKS_SECONDS = 4.0
 # For how long the chief may pickle its value alone; a value of a GB takes seconds.
@@ -178,6 +180,7 @@ class Group:
         if self._first_failure is not None:
             accounted = len(self.failures.keys() | self.done) == self.world_size
             if accounted or now - self._first_failure >= VERDICT_SECONDS:
+                self._accuse(now)
                 first = min(self.failures, key=lambda rank: self.failures[rank][1])
                 return self.stop(f"Stopped because rank {first} failed.")
             return []
@@ -249,12 +252,26 @@ class Group:
         last_step = max((when for rank, when in self._progress.items() if rank not in silent), default=0.0)
         return sorted(rank for rank in silent if last_step - self._heard[rank] < SILENT_SECONDS / 2)
 
+    def _accuse(self, now: float) -> None:
+        """Others have failed: add those that they may have failed for, and that cannot tell it themselves."""
+        for rank in sorted(self.ever_connected - self.done - self.failures.keys()):
+            silent, state = now - self._heard.get(rank, now), self.vitals.get(rank, {}).get("state")
+            if silent > QUIET_SECONDS and self.has_met and not self.elsewhere:
+                text = f"Nothing was heard of this worker for {silent:.0f} s: its host is down, or the network to it."
+                self._blame(rank, "lost", text, now - silent)
+            elif state in ("stopped", "traced"):
+                self._blame(rank, "stalled", f"The trainer's process is {state}, by a signal or a debugger.", now)
+
+    def _blame(self, rank: int, kind: str, text: str, when: float) -> None:
+        host = str(self.members.get(rank, {}).get("host", "?"))
+        self.failures.setdefault(rank, (failure_record(rank, host, kind, text), when))
+
     def _lose(self, ranks: list[int], now: float) -> list[Command]:
         for rank in ranks:
-            host = str(self.members.get(rank, {}).get("host", "?"))
             text = (
                 f"Nothing was heard of this worker for {SILENT_SECONDS:g} s, and no other one made a step meanwhile: "
                 "its host is down, or the network to it."
             )
-            self._fail(rank, failure_record(rank, host, "lost", text), now - 1)
+            self._blame(rank, "lost", text, self._heard[rank])
+        self._first_failure = now - VERDICT_SECONDS
         return self.tick(now)

@@ -4,33 +4,18 @@ A function may call ``fit`` several times; each call has a number, by which a la
 that was complete is not run again: its model gets the weights that it had, and the call returns the history.
 """
 
-import contextlib
 import functools
 import inspect
-import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from io import BytesIO
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from ..errors import CheckpointError
-from . import snapshot, vault
-from .batches import Feed, feeds_of
+from . import vault
 from .context import WorkerContext
-from .exchange import Exchange
+from .fit import Fit, given_callbacks
 from .keras import defining_class, keras_packages
 from .loops import stand_between_steps
-from .model_state import (
-    ModelState,
-    callback_states,
-    describe,
-    random_state,
-    restore_callbacks,
-    restore_random_state,
-)
 from .pace import Pace
 from .writer import Writer
 
@@ -60,7 +45,7 @@ class Keeper:
         self.context, self.tell, self.store, self.pace, self.run = context, tell, store, pace, run
         self.writer = None if store is None else Writer(store, self._committed, self.warn)
         self.steps = self._fits = 0
-        self._current: _Fit | None = None
+        self._current: Fit | None = None
         self._failed_at: dict[str, int] | None = None
         self._told = 0.0
 
@@ -100,7 +85,7 @@ class Keeper:
                 return original(*args, **kwargs)  # Keras has the words for it
             if self._current is not None:  # a fit within a callback of another: part of that one
                 return original(*args, **kwargs)
-            self._current = current = _Fit(self, self._fits, arguments)
+            self._current = current = Fit(self, self._fits, arguments)
             self._fits += 1
             try:
                 current.resume()
@@ -146,246 +131,13 @@ class Keeper:
             self.tell({"type": "step", "steps": self.steps, "at": self.place()})
 
 
-class _Fit:
-    """One call of ``fit``."""
-
-    def __init__(self, keeper: Keeper, number: int, arguments: dict[str, Any]) -> None:
-        self._keeper, self._number, self._arguments = keeper, number, arguments
-        self._lane = f"fit{number}"
-        self._model = arguments["self"]
-        self._strategy = self._model.distribute_strategy
-        self._first_epoch = int(arguments.get("initial_epoch", 0))
-        self._epochs = int(arguments.get("epochs", 1))
-        self._callbacks = _given_callbacks(arguments.get("callbacks"))
-        self._state = ModelState(self._model, self._strategy, keeper.context.is_chief)
-        self._resumed: tuple[dict[str, Any], Any] | None = None
-        self._claimable: set[str] = set()
-        self._epoch, self._step = self._first_epoch, 0
-        self._is_positioned = False
-        self._waiting_metrics: Sequence[np.ndarray] | None = None
-        self._sequence = self._epoch_steps = 0
-        self._can_save = keeper.store is not None and self._can_exchange()
-        self._exchange = Exchange(self._strategy, keeper.context.rank, keeper.context.world_size)
-        self._steps_done, self._meet_at = 0, keeper.pace.first if keeper.pace else 0
-        self._met = self._committed = (time.monotonic(), 0)
-        self._cost = 0.0
-
-    def place(self) -> dict[str, int]:
-        return {"fit": self._number, "epoch": self._epoch, "step": self._step}
-
-    def _can_exchange(self) -> bool:
-        world_size = self._keeper.context.world_size
-        if world_size == 1 or self._strategy.num_replicas_in_sync >= world_size:
-            return True
-        _log.warning("fit is not under a strategy of all %d workers: it is not saved, and not resumed.", world_size)
-        return False
-
-    # Taking up.
-
-    def resume(self) -> None:
-        """Find the last checkpoint, and set the arguments of ``fit`` so that it goes on there."""
-        if not self._can_save:
-            return
-        data = self._exchange.broadcast(self._read() if self._keeper.context.is_chief else None)
-        if data is None:
-            return
-        facts, state = snapshot.read(BytesIO(data))
-        self._resumed = facts, state
-        self._sequence, self._epoch_steps = int(facts["sequence"]) + 1, int(facts["epoch_steps"])
-        self._epoch, self._step = int(facts["epoch"]), int(facts["step"])
-        is_over = facts["complete"] or facts["stopped"]
-        self._arguments["initial_epoch"] = self._epochs if is_over else self._epoch
-        for callback in self._callbacks:
-            if hasattr(callback, "append") and hasattr(callback, "csv_file"):
-                callback.append = True  # a CSVLogger would begin its file anew
-        if self._keeper.context.is_chief:
-            where = "is complete" if is_over else f"goes on in epoch {self._epoch + 1} after {self._step} steps"
-            _log.info("fit %d %s (checkpoint %s).", self._number + 1, where, facts["name"])
-            self._keeper.tell({"type": "resumed", **self.place(), "complete": bool(is_over)})
-
-    def _read(self) -> bytes | None:
-        store = self._keeper.store
-        assert store is not None
-        found = vault.latest(store, self._lane, self._keeper.warn)
-        if found is None:
-            return None
-        with store.open(found[0]) as file:
-            return file.read()
-
-    def restore(self) -> None:
-        """Set the model to what was saved. Its variables exist by now."""
-        self._claimable = {"fit"}
-        if not self._can_save:
-            return
-        self._build()
-        if self._resumed is None:
-            return
-        facts, state = self._resumed
-        try:
-            self._state.restore_weights(state["weights"], facts["variables"])
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"The checkpoint {facts['name']} cannot be taken up. {error} Choose another checkpoint_dir, or remove "
-                "its files, to train from the beginning."
-            ) from None
-        del state["weights"]
-        restore_callbacks(self._callbacks, state["callbacks"])
-        self._restore_random(state["random"])
-
-    def _restore_random(self, states: Sequence[Any]) -> None:
-        rank = self._keeper.context.rank
-        if len(states) == self._keeper.context.world_size:
-            restore_random_state(states[rank])
-
-    def _build(self) -> None:
-        if not self._model.built:
-            _build_from(self._arguments.get("x"), self._model, self._strategy)
-        self._state.build()
-
-    def claims(self, what: str) -> bool:
-        if what not in self._claimable:
-            return False
-        self._claimable.discard(what)
-        return True
-
-    def begin_epoch(self, epoch: int) -> None:
-        """The next iterator is that of this epoch: its order of rows goes by the epoch's number."""
-        if not self._arguments.get("steps_per_epoch"):
-            for feed in self._feeds():
-                feed.epoch = epoch
-
-    def _feeds(self) -> list[Feed]:
-        return feeds_of(self._arguments.get("x"))
-
-    def enter_epoch(self, epoch: int) -> None:
-        """Keras begins an epoch, and has reset the metrics."""
-        self.begin_epoch(epoch)
-        self._claimable.add("epoch")
-        is_resumed = self._resumed is not None and epoch == self._epoch and self._step > 0
-        self._epoch = epoch
-        if not is_resumed:
-            self._step = 0
-        elif self._resumed is not None:
-            metrics = self._resumed[1]["metrics"]
-            self._waiting_metrics = None if self._state.restore_metrics(metrics) else metrics
-        self.restore_history()
-
-    def restore_history(self) -> None:
-        """Keras begins the history anew after every other callback has begun."""
-        if self._resumed is None:
-            return
-        _, state = self._resumed
-        history = self._model.history
-        history.epoch[:0] = [each for each in state["epochs"] if each not in history.epoch]
-        for name, values in state["history"].items():
-            if len(history.history.get(name, ())) < len(values):
-                history.history[name] = list(values)
-
-    def start(self, skip_epochs: Callable[[int, int], int]) -> tuple[int, int]:
-        epochs, steps = 0, 0
-        if self._resumed is not None and not self._is_positioned:
-            epochs, steps = self._epoch - self._first_epoch, self._step
-        self._is_positioned = True
-        self._claimable.discard("fit")
-        feeds, steps_per_epoch = self._feeds(), self._arguments.get("steps_per_epoch")
-        if not feeds:
-            return steps, skip_epochs(epochs, self._epoch_steps) + steps
-        if not steps_per_epoch:
-            return steps, steps  # the order of an epoch of a shard goes by its number
-        taken = epochs * int(steps_per_epoch) + steps
-        for feed in feeds:
-            feed.passes = feed.first + taken // feed.whole.steps
-        return steps, taken % feeds[0].whole.steps
-
-    # Saving.
-
-    def after_step(self) -> None:
-        """Between two steps: save if it is time."""
-        self._step += 1
-        self._steps_done += 1
-        if self._waiting_metrics is not None:
-            self._state.restore_metrics(self._waiting_metrics, after_a_step=True)
-            self._waiting_metrics = None
-        if self._can_save and self._steps_done >= self._meet_at:
-            self._meet()
-
-    def _meet(self) -> None:
-        """All ranks are here, at the same step."""
-        pace, now = self._keeper.pace, time.monotonic()
-        assert pace is not None
-        plan = b""
-        if self._keeper.context.is_chief:
-            since = now - self._committed[0]
-            is_due = pace.is_due(since)
-            each = (now - self._met[0]) / max(1, self._steps_done - self._met[1])
-            plan = json.dumps([is_due, pace.next(each, 0.0 if is_due else since, self._cost)]).encode()
-        is_due, steps = json.loads(self._exchange.broadcast(plan) or b"[false, 1]")
-        if is_due:
-            self._commit(self._epoch, self._step)
-        self._met = time.monotonic(), self._steps_done
-        self._meet_at = self._steps_done + steps
-
-    def end_epoch(self, epoch: int, logs: dict[str, Any] | None) -> None:
-        """Keras has ended an epoch; all other callbacks but the history have been called."""
-        self._epoch_steps = self._step
-        if self._can_save:
-            self._commit(epoch + 1, 0, extra=(epoch, logs or {}))
-
-    def end(self) -> None:
-        """Keras has ended the training."""
-        self.restore_history()
-        if self._can_save and not (self._resumed is not None and self._resumed[0]["complete"]):
-            self._commit(self._epochs, 0, complete=True)
-        for feed in self._feeds():
-            feed.epoch = None
-
-    def _commit(
-        self, epoch: int, step: int, *, complete: bool = False, extra: tuple[int, dict[str, Any]] | None = None
-    ) -> None:
-        """Take a copy of everything, and have it written."""
-        started = time.monotonic()
-        part = BytesIO()
-        snapshot.write(part, {}, [random_state(), self._state.own_part()])
-        parts = self._exchange.gather(part.getvalue())
-        if self._keeper.context.is_chief:
-            read = [snapshot.read(BytesIO(each))[1] for each in parts]
-            state = self._state.capture([own for _, own in read])
-            history, epochs = _history(self._model, extra)
-            state.update(
-                random=[each for each, _ in read],
-                callbacks=callback_states(self._callbacks),
-                history=history,
-                epochs=epochs,
-            )
-            name = f"{self._lane}-{self._sequence:08d}"
-            facts = {
-                "name": name,
-                "run": self._keeper.run,
-                **self.place(),
-                "epoch": epoch,
-                "step": step,
-                "epoch_steps": self._epoch_steps,
-                "sequence": self._sequence,
-                "complete": complete,
-                "stopped": bool(extra and self._model.stop_training),
-                "world_size": self._keeper.context.world_size,
-                "variables": describe(self._state.weights),
-                "time": time.time(),
-            }
-            assert self._keeper.writer is not None
-            self._keeper.writer.put(self._lane, name, facts, state)
-        self._sequence += 1
-        now = time.monotonic()
-        self._committed, self._cost = (now, self._steps_done), now - started
-
-
 class _Guard:
     """The callback, but for its base class, which is that of the Keras in use."""
 
     async_safe = True  # nothing of it is called for each batch
     _supports_tf_logs = True
 
-    def __init__(self, fit: _Fit) -> None:
+    def __init__(self, fit: Fit) -> None:
         super().__init__()
         self._fit = fit
 
@@ -402,50 +154,10 @@ class _Guard:
         self._fit.end()
 
 
-def _given_callbacks(given: Any) -> list[Any]:
-    if given is None:
-        return []
-    return list(getattr(given, "callbacks", given if isinstance(given, list | tuple) else [given]))
-
-
 def _add_callback(arguments: dict[str, Any], callback: Any, list_class: type) -> None:
     given = arguments.get("callbacks")
     if isinstance(given, list_class):
         given.callbacks[:] = [each for each in given.callbacks if not isinstance(each, _Guard)] + [callback]  # type: ignore[attr-defined]
         callback.set_model(arguments["self"])
     else:
-        arguments["callbacks"] = [*_given_callbacks(given), callback]
-
-
-def _history(model: Any, extra: tuple[int, dict[str, Any]] | None) -> tuple[dict[str, list[Any]], list[int]]:
-    """The history so far, with the epoch that has just ended and is not in it yet."""
-    recorded = getattr(model, "history", None)
-    history = {name: list(values) for name, values in getattr(recorded, "history", {}).items()}
-    epochs = [int(each) for each in getattr(recorded, "epoch", ())]
-    if extra is not None and extra[0] not in epochs:
-        epochs.append(extra[0])
-        for name, value in extra[1].items():
-            history.setdefault(name, []).append(value)
-    return {name: [_plain(each) for each in values] for name, values in history.items()}, epochs
-
-
-def _plain(value: Any) -> Any:
-    with contextlib.suppress(TypeError, ValueError):
-        return float(value)
-    return np.asarray(value).tolist()
-
-
-def _build_from(data: Any, model: Any, strategy: Any) -> None:
-    """Create the variables of a model that Keras would build in its first step (tf_keras)."""
-    import tensorflow as tf
-
-    def one(spec: Any) -> Any:
-        return tf.zeros([1 if size is None else size for size in spec.shape], spec.dtype)
-
-    if hasattr(data, "element_spec"):
-        spec = data.element_spec
-        inputs = tf.nest.map_structure(one, spec[0] if isinstance(spec, tuple) else spec)
-    else:
-        inputs = tf.nest.map_structure(lambda array: tf.convert_to_tensor(np.asarray(array)[:1]), data)
-    with strategy.scope():
-        model(inputs, training=False)
+        arguments["callbacks"] = [*given_callbacks(given), callback]

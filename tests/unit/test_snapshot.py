@@ -1,0 +1,122 @@
+"""Checkpoints as files: what goes in comes out, and what is damaged is known as such."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+
+from spark_tensorflow_distributor import CheckpointError
+from spark_tensorflow_distributor.trainer import snapshot
+
+STATE = {
+    "numbers": [1, -2.5, float("inf"), True, None],
+    "text": "ä",
+    "bytes": b"\x00\xff",
+    ("a", 1): (np.arange(6, dtype=np.int64).reshape(2, 3), np.float32(0.5)),
+    3: {"empty": np.zeros((0, 4)), "scalar": np.array(7, np.uint8)},
+    "texts": np.array([b"x", b"longer"], object),
+}
+
+
+def written(state=STATE, facts=None):
+    file = io.BytesIO()
+    snapshot.write(file, facts or {"epoch": 3}, state)
+    return file.getvalue()
+
+
+def check_equal(mine, theirs):
+    assert type(mine) is type(theirs)
+    if isinstance(mine, dict):
+        assert list(mine) == list(theirs)
+        for key in mine:
+            check_equal(mine[key], theirs[key])
+    elif isinstance(mine, list | tuple):
+        for one, other in zip(mine, theirs, strict=True):
+            check_equal(one, other)
+    elif isinstance(mine, np.ndarray):
+        assert mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(mine, theirs)
+    else:
+        assert mine == theirs
+
+
+def test_what_goes_in_comes_out():
+    facts, state = snapshot.read(io.BytesIO(written()))
+    assert facts["epoch"] == 3
+    check_equal(state, STATE)
+
+
+def test_types_that_numpy_does_not_know():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    values = np.array([1.5, -2.0], ml_dtypes.bfloat16)
+    _, state = snapshot.read(io.BytesIO(written([values, values[0]])))
+    check_equal(state, [values, values[0]])
+
+
+def test_numpy_opens_it():
+    with np.load(io.BytesIO(written())) as file:
+        np.testing.assert_array_equal(file["0"], np.arange(6).reshape(2, 3))
+
+
+@pytest.mark.parametrize("value", [object(), {"inner": [1, {2, 3}]}, np.array([object()])])
+def test_what_a_checkpoint_does_not_hold(value):
+    with pytest.raises(CheckpointError, match="state"):
+        written(value)
+    with pytest.raises(CheckpointError):
+        snapshot.check({"deep": value})
+
+
+def test_a_copy_does_not_change_with_the_original():
+    array = np.ones(3)
+    copied = snapshot.check({"array": array})
+    array[:] = 0
+    np.testing.assert_array_equal(copied["array"], np.ones(3))
+
+
+@pytest.mark.parametrize("part", [0, 1, 10, 0.3, 0.7, 0.99, -1])
+def test_a_truncated_file(part):
+    data = written()
+    size = part if isinstance(part, int) else int(len(data) * part)
+    with pytest.raises(CheckpointError):
+        snapshot.read(io.BytesIO(data[:size]))
+
+
+def test_any_flipped_byte_is_noticed_or_does_no_harm():
+    data = written()
+    chance = random.Random(1)
+    noticed = 0
+    for place in chance.sample(range(len(data)), 300):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << chance.randrange(8)
+        try:
+            _, state = snapshot.read(io.BytesIO(bytes(damaged)))
+        except CheckpointError:
+            noticed += 1
+        else:  # a date or an attribute in the archive's list
+            check_equal(state, STATE)
+    assert noticed > 200
+
+
+@pytest.mark.parametrize("data", [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(100)])
+def test_foreign_files(data):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of this library|damaged"):
+        snapshot.read_facts(io.BytesIO(data))
+
+
+def test_another_format():
+    import json
+    import zipfile
+
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("facts.json", json.dumps({"format": "tomorrow's"}))
+    with pytest.raises(CheckpointError, match="tomorrow's"):
+        snapshot.read(file)
+
+
+def test_nothing_is_unpickled():
+    file = io.BytesIO()
+    np.savez(file, np.array([{"a": 1}], object))
+    with pytest.raises(CheckpointError):
+        snapshot.read(file)
