@@ -113,6 +113,7 @@ class TaskSpec:
         echo: copy the trainer's output to the executor's stderr. Not where that is the driver's own, which shows the
             lines anyway.
         checkpoints: what is kept of the training.
+        worker_ports: first and last plus one of the ports for TensorFlow; empty for any.
         frames: the DataFrames among the function's arguments.
         seed: of the order of their rows, where the user gives none; the same for all attempts of a run.
     """
@@ -139,6 +140,7 @@ class TaskSpec:
     loopback: bool
     echo: bool
     checkpoints: CheckpointSpec
+    worker_ports: tuple[int, ...] = ()
     frames: tuple[FrameSpec, ...] = ()
     seed: int = 0
 

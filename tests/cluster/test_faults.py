@@ -137,7 +137,7 @@ def test_a_link_is_down_for_five_seconds(hosts, driver, events, reference):
 
 
 def test_a_poor_link(hosts, driver, events, reference):
-    with hosts.poor_link(2, delay=0.2, loss=0.01):
+    with hosts.poor_link(2, delay=0.1, loss=0.01):  # 200 ms for a round trip
         told = driver.result(driver.start(events, **OPTIONS, epochs=1), 200)
     check_same(events, told, reference, epochs=1)
     assert len(told["attempts"]) == 1
@@ -202,7 +202,7 @@ def test_the_disk_of_the_rows_is_full(hosts, driver, events):
 def small_disk(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "stfd", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "stfd", folder], check=True)
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 

@@ -10,6 +10,7 @@ from spark_tensorflow_distributor.driver.plan import (
     max_row_bytes,
     num_tasks_for,
     parse_bytes,
+    ports,
 )
 
 AMOUNT = "spark.task.resource.gpu.amount"
@@ -89,3 +90,11 @@ def test_rows_take_an_eighth_of_the_heap():
     assert max_row_bytes(1 << 30, 1 << 30) == 1 << 27
     assert max_row_bytes(1 << 20, 1 << 30) == 1 << 20
     assert max_row_bytes(0, None) == 1 << 27
+
+
+def test_a_range_of_ports():
+    assert ports("20000-20099", "key") == (20000, 20100)
+    assert ports("", "key") == ()
+    for wrong in ("20000", "5-4", "0-10", "1-70000", "a-b"):
+        with pytest.raises(ClusterError, match="key is"):
+            ports(wrong, "key")

@@ -55,3 +55,12 @@ def test_a_held_port_is_taken():
 
     with hold_port() as holder, socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("", holder.getsockname()[1]))
+
+
+def test_a_port_of_a_range():
+    with hold_port() as any_port:
+        free = any_port.getsockname()[1]
+    with hold_port(range(free, free + 1)) as held:
+        assert held.getsockname()[1] == free
+        with pytest.raises(ClusterError, match="workerPorts"):
+            hold_port(range(free, free + 1))

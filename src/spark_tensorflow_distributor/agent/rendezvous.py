@@ -6,6 +6,7 @@ reach the driver. All ranks must take the same way: who cannot connect goes to a
 those that did connect there too, once it has missed a rank for some seconds (see ``driver.group``).
 """
 
+import errno
 import json
 import socket
 import time
@@ -28,8 +29,14 @@ class Barrier(Protocol):
     def barrier(self) -> None: ...
 
 
-def hold_port() -> socket.socket:
+def hold_port(ports: range | None = None) -> socket.socket:
     """A socket bound to a free port of this host, which holds that port until it is closed.
+
+    Args:
+        ports: to choose from; None for any.
+
+    Raises:
+        ClusterError: all of ``ports`` are taken.
 
     TensorFlow does not set SO_REUSEPORT, so the port has to be released just before TensorFlow binds it; it is held
     until then, through the import of TensorFlow and the meeting.
@@ -38,8 +45,19 @@ def hold_port() -> socket.socket:
     holder = socket.socket(family, socket.SOCK_STREAM)
     if family == socket.AF_INET6:
         holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    holder.bind(("", 0))
-    return holder
+    for port in ports or (0,):
+        try:
+            holder.bind(("", port))
+            return holder
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    holder.close()
+    assert ports is not None
+    raise ClusterError(
+        f"All ports from {ports.start} to {ports.stop - 1} are taken on {socket.gethostname()}. Widen "
+        "tensorflow.spark.distributor.workerPorts: each worker of a host needs one."
+    )
 
 
 def meet(

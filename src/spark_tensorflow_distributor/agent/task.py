@@ -133,7 +133,7 @@ class Agent:
         courier = self._courier()
         launcher = Launcher(warm=spec.warm_start, env=spec.env, preload=_PRELOAD, warm_seconds=spec.warm_seconds)
         try:
-            port = hold_port()
+            port = hold_port(range(*spec.worker_ports) if spec.worker_ports else None)
             with port:
                 member = {
                     "rank": place.rank,

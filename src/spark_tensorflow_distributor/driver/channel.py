@@ -49,7 +49,7 @@ class Channel:
     ) -> None:
         self._secret = secret
         self._commits = commits
-        self._couriers: set[socket.socket] = set()
+        self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._connections: dict[int, socket.socket] = {}
         self._threads: list[threading.Thread] = []
@@ -76,7 +76,7 @@ class Channel:
         """Close all connections, and wait for the threads."""
         with self._lock:
             self._closed = True
-            connections = [*self._connections.values(), *self._couriers]
+            connections = list(self._open)
         # shutdown, because close alone does not wake a thread that waits in accept or recv.
         for sock in (self._listener, *connections):
             with contextlib.suppress(OSError):
@@ -100,6 +100,8 @@ class Channel:
 
     def _serve(self, connection: socket.socket) -> None:
         rank = -1
+        with self._lock:
+            self._open.add(connection)
         try:
             connection.settimeout(HANDSHAKE_SECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -128,6 +130,7 @@ class Channel:
                 _log.debug("A connection to the driver's channel ended during its handshake: %s", error)
         finally:
             with self._lock:
+                self._open.discard(connection)
                 current = self._connections.get(rank) is connection
                 if current:
                     del self._connections[rank]
@@ -140,28 +143,22 @@ class Channel:
         commits = self._commits
         if commits is None:
             return
-        with self._lock:
-            self._couriers.add(connection)
+        connection.settimeout(_COURIER_SECONDS)
+        if hello["type"] == "fetch":
+            kept = [(name, file, file.seek(0, 2)) for name, file in commits.for_rank(int(hello["rank"]))]
+            connection.sendall(frame({"commits": [[name, size] for name, _, size in kept]}))
+            for _, file, size in kept:
+                if size:
+                    connection.sendfile(file, 0, size)
+            return
+        name, size = str(hello["name"]), int(hello["size"])
         try:
-            connection.settimeout(_COURIER_SECONDS)
-            if hello["type"] == "fetch":
-                kept = [(name, file, file.seek(0, 2)) for name, file in commits.for_rank(int(hello["rank"]))]
-                connection.sendall(frame({"commits": [[name, size] for name, _, size in kept]}))
-                for _, file, size in kept:
-                    if size:
-                        connection.sendfile(file, 0, size)
-                return
-            name, size = str(hello["name"]), int(hello["size"])
-            try:
-                commits.take(name, receive_bytes(connection, size))
-            except OSError as error:
-                connection.sendall(frame({"type": "commit_refused", "reason": f"at the driver: {error}"}))
-                raise
-            connection.sendall(frame({"type": "commit_taken"}))
-            self.events.put((int(hello["rank"]), {"type": "committed", "name": name, "bytes": size}))
-        finally:
-            with self._lock:
-                self._couriers.discard(connection)
+            commits.take(name, receive_bytes(connection, size))
+        except OSError as error:
+            connection.sendall(frame({"type": "commit_refused", "reason": f"at the driver: {error}"}))
+            raise
+        connection.sendall(frame({"type": "commit_taken"}))
+        self.events.put((int(hello["rank"]), {"type": "committed", "name": name, "bytes": size}))
 
     def _enter(self, rank: int, connection: socket.socket) -> bool:
         with self._lock:

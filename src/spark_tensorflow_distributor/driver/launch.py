@@ -87,7 +87,8 @@ class Launch:
         self._result = LaunchResult(had_data=bool(spec.frames))
         self._started = time.monotonic()
         self._waiting_since = self._started
-        self._next_look = self._next_missing = self._started
+        self._next_look = self._started
+        self._next_missing = self._started + _MISSING_SECONDS
         self._channel_value: list[bytes] = []
         self._job_ended = False
 

@@ -13,6 +13,7 @@ IGNORE_SSL = "tensorflow.spark.distributor.ignoreSsl"
 WARM_START = "tensorflow.spark.distributor.warmStart"
 WARM_SECONDS = "tensorflow.spark.distributor.warmSeconds"
 DRIVER_PORT = "tensorflow.spark.distributor.driverPort"
+WORKER_PORTS = "tensorflow.spark.distributor.workerPorts"
 
 _ENCRYPTION = {
     "spark.ssl.enabled": "TLS",
@@ -220,6 +221,20 @@ def number(value: str, key: str) -> float:
     if not 0 <= found < math.inf:
         raise ClusterError(f"{key} is {value!r}; it must be a number, 0 or more.")
     return found
+
+
+def ports(value: str, key: str) -> tuple[int, ...]:
+    """A range such as ``20000-20099``: the first and the one after the last; empty where nothing is set.
+
+    Raises:
+        ClusterError: it is no range of ports.
+    """
+    if not value:
+        return ()
+    first, _, last = value.partition("-")
+    if first.isdigit() and last.isdigit() and 0 < int(first) <= int(last) < 1 << 16:
+        return int(first), int(last) + 1
+    raise ClusterError(f"{key} is {value!r}; it must be a range of ports, such as 20000-20099.")
 
 
 def parse_bytes(value: str, key: str) -> int:

@@ -203,6 +203,7 @@ class Run:
             loopback=facts.is_local,
             echo=not (facts.is_local and config.log_to_driver),
             checkpoints=self._checkpoints(),
+            worker_ports=plan.ports(conf.get(plan.WORKER_PORTS, ""), plan.WORKER_PORTS),
             frames=self._program.frames.specs,
             seed=self._seed,
         )

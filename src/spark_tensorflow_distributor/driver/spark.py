@@ -22,7 +22,7 @@ _CONF_KEYS = (
     "spark.dynamicAllocation.enabled", "spark.ssl.enabled", "spark.network.crypto.enabled",
     "spark.io.encryption.enabled", "spark.driver.maxResultSize", "spark.driver.host", "spark.driver.bindAddress",
     "spark.scheduler.maxRegisteredResourcesWaitingTime", plan.IGNORE_SSL, plan.WARM_START, plan.WARM_SECONDS,
-    plan.DRIVER_PORT,
+    plan.DRIVER_PORT, plan.WORKER_PORTS,
 )  # fmt: skip
 
 Row = tuple[int, str, int, bytes]

@@ -45,6 +45,8 @@ class Fit:
         self._claimable: set[str] = set()
         self._epoch, self._step = self._first_epoch, 0
         self._is_positioned = False
+        self.iterators = 0
+        self._begun: list[dict[str, Any]] = []
         self._waiting_metrics: Sequence[np.ndarray] | None = None
         self._sequence = self._epoch_steps = 0
         self._can_save = keeper.store is not None and self._can_exchange()
@@ -100,6 +102,7 @@ class Fit:
         self._claimable = {"fit"}
         if not self._can_save:
             return
+        self._begun = callback_states(self._callbacks)
         self._build()
         if self._resumed is None:
             return
@@ -112,6 +115,8 @@ class Fit:
                 "its files, to train from the beginning."
             ) from None
         del state["weights"]
+        if hasattr(self._model, "_initial_epoch"):  # a BackupAndRestore may have set it to an earlier one
+            self._model._initial_epoch = self._arguments["initial_epoch"]
         restore_callbacks(self._callbacks, state["callbacks"])
         self._restore_random(state["random"])
 
@@ -165,11 +170,11 @@ class Fit:
                 history.history[name] = list(values)
 
     def start(self, skip_epochs: Callable[[int, int], int]) -> tuple[int, int]:
-        epochs, steps = 0, 0
-        if self._resumed is not None and not self._is_positioned:
-            epochs, steps = self._epoch - self._first_epoch, self._step
+        if self._is_positioned:  # a later epoch
+            return 0, 0
         self._is_positioned = True
         self._claimable.discard("fit")
+        epochs, steps = (self._epoch - self._first_epoch, self._step) if self._resumed is not None else (0, 0)
         feeds, steps_per_epoch = self._feeds(), self._arguments.get("steps_per_epoch")
         if not feeds:
             return steps, skip_epochs(epochs, self._epoch_steps) + steps
@@ -217,10 +222,19 @@ class Fit:
     def end(self) -> None:
         """Keras has ended the training."""
         self.restore_history()
-        if self._can_save and not (self._resumed is not None and self._resumed[0]["complete"]):
+        if self._resumed is not None and self._resumed[0]["complete"]:
+            self._use_up_orders(int(self._resumed[0]["iterators"]))
+        elif self._can_save:
             self._commit(self._epochs, 0, complete=True)
         for feed in self._feeds():
             feed.epoch = None
+
+    def _use_up_orders(self, iterators: int) -> None:
+        """A shuffled dataset draws an order for each iterator: a later fit with it has to get its own."""
+        data: Any = self._arguments.get("x")
+        if hasattr(data, "element_spec") and not self._feeds():
+            for _ in range(iterators):
+                iter(data)
 
     def _commit(
         self, epoch: int, step: int, *, complete: bool = False, extra: tuple[int, dict[str, Any]] | None = None
@@ -236,7 +250,7 @@ class Fit:
             history, epochs = _history(self._model, extra)
             state.update(
                 random=[each for each, _ in read],
-                callbacks=callback_states(self._callbacks),
+                callbacks=callback_states(self._callbacks, self._begun),
                 history=history,
                 epochs=epochs,
             )
@@ -248,6 +262,7 @@ class Fit:
                 "epoch": epoch,
                 "step": step,
                 "epoch_steps": self._epoch_steps,
+                "iterators": self.iterators,
                 "sequence": self._sequence,
                 "complete": complete,
                 "stopped": bool(extra and self._model.stop_training),

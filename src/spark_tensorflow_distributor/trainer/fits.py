@@ -118,6 +118,10 @@ class Keeper:
         assert self._current is not None
         return self._current.start(skip_epochs)
 
+    def made_iterator(self) -> None:
+        if self._current is not None:
+            self._current.iterators += 1
+
     def after_step(self) -> None:
         if self._current is not None:
             self._current.after_step()

@@ -37,6 +37,9 @@ class Guest(Protocol):
             How many steps of the epoch were taken before, and how many batches to leave out.
         """
 
+    def made_iterator(self) -> None:
+        """Keras has made an iterator of the training's data."""
+
     def after_step(self) -> None:
         """A step of training is done."""
 
@@ -72,6 +75,7 @@ def _in_keras(loop: Any, guest: Guest) -> None:
                 yield each
                 guest.alive()
             return
+        _count_iterators(self, guest)
         done, batches = guest.start(lambda count, steps: _skip_epochs(self, original, count, steps))
         for *numbers, iterator in original(self):
             batches = _pull(iterator, batches)
@@ -80,6 +84,18 @@ def _in_keras(loop: Any, guest: Guest) -> None:
                 guest.after_step()
 
     setattr(owner, name, enumerate_steps)
+
+
+def _count_iterators(loop: Any, guest: Guest) -> None:
+    if "_get_iterator" in vars(loop):  # a later epoch
+        return
+    get_iterator = loop._get_iterator
+
+    def counted() -> Any:
+        guest.made_iterator()
+        return get_iterator()
+
+    loop._get_iterator = counted
 
 
 def _skip_epochs(loop: Any, original: Callable[[Any], Iterator[Any]], count: int, steps: int) -> int:
@@ -101,13 +117,14 @@ def _skip_epochs(loop: Any, original: Callable[[Any], Iterator[Any]], count: int
             *_, iterator = next(epoch)
             if kind == "ArrayDataAdapter":
                 next(iterator)  # its order is drawn with the first batch
-            if loop._num_batches is None:
-                loop._num_batches = steps  # Keras, too, knows it after the first epoch
-            else:
+            if loop._num_batches is not None:
                 for _ in epoch:
                     pass
     finally:
         loop._distributed_dataset, loop._current_iterator = distributed, None
+    if loop._num_batches is None:
+        # A dataset of unknown length: Keras has counted the step at which it was out of data.
+        loop._num_batches = steps + loop.steps_per_execution
     return 0
 
 

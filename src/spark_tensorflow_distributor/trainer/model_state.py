@@ -13,8 +13,9 @@ import numpy as np
 from ..errors import CheckpointError
 
 _SIMPLE = (type(None), bool, int, float, str, np.ndarray, np.generic)
-# Of a callback: what belongs to the process it runs in.
-_NOT_STATE = ("model", "_model", "params", "validation_data", "append", "append_header")
+# Of a callback: what belongs to the process it runs in; and min_delta, whose sign EarlyStopping and ReduceLROnPlateau
+# turn when they first see the metric.
+_NOT_STATE = ("model", "_model", "params", "validation_data", "append", "append_header", "min_delta")
 
 
 class ModelState:
@@ -117,7 +118,7 @@ class ModelState:
 def describe(variables: Iterable[Any]) -> list[list[Any]]:
     """Name, shape and type of each."""
     return [
-        [str(getattr(each, "path", each.name)), [int(size) for size in each.shape], _dtype_name(each)]
+        [str(each.name if _is_tensorflows(each) else each.path), [int(size) for size in each.shape], _dtype_name(each)]
         for each in variables
     ]
 
@@ -142,8 +143,12 @@ def _unique(variables: Iterable[Any]) -> list[Any]:
 
 def _tf_variable(variable: Any) -> Any:
     """TensorFlow's variable in Keras 3's."""
-    is_keras = hasattr(variable, "path") and not callable(getattr(variable, "value", None))
-    return variable.value if is_keras else variable
+    return variable if _is_tensorflows(variable) else variable.value
+
+
+def _is_tensorflows(variable: Any) -> bool:
+    # By its type: to ask such a variable for an attribute that it lacks may read it, which is a collective.
+    return type(variable).__module__.startswith("tensorflow.")
 
 
 def _is_partial(variable: Any) -> bool:
@@ -205,17 +210,38 @@ def _tf_generator() -> Any:
     return getattr(stateful_random_ops, "global_generator", None)
 
 
-def callback_states(callbacks: Iterable[Any]) -> list[dict[str, Any]]:
-    """The plain attributes of each callback: best value so far, epochs waited, and the like."""
-    return [{"class": type(each).__name__, "state": _plain_attributes(each)} for each in callbacks]
+def callback_states(callbacks: Iterable[Any], begun: Iterable[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """The plain attributes of each callback: best value so far, epochs waited, and the like.
+
+    Args:
+        callbacks: of a ``fit``.
+        begun: what this function gave when training began. What has not changed since is left out: it is how the
+            callback was made, which may be another on each rank.
+    """
+    states = []
+    before = [each["state"] for each in begun or ()]
+    for place, callback in enumerate(callbacks):
+        state, old = _plain_attributes(callback), before[place] if before else {}
+        changed = {name: value for name, value in state.items() if name not in old or not _is_same(old[name], value)}
+        states.append({"class": type(callback).__name__, "state": changed})
+    return states
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(np.all(one == other))
 
 
 def restore_callbacks(callbacks: Sequence[Any], states: Sequence[Mapping[str, Any]]) -> None:
-    """Set what :func:`callback_states` gave, where the callbacks are the same."""
-    if [type(each).__name__ for each in callbacks] != [state["class"] for state in states]:
-        return
-    for callback, state in zip(callbacks, states, strict=True):
-        vars(callback).update(state["state"])
+    """Set what :func:`callback_states` gave: to each the state of the callback of its class.
+
+    Of several of a class in their order. Some may be rank 0's alone, as those that write files.
+    """
+    waiting = list(states)
+    for callback in callbacks:
+        found = next((state for state in waiting if state["class"] == type(callback).__name__), None)
+        if found is not None:
+            waiting.remove(found)
+            vars(callback).update(found["state"])
 
 
 def _plain_attributes(callback: Any) -> dict[str, Any]:
@@ -223,7 +249,7 @@ def _plain_attributes(callback: Any) -> dict[str, Any]:
 
 
 def _is_simple(value: Any) -> bool:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return all(isinstance(key, str | int) and _is_simple(each) for key, each in value.items())
     if isinstance(value, list | tuple):
         return all(_is_simple(each) for each in value)

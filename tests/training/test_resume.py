@@ -1,0 +1,297 @@
+"""A training that is interrupted and taken up again ends as one that was not."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from spark_tensorflow_distributor import CheckpointError, MirroredStrategyRunner, TrainingFailedError
+
+
+@pytest.fixture
+def runner(spark):
+    def make(**options):
+        options = {"num_slots": 2, "max_restarts": 1, "checkpoint_every": "4 steps", **options}
+        return MirroredStrategyRunner(use_gpu=False, spark=spark, **options)
+
+    return make
+
+
+def program():
+    """A function of many kinds of data and callbacks, which one rank's death may interrupt; nested, to go by value."""
+
+    def train(data="dataset", optimizer="adam", kill=None, epochs=4, log=None, callbacks=(), shard=None, again=False):
+        import os
+        import signal
+        import time
+
+        import numpy as np
+        import tensorflow as tf
+        from sklearn.datasets import load_digits
+
+        from spark_tensorflow_distributor import get_context
+
+        context = get_context()
+
+        class Kill(tf.keras.callbacks.Callback):
+            """Ends rank 1's process in the first attempt, at a step counted over all calls of fit."""
+
+            seen = 0
+
+            def on_train_batch_end(self, batch, logs=None):
+                Kill.seen += 1
+                if (context.attempt, context.rank) == (0, context.world_size - 1) and Kill.seen == kill:
+                    time.sleep(0.5)  # the last checkpoint may be on its way
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        images, labels = load_digits(return_X_y=True)
+        images, labels = (images[:1024] / 16).astype("float32"), labels[:1024].astype("int32")
+        tf.keras.utils.set_random_seed(7)
+
+        def build():
+            model = tf.keras.Sequential(
+                [
+                    tf.keras.layers.Input((64,)),
+                    tf.keras.layers.Dense(24, activation="relu"),
+                    tf.keras.layers.Dense(10, activation="softmax"),
+                ]
+            )
+            chosen = {
+                "adam": lambda: tf.keras.optimizers.Adam(0.005),
+                "sgd": lambda: tf.keras.optimizers.SGD(0.1, momentum=0.9),
+            }[optimizer]
+            metrics = ["accuracy", tf.keras.metrics.SparseTopKCategoricalAccuracy(3, name="top")]
+            model.compile(chosen(), "sparse_categorical_crossentropy", metrics=metrics)
+            return model
+
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+        rows = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(1024, seed=3).with_options(options)
+        arguments = {
+            "dataset": lambda: {"x": rows.batch(64)},
+            "unknown": lambda: {"x": rows.filter(lambda x, y: y >= 0).batch(64)},
+            "repeated": lambda: {"x": rows.repeat().batch(64), "steps_per_epoch": 11},
+            "arrays": lambda: {"x": images, "y": labels, "batch_size": 64, "shuffle": False},
+            "shard": lambda: {"x": shard.to_tf(NAMES, "label", batch_size=64, stack=True)},
+            "endless shard": lambda: {
+                "x": shard.to_tf(NAMES, "label", batch_size=64, stack=True, repeat=True),
+                "steps_per_epoch": 11,
+            },
+        }[data]()
+        model = build()
+        given = [Kill()]
+        if "early" in callbacks:
+            # Stops by what it has seen in epochs before the interruption.
+            given.append(tf.keras.callbacks.EarlyStopping("loss", min_delta=10.0, patience=3))
+        if "plateau" in callbacks:
+            given.append(tf.keras.callbacks.ReduceLROnPlateau("loss", min_delta=10.0, patience=2, factor=0.1))
+        if "csv" in callbacks and context.is_chief:
+            given.append(tf.keras.callbacks.CSVLogger(log))
+        if "backup" in callbacks:
+            given.append(tf.keras.callbacks.BackupAndRestore(f"{log}-{context.rank}"))
+        told = {"rates": []}
+        given.append(
+            tf.keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: told["rates"].append(float(model.optimizer.learning_rate.numpy()))
+            )
+        )
+        histories = [model.fit(**arguments, epochs=epochs, callbacks=given)]
+        if again:  # another model, from what the first one came to
+            first, model = model, build()
+            model.set_weights([weight * 0.5 for weight in first.get_weights()])
+            histories.append(model.fit(**arguments, epochs=2, callbacks=[Kill()]))
+        return {
+            "weights": [np.asarray(weight) for weight in model.get_weights()],
+            "history": [history.history for history in histories],
+            "epochs": [history.epoch for history in histories],
+            "attempt": context.attempt,
+            **told,
+        }
+
+    NAMES = [f"p{place}" for place in range(64)]
+    return train
+
+
+@pytest.fixture(scope="module")
+def frame(spark):
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    table = np.c_[images[:1024] / 16, labels[:1024]].astype("float32").tolist()
+    return spark.createDataFrame(table, ", ".join(f"{name} float" for name in [*[f"p{i}" for i in range(64)], "label"]))
+
+
+def check_same(interrupted, whole):
+    assert (interrupted["attempt"], whole["attempt"]) == (1, 0)
+    for mine, theirs in zip(interrupted["weights"], whole["weights"], strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+    assert interrupted["epochs"] == whole["epochs"]
+    for mine, theirs in zip(interrupted["history"], whole["history"], strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in theirs:
+            np.testing.assert_allclose(mine[name], theirs[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("data", "kill"),
+    [("dataset", 38), ("dataset", 34), ("unknown", 38), ("repeated", 30), ("arrays", 38), ("dataset", 5)],
+)
+def test_data_of_all_kinds(runner, data, kill):
+    whole = runner().run(program(), data=data)
+    check_same(runner().run(program(), data=data, kill=kill), whole)
+
+
+@pytest.mark.parametrize("data", ["shard", "endless shard"])
+def test_a_dataframe(runner, frame, data, tmp_path):
+    # The order of a shard's rows goes by the run, or by the folder of its checkpoints.
+    folder = str(tmp_path)
+    whole = runner(checkpoint_dir=folder).run(program(), data=data, shard=frame)
+    interrupted = runner(checkpoint_dir=folder)
+    check_same(interrupted.run(program(), data=data, shard=frame, kill=38), whole)
+    (place,) = interrupted.report.attempts[1].resumed
+    assert place["epoch"] * (16 if data == "shard" else 11) + place["step"] == 36
+
+
+def test_sgd_on_one_worker_and_on_three(runner):
+    for slots in (1, 3):
+        whole = runner(num_slots=slots).run(program(), optimizer="sgd")
+        check_same(runner(num_slots=slots).run(program(), optimizer="sgd", kill=38), whole)
+
+
+@pytest.mark.parametrize("data", ["dataset", "repeated"])
+def test_tf_keras(runner, data):
+    options = {"env": {"TF_USE_LEGACY_KERAS": "1"}}
+    whole = runner(**options).run(program(), data=data)
+    check_same(runner(**options).run(program(), data=data, kill=38), whole)
+
+
+@pytest.mark.parametrize("kill", [70, 90])
+def test_a_second_fit_in_the_function(runner, kill):
+    """The first one is not run again, and the second one begins with what it came to."""
+    whole = runner().run(program(), again=True)
+    interrupted = runner()
+    check_same(interrupted.run(program(), again=True, kill=kill), whole)
+    places = interrupted.report.attempts[1].resumed
+    assert [place["fit"] for place in places] == [0, 1]
+    assert places[0]["epoch"] == 4
+
+
+def test_callbacks_remember(runner, tmp_path):
+    wanted = ["early", "plateau", "csv"]
+    whole = runner().run(program(), epochs=9, callbacks=wanted, log=str(tmp_path / "whole.csv"))
+    interrupted = runner().run(program(), epochs=9, callbacks=wanted, log=str(tmp_path / "log.csv"), kill=41)
+    check_same(interrupted, whole)
+    assert len(whole["epochs"][0]) == 4  # stopped early, by the loss of the first epoch
+    assert interrupted["rates"] == whole["rates"][2:]  # of the epochs of the second attempt
+    with open(tmp_path / "log.csv") as mine, open(tmp_path / "whole.csv") as theirs:
+        mine, theirs = list(csv.DictReader(mine)), list(csv.DictReader(theirs))
+    assert len(mine) == len(theirs) == 4
+    for one, other in zip(mine, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name] == other[name] or abs(float(one[name]) - float(other[name])) < 1e-5, name
+
+
+def test_backup_and_restore_of_the_functions_own(runner, tmp_path):
+    whole = runner().run(program())
+    found = runner().run(program(), callbacks=["backup"], log=str(tmp_path / "backup"), kill=38)
+    check_same(found, whole)
+    alone = runner(max_restarts=0)
+    with pytest.raises(TrainingFailedError):
+        alone.run(program(), callbacks=["backup"], log=str(tmp_path / "backup"), kill=38)
+    again = alone.run(program(), callbacks=["backup"], log=str(tmp_path / "backup"))
+    assert again["epochs"] == [[2, 3]]  # as Keras does it: from the last epoch that was whole
+
+
+def own_loop():
+    def train(kill=None, wrong=False):
+        import os
+        import signal
+
+        import numpy as np
+        import tensorflow as tf
+
+        from spark_tensorflow_distributor import get_context
+
+        context = get_context()
+        weights, begun = tf.Variable(tf.zeros(3)), 0
+        state = context.latest_checkpoint()
+        if state is not None:
+            weights.assign(state["weights"])
+            begun = state["step"]
+        for step in range(begun, 20):
+            if step == kill and context.attempt == 0 and context.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            gradient = tf.distribute.get_strategy().reduce("SUM", tf.constant([1.0, 2.0, 3.0]) * step, axis=None)
+            weights.assign_sub(0.1 * gradient)
+            if step % 5 == 4:
+                saved = {"weights": weights, "step": step + 1, "notes": ("a", None)}
+                context.save_checkpoint({**saved, "wrong": object()} if wrong else saved)
+                import time
+
+                time.sleep(0.3)
+        return np.asarray(weights), begun, context.attempt
+
+    return train
+
+
+@pytest.mark.parametrize("where", ["driver", "folder"])
+def test_a_loop_of_the_functions_own(runner, tmp_path, where):
+    options = {} if where == "driver" else {"checkpoint_dir": str(tmp_path)}
+    weights, begun, attempt = runner(**options).run(own_loop(), kill=12)
+    assert (begun, attempt) == (10, 1)
+    np.testing.assert_allclose(weights, -0.2 * 190 * np.array([1, 2, 3]), rtol=1e-5)
+    assert runner(**options).run(own_loop())[1:] == (0, 0)  # a run that has ended well is not taken up
+
+
+def test_what_a_checkpoint_does_not_hold(runner):
+    with pytest.raises(TrainingFailedError) as caught:
+        runner().run(own_loop(), wrong=True)
+    assert isinstance(caught.value.__cause__, CheckpointError)
+    assert "state['wrong'] is a object" in str(caught.value)
+
+
+def test_another_driver_takes_up_what_one_has_left(runner, tmp_path):
+    folder = str(tmp_path / "checkpoints")
+    whole = runner().run(program())
+    with pytest.raises(TrainingFailedError):
+        runner(max_restarts=0, checkpoint_dir=folder).run(program(), kill=38)
+    second = runner(max_restarts=0, checkpoint_dir=folder)
+    found = second.run(program())
+    check_same({**found, "attempt": 1}, whole)
+    assert second.report.attempts[0].resumed == ({"fit": 0, "epoch": 2, "step": 4},)
+
+
+def test_checkpoints_of_another_model(runner, tmp_path):
+    folder = str(tmp_path / "checkpoints")
+    with pytest.raises(TrainingFailedError):
+        runner(max_restarts=0, checkpoint_dir=folder).run(program(), kill=38)
+    with pytest.raises(TrainingFailedError, match="It is of another model") as caught:
+        runner(max_restarts=0, checkpoint_dir=folder).run(program(), optimizer="sgd")
+    assert isinstance(caught.value.__cause__, CheckpointError)
+    assert "remove its files" in str(caught.value)
+
+
+def test_hosts_that_do_not_share_the_folder(runner, tmp_path):
+    """What the driver knows to be saved is missing: said at once, and not trained anew."""
+
+    def train(folder):
+        import os
+        import shutil
+
+        import numpy as np
+        import tensorflow as tf
+
+        from spark_tensorflow_distributor import get_context
+
+        model = tf.keras.Sequential([tf.keras.layers.Input((2,)), tf.keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        model.fit(np.zeros((8, 2)), np.zeros((8, 1)), batch_size=8, epochs=3)
+        if get_context().is_chief:
+            shutil.rmtree(folder)
+            os.makedirs(folder)
+            raise RuntimeError("lost")
+
+    folder = str(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match="checkpoint_dir must be a place that all hosts share"):
+        runner(checkpoint_dir=folder).run(train, folder=folder)
