@@ -84,8 +84,8 @@ class Fit:
             if hasattr(callback, "append") and hasattr(callback, "csv_file"):
                 callback.append = True  # a CSVLogger would begin its file anew
         if self._keeper.context.is_chief:
-            where = "is complete" if is_over else f"goes on in epoch {self._epoch + 1} after {self._step} steps"
-            _log.info("fit %d %s (checkpoint %s).", self._number + 1, where, facts["name"])
+            where = "is complete" if is_over else f"goes on in epoch {self._epoch + 1}, after {self._step} steps"
+            print(f"fit {self._number + 1} {where}: checkpoint {facts['name']}.", flush=True)
             self._keeper.tell({"type": "resumed", **self.place(), "complete": bool(is_over)})
 
     def _read(self) -> bytes | None:
