@@ -14,10 +14,11 @@ def hosts(tmp_path_factory):
     if reason:
         pytest.skip(f"no hosts here: {reason}")
     folder = tmp_path_factory.mktemp("hosts")
-    disks = [folder / f"h{host}" / "local" for host in (1, 2, 3)]
-    for disk in disks:  # small ones, that can be filled
+    # Small disks, that can be filled. What is mounted later is not seen by the hosts.
+    disks = {folder / f"h{host}" / "local": "64m" for host in (1, 2, 3)} | {folder / "small": "64k"}
+    for disk, size in disks.items():
         disk.mkdir(parents=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "stfd", disk], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "stfd", disk], check=True)
     try:
         with Hosts(folder, workers=3, cores=1, number=2) as made:
             yield made

@@ -131,10 +131,10 @@ def digit_rows(spark, seconds):
     images, labels = load_digits(return_X_y=True)
     names = [f"p{place}" for place in range(64)]
     table = np.c_[images[:1764] / 16, labels[:1764]].astype("float32").tolist()
-    frame = spark.createDataFrame(table, ", ".join(f"{name} float" for name in [*names, "label"]))
+    schema = ", ".join(f"{name} float" for name in [*names, "label"])
     if not seconds:
-        return frame
-    frame = frame.repartition(6)
+        return spark.createDataFrame(table, schema)
+    frame = spark.createDataFrame(spark.sparkContext.parallelize(table, 6), schema)
 
     def slowly(batches):
         for batch in batches:
