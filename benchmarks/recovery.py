@@ -9,7 +9,7 @@ The faults are done by rank 1 to itself: its trainer is killed, its Python worke
 
 cost: seconds of a step with checkpoints and without, two workers in local mode, in turn. ``cnn`` is a small CNN (0.32 M
 parameters), ``dense`` has 24 M, so that a checkpoint with Adam's moments is 285 MB. Checkpoints every 30 seconds are
-the default; every 5 seconds shows what one costs.
+the default; every 10 seconds shows what one costs.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", choices=("recovery", "cost"), nargs="+", default=["recovery", "cost"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60, help="of training for each measurement of cost")
+    parser.add_argument("--seconds", type=float, default=70, help="of training for each measurement of cost")
     parser.add_argument("--models", choices=("cnn", "dense"), nargs="+", default=["cnn", "dense"])
     parser.add_argument("--as", dest="role", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -120,15 +120,27 @@ def faulty_training():
         context = get_context()
         seen = []
 
-        def parent(pid):
-            with open(f"/proc/{pid}/stat") as file:
-                return int(file.read().rpartition(")")[2].split()[1])
+        def of_this_host(text):
+            """Processes with this text in their command line, and their parents."""
+            found, own = {}, os.readlink("/proc/self/ns/net")
+            for pid in filter(str.isdigit, os.listdir("/proc")):
+                try:
+                    with open(f"/proc/{pid}/cmdline") as file:
+                        line = file.read().replace("\0", " ")
+                    with open(f"/proc/{pid}/stat") as file:
+                        parent = int(file.read().rpartition(")")[2].split()[1])
+                    if text in line and os.readlink(f"/proc/{pid}/ns/net") == own:
+                        found[int(pid)] = parent
+                except OSError:
+                    continue
+            return found
 
-        def victim():
-            if fault == "trainer":
-                return os.getpid()
-            worker = parent(os.getppid())  # the fork server's parent, while that one's task runs
-            return worker if fault == "python worker" else parent(parent(worker))
+        def victims():
+            if fault == "executor":
+                return of_this_host("CoarseGrainedExecutorBackend")
+            daemons = of_this_host("pyspark.daemon")
+            workers = [pid for pid, parent in daemons.items() if parent in daemons]
+            return workers if fault == "python worker" else [os.getpid()]
 
         class Watch(tf.keras.callbacks.Callback):
             def on_train_batch_end(self, batch, logs=None):
@@ -136,8 +148,8 @@ def faulty_training():
                 if fault and (context.attempt, context.rank, len(seen)) == (0, 1, 20):
                     with open(note, "w") as file:
                         file.write(str(time.time()))
-                    os.kill(victim(), signal.SIGKILL)
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    for pid in victims():
+                        os.kill(pid, signal.SIGKILL)
 
         model = tf.keras.Sequential(
             [tf.keras.layers.Input((64,)), tf.keras.layers.Dense(32), tf.keras.layers.Dense(10)]
@@ -165,7 +177,7 @@ def cost(options):
         .getOrCreate()
     )
     spark.sparkContext.setLogLevel("ERROR")
-    ways = {"none": {}, "30 s": {"max_restarts": 1}, "5 s": {"max_restarts": 1, "checkpoint_every": 5.0}}
+    ways = {"none": {}, "30 s": {"max_restarts": 1}, "10 s": {"max_restarts": 1, "checkpoint_every": 10.0}}
     for model in options.models:
         steps = {way: [] for way in ways}
         commits = dict.fromkeys(ways, 0)
@@ -206,17 +218,27 @@ def steady_training():
         rows = 2560 if kind == "cnn" else 640
         data = tf.data.Dataset.from_tensor_slices((np.zeros((rows, *shape), "float32"), np.zeros(rows, "int32")))
         data = data.repeat().batch(256 if kind == "cnn" else 64)
-        model.fit(data, steps_per_epoch=12, epochs=1, verbose=0)
+
+        class Watch(tf.keras.callbacks.Callback):
+            def __init__(self):
+                super().__init__()
+                self.times = []
+
+            def on_train_batch_end(self, batch, logs=None):
+                self.times.append(time.time())
+
+            def seconds(self):
+                """Between two steps, after the first ones: neither a start nor an end is in it."""
+                return self.times[-1] - self.times[3]
+
+        watch = Watch()
+        model.fit(data, steps_per_epoch=12, epochs=1, verbose=0, callbacks=[watch])
         # As many steps as fill the time; the same number on every rank.
-        started = time.time()
-        model.fit(data, steps_per_epoch=12, epochs=1, verbose=0)
-        own = tf.constant((time.time() - started) / 12)
-        each = float(tf.distribute.get_strategy().reduce("MEAN", own, axis=None))
-        steps = int(seconds / each)
-        started = time.time()
-        model.fit(data, steps_per_epoch=steps, epochs=1, verbose=0)
+        each = float(tf.distribute.get_strategy().reduce("MEAN", tf.constant(watch.seconds() / 8), axis=None))
+        watch.times.clear()
+        model.fit(data, steps_per_epoch=int(seconds / each), epochs=1, verbose=0, callbacks=[watch])
         assert get_context().world_size == 2
-        return (time.time() - started) / steps
+        return watch.seconds() / (len(watch.times) - 4)
 
     return train
 

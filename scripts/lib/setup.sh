@@ -123,6 +123,17 @@ use_java() {
   find_java || { say "The package was installed, but still no Java $min_java or newer is found."; return 1; }
 }
 
+# --- network namespaces ----------------------------------------------------------------------------------------------
+
+# For several hosts on one machine, which takes Linux and root; elsewhere their tests are skipped, and say why.
+use_hosts() {
+  if [ "$(uname -s)" != Linux ] || ! is_root || have ip; then
+    return 0
+  fi
+  update_apt || return 1
+  system_install "Several hosts on one machine need the command ip." iproute2 iproute iproute2mac
+}
+
 # --- Python ----------------------------------------------------------------------------------------------------------
 
 # python_path COMMAND [any]: the absolute path of that Python, nothing where it does not run or is of another version.

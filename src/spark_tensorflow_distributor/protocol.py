@@ -277,12 +277,14 @@ def lane_of(name: str) -> str:
 def outdated(names: Iterable[str]) -> list[str]:
     """Which checkpoints need not be kept: all but the last two of each lane.
 
-    Two, for the case that the newer one turns out to be damaged.
+    Two, for the case that the newer one turns out to be damaged. Of a ``fit`` that another one has followed the last is
+    enough: it is there to hand its model to what comes after it.
     """
     lanes: dict[str, list[str]] = {}
     for name in sorted(names):
         lanes.setdefault(lane_of(name), []).append(name)
-    return [name for members in lanes.values() for name in members[:-2]]
+    fits = sorted((lane for lane in lanes if lane.startswith("fit")), key=lambda lane: int(lane[3:]))
+    return [name for lane, members in lanes.items() for name in members[: -1 if lane in fits[:-1] else -2]]
 
 
 def chunks(data: memoryview) -> Iterator[memoryview]:

@@ -13,9 +13,11 @@ def put(folder, name, state=None):
     folder.put(name, lambda file: snapshot.write(file, {"name": name}, state))
 
 
-def test_two_of_each_lane_are_kept():
+def test_two_of_the_last_fit_are_kept_and_one_of_those_before():
     names = ["fit0-00000001", "fit0-00000003", "fit0-00000002", "fit10-00000001", "own-00000001"]
-    assert outdated(names) == ["fit0-00000001"]
+    assert outdated(names) == ["fit0-00000001", "fit0-00000002"]
+    assert outdated(names[:3]) == ["fit0-00000001"]
+    assert outdated(["fit9-00000001", "fit9-00000002", "fit10-00000000"]) == ["fit9-00000001"]
     assert lane_of("fit10-00000001") == "fit10"
 
 

@@ -78,7 +78,7 @@ class Fit:
         self._resumed = facts, state
         self._sequence, self._epoch_steps = int(facts["sequence"]) + 1, int(facts["epoch_steps"])
         self._epoch, self._step = int(facts["epoch"]), int(facts["step"])
-        is_over = facts["complete"] or facts["stopped"]
+        is_over = facts["complete"]
         self._arguments["initial_epoch"] = self._epochs if is_over else self._epoch
         for callback in self._callbacks:
             if hasattr(callback, "append") and hasattr(callback, "csv_file"):
@@ -206,7 +206,8 @@ class Fit:
             since = now - self._committed[0]
             is_due = pace.is_due(since)
             each = (now - self._met[0]) / max(1, self._steps_done - self._met[1])
-            plan = json.dumps([is_due, pace.next(each, 0.0 if is_due else since, self._cost)]).encode()
+            cost = self._cost + (self._keeper.writer.seconds if self._keeper.writer else 0.0)
+            plan = json.dumps([is_due, pace.next(each, 0.0 if is_due else since, cost)]).encode()
         is_due, steps = json.loads(self._exchange.broadcast(plan) or b"[false, 1]")
         if is_due:
             self._commit(self._epoch, self._step)
@@ -216,7 +217,8 @@ class Fit:
     def end_epoch(self, epoch: int, logs: dict[str, Any] | None) -> None:
         """Keras has ended an epoch; all other callbacks but the history have been called."""
         self._epoch_steps = self._step
-        if self._can_save:
+        is_last = epoch + 1 >= self._epochs or self._model.stop_training
+        if self._can_save and not is_last:  # the end of the training is saved in a moment
             self._commit(epoch + 1, 0, extra=(epoch, logs or {}))
 
     def end(self) -> None:
@@ -265,7 +267,6 @@ class Fit:
                 "iterators": self.iterators,
                 "sequence": self._sequence,
                 "complete": complete,
-                "stopped": bool(extra and self._model.stop_training),
                 "world_size": self._keeper.context.world_size,
                 "variables": describe(self._state.weights),
                 "time": time.time(),

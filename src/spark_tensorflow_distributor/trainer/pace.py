@@ -10,7 +10,7 @@ from dataclasses import dataclass
 _FIRST_STEPS = 10
 # The time of steps may change: the number of steps grows by this factor a meeting at most.
 _GROWTH = 8
-# Training may stand still for at most this part of its time.
+# Checkpoints may take at most this part of the time: training stands still, or a core is busy beside it.
 _MOST_COST = 0.01
 
 
@@ -38,7 +38,7 @@ class Pace:
         Args:
             seconds_a_step: since the meeting before.
             since_commit: seconds since the last checkpoint of this fit, or its beginning.
-            cost: seconds that the training stood still for the last checkpoint.
+            cost: seconds that the last checkpoint took, until it was written.
         """
         if self.steps:
             return self.steps

@@ -16,6 +16,9 @@ class Writer:
         vault: where to.
         tell: is told of each checkpoint that was kept: name, bytes and seconds.
         warn: is told of one that could not be.
+
+    Attributes:
+        seconds: that the last one took.
     """
 
     def __init__(self, vault: Vault, tell: Callable[[dict[str, Any]], None], warn: Callable[[str], None]) -> None:
@@ -23,6 +26,7 @@ class Writer:
         self._lock = threading.Condition()
         self._waiting: dict[str, tuple[str, dict[str, Any], Any]] = {}
         self._thread: threading.Thread | None = None
+        self.seconds = 0.0
 
     def put(self, lane: str, name: str, facts: dict[str, Any], state: Any) -> None:
         """Write this one soon. One of the same lane that still waits is given up for it."""
@@ -59,9 +63,8 @@ class Writer:
                     "Training goes on; until a later one succeeds, a restart begins at the one before."
                 )
             else:
-                self._tell(
-                    {"name": name, "bytes": size[0], "seconds": round(time.monotonic() - started, 3), **_place(facts)}
-                )
+                self.seconds = round(time.monotonic() - started, 3)
+                self._tell({"name": name, "bytes": size[0], "seconds": self.seconds, **_place(facts)})
 
 
 def _place(facts: dict[str, Any]) -> dict[str, Any]:
