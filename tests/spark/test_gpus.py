@@ -82,7 +82,7 @@ def test_a_cluster_without_gpu_scheduling_is_refused_at_once(cluster):
 
 
 def test_too_few_gpus(cluster):
-    more = {"spark.scheduler.maxRegisteredResourcesWaitingTime": "3s"}
+    more = {"spark.scheduler.maxRegisteredResourcesWaitingTime": "15s"}
     result, _ = cluster.drive("gpu_run.py", "9", "1", conf=conf("1", **more))
     assert result["error"] == "InsufficientSlotsError"
     assert "needs 9 Spark tasks" in result["message"]

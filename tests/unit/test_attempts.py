@@ -147,6 +147,13 @@ def test_another_exception_or_another_step_is_tried_again(second):
     assert policy.pause(failed(**{"place": at, **second})) == 2
 
 
+def test_outside_of_fit_only_a_mistake_is_known_to_come_back():
+    policy = RestartPolicy(5)
+    assert [policy.pause(failed(None, error_type="OSError")) for _ in range(2)] == [1, 2]
+    policy = RestartPolicy(5)
+    assert [policy.pause(failed(None, error_type="NameError")) for _ in range(2)] == [1, None]
+
+
 def test_a_process_killed_twice_at_one_step_is_tried_again():
     at = {"fit": 0, "epoch": 2, "step": 17}
     policy = RestartPolicy(5)

@@ -25,7 +25,8 @@ class Guest:
         done, batches, self.done, self.batches, self.skipped = self.done, self.batches, 0, 0, 0
         return done, batches + more
 
-    def after_step(self):
+    def after_step(self, count):
+        assert count == 1
         self.calls.append("step")
 
     def alive(self):
@@ -136,7 +137,7 @@ def test_one_stream_over_all_epochs_is_read_up_to_the_place():
 
 def test_the_loops_of_tf_keras():
     class Handler:
-        _initial_epoch, _initial_step = 2, 0
+        _initial_epoch, _initial_step, step_increment = 2, 0, 0
 
         class _adapter:
             data = Data(3)

@@ -30,6 +30,8 @@ _COLLATERAL = re.compile(
 # The pauses before a new attempt, in seconds: 1, 2, 4, ...
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
+# What a program raises for its own mistakes, and not for the world's.
+_MISTAKES = ("AttributeError", "ImportError", "ModuleNotFoundError", "NameError", "NotImplementedError", "TypeError")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _JAVA_LINE = re.compile(r"^\s+at \S+\(|^\s*\.\.\. \d+ more|^Caused by: |^Driver stacktrace")
 
@@ -102,6 +104,8 @@ def _signature(error: BaseException) -> tuple[str, ...] | None:
     cause = getattr(error, "root_cause", None)
     if cause is None or cause.kind != "exception":
         return None
+    if not cause.place and cause.error_type not in _MISTAKES:
+        return None  # nobody knows whether it was at the same step
     place = [str(cause.place.get(name)) for name in ("fit", "epoch", "step")]
     return (cause.error_type, _ADDRESS.sub("0x", cause.message), *place)
 

@@ -234,14 +234,16 @@ class Group:
         if awaited and now - self._stalled_at < STACKS_SECONDS:
             return []
         ranks = [rank for rank in range(self.world_size) if rank not in self.done]
+        why = f"No progress for stall_timeout={self._stall_timeout:g} s."
         behind, words = stalls.explain(ranks, self.steps, self._stacks, {**self.vitals, **self._stacks})
         for rank in ranks:
             host = str(self.members.get(rank, {}).get("host", "?"))
             stacks = str(self._stacks.get(rank, {}).get("stacks", ""))
-            record = failure_record(rank, host, "stalled", words[rank], traceback=stacks)
+            text = f"{why} {words[rank]}" if rank == behind else words[rank]
+            record = failure_record(rank, host, "stalled", text, traceback=stacks)
             # The one behind comes first, as the root cause.
             self.failures.setdefault(rank, (record, now - (rank == behind)))
-        return self.stop(f"Stopped: no progress for stall_timeout={self._stall_timeout:g} seconds. {words[behind]}")
+        return self.stop(f"Stopped. {why} {words[behind]}")
 
     def _silent(self, now: float) -> list[int]:
         """Ranks that are gone without a word. While others make steps, all are there: a step needs all of them."""

@@ -187,10 +187,10 @@ class Fit:
 
     # Saving.
 
-    def after_step(self) -> None:
+    def after_step(self, count: int) -> None:
         """Between two steps: save if it is time."""
-        self._step += 1
-        self._steps_done += 1
+        self._step += count
+        self._steps_done += count
         if self._waiting_metrics is not None:
             self._state.restore_metrics(self._waiting_metrics, after_a_step=True)
             self._waiting_metrics = None

@@ -122,9 +122,9 @@ class Keeper:
         if self._current is not None:
             self._current.iterators += 1
 
-    def after_step(self) -> None:
+    def after_step(self, count: int) -> None:
         if self._current is not None:
-            self._current.after_step()
+            self._current.after_step(count)
         self.alive()
 
     def alive(self) -> None:

@@ -40,8 +40,8 @@ class Guest(Protocol):
     def made_iterator(self) -> None:
         """Keras has made an iterator of the training's data."""
 
-    def after_step(self) -> None:
-        """A step of training is done."""
+    def after_step(self, count: int) -> None:
+        """So many steps of training are done."""
 
     def alive(self) -> None:
         """A step of any other kind is done."""
@@ -79,9 +79,9 @@ def _in_keras(loop: Any, guest: Guest) -> None:
         done, batches = guest.start(lambda count, steps: _skip_epochs(self, original, count, steps))
         for *numbers, iterator in original(self):
             batches = _pull(iterator, batches)
-            if numbers[-1] >= done:
+            if numbers[0] >= done:
                 yield (*numbers, iterator)
-                guest.after_step()
+                guest.after_step(self.steps_per_execution)
 
     setattr(owner, name, enumerate_steps)
 
@@ -136,27 +136,34 @@ def _in_tf_keras(handler: Any, guest: Guest) -> None:
         if not guest.claims_fit():
             yield from epochs(self)
             return
-        self._initial_step, batches = guest.start(lambda count, _: _skip_tf_epochs(self, count))
+        self._initial_step, batches = guest.start(lambda count, _: _skip_tf_epochs(self, count, guest))
         guest.begin_epoch(self._initial_epoch)
+        guest.made_iterator()
         for epoch, iterator in epochs(self):
+            if self._adapter.should_recreate_iterator():
+                guest.made_iterator()
             batches = _pull(iterator, batches)
             yield epoch, iterator
             guest.begin_epoch(epoch + 1)
 
     @functools.wraps(steps)
     def enumerate_steps(self: Any) -> Iterator[Any]:
-        between = guest.after_step if guest.claims_epoch() else guest.alive
+        is_training = guest.claims_epoch()
         for each in steps(self):
             yield each
-            between()
+            if is_training:
+                guest.after_step(self.step_increment + 1)
+            else:
+                guest.alive()
 
     handler.enumerate_epochs, handler.steps = enumerate_epochs, enumerate_steps
 
 
-def _skip_tf_epochs(handler: Any, count: int) -> int:
+def _skip_tf_epochs(handler: Any, count: int, guest: Guest) -> int:
     if not handler._adapter.should_recreate_iterator():
         return count * int(handler.inferred_steps or 0)
     for _ in range(count):
+        guest.made_iterator()
         iter(handler._adapter.get_dataset())
     return 0
 
