@@ -28,6 +28,10 @@ from .errors import WorkerFailure
 ROW_SCHEMA = "rank int, kind string, seq int, data binary"
 CHUNK_BYTES = 1 << 20
 
+# A worker of which nothing is heard for so long, while no other one makes a step, is gone: agents tell every two
+# seconds that they live.
+SILENT_SECONDS = 20.0
+
 # Marks a failure record inside the text of a Spark error; see encode_failure.
 _MARK = "spark_tensorflow_distributor-failure:"
 
@@ -267,6 +271,11 @@ def decode_failure(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record
+
+
+def checkpoint_name(lane: str, sequence: int) -> str:
+    """``fit0-00000012``: those of a lane sort by age."""
+    return f"{lane}-{sequence:08d}"
 
 
 def lane_of(name: str) -> str:

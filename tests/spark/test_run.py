@@ -360,17 +360,22 @@ def test_exit_handlers_run(runner, tmp_path):
     assert (tmp_path / "done").exists()
 
 
-def test_each_fork_draws_its_own_numbers(runner, tmp_path):
+def test_each_run_draws_its_own_numbers_the_same_on_all_workers(runner, tmp_path):
     def train(folder):
         import random
 
         import numpy
 
-        open(f"{folder}/{random.random()}-{numpy.random.rand()}", "w").close()
+        from spark_tensorflow_distributor import get_context
+
+        rank = get_context().rank
+        open(f"{folder}/{random.random()}-{numpy.random.rand()}-{rank}", "w").close()
 
     for _ in range(2):
         runner().run(train, folder=str(tmp_path))
-    assert len(os.listdir(tmp_path)) == 4
+    drawn = [name.rpartition("-")[0] for name in os.listdir(tmp_path)]
+    assert len(drawn) == 4
+    assert len(set(drawn)) == 2
 
 
 def test_a_script(runner, tmp_path, capfd):

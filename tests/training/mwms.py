@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ class GroupFailed(AssertionError):
 
 
 def run_group(
-    function: str, *, workers: int, timeout: float = 200, env: dict[str, str] | None = None, **arguments: Any
+    function: str,
+    *,
+    workers: int,
+    timeout: float = 200,
+    env: dict[str, str] | None = None,
+    without: Sequence[str] = (),
+    **arguments: Any,
 ) -> list[Any]:
     """Calls ``function(strategy, **arguments)`` in each process of a new group, and returns what it returned, by rank.
 
@@ -33,11 +40,12 @@ def run_group(
         workers: processes; with 1 there is no group, and ``strategy`` is TensorFlow's default one.
         timeout: seconds for the whole group; what still runs then is killed, as all are when one fails.
         env: added to the environment.
+        without: mends to leave out.
         arguments: must fit into JSON.
     """
     for attempt in (1, 2, 3):
         try:
-            return _run_once(function, workers, timeout, env or {}, arguments)
+            return _run_once(function, workers, timeout, env or {}, {"without": list(without), "arguments": arguments})
         except GroupFailed as error:
             # Another program took the port between its choice and its use.
             if attempt == 3 or _PORT_TAKEN not in str(error):
@@ -45,7 +53,7 @@ def run_group(
     raise AssertionError("not reached")
 
 
-def _run_once(function: str, workers: int, timeout: float, env: dict[str, str], arguments: dict[str, Any]) -> list[Any]:
+def _run_once(function: str, workers: int, timeout: float, env: dict[str, str], more: dict[str, Any]) -> list[Any]:
     ports = _free_ports(workers)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     with tempfile.TemporaryDirectory(prefix="mwms-") as directory, contextlib.ExitStack() as cleanup:
@@ -53,7 +61,7 @@ def _run_once(function: str, workers: int, timeout: float, env: dict[str, str], 
         for rank in range(workers):
             request = {
                 "function": function,
-                "arguments": arguments,
+                **more,
                 "rank": rank,
                 "workers": workers,
                 "result": f"{directory}/{rank}.pickle",
@@ -120,12 +128,15 @@ def _free_ports(count: int) -> list[int]:
 def _main(request: dict[str, Any]) -> None:
     import tensorflow as tf
 
-    from spark_tensorflow_distributor.trainer import keras
+    from spark_tensorflow_distributor.trainer import keras, mends
 
     # Two processes share two cores here: more threads would only take turns.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(4)
-    mended = keras.mend_keras() if request["workers"] > 1 else []
+    mended = []
+    if request["workers"] > 1:
+        mends.mend_tensorflow()
+        mended = mends.mend_keras(request["without"])
     keras.quiet_auto_verbose(is_chief=request["rank"] == 0)
     strategy = tf.distribute.MultiWorkerMirroredStrategy() if request["workers"] > 1 else tf.distribute.get_strategy()
     module, _, name = request["function"].partition(":")

@@ -290,3 +290,19 @@ def test_a_program_in_the_form_of_1_0_0(spark):
     losses = MirroredStrategyRunner(num_slots=4, use_gpu=False).run(served)
     assert len(losses) == 3
     assert losses[-1] < 0.8 * losses[0], losses
+
+
+def test_data_of_different_lengths_is_refused(runner):
+    def train():
+        import numpy as np
+        import tensorflow as tf
+
+        from spark_tensorflow_distributor import get_context
+
+        model = tf.keras.Sequential([tf.keras.layers.Input((2,)), tf.keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        rows = 64 if get_context().is_chief else 90
+        model.fit(np.zeros((rows, 2)), np.zeros((rows, 1)), batch_size=32)
+
+    with pytest.raises(std.DistributorError, match=r"different lengths \(rank 0: 2 batches, rank 1: 3 batches\)"):
+        runner(2).run(train)

@@ -42,6 +42,7 @@ WITH_NUMPY = [
         "trainer.writer",
     )
 ]
+WITH_NUMPY += [name for name in MODULES if name.startswith("spark_tensorflow_distributor.trainer.mends")]
 
 
 def test_no_module_imports_tensorflow_and_the_agent_and_trainer_no_spark():

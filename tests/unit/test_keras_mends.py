@@ -9,8 +9,9 @@ import types
 
 import pytest
 
-from spark_tensorflow_distributor.trainer import keras as mends
-from spark_tensorflow_distributor.trainer import progress
+from spark_tensorflow_distributor.trainer import keras as own
+from spark_tensorflow_distributor.trainer import mends, progress
+from spark_tensorflow_distributor.trainer.mends import building
 
 
 class DistributedValues:
@@ -22,6 +23,7 @@ class Strategy:
     """As much of MultiWorkerMirroredStrategy as a trainer touches: this worker's value is the first of all."""
 
     num_replicas_in_sync = 2
+    scope = contextlib.nullcontext
     extended = types.SimpleNamespace(_in_multi_worker_mode=lambda: True, worker_devices=("here",))
 
     def reduce(self, operation, value, axis):
@@ -110,6 +112,9 @@ def install(monkeypatch):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(progress._Receiver, "send", None)
+    # The others are of no use without Keras; tests/training has them.
+    kept = ("symbolic_build", "reduce_per_replica", "metric_variables", "loss_scaling")
+    monkeypatch.setattr(mends, "MENDS", {name: mends.MENDS[name] for name in kept})
 
     def install(package):
         monkeypatch.setitem(sys.modules, package.__name__, package)
@@ -129,22 +134,11 @@ def test_faults_are_mended_once(install, width, walk):
     assert mends.mend_keras() == ["symbolic_build", "reduce_per_replica"]
     assert mends.mend_keras() == []
 
-    class Epoch:
-        """Keras 3.5 can only enumerate; there, what the build drew is lost for training."""
-
-        _current_iterator = "has lost a batch"
-
-        def enumerate_epoch(self):
-            features, labels = DistributedValues("mine", "yours"), DistributedValues(1, 2)
-            return iter([(*[0] * (width - 1), iter([(features, labels)]))])
-
-    if walk == "iterate":
-        Epoch.__iter__ = Epoch.enumerate_epoch
-    epoch = Epoch()
+    spec = types.SimpleNamespace(shape=(None, 4), dtype="float32")
+    epoch = types.SimpleNamespace(_distributed_dataset=types.SimpleNamespace(element_spec=(spec, "nothing")))
     model = trainer.TensorFlowTrainer(Strategy())
     model._maybe_symbolic_build(iterator=epoch)
-    assert model.built == [("mine", 1)]
-    assert epoch._current_iterator is None
+    assert model.built == [(spec, None)]  # of shapes, and no batch is lost for them
 
     logs = {"loss": DistributedValues(1.0, 3.0), "constant": 7}
     assert trainer.reduce_per_replica(logs, Strategy(), "auto") == {"loss": 2.0, "constant": 7}
@@ -166,14 +160,14 @@ def test_one_worker_keeps_what_keras_does(install):
 def test_what_works_stays_as_it_is(install, monkeypatch):
     trainer = stub_trainer(3, "iterate", faulty=False)
     before = dict(vars(trainer)), trainer.TensorFlowTrainer._maybe_symbolic_build
-    probe = mends._probe_strategy
+    probe = building.probe_strategy
 
     def with_local(tf):
         strategy = probe(tf)
         strategy.local = lambda _, batch, axis: tuple(value.values[0] for value in batch)
         return strategy
 
-    monkeypatch.setattr(mends, "_probe_strategy", with_local)
+    monkeypatch.setattr(building, "probe_strategy", with_local)
     install(stub_keras(trainer))
     assert mends.mend_keras() == []
     assert (dict(vars(trainer)), trainer.TensorFlowTrainer._maybe_symbolic_build) == before
@@ -216,7 +210,7 @@ def test_legacy_keras_is_not_looked_into(install, monkeypatch, caplog):
 
 def test_without_keras_there_is_nothing_to_do(install, caplog):
     assert mends.mend_keras() == []
-    mends.quiet_auto_verbose(is_chief=True)
+    own.quiet_auto_verbose(is_chief=True)
     progress.report_fit_progress(print)
     assert "keras" not in sys.modules
     assert caplog.messages == []
@@ -278,7 +272,7 @@ def model(install):
 
 @pytest.mark.parametrize(("is_chief", "meant"), [(True, 2), (False, 0)])
 def test_auto_verbose_gets_a_meaning_and_nothing_else_does(model, is_chief, meant):
-    mends.quiet_auto_verbose(is_chief)
+    own.quiet_auto_verbose(is_chief)
     assert model.fit() == "history"
     assert model.verbose == meant
     model.fit(None, None, 8, 1, "auto")
@@ -292,7 +286,7 @@ def test_auto_verbose_gets_a_meaning_and_nothing_else_does(model, is_chief, mean
 
 
 def test_wrong_arguments_are_keras_to_name(model):
-    mends.quiet_auto_verbose(is_chief=True)
+    own.quiet_auto_verbose(is_chief=True)
     progress.report_fit_progress(print)
     with pytest.raises(TypeError, match=r"fit\(\) got an unexpected keyword argument 'epoch'"):
         model.fit(epoch=3)
@@ -329,7 +323,7 @@ def test_a_later_receiver_takes_over(model):
 
 def test_fit_looks_as_before(model):
     signature, text = inspect.signature(model.fit), model.fit.__doc__
-    mends.quiet_auto_verbose(is_chief=True)
+    own.quiet_auto_verbose(is_chief=True)
     progress.report_fit_progress(print)
     assert (inspect.signature(model.fit), model.fit.__doc__) == (signature, text)
 

@@ -5,12 +5,12 @@ So that a large one holds up neither the worker's other messages nor its trainer
 
 import socket
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
-from ..protocol import CHUNK_BYTES
+from ..background import Background
+from ..protocol import CHUNK_BYTES, lane_of
 from ..wire import receive, receive_bytes
 from .link import open_connection
 
@@ -40,9 +40,7 @@ class Courier:
     ) -> None:
         self._addresses, self._secret, self._rank, self._directory = addresses, secret, rank, directory
         self.warnings: deque[str] = deque()
-        self._lock = threading.Lock()
-        self._waiting: dict[str, tuple[str, BinaryIO]] = {}
-        self._thread: threading.Thread | None = None
+        self._background = Background("spark-tensorflow-courier", self._deliver)
 
     def fetch(self, alive: Callable[[], None]) -> dict[str, BinaryIO]:
         """The checkpoints that the driver keeps and this worker needs, by name.
@@ -67,37 +65,24 @@ class Courier:
 
     def put(self, name: str, file: BinaryIO) -> None:
         """Have a checkpoint sent. One of the same lane that still waits is given up for it."""
-        lane = name.rpartition("-")[0]
-        with self._lock:
-            outdated = self._waiting.pop(lane, None)
-            self._waiting[lane] = (name, file)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, daemon=True, name="spark-tensorflow-courier")
-                self._thread.start()
+        outdated = self._background.put(lane_of(name), (name, file))
         if outdated is not None:
             outdated[1].close()
 
     def close(self, seconds: float) -> None:
         """Let what is under way arrive, for at most so long."""
-        thread = self._thread
-        if thread is not None:
-            thread.join(seconds)
+        self._background.join(seconds)
 
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._thread = None
-                    return
-                name, file = self._waiting.pop(next(iter(self._waiting)))
-            try:
-                with file:
-                    self._send(name, file)
-            except (OSError, EOFError) as error:
-                self.warnings.append(
-                    f"The checkpoint {name} did not reach the driver: {type(error).__name__}: {error}. Training goes "
-                    "on; until a later one does, a restart begins at the one before."
-                )
+    def _deliver(self, checkpoint: tuple[str, BinaryIO]) -> None:
+        name, file = checkpoint
+        try:
+            with file:
+                self._send(name, file)
+        except (OSError, EOFError) as error:
+            self.warnings.append(
+                f"The checkpoint {name} did not reach the driver: {type(error).__name__}: {error}. Training goes "
+                "on; until a later one does, a restart begins at the one before."
+            )
 
     def _send(self, name: str, file: BinaryIO) -> None:
         size = file.seek(0, 2)

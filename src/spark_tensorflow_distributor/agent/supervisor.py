@@ -313,14 +313,7 @@ class Supervisor:
             return None
         if outcome is not None:
             self._ending.exit = outcome["message"].split("\n")[0][:200]
-            return self._failure(
-                outcome["kind"],
-                outcome["message"],
-                outcome["error_type"],
-                outcome["traceback"],
-                outcome["pickled"],
-                outcome["place"],
-            )
+            return self._failure(**{name: value for name, value in outcome.items() if name not in ("type", "ok")})
         if exited is None:
             self._ending.exit = "stopped"
             return None
@@ -331,27 +324,9 @@ class Supervisor:
         kind, self._ending.exit, message = explain_exit(int(exited["code"]), self._ending.peak_rss)
         return self._failure(kind, message)
 
-    def _failure(
-        self,
-        kind: str,
-        message: str,
-        error_type: str = "",
-        trace: str = "",
-        pickled: str | None = None,
-        place: Mapping[str, int] | None = None,
-    ) -> dict[str, Any]:
+    def _failure(self, kind: str, message: str, **details: Any) -> dict[str, Any]:
         self._pipes.drain()
-        return failure_record(
-            self._rank,
-            self._host,
-            kind,
-            message,
-            error_type=error_type,
-            traceback=trace,
-            pickled=pickled,
-            place=place,
-            log_tail=self._tail.get(),
-        )
+        return failure_record(self._rank, self._host, kind, message, log_tail=self._tail.get(), **details)
 
     def _report(self, message: dict[str, Any], *, state: str) -> None:
         self._link.update_hello(state=state, **{k: v for k, v in message.items() if k != "type"})

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..protocol import failure_record
+from ..protocol import SILENT_SECONDS, failure_record
 from . import stalls
 
 # (rank, or None for all ranks; message)
@@ -16,9 +16,6 @@ MEET_ELSEWHERE_SECONDS = 8.0
 VERDICT_SECONDS = 1.0
 # Who has lost the channel and does not come back is not waited for at the end.
 LOST_SECONDS = 10.0
-# A worker of which nothing is heard for so long, while no other one makes a step, is gone: agents tell every two
-# seconds that they live.
-SILENT_SECONDS = 20.0
 # Where others have failed, less tells that one is gone.
 QUIET_SECONDS = 5.0
 # The stacks of all ranks come within a second or two.

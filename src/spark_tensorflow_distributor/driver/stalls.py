@@ -25,17 +25,17 @@ def explain(
         vitals: by rank, the state of the trainer's process.
     """
 
-    def order(rank: int) -> tuple[int, int, int, int]:
-        state = vitals.get(rank, {}).get("state")
-        own = own_code(str(stacks.get(rank, {}).get("stacks", "")))
-        is_dead = rank not in stacks
-        return (-int(state in ("stopped", "traced")), -int(is_dead), steps.get(rank, (0, None))[0], -int(bool(own)))
+    states = {rank: vitals.get(rank, {}).get("state") for rank in ranks}
+    stands = {rank: own_code(str(stacks.get(rank, {}).get("stacks", ""))) for rank in ranks}
+
+    def order(rank: int) -> tuple[bool, bool, int, bool]:
+        is_running = states[rank] not in ("stopped", "traced")
+        return (is_running, rank in stacks, steps.get(rank, (0, None))[0], not stands[rank])
 
     behind = min(ranks, key=order)
     words = {}
     for rank in ranks:
-        place, own = _place(steps.get(rank)), own_code(str(stacks.get(rank, {}).get("stacks", "")))
-        state = vitals.get(rank, {}).get("state")
+        place, own, state = _place(steps.get(rank)), stands[rank], states[rank]
         if rank == behind:
             if state in ("stopped", "traced"):
                 why = f"its process is {state} (by a signal or a debugger)"
@@ -59,11 +59,9 @@ def own_code(stacks: str) -> str:
     """
     for thread in reversed(_THREAD.split(stacks)):
         frames = list(_FRAME.finditer(thread))
-        if not frames or not _is_own(frames[0]["file"]):
-            # It computes or waits in a library. If it was called from a dataset's thread, there is own code above.
-            continue
-        first = frames[0]
-        return f"{first['name']} ({first['file']}, line {first['line']})"
+        if frames and _is_own(frames[0]["file"]):  # else it computes or waits in a library
+            first = frames[0]
+            return f"{first['name']} ({first['file']}, line {first['line']})"
     return ""
 
 

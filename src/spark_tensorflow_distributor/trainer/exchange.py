@@ -13,9 +13,11 @@ _AT_ONCE = 16 << 20
 
 
 class Exchange:
-    """Args:
-    strategy: ``MultiWorkerMirroredStrategy`` where there are several workers.
-    rank, world_size: of this worker.
+    """One rank's end of it.
+
+    Args:
+        strategy: ``MultiWorkerMirroredStrategy`` where there are several workers.
+        rank, world_size: of this worker.
     """
 
     def __init__(self, strategy: Any, rank: int, world_size: int) -> None:
@@ -50,6 +52,11 @@ class Exchange:
             piece = b"" if mine is None else mine[start : start + count]
             pieces.append(_unpack(self._sum(_pack(piece, _values(count))), count))
         return b"".join(pieces)
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Over all ranks, of arrays of floats; computed in float32."""
+        mean = self._sum(values.astype(np.float32)) / self._world_size
+        return mean.astype(values.dtype)
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         import tensorflow as tf

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import DataError
 from .batches import Feed, feeds_of
-from .keras import defining_class, keras_packages
+from .keras import by_name, defining_class, keras_packages
 
 _log = logging.getLogger(__name__)
 
@@ -87,19 +87,13 @@ _iterators: list[Any] = []
 
 
 def _fitting(original: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def fit(*args: Any, **kwargs: Any) -> Any:
-        try:
-            arguments = signature.bind(*args, **kwargs).arguments
-        except TypeError:
-            return original(*args, **kwargs)  # Keras has the words for it
-        data, validation = arguments.get("x"), arguments.get("validation_data")
+    def fit(call: inspect.BoundArguments) -> Any:
+        arguments = call.arguments
+        data = arguments.get("x")
         feeds = feeds_of(data)
         if not feeds:
-            return original(*args, **kwargs)
-        others = feeds_of(validation)
+            return original(*call.args, **call.kwargs)
+        others = feeds_of(arguments.get("validation_data"))
         training = [feed for feed in feeds if not any(feed is other for other in others)]
         if training and len(training) == len(feeds):
             arguments["x"] = _equal_steps(data, feeds[0])
@@ -107,13 +101,12 @@ def _fitting(original: Callable[..., Any]) -> Callable[..., Any]:
         for feed in training:
             feed.is_training = True
         try:
-            receiver = arguments.pop("self")
-            return original(receiver, **arguments)
+            return original(*call.args, **call.kwargs)
         finally:
             for feed in training:
                 feed.is_training = False
 
-    return fit
+    return by_name(original, fit)
 
 
 def _equal_steps(data: Any, feed: Feed) -> Any:

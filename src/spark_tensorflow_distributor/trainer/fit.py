@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import CheckpointError
+from ..protocol import checkpoint_name
 from . import snapshot, vault
 from .batches import Feed, feeds_of
 from .exchange import Exchange
+from .keras import given_callbacks
 from .model_state import (
     ModelState,
     callback_states,
@@ -71,10 +73,13 @@ class Fit:
         """Find the last checkpoint, and set the arguments of ``fit`` so that it goes on there."""
         if not self._can_save:
             return
-        data = self._exchange.broadcast(self._read() if self._keeper.context.is_chief else None)
+        keeper = self._keeper
+        assert keeper.store is not None
+        found = vault.newest(keeper.store, self._lane, keeper.warn) if keeper.context.is_chief else None
+        data = self._exchange.broadcast(found and found[1])
         if data is None:
             return
-        facts, state = snapshot.read(BytesIO(data))
+        facts, state = found[2:] if found else snapshot.read(BytesIO(data))
         self._resumed = facts, state
         self._sequence, self._epoch_steps = int(facts["sequence"]) + 1, int(facts["epoch_steps"])
         self._epoch, self._step = int(facts["epoch"]), int(facts["step"])
@@ -83,19 +88,10 @@ class Fit:
         for callback in self._callbacks:
             if hasattr(callback, "append") and hasattr(callback, "csv_file"):
                 callback.append = True  # a CSVLogger would begin its file anew
-        if self._keeper.context.is_chief:
+        if keeper.context.is_chief:
             where = "is complete" if is_over else f"goes on in epoch {self._epoch + 1}, after {self._step} steps"
             print(f"fit {self._number + 1} {where}: checkpoint {facts['name']}.", flush=True)
-            self._keeper.tell({"type": "resumed", **self.place(), "complete": bool(is_over)})
-
-    def _read(self) -> bytes | None:
-        store = self._keeper.store
-        assert store is not None
-        found = vault.latest(store, self._lane, self._keeper.warn)
-        if found is None:
-            return None
-        with store.open(found[0]) as file:
-            return file.read()
+            keeper.tell({"type": "resumed", **self.place(), "complete": bool(is_over)})
 
     def restore(self) -> None:
         """Set the model to what was saved. Its variables exist by now."""
@@ -256,11 +252,9 @@ class Fit:
                 history=history,
                 epochs=epochs,
             )
-            name = f"{self._lane}-{self._sequence:08d}"
             facts = {
-                "name": name,
                 "run": self._keeper.run,
-                **self.place(),
+                "fit": self._number,
                 "epoch": epoch,
                 "step": step,
                 "epoch_steps": self._epoch_steps,
@@ -269,19 +263,12 @@ class Fit:
                 "complete": complete,
                 "world_size": self._keeper.context.world_size,
                 "variables": describe(self._state.weights),
-                "time": time.time(),
             }
             assert self._keeper.writer is not None
-            self._keeper.writer.put(self._lane, name, facts, state)
+            self._keeper.writer.put(checkpoint_name(self._lane, self._sequence), facts, state)
         self._sequence += 1
         now = time.monotonic()
         self._committed, self._cost = (now, self._steps_done), now - started
-
-
-def given_callbacks(given: Any) -> list[Any]:
-    if given is None:
-        return []
-    return list(getattr(given, "callbacks", given if isinstance(given, list | tuple) else [given]))
 
 
 def _history(model: Any, extra: tuple[int, dict[str, Any]] | None) -> tuple[dict[str, list[Any]], list[int]]:

@@ -4,7 +4,6 @@ A function may call ``fit`` several times; each call has a number, by which a la
 that was complete is not run again: its model gets the weights that it had, and the call returns the history.
 """
 
-import functools
 import inspect
 import logging
 import time
@@ -13,8 +12,8 @@ from typing import Any
 
 from . import vault
 from .context import WorkerContext
-from .fit import Fit, given_callbacks
-from .keras import defining_class, keras_packages
+from .fit import Fit
+from .keras import by_name, defining_class, joined, keras_packages
 from .loops import stand_between_steps
 from .pace import Pace
 from .writer import Writer
@@ -74,24 +73,17 @@ class Keeper:
             self.writer.flush()
 
     def _keeping(self, original: Callable[..., Any], callbacks_module: Any) -> Callable[..., Any]:
-        signature = inspect.signature(original)
         guard_class = type("Callback", (_Guard, callbacks_module.Callback), {})
 
-        @functools.wraps(original)
-        def fit(*args: Any, **kwargs: Any) -> Any:
-            try:
-                arguments = signature.bind(*args, **kwargs).arguments
-            except TypeError:
-                return original(*args, **kwargs)  # Keras has the words for it
+        def fit(call: inspect.BoundArguments) -> Any:
             if self._current is not None:  # a fit within a callback of another: part of that one
-                return original(*args, **kwargs)
-            self._current = current = Fit(self, self._fits, arguments)
+                return original(*call.args, **call.kwargs)
+            self._current = current = Fit(self, self._fits, call.arguments)
             self._fits += 1
             try:
                 current.resume()
-                _add_callback(arguments, guard_class(current), callbacks_module.CallbackList)
-                receiver = arguments.pop("self")
-                history = original(receiver, **arguments)
+                with joined(call.arguments, guard_class(current), callbacks_module.CallbackList):
+                    history = original(*call.args, **call.kwargs)
             except BaseException:
                 self._failed_at = current.place()
                 raise
@@ -100,7 +92,7 @@ class Keeper:
             self.tell({"type": "step", "steps": self.steps, "at": None})
             return history
 
-        return fit
+        return by_name(original, fit)
 
     # The guest between the steps.
 
@@ -156,12 +148,3 @@ class _Guard:
 
     def on_train_end(self, logs: Any = None) -> None:
         self._fit.end()
-
-
-def _add_callback(arguments: dict[str, Any], callback: Any, list_class: type) -> None:
-    given = arguments.get("callbacks")
-    if isinstance(given, list_class):
-        given.callbacks[:] = [each for each in given.callbacks if not isinstance(each, _Guard)] + [callback]  # type: ignore[attr-defined]
-        callback.set_model(arguments["self"])
-    else:
-        arguments["callbacks"] = [*given_callbacks(given), callback]

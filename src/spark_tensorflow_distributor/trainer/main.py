@@ -26,7 +26,7 @@ from ..wire import frame, receive, receive_files
 from . import barrier
 from .context import WorkerContext, set_context
 from .saving import Saving
-from .strategy import PortTakenError, configure, multi_worker_strategy, wait_for_leader
+from .strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
 
 # What pyspark.cloudpickle and the standard library raise for an object that cannot be pickled.
 _PICKLE_HINT = "Return plain data (numbers, arrays, dicts of them) or save the object to storage inside the function."
@@ -146,14 +146,13 @@ def _train(request: dict[str, Any], fds: dict[str, int], control: Control, savin
             control.send({"type": "warning", "text": warning})
         context = WorkerContext(**request["context"])
         set_context(context)
-        _prepare_keras(context, control, request["has_data"])
+        _prepare_keras(context, control, request)
         saving.begin()
         control.phase("strategy")
         os.close(fds["port"])
-        scope: Any = contextlib.nullcontext()
         if not request["use_custom_strategy"]:
             wait_for_leader(json.loads(os.environ["TF_CONFIG"]))
-            scope = multi_worker_strategy(tf, gpu_is_shared=request["gpu_is_shared"]).scope()
+            stay_in_scope(tf, multi_worker_strategy(tf, gpu_is_shared=request["gpu_is_shared"]))
         data = control.wait_for_data() if request["has_data"] else ({}, [])
         call = _load_program(fds["payload"], request, _shards(request, *data))
     except PortTakenError:
@@ -161,21 +160,20 @@ def _train(request: dict[str, Any], fds: dict[str, int], control: Control, savin
     except Exception as error:
         raise _StartupError(_one_line(error)) from error
     control.phase("train")
-    with scope:
-        try:
-            value = call()
-        except SystemExit as error:
-            if error.code not in (None, 0):
-                return _failed("exit", error, f"The function called sys.exit({error.code!r}).", saving.place)
-            value = None
-        except BaseException as error:  # KeyboardInterrupt and the like fail the worker too
-            return _failed("exception", error, _one_line(error), saving.place)
-        control.phase("result")
-        saving.flush()
-        if not context.is_chief:
-            _read_along(value)
-            return {"ok": True}
-        return _write_result(value, fds["result"], request["max_result_bytes"])
+    try:
+        value = call()
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            return _failed("exit", error, f"The function called sys.exit({error.code!r}).", saving.place)
+        value = None
+    except BaseException as error:  # KeyboardInterrupt and the like fail the worker too
+        return _failed("exception", error, _one_line(error), saving.place)
+    control.phase("result")
+    saving.flush()
+    if not context.is_chief:
+        _read_along(value)
+        return {"ok": True}
+    return _write_result(value, fds["result"], request["max_result_bytes"])
 
 
 def _read_along(value: Any) -> None:
@@ -199,14 +197,15 @@ def _import_tensorflow() -> Any:
     return tf
 
 
-def _prepare_keras(context: WorkerContext, control: Control, has_data: bool) -> None:
-    from . import feeding, keras, progress
+def _prepare_keras(context: WorkerContext, control: Control, request: dict[str, Any]) -> None:
+    from . import feeding, keras, mends, progress
 
     if context.world_size > 1:
-        mended = keras.mend_keras()
+        mends.mend_tensorflow(request["seed"])
+        mended = mends.mend_keras()
         if mended:
             control.send({"type": "mended", "names": mended})
-        if has_data:
+        if request["has_data"]:
             feeding.feed_shards()
     keras.quiet_auto_verbose(context.is_chief)
     if context.is_chief:

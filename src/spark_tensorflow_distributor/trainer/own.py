@@ -1,10 +1,9 @@
 """Checkpoints that a training function writes itself: ``get_context().save_checkpoint`` and ``latest_checkpoint``."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-from ..protocol import lane_of
+from ..protocol import checkpoint_name, lane_of
 from . import vault
 from .snapshot import check
 from .writer import Writer
@@ -35,8 +34,7 @@ class OwnCheckpoints:
             used = [int(name.rpartition("-")[2]) for name in self._store.names() if lane_of(name) == _LANE]
             self._sequence = max(used, default=-1)
         self._sequence += 1
-        name = f"{_LANE}-{self._sequence:08d}"
-        self._writer.put(_LANE, name, {"name": name, "sequence": self._sequence, "time": time.time()}, copied)
+        self._writer.put(checkpoint_name(_LANE, self._sequence), {"sequence": self._sequence}, copied)
 
     def latest(self) -> Any:
         """The newest that is whole; None where there is none."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .keras import defining_class, keras_packages
+from .keras import defining_class, joined, keras_packages
 
 _log = logging.getLogger(__name__)
 
@@ -55,14 +55,9 @@ def _reporting(original: Callable[..., Any], callbacks_module: Any) -> Callable[
         with contextlib.ExitStack() as afterwards:
             try:
                 bound = signature.bind(*args, **kwargs)
-                given = bound.arguments.get("callbacks") or []
                 reporter = reporter_class(bound.arguments.get("epochs", 1), _global_batch(**bound.arguments))
                 afterwards.callback(reporter.close)
-                if isinstance(given, callbacks_module.CallbackList):  # a copy would divide what its parts share
-                    given.callbacks.append(reporter)
-                    afterwards.callback(_quietly(given.callbacks.remove), reporter)
-                else:
-                    bound.arguments["callbacks"] = [*(given if isinstance(given, (list, tuple)) else [given]), reporter]
+                afterwards.enter_context(joined(bound.arguments, reporter, callbacks_module.CallbackList))
                 args, kwargs = bound.args, bound.kwargs
             except Exception:  # Wrong arguments, most likely, and Keras has the words for those.
                 _log.debug("this fit does not report its progress", exc_info=True)
@@ -87,6 +82,7 @@ def _quietly(hook: Callable[..., None]) -> Callable[..., None]:
 class _FitReporter:
     """The callback, but for its base class, which is that of the Keras in use."""
 
+    ignores_step_logs = True  # the chief's own are good enough to look at
     async_safe = True  # Keras 3: a step need not wait until its logs are numbers
     _supports_tf_logs = True  # tf_keras: logs need not become numbers at all
 

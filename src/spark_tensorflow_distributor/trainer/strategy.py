@@ -1,11 +1,15 @@
 """The strategy of a worker, and what has to be set before TensorFlow starts."""
 
+import functools
+import json
 import logging
 import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ..protocol import SILENT_SECONDS
 
 _log = logging.getLogger(__name__)
 
@@ -93,8 +97,65 @@ def multi_worker_strategy(tf: Any, *, gpu_is_shared: bool = False) -> Any:
         ring = tf.distribute.experimental.CommunicationImplementation.RING
         options = tf.distribute.experimental.CommunicationOptions(implementation=ring)
     try:
+        _be_patient(json.loads(os.environ["TF_CONFIG"])["cluster"])
+    except (ImportError, AttributeError, TypeError) as error:  # insides that nobody promised to keep
+        _log.warning("workers give each other up after ten seconds of silence: %r", error)
+    try:
         return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     except Exception as error:
         if any(text in str(error) for text in _PORT_TAKEN):
             raise PortTakenError(str(error)) from error
         raise
+
+
+def _be_patient(cluster: Mapping[str, Sequence[str]]) -> None:
+    """Lets a worker be silent for as long as the driver lets it, before its peers give it up.
+
+    TensorFlow's own limit is 10 s. A link that is down for half of that is over it: TCP doubles its pause after each
+    attempt, so that much time passes again until the next one.
+    """
+    from tensorflow.python.distribute import multi_worker_util
+    from tensorflow.python.eager import context
+
+    jobs = [_coordinated_job(name, len(tasks)) for name, tasks in cluster.items()]
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=multi_worker_util.coordination_leader(cluster),
+        coordinated_jobs=jobs,
+        heartbeat_timeout_in_ms=int(SILENT_SECONDS * 1000),
+    )
+
+
+def _coordinated_job(name: str, tasks: int) -> Any:
+    from tensorflow.python.distribute import collective_all_reduce_strategy
+
+    return collective_all_reduce_strategy.coordination_config_pb2.CoordinatedJob(name=name, num_tasks=tasks)
+
+
+def stay_in_scope(tf: Any, strategy: Any) -> None:
+    """Enter the strategy's scope until the process ends.
+
+    ``clear_session``, in Keras 3 and tf_keras, makes a new default graph, and TensorFlow keeps the scope in the old
+    one. What is built after that would train on each worker for itself, and say nothing. So the scope is entered
+    again.
+    """
+    from tensorflow.python.framework import ops
+
+    scopes: list[Any] = []  # one that nobody holds leaves itself
+
+    def enter() -> None:
+        scopes.append(strategy.scope())
+        scopes[-1].__enter__()
+
+    graphs = ops._default_graph_stack
+    reset = graphs.reset  # what all the names under which TensorFlow exports the function come to
+
+    @functools.wraps(reset)
+    def reset_default_graph() -> None:
+        was_in_scope = tf.distribute.has_strategy()
+        reset()
+        if was_in_scope and not tf.distribute.has_strategy():
+            enter()
+
+    graphs.reset = reset_default_graph
+    enter()

@@ -13,6 +13,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from typing import Any, BinaryIO, Protocol
 
 from ..errors import CheckpointError
@@ -23,7 +24,7 @@ _NAME = re.compile(r"([a-z]+\d*)-(\d{8})$")
 _PREFIX, _SUFFIX = "stfd-", ".npz"
 _FINISHED = "stfd-finished.json"
 
-Write = Callable[[BinaryIO], None]
+Write = Callable[[BinaryIO], object]
 
 
 class Vault(Protocol):
@@ -45,13 +46,23 @@ class Vault(Protocol):
     def where(self, name: str) -> str:
         """In words."""
 
+    def finish(self) -> None:
+        """The run has ended well: its checkpoints are for nobody but itself."""
+
 
 def latest(vault: Vault, lane: str, warn: Callable[[str], None]) -> tuple[str, dict[str, Any], Any] | None:
     """Name, facts and state of the newest checkpoint of a lane that is whole."""
+    found = newest(vault, lane, warn)
+    return None if found is None else (found[0], *found[2:])
+
+
+def newest(vault: Vault, lane: str, warn: Callable[[str], None]) -> tuple[str, bytes, dict[str, Any], Any] | None:
+    """The same, with the file's content behind the name."""
     for name in sorted((each for each in vault.names() if lane_of(each) == lane), reverse=True):
         try:
             with vault.open(name) as file:
-                return (name, *snapshot.read(file))
+                data = file.read()
+            return (name, data, *snapshot.read(BytesIO(data)))
         except (CheckpointError, OSError) as error:
             warn(
                 f"The checkpoint {vault.where(name)} is left out: {error}. The one before it is taken, if there is one."
@@ -74,7 +85,7 @@ class Folder:
         self._adopted = False
 
     def where(self, name: str) -> str:
-        return self._files.join(f"{_PREFIX}{name}{_SUFFIX}")
+        return self._files.join(_file(name))
 
     def names(self) -> list[str]:
         if self._belongs_to_a_finished_run():
@@ -87,18 +98,18 @@ class Folder:
         ]  # fmt: skip
 
     def open(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        return self._files.read(f"{_PREFIX}{name}{_SUFFIX}")
+        return self._files.read(_file(name))
 
     def put(self, name: str, write: Write) -> None:
         self._adopt()
-        self._files.write(f"{_PREFIX}{name}{_SUFFIX}", write)
+        self._files.write(_file(name), write)
         for old in outdated(self.names()):
-            self._files.remove(f"{_PREFIX}{old}{_SUFFIX}")
+            self._files.remove(_file(old))
 
     def finish(self) -> None:
-        """The run has ended well: its checkpoints are for nobody but itself."""
         if any(each.startswith(_PREFIX) for each in self._files.list()):
-            self._files.write(_FINISHED, lambda file: _write_text(file, json.dumps({"run": self._run})))
+            text = json.dumps({"run": self._run}).encode()
+            self._files.write(_FINISHED, lambda file: file.write(text))
 
     def _belongs_to_a_finished_run(self) -> bool:
         if self._adopted or _FINISHED not in self._files.list():
@@ -121,8 +132,8 @@ class Folder:
         self._adopted = True
 
 
-def _write_text(file: BinaryIO, text: str) -> None:
-    file.write(text.encode())
+def _file(name: str) -> str:
+    return f"{_PREFIX}{name}{_SUFFIX}"
 
 
 class _Files(Protocol):

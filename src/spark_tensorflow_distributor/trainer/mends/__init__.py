@@ -1,0 +1,92 @@
+"""What TensorFlow and Keras lack for several workers, and what is done about it.
+
+Keras 3 cannot ``fit`` under ``tf.distribute.MultiWorkerMirroredStrategy``, and much of it gives other numbers than in
+one process. Each file here mends one kind of fault; each mend says what the fault is. A mend is applied where the
+behaviour shows the fault: a release without it stays as it is, and one of a kind not known here too, with a warning.
+"""
+
+import logging
+from collections.abc import Callable, Collection
+from typing import Any
+
+from ..keras import import_package, legacy_selected
+from . import batches, building, executing, files, gradients, logs, losses, metrics, randomness, state
+
+_log = logging.getLogger(__name__)
+
+# On a package that has been here.
+_MARK = "_spark_tensorflow_distributor_mended"
+
+Mend = Callable[[Any, Any], bool]
+
+# In the order in which they are applied. The names are those of the faults.
+MENDS: dict[str, Mend] = {
+    "symbolic_build": building.symbolic_build,
+    "reduce_per_replica": logs.reduce_per_replica,
+    "unread_logs": logs.unread_logs,
+    "metric_variables": metrics.metric_variables,
+    "loss_scaling": losses.loss_scaling,
+    "shares": losses.shares,
+    "gradients": gradients.gradients,
+    "global_batches": batches.global_batches,
+    "shuffled_arrays": randomness.shuffled_arrays,
+    "dropout": randomness.dropout,
+    "steps_per_execution": executing.steps_per_execution,
+    "jit_compile": executing.jit_compile,
+    "moving_statistics": state.moving_statistics,
+    "saved_models": files.saved_models,
+    "callbacks": files.callbacks,
+}
+
+
+def mend_tensorflow(seed: int = 0) -> None:
+    """What has nothing to do with Keras; to be called before the strategy is made.
+
+    Args:
+        seed: the same on all workers.
+    """
+    import tensorflow as tf
+
+    try:
+        randomness.shuffle_alike(tf, seed)
+        if not legacy_selected():  # tf_keras puts the workers' metrics together in merge calls
+            executing.without_merge_calls(tf)
+    except (ImportError, AttributeError) as error:
+        _log.warning(
+            f"TensorFlow {tf.__version__} has insides of an unknown kind ({error!r}): where the program gives no seed, "
+            "workers may shuffle differently, and gradient accumulation and loss scaling may fail with several workers."
+        )
+
+
+def mend_keras(without: Collection[str] = ()) -> list[str]:
+    """Mends what keeps Keras 3 from training right under several workers, in this process, where it needs mending.
+
+    To be called before the first model is built; it takes milliseconds and starts neither TensorFlow's eager context
+    nor a device. It does nothing for tf_keras (also if ``TF_USE_LEGACY_KERAS`` selects it), for Keras 2, for a backend
+    other than TensorFlow, without Keras, and the second time.
+
+    Args:
+        without: names of mends to leave out, to see what they are good for.
+
+    Returns:
+        The names of what was mended, for the log.
+    """
+    keras = None if legacy_selected() else import_package("keras")
+    if keras is None or keras.__version__.startswith("2.") or keras.backend.backend() != "tensorflow":
+        return []
+    if getattr(keras, _MARK, False):
+        return []
+    setattr(keras, _MARK, True)
+    import tensorflow as tf
+
+    mended = []
+    for name, mend in MENDS.items():
+        try:
+            if name not in without and mend(tf, keras):
+                mended.append(name)
+        except Exception as error:  # Any at all: a probe walks through code that nobody promised to keep.
+            _log.warning(
+                f"Keras {keras.__version__} has a {name} of an unknown kind ({error!r}); it was left as it is. If "
+                "training fails with several workers, use another release, or tf_keras with TF_USE_LEGACY_KERAS=1."
+            )
+    return mended

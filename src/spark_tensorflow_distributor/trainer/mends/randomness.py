@@ -1,0 +1,110 @@
+"""Random numbers that the workers share."""
+
+import functools
+import inspect
+import itertools
+import random
+import sys
+from typing import Any
+
+from ..keras import by_name
+from .parts import present_part
+
+_PHILOX = 1
+# Numbers that Philox4x32 draws for one value of its counter, of 32 bits or fewer each.
+_GROUP = 4
+
+
+_seeds = itertools.count(1)
+
+
+def shuffle_alike(tf: Any, seed: int) -> None:
+    """Gives all workers the same random order where the program gives no seed.
+
+    They take their parts of the same batches. Where each had shuffled for itself, some rows would be in several parts
+    and others in none. So Python, NumPy and ``tf.data`` begin with one seed on all workers, in all attempts of a run.
+    """
+    global _seeds
+    from tensorflow.python.data.util import random_seed
+
+    _seeds = itertools.count(seed % (1 << 30))
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % (1 << 32))
+    original = random_seed.get_seed
+
+    @functools.wraps(original)
+    def get_seed(seed: Any) -> Any:
+        if seed is None and _has_no_seed():
+            seed = next(_seeds)
+        return original(seed)
+
+    random_seed.get_seed = get_seed
+
+
+def shuffled_arrays(tf: Any, keras: Any) -> bool:
+    """The same for arrays, which Keras shuffles by an operation in a graph, that knows but TensorFlow's global seed."""
+    loop = keras.src.backend.tensorflow.trainer.TFEpochIterator
+    original = loop.__init__
+
+    def init(call: inspect.BoundArguments) -> None:
+        is_set = not _has_no_seed()
+        if not is_set:
+            tf.random.set_seed(next(_seeds))
+        try:
+            original(*call.args, **call.kwargs)
+        finally:
+            if not is_set:
+                tf.random.set_seed(None)
+
+    loop.__init__ = by_name(original, init)
+    return True
+
+
+def _has_no_seed() -> bool:
+    from tensorflow.python.eager import context
+
+    return context.global_seed() is None
+
+
+def dropout(tf: Any, keras: Any) -> bool:
+    """Gives each row of a batch a mask of its own.
+
+    All workers have the same seed, so that Keras drops the same units in the first row of each part, the second and so
+    on. Here a part's masks are those that its rows would have had in one process: the generator counts, and is begun
+    where the part does (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+    """
+    module = keras.src.backend.tensorflow.random
+    original = module.dropout
+
+    @functools.wraps(original)
+    def dropout(inputs: Any, rate: float, noise_shape: Any = None, seed: Any = None) -> Any:
+        part, replica = present_part(), tf.distribute.get_replica_context()
+        of_all_rows = noise_shape is None or noise_shape[0] is None
+        if part is None or replica is None or not of_all_rows or not 0 < rate < 1:
+            return original(inputs, rate, noise_shape, seed)
+        seed = module._cast_seed(module.draw_seed(seed))
+        shape = tf.shape(inputs, out_type=tf.int64)
+        if noise_shape is not None:
+            shape = tf.stack([shape[i] if length is None else length for i, length in enumerate(noise_shape)])
+        drawn = _uniform_of_part(tf, shape, part, seed, inputs.dtype)
+        return tf.where(drawn >= rate, inputs * tf.cast(1 / (1 - rate), inputs.dtype), tf.zeros((), inputs.dtype))
+
+    module.dropout = dropout
+    return True
+
+
+def _uniform_of_part(tf: Any, shape: Any, part: Any, seed: Any, dtype: Any) -> Any:
+    """The part's numbers of those that the whole batch would draw."""
+    own = next(leaf for leaf in tf.nest.flatten(part.batch) if getattr(leaf, "shape", None) is not None)
+    rows = own.nrows() if isinstance(own, tf.RaggedTensor) else tf.shape(own, out_type=tf.int64)[0]
+    count = tf.reduce_prod(shape)
+    skipped = part.begin * (count // tf.maximum(rows, 1))
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    low = counter[0] + tf.cast(skipped // _GROUP, tf.uint64)
+    counter = tf.stack([low, counter[1] + tf.cast(low < counter[0], tf.uint64)])
+    lead = skipped % _GROUP
+    drawn = tf.raw_ops.StatelessRandomUniformV2(
+        shape=tf.reshape(count + lead, [1]), key=key, counter=counter, alg=_PHILOX, dtype=dtype
+    )
+    return tf.reshape(drawn[lead:], shape)

@@ -1,0 +1,2 @@
+def get_seed(seed):
+    return seed, seed

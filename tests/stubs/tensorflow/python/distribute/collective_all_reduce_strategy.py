@@ -1,0 +1,3 @@
+import types
+
+coordination_config_pb2 = types.SimpleNamespace(CoordinatedJob=dict)

@@ -1,0 +1,2 @@
+def coordination_leader(cluster):
+    return "/job:worker/replica:0/task:0"

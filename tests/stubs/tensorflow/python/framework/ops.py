@@ -1,0 +1,3 @@
+import types
+
+_default_graph_stack = types.SimpleNamespace(reset=lambda: None)
