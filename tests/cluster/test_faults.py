@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from faults import Driver, order_of, wait_for, weights
+from helpers import wait_until
 
 FORK_SERVER = "forkserver.main"
 
@@ -21,10 +22,8 @@ def driver(hosts, shared_driver):
     yield shared_driver
     # The slots are free, and no trainer is left: nothing but fork servers runs beside Spark.
     assert shared_driver.probe(3) == 3
-    end = time.monotonic() + 10
-    while (left := trainers(hosts)) and time.monotonic() < end:
-        time.sleep(0.2)
-    assert left == {}
+    wait_until(lambda: not trainers(hosts), 10)
+    assert trainers(hosts) == {}
     for host in (1, 2, 3):
         local = hosts.folder / f"h{host}" / "local"
         left = [str(path) for path in local.rglob("*") if path.is_file() and "blockmgr" not in str(path)]
@@ -44,6 +43,12 @@ def trainers(hosts):
             if parent in servers:
                 found[pid] = host
     return found
+
+
+def first_trainer(hosts):
+    """The pid of a trainer, as soon as there is one."""
+    assert wait_until(lambda: trainers(hosts), 30)
+    return next(iter(trainers(hosts)))
 
 
 def check_same(events, told, reference, **arguments):
@@ -144,7 +149,7 @@ def test_a_poor_link(hosts, driver, events, reference):
 
 @pytest.mark.parametrize("stall_timeout", [4, None])
 def test_a_trainer_is_stopped(driver, events, reference, stall_timeout):
-    """TensorFlow notices it, too, when its heartbeats are missing for ten seconds; not who it was."""
+    """TensorFlow notices it, too, when its heartbeats are missing for twenty seconds; not who it was."""
     run = driver.start(events, **OPTIONS, stall_timeout=stall_timeout)
     os.kill(int(wait_for(events, "step-0-1")), signal.SIGSTOP)
     told = driver.result(run)
@@ -227,10 +232,7 @@ def test_the_chief_dies_while_it_returns_the_value(driver, events, reference):
 
 def test_a_host_dies_during_the_start(hosts, driver, events, reference):
     run = driver.start(events, **OPTIONS)
-    end = time.monotonic() + 30
-    while not (begun := trainers(hosts)) and time.monotonic() < end:
-        time.sleep(0.02)
-    kill_executor(hosts, next(iter(begun)))
+    kill_executor(hosts, first_trainer(hosts))
     check_same(events, driver.result(run), reference)
 
 
@@ -240,10 +242,7 @@ def test_a_host_dies_while_it_is_given_rows(hosts, driver, events, tmp_path):
     whole = driver.result(driver.start(events, **options, rows=0.3))
     expected = weights(events)
     run = driver.start(events, **options, rows=0.3)
-    end = time.monotonic() + 30
-    while not (begun := trainers(hosts)) and time.monotonic() < end:
-        time.sleep(0.02)
-    kill_executor(hosts, next(iter(begun)))
+    kill_executor(hosts, first_trainer(hosts))
     told = driver.result(run)
     check_same(events, told, lambda: (expected, whole["history"]))
     assert len(told["attempts"]) == 2
@@ -276,12 +275,11 @@ def once(hosts, events, **kwargs):
 
 
 def wait_until_free(hosts):
-    end = time.monotonic() + 20
-    while (left := {**trainers(hosts), **dict.fromkeys(hosts.pids(0, "fault_driver.py"), 0)}) and (
-        time.monotonic() < end
-    ):
-        time.sleep(0.1)
-    return left
+    def left():
+        return {**trainers(hosts), **hosts.pids(0, "fault_driver.py")}
+
+    wait_until(lambda: not left(), 20)
+    return left()
 
 
 @pytest.fixture

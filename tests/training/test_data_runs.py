@@ -208,11 +208,11 @@ def test_computing_the_frame_counts_for_no_timeout(spark, runner):
         import time
 
         for batch in batches:
-            time.sleep(9)
+            time.sleep(18)
             yield batch
 
     frame = spark.range(0, 9, 1, 1).mapInArrow(slow, "id long")
-    assert runner(start_timeout=6).run(count, data=frame) == list(range(9))
+    assert runner(start_timeout=15).run(count, data=frame) == list(range(9))
 
 
 def test_interrupting_while_the_frame_is_computed(spark, runner):

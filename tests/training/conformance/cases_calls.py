@@ -1,0 +1,126 @@
+"""The methods of a model."""
+
+import os
+import tempfile
+import threading
+
+from .table import BATCH, case, dataset, dense, digits, fit, meet, outcome
+
+
+@case()
+def fit_twice(keras):
+    x, y = digits()
+    model = dense(keras)
+    first = fit(model, x, y, epochs=1)
+    second = fit(model, dataset(x, y), epochs=3, initial_epoch=1)
+    return outcome(model, second, first=first.history["loss"])
+
+
+@case()
+def two_models(keras):
+    x, y = digits()
+    teacher, student = dense(keras), dense(keras, keras.optimizers.Adam(0.01), loss="mse", metrics=[])
+    fit(teacher, x, y)
+    history = fit(student, x, teacher.predict(x, batch_size=BATCH, verbose=0))
+    return {**outcome(student, history), "teacher": teacher.get_weights()[0]}
+
+
+@case()
+def evaluate(keras):
+    x, y = digits()
+    model = dense(keras)
+    evaluated = model.evaluate(dataset(x, y), verbose=0, return_dict=True)
+    some = model.evaluate(dataset(x, y).repeat(), steps=3, verbose=0)
+    return outcome(model, some=some, again=model.evaluate(x, y, batch_size=50, verbose=0), **evaluated)
+
+
+@case()
+def predict_arrays(keras):
+    x, _ = digits()
+    model = dense(keras)
+    return outcome(model, predicted=model.predict(x, batch_size=BATCH, verbose=0))
+
+
+@case()
+def predict_dataset(keras):
+    x, _ = digits()
+    model = dense(keras)
+    some = model.predict(dataset(x), steps=3, verbose=0)
+    return outcome(model, predicted=model.predict(dataset(x), verbose=0), some=some)
+
+
+@case()
+def predict_nested(keras):
+    x, _ = digits(101)
+    inputs = keras.Input((64,))
+    hidden = keras.layers.Dense(5, name="hidden")(inputs)
+    model = keras.Model(inputs, {"a": hidden, "b": [keras.layers.Dense(3)(hidden), keras.layers.Dense(2)(hidden)]})
+    predicted = model.predict(x, batch_size=BATCH, verbose=0)
+    return outcome(model, a=predicted["a"], b0=predicted["b"][0], b1=predicted["b"][1])
+
+
+@case()
+def on_batch(keras):
+    x, y = digits()
+    model = dense(keras)
+    logs = [model.train_on_batch(x[:BATCH], y[:BATCH], return_dict=True)["loss"] for _ in range(3)]
+    tested = model.test_on_batch(x[:BATCH], y[:BATCH], return_dict=True)["loss"]
+    return outcome(model, logs=logs, tested=tested, predicted=model.predict_on_batch(x[:BATCH])[:20])
+
+
+@case()
+def save_and_load(keras):
+    """Saved under one name by all ranks at once."""
+    x, y = digits()
+    model = dense(keras)
+    fit(model, x, y)
+    folder = os.environ["CONFORMANCE_FOLDER"]
+    path = os.path.join(folder, "model.keras")
+    model.save(path)
+    meet()
+    again = keras.models.load_model(path)
+    model.save_weights(os.path.join(folder, "model.weights.h5"))
+    meet()
+    other = dense(keras)
+    fit(other, x, y, epochs=1)
+    other.load_weights(os.path.join(folder, "model.weights.h5"))
+    meet()
+    return outcome(again, fit(again, x, y, epochs=1), loaded=other.get_weights()[0], left=len(os.listdir(folder)))
+
+
+@case(keras_3_only=True)
+def save_on_the_chief(keras):
+    """By the chief alone, as many programs do it."""
+    import tensorflow as tf
+
+    x, y = digits()
+    model = dense(keras)
+    fit(model, x, y)
+    path = os.path.join(os.environ["CONFORMANCE_FOLDER"], "model.keras")
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    if resolver is None or resolver.task_id == 0:
+        model.save(path)
+    meet()
+    return outcome(keras.models.load_model(path), fit(model, x, y, epochs=1))
+
+
+@case(keras_3_only=True)
+def export(keras):
+    import tensorflow as tf
+
+    x, y = digits()
+    model = dense(keras)
+    fit(model, x, y)
+    with tempfile.TemporaryDirectory() as folder:
+        model.export(folder, verbose=False)
+        served = []
+
+        def serve():
+            exported = tf.saved_model.load(folder)
+            served.append(exported.serve(tf.constant(x[:20])).numpy())
+
+        # A thread has no strategy, like the process that it is exported for.
+        thread = threading.Thread(target=serve)
+        thread.start()
+        thread.join()
+    return outcome(model, served=served[0])

@@ -1,0 +1,114 @@
+"""The arguments of ``compile``."""
+
+import numpy as np
+
+from .table import BATCH, ROWS, case, dataset, dense, digits, fit, outcome
+
+
+@case()
+def steps_per_execution(keras):
+    """Three steps at a time, of seven."""
+    x, y = digits()
+    model = dense(keras, steps_per_execution=3)
+    history = fit(model, x, y, validation_data=(x[:100], y[:100]))
+    return outcome(model, history, predicted=model.predict(x, batch_size=BATCH, verbose=0))
+
+
+@case()
+def steps_per_execution_and_epoch(keras):
+    x, y = digits()
+    model = dense(keras, steps_per_execution=2)
+    return outcome(model, fit(model, dataset(x, y).repeat(), steps_per_epoch=4))
+
+
+@case()
+def steps_per_execution_of_unknown_length(keras):
+    x, y = digits()
+    model = dense(keras, steps_per_execution=2)
+    data = dataset(x, y, batch=1).unbatch().filter(lambda _, label: label != 3).batch(BATCH)
+    return outcome(model, fit(model, data))
+
+
+@case()
+def jit_compile(keras):
+    x, y = digits()
+    model = dense(keras, jit_compile=True)
+    history = fit(model, x, y)
+    return outcome(model, history, predicted=model.predict(x, batch_size=BATCH, verbose=0))
+
+
+@case()
+def run_eagerly(keras):
+    x, y = digits(BATCH * 2 + 5)
+    model = dense(keras, run_eagerly=True)
+    return outcome(model, fit(model, x, y), evaluated=model.evaluate(x, y, batch_size=BATCH, verbose=0))
+
+
+@case()
+def weighted_metrics(keras):
+    x, y = digits()
+    model = dense(keras, metrics=["accuracy"], weighted_metrics=["accuracy", "sparse_categorical_crossentropy"])
+    return outcome(model, fit(model, x, y, sample_weight=np.linspace(0.1, 2, ROWS).astype("float32")))
+
+
+@case()
+def metrics_of_counts(keras):
+    x, y = digits()
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(1, activation="sigmoid")])
+    metrics = [keras.metrics.AUC(name="auc"), keras.metrics.Precision(name="p"), keras.metrics.Recall(name="r")]
+    model.compile(keras.optimizers.SGD(0.5), "binary_crossentropy", metrics=metrics)
+    labels = (y < 5).astype("float32")[:, None]
+    history = fit(model, x, labels, validation_data=(x[:90], labels[:90]))
+    return outcome(model, history, evaluated=model.evaluate(x, labels, batch_size=BATCH, verbose=0))
+
+
+@case()
+def mean_iou(keras):
+    x, y = digits()
+    model = dense(keras, metrics=[keras.metrics.MeanIoU(10, sparse_y_pred=False, name="iou")])
+    return outcome(model, fit(model, x, y))
+
+
+@case(keras_3_only=True)
+def metric_of_vectors(keras):
+    x, y = digits()
+    metrics = [keras.metrics.F1Score(average=None, name="f1")]
+    model = dense(keras, loss="categorical_crossentropy", metrics=metrics)
+    return outcome(model, fit(model, x, np.eye(10, dtype="float32")[y]))
+
+
+@case()
+def custom_metric(keras):
+    import tensorflow as tf
+
+    class Sure(keras.metrics.Metric):
+        """The part of rows whose greatest probability is above a half."""
+
+        def __init__(self):
+            super().__init__(name="sure")
+            self.total = self.add_weight(name="total", initializer="zeros")
+            self.count = self.add_weight(name="count", initializer="zeros")
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            sure = tf.cast(tf.reduce_max(y_pred, axis=-1) > 0.5, tf.float32)
+            self.total.assign_add(tf.reduce_sum(sure))
+            self.count.assign_add(tf.cast(tf.shape(sure)[0], tf.float32))
+
+        def result(self):
+            return self.total / (self.count + 1e-7)
+
+    x, y = digits()
+    model = dense(keras, metrics=[Sure()])
+    return outcome(model, fit(model, x, y))
+
+
+@case()
+def custom_loss(keras):
+    import tensorflow as tf
+
+    def loss(y_true, y_pred):
+        return tf.reduce_sum(tf.square(tf.one_hot(tf.reshape(tf.cast(y_true, tf.int32), [-1]), 10) - y_pred), axis=-1)
+
+    x, y = digits()
+    model = dense(keras, loss=loss)
+    return outcome(model, fit(model, x, y))

@@ -1,0 +1,168 @@
+"""Runs cases in one process, or over the workers of a run.
+
+As a program, to look at some of them: ``python -m conformance.launch PACKAGE WORKERS [CASE ...]`` in
+``tests/training``.
+"""
+
+import importlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .table import CASES, Case
+
+GROUPS = ("data", "models", "optimizers", "compile", "calls", "callbacks")
+for group in GROUPS:
+    importlib.import_module(f"{__package__}.cases_{group}")
+
+_HERE = Path(__file__).parent.parent
+_SINGLE = "import sys; sys.path.insert(0, {path!r}); from conformance import launch; launch.run_here(*{arguments!r})"
+
+
+def launch(package: str, workers: int, names: Iterable[str], folder: str, **runner: Any) -> dict[str, list[Any]]:
+    """What the cases returned, by name and rank; a string is the traceback of one that raised.
+
+    Args:
+        package: ``keras`` or ``tf_keras``.
+        workers: 0 is a process of its own without Spark and without the library, to compare with.
+        names: the cases.
+        folder: empty; for the results, and for what cases write.
+        runner: more arguments of the runner.
+    """
+    env = {"TF_USE_LEGACY_KERAS": "1" if package == "tf_keras" else "0", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    waiting, results = list(names), {}
+    while waiting:
+        error = _run(package, workers, waiting, folder, env, runner)
+        for name in waiting.copy():
+            files = sorted(Path(folder).glob(f"{name}.*.pickle"))
+            found = [pickle.loads(file.read_bytes()) for file in files]
+            if not found and not error:
+                break  # one before it raised, after which a group is good for nothing
+            results[name] = found or [error]
+            waiting.remove(name)
+            if not found:
+                error = ""
+    return results
+
+
+def _run(package: str, workers: int, names: list[str], folder: str, env: dict[str, str], runner: Any) -> str:
+    arguments = (package, names, folder, workers)
+    if workers:
+        from spark_tensorflow_distributor import DistributorError, MirroredStrategyRunner
+
+        path = str(_HERE)
+
+        def train() -> None:
+            import sys
+
+            sys.path.insert(0, path)
+            from conformance import launch
+
+            launch.run_here(*arguments)
+
+        settings = {"stall_timeout": 90, **runner}
+        try:
+            MirroredStrategyRunner(num_slots=workers, use_gpu=False, env=env, progress=False, **settings).run(train)
+        except DistributorError as error:
+            return str(error)
+    else:
+        code = _SINGLE.format(path=str(_HERE), arguments=arguments)
+        env = {**os.environ, **env, "CUDA_VISIBLE_DEVICES": "-1"}
+        subprocess.run([sys.executable, "-c", code], env=env, check=True, stdin=subprocess.DEVNULL)
+    return ""
+
+
+def run_here(package: str, names: list[str], folder: str, workers: int) -> None:
+    """In a worker: run the cases, and write down what each returned."""
+    import tensorflow as tf
+
+    rank = 0
+    if workers:
+        from spark_tensorflow_distributor import get_context
+
+        rank = get_context().rank
+    keras = tf.keras
+    assert keras.Model.__module__.split(".")[0] == package
+    for name in names:
+        try:
+            result: Any = run_case(name, folder, workers)
+        except Exception:
+            result = traceback.format_exc()
+        Path(folder, f"{name}.{rank}.pickle").write_bytes(pickle.dumps(result))
+        if not isinstance(result, dict):
+            return
+        keras.backend.clear_session()
+        assert tf.distribute.get_strategy().num_replicas_in_sync == max(workers, 1)
+
+
+def run_case(name: str, folder: str, workers: int) -> dict[str, Any]:
+    """In a worker, and in its strategy's scope."""
+    import tensorflow as tf
+
+    keras, case = tf.keras, CASES[name]
+    os.environ["CONFORMANCE_FOLDER"] = os.path.join(folder, name)
+    os.makedirs(os.environ["CONFORMANCE_FOLDER"], exist_ok=True)
+    keras.utils.set_random_seed(7)
+    result = case.run(keras)
+    if not workers and case.alone is not None:
+        for each in (2, 3):
+            keras.utils.set_random_seed(7)
+            result = {**result, f"alone {each}": case.alone(keras, each)}
+    return result
+
+
+def difference(case: Case, single: dict[str, Any], found: Any, workers: int) -> str:
+    """What is not one process's, in words; empty where all is."""
+    if not isinstance(found, dict):
+        return f"it raised:\n{found}"
+    expected = single.get(f"alone {workers}", {k: v for k, v in single.items() if not k.startswith("alone")})
+    if found.keys() != expected.keys():
+        return f"it has {sorted(found)}, one process has {sorted(expected)}"
+    wrong = []
+    for name, value in expected.items():
+        if np.shape(found[name]) != np.shape(value):
+            wrong.append(f"{name} has the shape {np.shape(found[name])}, not {np.shape(value)}")
+        elif not np.allclose(found[name], value, rtol=case.rtol, atol=case.atol, equal_nan=True):
+            apart = np.abs(np.asarray(found[name], "float64") - np.asarray(value, "float64"))
+            wrong.append(f"{name} is {np.nanmax(apart):.3g} apart: {_some(found[name])}, not {_some(value)}")
+    return "; ".join(wrong)
+
+
+def _some(value: Any) -> str:
+    return np.array2string(np.ravel(value)[:4], precision=5)
+
+
+def _main() -> None:
+    package, workers, *names = sys.argv[1:]
+    names = names or [name for name, case in CASES.items() if package in case.packages]
+    with tempfile.TemporaryDirectory() as alone, tempfile.TemporaryDirectory() as together:
+        singles = launch(package, 0, names, alone)
+        groups = launch(package, int(workers), names, together)
+        right = 0
+        for name in names:
+            (single,) = singles[name] or ["nothing"]
+            if not isinstance(single, dict):
+                print(f"{name}: one process cannot do it:\n{single}")
+                continue
+            found = [difference(CASES[name], single, each, int(workers)) for each in groups[name]]
+            if any(found) or len(found) != int(workers):
+                last = [text.strip().splitlines()[-1][:700] for text in found if text]
+                if len(names) < 4:
+                    last = found
+                print(f"{name}: WRONG: {' | '.join(dict.fromkeys(last)) or json.dumps(len(found))}")
+            else:
+                right += 1
+        print(f"{right} of {len(names)} are right")
+
+
+if __name__ == "__main__":
+    _main()
