@@ -1,0 +1,223 @@
+"""What a step of ``fit`` costs: one process, workers started by hand, 1.0.0 on Spark, and ours.
+
+    .venv/bin/python benchmarks/step.py --workers 2 4 --rounds 3
+
+In each round every system trains every model for some epochs, in turn, so that a machine whose speed changes changes
+for all; the first epoch, in which the step is traced, is left out. All systems have the same arrays, global batch,
+optimizer and callbacks, and the function is the one that a user would write; the loss of the last epoch is compared,
+too.
+
+- ``one``: one process with all cores, Keras 3.
+- ``hand``: MultiWorkerMirroredStrategy by TF_CONFIG and plain processes, Keras 3 with its two faults mended that keep
+  ``fit`` from running at all.
+- ``hand-tf_keras``: the same with tf_keras, where nothing has to be mended.
+- ``1.0.0``: spark-tensorflow-distributor 1.0.0 from PyPI on Spark, with tf_keras.
+- ``ours``: this library on Spark, Keras 3.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PEER = HERE / ".peers" / "spark-tensorflow-distributor-1.0.0"
+SYSTEMS = ("one", "hand", "hand-tf_keras", "1.0.0", "ours")
+MODELS = ("cnn", "wide", "dense", "lstm")
+BATCH = 256
+
+
+def train(model_name, steps, epochs):
+    """The user's function; nested imports, as it travels."""
+    import time
+
+    import numpy as np
+    import tensorflow as tf
+
+    keras = tf.keras
+    layers = keras.layers
+    keras.utils.set_random_seed(1)
+    random = np.random.default_rng(0)
+    rows = 256 * steps
+    labels = random.integers(0, 10, rows)
+    if model_name == "cnn":
+        x = random.random((rows, 28, 28, 1), "float32")
+        model = keras.Sequential(
+            [keras.Input((28, 28, 1)), layers.Conv2D(32, 3, activation="relu"), layers.MaxPooling2D(),
+             layers.Conv2D(64, 3, activation="relu"), layers.MaxPooling2D(), layers.Flatten(),
+             layers.Dense(200, activation="relu"), layers.Dense(10)]
+        )  # fmt: skip
+    elif model_name == "wide":
+        x = {"id": random.integers(0, 1_000_000, (rows, 8)), "number": random.random((rows, 16), "float32")}
+        ids, number = keras.Input((8,), dtype="int64", name="id"), keras.Input((16,), name="number")
+        deep = layers.Concatenate()([layers.Flatten()(layers.Embedding(1_000_000, 32)(ids)), number])
+        deep = layers.Dense(128, activation="relu")(layers.Dense(256, activation="relu")(deep))
+        model = keras.Model({"id": ids, "number": number}, layers.Dense(10)(layers.Concatenate()([deep, number])))
+    elif model_name == "dense":
+        x = random.random((rows, 1024), "float32")
+        wide = [layers.Dense(2900, activation="relu") for _ in range(3)]
+        model = keras.Sequential([keras.Input((1024,)), *wide, layers.Dense(2000, activation="relu"), layers.Dense(10)])
+    else:
+        x = random.random((rows, 32, 24), "float32")
+        model = keras.Sequential([keras.Input((32, 24)), layers.LSTM(64, return_sequences=True), layers.LSTM(64),
+                                  layers.Dense(10)])  # fmt: skip
+    # SGD for the table: Adam would touch all of its 32M numbers in each step, with any system.
+    optimizer = keras.optimizers.SGD(0.01) if model_name == "wide" else keras.optimizers.Adam(1e-3)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    seconds = []
+
+    class Timer(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.begun = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            seconds.append(time.perf_counter() - self.begun)
+
+    history = model.fit(x, labels, batch_size=256, epochs=epochs, shuffle=False, verbose=0, callbacks=[Timer()])
+    return [1000 * each / steps for each in seconds[1:]], float(history.history["loss"][-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, nargs="+", default=[2])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=0, help="of an epoch; default: about two seconds' worth")
+    parser.add_argument("--as", dest="role", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role:
+        drive(options)
+        return
+    if "1.0.0" in options.systems and not PEER.exists():
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(PEER)]
+        subprocess.run([*command, "spark-tensorflow-distributor==1.0.0"], check=True)
+    for workers in options.workers:
+        for model in options.models:
+            measured = {system: [] for system in options.systems}
+            losses = {}
+            for number in range(options.rounds):
+                for system in options.systems:
+                    times, losses[system] = measure(system, model, workers, options)
+                    measured[system] += times
+                    shown = ", ".join(f"{each:.1f}" for each in times)
+                    print(f"# {model} {workers} workers round {number + 1} {system}: {shown}", file=sys.stderr)
+            show(model, workers, measured, losses)
+
+
+def measure(system, model, workers, options):
+    """Milliseconds a step in each epoch, and the last loss."""
+    steps = options.steps or {"cnn": 60, "wide": 100, "dense": 6, "lstm": 40}[model]
+    path = PEER if system == "1.0.0" else HERE.parent / "src"
+    env = {**os.environ, "PYTHONPATH": str(path), "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+    env["TF_CPP_MIN_LOG_LEVEL"], env["CUDA_VISIBLE_DEVICES"] = "2", "-1"
+    if system in ("hand-tf_keras", "1.0.0"):
+        env["TF_USE_LEGACY_KERAS"] = "1"
+    command = [sys.executable, __file__, "--as", system, "--workers", str(workers), "--models", model]
+    command += ["--steps", str(steps), "--epochs", str(options.epochs)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
+    for line in done.stdout.splitlines():
+        if line.startswith("MEASURED "):
+            return json.loads(line[9:])
+    raise SystemExit(f"{system} failed:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
+
+
+def drive(options):
+    """The driver process of one system."""
+    system, model, workers = options.role, options.models[0], options.workers[0]
+    if options.rank is not None:
+        result = worker_by_hand(model, options)
+    elif system == "one":
+        result = train(model, options.steps, options.epochs)
+    elif system.startswith("hand"):
+        by_hand(workers)
+        return
+    else:
+        from pyspark.sql import SparkSession
+
+        spark = SparkSession.builder.master(f"local[{workers}]").config("spark.ui.enabled", "false")
+        spark = spark.config("spark.driver.memory", "2g").getOrCreate()
+        from spark_tensorflow_distributor import MirroredStrategyRunner
+
+        runner = MirroredStrategyRunner(num_slots=workers, use_gpu=False)
+        result = runner.run(train, model_name=model, steps=options.steps, epochs=options.epochs)
+        spark.stop()
+    print("MEASURED " + json.dumps(result), flush=True)
+
+
+def by_hand(workers):
+    """Start a process for each worker; rank 0 prints what was measured."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(workers)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        cluster = {"worker": [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]}
+    processes = []
+    for rank in range(workers):
+        config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
+        command = [sys.executable, *sys.argv, "--rank", str(rank)]
+        output = None if rank == 0 else subprocess.DEVNULL
+        processes.append(subprocess.Popen(command, env={**os.environ, "TF_CONFIG": config}, stdout=output))
+    while any(process.poll() is None for process in processes):
+        if any(process.poll() for process in processes):
+            for process in processes:
+                process.kill()
+            raise SystemExit("a worker failed")
+        time.sleep(0.1)
+
+
+def worker_by_hand(model, options):
+    import tensorflow as tf
+
+    if not os.environ.get("TF_USE_LEGACY_KERAS"):
+        mend_by_hand(tf)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    with strategy.scope():
+        result = train(model, options.steps, options.epochs)
+    print("MEASURED " + json.dumps(result), flush=True)
+    os._exit(0)
+
+
+def mend_by_hand(tf):
+    """What a user would have to write so that Keras 3 runs at all."""
+    from keras.src.backend.tensorflow import trainer
+
+    build, reduce_per_replica = trainer.TensorFlowTrainer._maybe_symbolic_build, trainer.reduce_per_replica
+
+    def maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None:
+            for *_, batches in iterator:
+                local = self.distribute_strategy.experimental_local_results
+                data_batch = tf.nest.map_structure(lambda value: local(value)[0], next(batches))  # noqa: B023
+                break
+        return build(self, data_batch=data_batch)
+
+    def reduce(values, strategy, reduction):
+        if reduction != "auto":
+            return reduce_per_replica(values, strategy, reduction)
+        return tf.nest.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), values)
+
+    trainer.TensorFlowTrainer._maybe_symbolic_build, trainer.reduce_per_replica = maybe_symbolic_build, reduce
+
+
+def show(model, workers, measured, losses):
+    print(f"\n{model}, {workers} workers, batch {BATCH}, {os.cpu_count()} cores; ms a step, median (least to most)")
+    base = {name: statistics.median(times) for name, times in measured.items()}
+    for system, times in measured.items():
+        ratios = [f"{base[system] / base[other]:.2f}x {other}" for other in ("one", "hand", "1.0.0") if other in base]
+        spread = f"({min(times):.1f} to {max(times):.1f})"
+        print(f"  {system:14} {base[system]:7.1f} {spread:20} {', '.join(ratios):42} loss {losses[system]:.4f}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
