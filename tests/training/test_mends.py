@@ -22,10 +22,22 @@ NEEDED = {
     "global_batches": "sequence",
     "shuffled_arrays": "arrays_shuffled_without_a_seed",
     "dropout": "dropout",
+    "noise": "noise",
     "steps_per_execution": "steps_per_execution",
     "jit_compile": "jit_compile",
     "moving_statistics": "batch_normalization",
     "callbacks": "tensorboard",
+}
+NEEDED_BY_TF_KERAS = {
+    "shares": "arrays",
+    "global_batches": "arrays",
+    "step_logs": "on_batch",
+    "shuffled_arrays": "arrays_shuffled_without_a_seed",
+    "dropout": "dropout",
+    "noise": "noise",
+    "moving_statistics": "batch_normalization",
+    "saved_models": "save_and_load",
+    "callbacks": "csv_logger",
 }
 
 
@@ -39,21 +51,25 @@ def run(strategy, name, folder):
 def singles(tmp_path_factory):
     known = {}
 
-    def single(name):
-        if name not in known:
+    def single(name, env):
+        if (name, *env) not in known:
             folder = str(tmp_path_factory.mktemp(name))
-            known[name] = run_group("test_mends:run", workers=1, name=name, folder=folder)[0]["result"]
-        return known[name]
+            known[name, *env] = run_group("test_mends:run", workers=1, env=env, name=name, folder=folder)[0]["result"]
+        return known[name, *env]
 
     return single
 
 
-@pytest.mark.parametrize("mend", NEEDED)
-def test_without_it_a_case_fails(mend, singles, tmp_path):
-    name = NEEDED[mend]
-    single = singles(name)
+@pytest.mark.parametrize(
+    ("package", "mend", "name"),
+    [("keras", *each) for each in NEEDED.items()] + [("tf_keras", *each) for each in NEEDED_BY_TF_KERAS.items()],
+)
+def test_without_it_a_case_fails(package, mend, name, singles, tmp_path):
+    env = {"TF_USE_LEGACY_KERAS": "1"} if package == "tf_keras" else {}
+    single = singles(name, env)
+    arguments = {"env": env, "timeout": 60, "name": name, "folder": str(tmp_path)}
     try:
-        found = run_group("test_mends:run", workers=2, without=[mend], timeout=60, name=name, folder=str(tmp_path))
+        found = run_group("test_mends:run", workers=2, without=[mend], **arguments)
     except GroupFailed:
         return  # it raises, or hangs
-    assert any(difference(CASES[name], single, each["result"], 2) for each in found), f"Keras has mended {mend} itself"
+    assert any(difference(CASES[name], single, each["result"], 2) for each in found), f"{package} needs no {mend}"

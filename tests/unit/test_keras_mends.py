@@ -185,7 +185,7 @@ def test_an_unknown_kind_is_left_alone_with_a_warning(install, caplog):
         (True, False),
         (False, True),
     ]
-    assert all("Keras 4.1.0" in text and "TF_USE_LEGACY_KERAS" in text for text in caplog.messages)
+    assert all("keras 4.1.0" in text and "TF_USE_LEGACY_KERAS" in text for text in caplog.messages)
 
 
 def test_insides_that_are_gone_are_a_warning_too(install, caplog):

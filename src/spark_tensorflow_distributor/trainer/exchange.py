@@ -23,6 +23,11 @@ class Exchange:
     def __init__(self, strategy: Any, rank: int, world_size: int) -> None:
         self._strategy, self._rank, self._world_size = strategy, rank, world_size
 
+    @classmethod
+    def of_workers(cls, strategy: Any) -> "Exchange":
+        """Of a strategy that spans workers, and so knows their number and this one's rank."""
+        return cls(strategy, strategy.cluster_resolver.task_id, strategy.extended._num_workers)
+
     def gather(self, data: bytes) -> list[bytes]:
         """What every rank gave, by rank."""
         if self._world_size == 1:

@@ -105,7 +105,7 @@ def tensorboard(keras):
 def csv_logger(keras):
     x, y = digits()
     model = dense(keras)
-    history = fit(model, x, y, callbacks=[keras.callbacks.CSVLogger(os.path.join(folder(), "log.csv"))])
+    history = fit(model, x, y, callbacks=[keras.callbacks.CSVLogger(os.path.join(folder(), "log.csv"), append=True)])
     meet()
     with open(os.path.join(folder(), "log.csv")) as file:
         rows = [line.replace("NA", "nan").split(",") for line in file.read().strip().splitlines()[1:]]

@@ -77,6 +77,7 @@ def save_and_load(keras):
     folder = os.environ["CONFORMANCE_FOLDER"]
     path = os.path.join(folder, "model.keras")
     model.save(path)
+    model.save(os.path.join(folder, "model.h5"))
     meet()
     again = keras.models.load_model(path)
     model.save_weights(os.path.join(folder, "model.weights.h5"))

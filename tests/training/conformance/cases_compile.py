@@ -21,7 +21,7 @@ def steps_per_execution_and_epoch(keras):
     return outcome(model, fit(model, dataset(x, y).repeat(), steps_per_epoch=4))
 
 
-@case()
+@case(keras_3_only=True)
 def steps_per_execution_of_unknown_length(keras):
     x, y = digits()
     model = dense(keras, steps_per_execution=2)

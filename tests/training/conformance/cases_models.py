@@ -204,6 +204,28 @@ def dropout(keras):
 
 
 @case()
+def noise(keras):
+    x, y = digits()
+    layers = keras.layers
+    kinds = [layers.GaussianNoise(0.2, seed=3), layers.GaussianDropout(0.2, seed=4), layers.AlphaDropout(0.2, seed=5)]
+    hidden = [layer for kind in kinds for layer in (layers.Dense(16, activation="tanh"), kind)]
+    model = keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(10, activation="softmax")])
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    return outcome(model, fit(model, x, y))
+
+
+@case()
+def spatial_dropout(keras):
+    """The same columns are dropped in all of a row's places."""
+    x, y = digits()
+    layers = keras.layers
+    hidden = [layers.Reshape((8, 8)), layers.Conv1D(8, 3), layers.SpatialDropout1D(0.4, seed=3), layers.Flatten()]
+    model = keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(10, activation="softmax")])
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    return outcome(model, fit(model, x, y))
+
+
+@case()
 def attention(keras):
     x, y = digits()
     inputs = keras.Input((64,))
@@ -285,8 +307,11 @@ def custom_logs(keras):
                 loss = tf.reduce_sum(each) / BATCH
             gradients = tape.gradient(loss, self.trainable_variables)
             self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-            return {"mine": tf.reduce_mean(each)}
+            mean = tf.reduce_mean(each)
+            # tf_keras adds up what the workers' steps return.
+            return {"mine": mean / self.distribute_strategy.num_replicas_in_sync if is_legacy else mean}
 
+    is_legacy = keras.__name__.startswith("tf_keras")
     x, y = digits(6 * BATCH)
     model = Custom()
     model.compile(keras.optimizers.SGD(0.1))

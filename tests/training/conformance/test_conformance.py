@@ -7,8 +7,7 @@ import pytest
 from .launch import difference, launch
 from .table import CASES, since
 
-# tf_keras is as upstream has it: its numbers are those of one process where the batch divides by the workers.
-PACKAGES = ["keras"]
+PACKAGES = ["keras", "tf_keras"]
 
 
 @pytest.fixture(scope="module")

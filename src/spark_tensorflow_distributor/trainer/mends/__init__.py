@@ -1,8 +1,9 @@
 """What TensorFlow and Keras lack for several workers, and what is done about it.
 
 Keras 3 cannot ``fit`` under ``tf.distribute.MultiWorkerMirroredStrategy``, and much of it gives other numbers than in
-one process. Each file here mends one kind of fault; each mend says what the fault is. A mend is applied where the
-behaviour shows the fault: a release without it stays as it is, and one of a kind not known here too, with a warning.
+one process. Each file here mends one kind of fault; each mend says what the fault is. Where one process can see whether
+a release has the fault, the mend looks; where only a group of workers could, it is for all releases, and a test fails
+when it is not needed any more. A Keras of a kind not known here stays as it is, with a warning.
 """
 
 import logging
@@ -10,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ..keras import import_package, legacy_selected
-from . import batches, building, executing, files, gradients, logs, losses, metrics, randomness, state
+from . import batches, building, executing, files, gradients, legacy, logs, losses, metrics, noise, randomness, state
 
 _log = logging.getLogger(__name__)
 
@@ -31,11 +32,26 @@ MENDS: dict[str, Mend] = {
     "global_batches": batches.global_batches,
     "shuffled_arrays": randomness.shuffled_arrays,
     "dropout": randomness.dropout,
+    "noise": noise.noise,
     "steps_per_execution": executing.steps_per_execution,
     "jit_compile": executing.jit_compile,
     "moving_statistics": state.moving_statistics,
     "saved_models": files.saved_models,
     "callbacks": files.callbacks,
+}
+
+
+# Of tf_keras.
+LEGACY_MENDS: dict[str, Mend] = {
+    "shares": legacy.shares,
+    "global_batches": legacy.global_batches,
+    "step_logs": legacy.step_logs,
+    "shuffled_arrays": legacy.shuffled_arrays,
+    "dropout": legacy.dropout,
+    "noise": legacy.noise,
+    "moving_statistics": legacy.moving_statistics,
+    "saved_models": legacy.saved_models,
+    "callbacks": legacy.callbacks,
 }
 
 
@@ -59,11 +75,11 @@ def mend_tensorflow(seed: int = 0) -> None:
 
 
 def mend_keras(without: Collection[str] = ()) -> list[str]:
-    """Mends what keeps Keras 3 from training right under several workers, in this process, where it needs mending.
+    """Mends what keeps Keras from training right under several workers, in this process, where it needs mending.
 
     To be called before the first model is built; it takes milliseconds and starts neither TensorFlow's eager context
-    nor a device. It does nothing for tf_keras (also if ``TF_USE_LEGACY_KERAS`` selects it), for Keras 2, for a backend
-    other than TensorFlow, without Keras, and the second time.
+    nor a device. It is for the Keras of ``tf.keras``: Keras 3, or tf_keras if ``TF_USE_LEGACY_KERAS`` selects it. It
+    does nothing for another backend than TensorFlow, without Keras, and the second time.
 
     Args:
         without: names of mends to leave out, to see what they are good for.
@@ -71,22 +87,28 @@ def mend_keras(without: Collection[str] = ()) -> list[str]:
     Returns:
         The names of what was mended, for the log.
     """
-    keras = None if legacy_selected() else import_package("keras")
-    if keras is None or keras.__version__.startswith("2.") or keras.backend.backend() != "tensorflow":
+    package = "tf_keras" if legacy_selected() else "keras"
+    keras = import_package(package)
+    if keras is None or (package == "keras" and not _is_keras_3_of_tensorflow(keras)):
         return []
     if getattr(keras, _MARK, False):
         return []
     setattr(keras, _MARK, True)
     import tensorflow as tf
 
+    advice = "use another release" + (", or tf_keras with TF_USE_LEGACY_KERAS=1" if package == "keras" else "")
     mended = []
-    for name, mend in MENDS.items():
+    for name, mend in (MENDS if package == "keras" else LEGACY_MENDS).items():
         try:
             if name not in without and mend(tf, keras):
                 mended.append(name)
         except Exception as error:  # Any at all: a probe walks through code that nobody promised to keep.
             _log.warning(
-                f"Keras {keras.__version__} has a {name} of an unknown kind ({error!r}); it was left as it is. If "
-                "training fails with several workers, use another release, or tf_keras with TF_USE_LEGACY_KERAS=1."
+                f"{package} {keras.__version__} has a {name} of an unknown kind ({error!r}); it was left as it is. If "
+                f"training fails with several workers, {advice}."
             )
     return mended
+
+
+def _is_keras_3_of_tensorflow(keras: Any) -> bool:
+    return not keras.__version__.startswith("2.") and keras.backend.backend() == "tensorflow"

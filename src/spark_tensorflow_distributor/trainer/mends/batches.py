@@ -28,17 +28,26 @@ def global_batches(tf: Any, keras: Any) -> bool:
     trainer = keras.src.backend.tensorflow.trainer
     loop, model = trainer.TFEpochIterator, trainer.TensorFlowTrainer
     loop.__init__ = _cutting(tf, loop.__init__)
-    strategy = defining_class(tf.distribute.MultiWorkerMirroredStrategy, "run")
-    strategy.run = _running_parts(tf, strategy.run)
+    run_parts(tf)
     owner = defining_class(model, "_symbolic_build")
     owner._symbolic_build = _building(owner._symbolic_build)
     for name in ("fit", "evaluate", "predict"):
-        setattr(model, name, _knowing_parts(getattr(model, name), name, model))
+        setattr(model, name, knowing_parts(getattr(model, name), model))
     return True
 
 
-def _knowing_parts(original: Callable[..., Any], name: str, model_class: Any) -> Callable[..., Any]:
-    makers = {"fit": ("make_train_function", "make_test_function"), "evaluate": ("make_test_function",)}.get(name, ())
+# What makes the functions that a method steps with; what "predict" steps with gets rows without their place.
+_MAKERS = {
+    "fit": ("make_train_function", "make_test_function"),
+    "evaluate": ("make_test_function",),
+    "train_on_batch": ("make_train_function",),
+    "test_on_batch": ("make_test_function",),
+}
+
+
+def knowing_parts(original: Callable[..., Any], model_class: Any) -> Callable[..., Any]:
+    """A model's method, within which a step learns which part of the batch it has."""
+    makers = _MAKERS.get(original.__name__, ())
 
     def method(call: inspect.BoundArguments) -> Any:
         model = type(call.arguments["self"])
@@ -53,7 +62,11 @@ def _knowing_parts(original: Callable[..., Any], name: str, model_class: Any) ->
     return by_name(original, method)
 
 
-def _running_parts(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+def run_parts(tf: Any) -> None:
+    """Lets ``Strategy.run`` hand a step the batch of a Part."""
+    strategy = defining_class(tf.distribute.MultiWorkerMirroredStrategy, "run")
+    original = strategy.run
+
     @functools.wraps(original)
     def run(self: Any, fn: Callable[..., Any], args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         if len(args) != 1 or not isinstance(args[0], Part):
@@ -65,9 +78,9 @@ def _running_parts(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
             with working_on(part):
                 return step(part.batch)
 
-        return original(self, tf.autograph.experimental.do_not_convert(step_on_part), args, kwargs, options)
+        return original(self, step_on_part, args, kwargs, options)
 
-    return run
+    strategy.run = run
 
 
 def _building(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,8 +93,8 @@ def _building(original: Callable[..., Any]) -> Callable[..., Any]:
     return by_name(original, symbolic_build)
 
 
-class _Cutting:
-    """Passes for the strategy while Keras makes an epoch's iterator, and shares the dataset out in its place."""
+class Cutting:
+    """Passes for a strategy while Keras makes an iterator, and shares the dataset out in its place."""
 
     def __init__(self, strategy: Any, share: Callable[[Any], Any]) -> None:
         self._strategy, self._share = strategy, share
@@ -99,7 +112,14 @@ def _cutting(tf: Any, original: Callable[..., None]) -> Callable[..., None]:
         if not spans_workers(tf, strategy):
             return original(*call.args, **call.kwargs)
         self = call.arguments["self"]
-        call.arguments["distribute_strategy"] = _Cutting(strategy, lambda data: _shared(tf, self, strategy, data))
+
+        def share(dataset: Any) -> Any:
+            adapter = self.data_adapter
+            is_users = type(adapter).__name__ == "TFDatasetAdapter"
+            length = (self.steps_per_epoch, adapter.num_batches)
+            return share_out(tf, strategy, dataset, *length, is_users=is_users)
+
+        call.arguments["distribute_strategy"] = Cutting(strategy, share)
         original(*call.args, **call.kwargs)
         self._distribute_strategy = strategy
         return None
@@ -107,12 +127,30 @@ def _cutting(tf: Any, original: Callable[..., None]) -> Callable[..., None]:
     return by_name(original, init)
 
 
-def _shared(tf: Any, loop: Any, strategy: Any, dataset: Any) -> Any:
-    kind = type(loop.data_adapter).__name__
-    if feeds_of(dataset) or not _can_be_cut(tf, dataset, kind):
+def share_out(
+    tf: Any,
+    strategy: Any,
+    dataset: Any,
+    steps_per_epoch: int | None = None,
+    batches: int | None = None,
+    *,
+    is_users: bool = False,
+) -> Any:
+    """What ``Strategy.experimental_distribute_dataset`` would return, of parts.
+
+    Args:
+        tf: TensorFlow.
+        strategy: of several workers.
+        dataset: of global batches.
+        steps_per_epoch: as ``fit`` got it.
+        batches: as far as Keras knows them.
+        is_users: whether the program made it; only then may it ask for a way of sharing.
+    """
+    if feeds_of(dataset) or not _can_be_cut(tf, dataset, is_users=is_users):
         return strategy.experimental_distribute_dataset(dataset)
-    length = [loop.steps_per_epoch, loop.data_adapter.num_batches, int(dataset.cardinality())]
-    ends_together = _agree(strategy, length) and (length[1] is not None or length[2] != tf.data.UNKNOWN_CARDINALITY)
+    length = [steps_per_epoch, batches, int(dataset.cardinality())]
+    _check_agreement(strategy, length)
+    ends_together = batches is not None or length[2] != tf.data.UNKNOWN_CARDINALITY
     parts = _parts(tf, dataset, strategy, with_place=_knows_parts.get())
     devices = strategy.extended.worker_devices
     if ends_together and len(devices) == 1 and "CPU" in devices[0].upper():
@@ -123,13 +161,13 @@ def _shared(tf: Any, loop: Any, strategy: Any, dataset: Any) -> Any:
     return distributed
 
 
-def _can_be_cut(tf: Any, dataset: Any, kind: str) -> bool:
+def _can_be_cut(tf: Any, dataset: Any, *, is_users: bool) -> bool:
     if not isinstance(dataset, tf.data.Dataset):
         return False
     shapes = [getattr(spec, "shape", None) for spec in tf.nest.flatten(dataset.element_spec)]
     if any(shape is not None and shape.rank in (0, None) for shape in shapes) or all(s is None for s in shapes):
         return False  # no rows to cut
-    if kind != "TFDatasetAdapter":
+    if not is_users:
         return True
     policy, policies = dataset.options().experimental_distribute.auto_shard_policy, tf.data.experimental.AutoShardPolicy
     # AUTO would deal out files where it finds some: whole ones, and none to a worker too many, whatever is in them. Who
@@ -137,13 +175,10 @@ def _can_be_cut(tf: Any, dataset: Any, kind: str) -> bool:
     return policy in (policies.AUTO, policies.DATA)
 
 
-def _agree(strategy: Any, length: list[int | None]) -> bool:
-    resolver = strategy.cluster_resolver
-    workers = strategy.extended._num_workers
-    exchange = Exchange(strategy, resolver.task_id, workers)
-    found = [json.loads(each) for each in exchange.gather(json.dumps(length).encode())]
+def _check_agreement(strategy: Any, length: list[int | None]) -> None:
+    found = [json.loads(each) for each in Exchange.of_workers(strategy).gather(json.dumps(length).encode())]
     if all(each == found[0] for each in found):
-        return True
+        return
     lengths = ", ".join(f"rank {rank}: {_length(*each)}" for rank, each in enumerate(found))
     raise DataError(
         f"The workers were given data of different lengths ({lengths}). fit, evaluate and predict take the same data "

@@ -79,9 +79,8 @@ def steps_per_execution(tf: Any, keras: Any) -> bool:
         return execution
 
     model._make_function = in_turn
-    name = "enumerate_epoch" if "enumerate_epoch" in vars(loop) else "_enumerate_iterator"
-    owner = defining_class(loop, name)
-    setattr(owner, name, _counting(getattr(owner, name)))
+    owner = defining_class(loop, "_enumerate_iterator")
+    owner._enumerate_iterator = _counting(owner._enumerate_iterator)
     return True
 
 

@@ -39,8 +39,9 @@ def saved_models(tf: Any, keras: Any) -> bool:
     library = keras.src.saving.saving_lib
     name = "get_attr_skipset" if hasattr(library, "get_attr_skipset") else "get_attr_skiplist"  # before Keras 3.6
     setattr(library, name, _outside_of_a_strategy(getattr(library, name)))
-    for name in ("save_model", "save_weights_only"):
-        setattr(library, name, _at_once(getattr(library, name)))
+    hdf5 = keras.src.legacy.saving.legacy_h5_format
+    for module, name in ((library, "save_model"), (library, "save_weights_only"), (hdf5, "save_model_to_hdf5")):
+        setattr(module, name, at_once(getattr(module, name)))
     return True
 
 
@@ -59,13 +60,15 @@ def _outside_of_a_strategy(original: Callable[[str], Any]) -> Callable[[str], An
     return get_attr_skipset
 
 
-def _at_once(original: Callable[..., Any]) -> Callable[..., Any]:
+def at_once(original: Callable[..., Any]) -> Callable[..., Any]:
+    """What saves a model into a file, in such a way that the file is there as a whole or not at all."""
+
     @functools.wraps(original)
     def save(model: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
         if _is_silent.get():
             return None
         path = os.fspath(filepath) if isinstance(filepath, str | os.PathLike) else ""
-        whole_file = str(path).endswith((".keras", ".weights.h5")) and "://" not in str(path)
+        whole_file = str(path).endswith((".keras", ".h5", ".hdf5")) and "://" not in str(path)
         if not whole_file or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
             return original(model, filepath, *args, **kwargs)
         folder, name = os.path.split(os.path.abspath(path))
@@ -92,11 +95,10 @@ def callbacks(tf: Any, keras: Any) -> bool:
     backup = all_of_them.BackupAndRestore
     backup._save_model = _saving_once(tf, backup._save_model)
     backup.on_train_begin = _restoring_together(tf, backup.on_train_begin)
-    for callback in (backup,):
-        callback.on_train_end = _on_the_chief(tf, callback.on_train_end)
+    backup.on_train_end = on_the_chief(tf, backup.on_train_end)
     for callback in (all_of_them.CSVLogger, all_of_them.TensorBoard):
         for name in [name for name in vars(callback) if name.startswith("on_") or name == "set_model"]:
-            setattr(callback, name, _on_the_chief(tf, getattr(callback, name)))
+            setattr(callback, name, on_the_chief(tf, getattr(callback, name)))
     return True
 
 
@@ -107,7 +109,9 @@ def _is_other(tf: Any, callback: Any, model: Any = None) -> bool:
     return spans_workers(tf, strategy) and strategy.cluster_resolver.task_id != 0  # type: ignore[union-attr]
 
 
-def _on_the_chief(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+def on_the_chief(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+    """A callback's method, that does nothing on the other workers."""
+
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if original.__name__ == "set_model":
@@ -148,18 +152,17 @@ def _restoring_together(tf: Any, original: Callable[..., Any]) -> Callable[..., 
         if not spans_workers(tf, strategy):
             original(self, logs)
             return
-        resolver = strategy.cluster_resolver
-        exchange = Exchange(strategy, resolver.task_id, strategy.extended._num_workers)
+        is_chief = strategy.cluster_resolver.task_id == 0
         data = None
         if model.optimizer is not None and not model.optimizer.built:  # which would be made on the chief only
             model.optimizer.build(model.trainable_variables)
-        if resolver.task_id == 0:
+        if is_chief:
             before = model._initial_epoch
             original(self, logs)
             if model._initial_epoch != before:
                 data = _pack(_variables(model), model._initial_epoch)
-        data = exchange.broadcast(data)
-        if data is not None and resolver.task_id != 0:
+        data = Exchange.of_workers(strategy).broadcast(data)
+        if data is not None and not is_chief:
             with np.load(BytesIO(data)) as arrays:
                 model._initial_epoch = json.loads(bytes(arrays["epoch"]))
                 for index, variable in enumerate(_variables(model)):

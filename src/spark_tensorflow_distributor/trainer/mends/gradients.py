@@ -75,9 +75,9 @@ def _summing(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         replica = tf.distribute.get_replica_context()
         if _is_summed() or replica is None or replica.num_replicas_in_sync == 1:
             return original(self, grads, trainable_variables)
-        variables = trainable_variables = None if trainable_variables is None else list(trainable_variables)
-        if variables is None:
-            variables = self._trainable_variables
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+        variables = self._trainable_variables if trainable_variables is None else trainable_variables
         with _summed():
             return original(self, summed_gradients(tf, replica, list(grads), variables), trainable_variables)
 
@@ -109,17 +109,17 @@ def summed_gradients(tf: Any, replica: Any, gradients: list[Any], variables: Seq
             slices.append(index)
         else:
             results[index] = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradient)
-    lengths = row_counts(tf, replica, [gradients[index] for index in slices])
-    for index, counts in zip(slices, lengths, strict=True):
+    counts_of = dict(zip(slices, row_counts(tf, replica, [gradients[index] for index in slices]), strict=True))
+    for index, counts in counts_of.items():
         together.setdefault(tf.float32, []).append((index, spread(tf, replica, gradients[index], counts)))
-    counts_of = dict(zip(slices, lengths, strict=True))
     for tensors in together.values():
         # The last layers' gradients are there first.
         for pack in packs(tensors[::-1], _PACK_BYTES):
             sums = _all_reduce(tf, replica, [tensor for _, tensor in pack])
             for (index, _), summed in zip(pack, sums, strict=True):
-                is_spread = index in counts_of
-                results[index] = collected(tf, summed, gradients[index], counts_of[index]) if is_spread else summed
+                results[index] = summed
+                if index in counts_of:
+                    results[index] = collected(tf, summed, gradients[index], counts_of[index])
     return results
 
 

@@ -11,9 +11,8 @@ from ..exchange import Exchange
 from ..keras import by_name, given_callbacks
 from .probe import probe_strategy, spans_workers
 
-# Whether a callback of any worker reads what single steps return.
-_is_read: contextvars.ContextVar[bool] = contextvars.ContextVar("is_read", default=True)
-_is_within: contextvars.ContextVar[bool] = contextvars.ContextVar("is_within", default=False)
+# Whether a callback of any worker reads what single steps return; None outside of ``fit`` and the like.
+_is_read: contextvars.ContextVar[bool | None] = contextvars.ContextVar("is_read", default=None)
 
 
 def reduce_per_replica(tf: Any, keras: Any) -> bool:
@@ -31,7 +30,7 @@ def reduce_per_replica(tf: Any, keras: Any) -> bool:
     def reduce_per_replica(values: Any, strategy: Any, reduction: str) -> Any:
         if reduction not in ("auto", "mean", "sum") or not spans_workers(tf, strategy):
             return original(values, strategy, reduction)
-        if not _is_read.get() and reduction != "sum":
+        if _is_read.get() is False and reduction != "sum":
             return tf.nest.map_structure(lambda value: _own_mean(tf, strategy, value), values)
         return _reduce_over_workers(tf, values, strategy, "SUM" if reduction == "sum" else "MEAN")
 
@@ -67,18 +66,17 @@ def unread_logs(tf: Any, keras: Any) -> bool:
         def method(call: inspect.BoundArguments) -> Any:
             self = call.arguments["self"]
             strategy = getattr(self, "_distribute_strategy", None)
-            if _is_within.get() or not spans_workers(tf, strategy):
+            if _is_read.get() is not None or not spans_workers(tf, strategy):
                 return original(*call.args, **call.kwargs)
             is_read = original.__name__.endswith("on_batch") or _is_read_anywhere(keras, strategy, call.arguments)
             if made.get(self, is_read) != is_read:
                 self.train_function = self.test_function = None  # they were made for the other case
             made[self] = is_read
-            tokens = _is_read.set(is_read), _is_within.set(True)
+            token = _is_read.set(is_read)
             try:
                 return original(*call.args, **call.kwargs)
             finally:
-                _is_read.reset(tokens[0])
-                _is_within.reset(tokens[1])
+                _is_read.reset(token)
 
         return by_name(original, method)
 
@@ -89,7 +87,7 @@ def unread_logs(tf: Any, keras: Any) -> bool:
     @functools.wraps(at_the_end)
     def get_metrics_result_or_logs(self: Any, logs: Any) -> Any:
         result = at_the_end(self, logs)
-        if result is not logs or _is_read.get() or not logs:
+        if result is not logs or _is_read.get() is not False or not logs:
             return result  # from metrics, which sum over the workers themselves
         return _reduce_over_workers(tf, logs, self.distribute_strategy, "MEAN")
 
@@ -100,7 +98,7 @@ def unread_logs(tf: Any, keras: Any) -> bool:
 def _is_read_anywhere(keras: Any, strategy: Any, arguments: dict[str, Any]) -> bool:
     is_read = arguments.get("verbose", "auto") in (1, "auto")
     is_read = is_read or any(_reads_steps(keras, each) for each in given_callbacks(arguments.get("callbacks")))
-    exchange = Exchange(strategy, strategy.cluster_resolver.task_id, strategy.extended._num_workers)
+    exchange = Exchange.of_workers(strategy)
     return any(each == b"1" for each in exchange.gather(b"1" if is_read else b"0"))
 
 

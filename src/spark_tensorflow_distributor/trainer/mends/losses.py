@@ -8,7 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..keras import by_name, defining_class
-from .parts import present_part
+from .parts import present_part, rows_of_part
+
+# Whether the losses of single outputs are what is being computed.
+_state = threading.local()
 
 
 def loss_scaling(tf: Any, keras: Any) -> bool:
@@ -21,7 +24,7 @@ def loss_scaling(tf: Any, keras: Any) -> bool:
     def dividing(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def scale_loss(self: Any, loss: Any) -> Any:
-            loss, share = original(self, loss), _share(tf)
+            loss, share = original(self, loss), share_of_batch(tf)
             if share is not None:
                 return loss * tf.cast(share, loss.dtype)
             return loss / tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, loss.dtype)
@@ -47,8 +50,8 @@ def shares(tf: Any, keras: Any) -> bool:
     module = keras.src.losses.loss
     if hasattr(module, "scale_loss_for_distribution"):  # before Keras 3.8, ``loss_scaling`` has it
         scale, unscale = module.scale_loss_for_distribution, module.unscale_loss_for_distribution
-        module.scale_loss_for_distribution = _scaling(tf, scale, operator.mul)
-        module.unscale_loss_for_distribution = _scaling(tf, unscale, tf.math.divide_no_nan)
+        module.scale_loss_for_distribution = scaling(tf, scale, operator.mul)
+        module.unscale_loss_for_distribution = scaling(tf, unscale, tf.math.divide_no_nan)
     module.apply_mask = _masking(tf, module.apply_mask)
     module.reduce_values = _weighing(tf, module.reduce_values)
     compiled = keras.src.trainers.compile_utils.CompileLoss
@@ -58,20 +61,18 @@ def shares(tf: Any, keras: Any) -> bool:
     return True
 
 
-def _share(tf: Any) -> Any:
+def share_of_batch(tf: Any) -> Any:
     """What this replica has of the rows of the batch, 0 to 1; None where that is not known."""
     part, replica = present_part(), tf.distribute.get_replica_context()
     if part is None or replica is None or replica.num_replicas_in_sync == 1:
         return None
-    leaf = next(leaf for leaf in tf.nest.flatten(part.batch) if getattr(leaf, "shape", None) is not None)
-    own = leaf.nrows() if isinstance(leaf, tf.RaggedTensor) else tf.shape(leaf, out_type=tf.int64)[0]
-    return tf.cast(own, tf.float32) / tf.cast(part.rows, tf.float32)
+    return tf.cast(rows_of_part(part), tf.float32) / tf.cast(part.rows, tf.float32)
 
 
-def _scaling(tf: Any, original: Callable[..., Any], scale: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+def scaling(tf: Any, original: Callable[..., Any], scale: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def scale_loss(value: Any) -> Any:
-        share = _share(tf)
+        share = share_of_batch(tf)
         if share is None:
             return original(value)
         value = tf.convert_to_tensor(value)
@@ -80,7 +81,7 @@ def _scaling(tf: Any, original: Callable[..., Any], scale: Callable[[Any, Any], 
     return scale_loss
 
 
-def _sum_over_replicas(tf: Any, value: Any) -> Any:
+def sum_over_replicas(tf: Any, value: Any) -> Any:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
@@ -89,12 +90,12 @@ def _masking(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
 
     def apply_mask(call: inspect.BoundArguments) -> Any:
         arguments = call.arguments
-        mask = arguments.get("mask")
-        if mask is None or arguments.get("reduction") not in ("mean", "sum_over_batch_size") or _share(tf) is None:
+        mask, is_mean = arguments.get("mask"), arguments.get("reduction") in ("mean", "sum_over_batch_size")
+        if mask is None or not is_mean or share_of_batch(tf) is None:
             return original(*call.args, **call.kwargs)
         dtype = arguments["dtype"]
         counts = tf.stack([tf.cast(tf.size(mask), dtype), tf.reduce_sum(tf.cast(mask, dtype))])
-        total, left = tf.unstack(_sum_over_replicas(tf, counts))
+        total, left = tf.unstack(sum_over_replicas(tf, counts))
         # Any other reduction leaves the mask as it is.
         arguments["mask"] = tf.cast(mask, dtype) * tf.math.divide_no_nan(total, left)
         arguments["reduction"] = "sum"
@@ -107,17 +108,14 @@ def _weighing(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     def reduce_values(call: inspect.BoundArguments) -> Any:
         arguments = call.arguments
         weights = arguments.get("sample_weight")
-        if arguments.get("reduction") != "mean_with_sample_weight" or weights is None or _share(tf) is None:
+        if arguments.get("reduction") != "mean_with_sample_weight" or weights is None or share_of_batch(tf) is None:
             return original(*call.args, **call.kwargs)
         values = arguments["values"]
         return tf.math.divide_no_nan(
-            tf.reduce_sum(values), _sum_over_replicas(tf, tf.cast(tf.reduce_sum(weights), values.dtype))
+            tf.reduce_sum(values), sum_over_replicas(tf, tf.cast(tf.reduce_sum(weights), values.dtype))
         )
 
     return by_name(original, reduce_values)
-
-
-_state = threading.local()
 
 
 def _telling_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,7 +135,7 @@ def _of_an_output(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
 
     def update_state(call: inspect.BoundArguments) -> Any:
         if getattr(_state, "is_of_outputs", False) and call.arguments.get("sample_weight") is None:
-            share = _share(tf)
+            share = share_of_batch(tf)
             if share is not None:
                 call.arguments["sample_weight"] = share
         return original(*call.args, **call.kwargs)

@@ -54,7 +54,7 @@ def part_of(batch: Any, replica: int, replicas: int) -> Part:
         begin, end, rows = replica * count, (replica + 1) * count, known
     else:
         count = None
-        rows = first.nrows() if isinstance(first, tf.RaggedTensor) else tf.shape(first, out_type=tf.int64)[0]
+        rows = _row_count(tf, first)
         each, more = rows // replicas, rows % replicas
         begin = replica * each + tf.minimum(tf.constant(replica, tf.int64), more)
         end = begin + each + tf.cast(replica < more, tf.int64)
@@ -71,6 +71,22 @@ def part_of(batch: Any, replica: int, replicas: int) -> Part:
     return Part(
         tf.nest.map_structure(rows_of, batch), tf.constant(begin, tf.int64) if count else begin, tf.cast(rows, tf.int64)
     )
+
+
+def rows_of_part(part: Part) -> Any:
+    """The replica's number of rows; int64 scalar."""
+    import tensorflow as tf
+
+    return _row_count(tf, next(leaf for leaf in tf.nest.flatten(part.batch) if _has_rows(leaf)))
+
+
+def is_of_no_row(shape: Any) -> bool:
+    """Whether random numbers of the shape, a tuple or a tensor or None, are meant for all rows alike."""
+    return isinstance(shape, tuple | list) and isinstance(shape[0], int) and shape[0] == 1
+
+
+def _row_count(tf: Any, leaf: Any) -> Any:
+    return leaf.nrows() if isinstance(leaf, tf.RaggedTensor) else tf.shape(leaf, out_type=tf.int64)[0]
 
 
 def _has_rows(leaf: Any) -> bool:

@@ -5,15 +5,15 @@ import inspect
 import itertools
 import random
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ..keras import by_name
-from .parts import present_part
+from .parts import is_of_no_row, present_part, rows_of_part
 
 _PHILOX = 1
 # Numbers that Philox4x32 draws for one value of its counter, of 32 bits or fewer each.
 _GROUP = 4
-
 
 _seeds = itertools.count(1)
 
@@ -45,7 +45,12 @@ def shuffle_alike(tf: Any, seed: int) -> None:
 def shuffled_arrays(tf: Any, keras: Any) -> bool:
     """The same for arrays, which Keras shuffles by an operation in a graph, that knows but TensorFlow's global seed."""
     loop = keras.src.backend.tensorflow.trainer.TFEpochIterator
-    original = loop.__init__
+    loop.__init__ = with_a_seed(tf, loop.__init__)
+    return True
+
+
+def with_a_seed(tf: Any, original: Callable[..., None]) -> Callable[..., None]:
+    """What makes datasets, in such a way that all workers' operations in them have the same seeds."""
 
     def init(call: inspect.BoundArguments) -> None:
         is_set = not _has_no_seed()
@@ -57,8 +62,7 @@ def shuffled_arrays(tf: Any, keras: Any) -> bool:
             if not is_set:
                 tf.random.set_seed(None)
 
-    loop.__init__ = by_name(original, init)
-    return True
+    return by_name(original, init)
 
 
 def _has_no_seed() -> bool:
@@ -80,13 +84,13 @@ def dropout(tf: Any, keras: Any) -> bool:
     @functools.wraps(original)
     def dropout(inputs: Any, rate: float, noise_shape: Any = None, seed: Any = None) -> Any:
         part, replica = present_part(), tf.distribute.get_replica_context()
-        of_all_rows = noise_shape is None or noise_shape[0] is None
-        if part is None or replica is None or not of_all_rows or not 0 < rate < 1:
+        if part is None or replica is None or is_of_no_row(noise_shape) or not 0 < rate < 1:
             return original(inputs, rate, noise_shape, seed)
         seed = module._cast_seed(module.draw_seed(seed))
         shape = tf.shape(inputs, out_type=tf.int64)
         if noise_shape is not None:
-            shape = tf.stack([shape[i] if length is None else length for i, length in enumerate(noise_shape)])
+            shape = [shape[i] if each is None else tf.cast(each, tf.int64) for i, each in enumerate(noise_shape)]
+            shape = tf.stack(shape)
         drawn = _uniform_of_part(tf, shape, part, seed, inputs.dtype)
         return tf.where(drawn >= rate, inputs * tf.cast(1 / (1 - rate), inputs.dtype), tf.zeros((), inputs.dtype))
 
@@ -96,10 +100,8 @@ def dropout(tf: Any, keras: Any) -> bool:
 
 def _uniform_of_part(tf: Any, shape: Any, part: Any, seed: Any, dtype: Any) -> Any:
     """The part's numbers of those that the whole batch would draw."""
-    own = next(leaf for leaf in tf.nest.flatten(part.batch) if getattr(leaf, "shape", None) is not None)
-    rows = own.nrows() if isinstance(own, tf.RaggedTensor) else tf.shape(own, out_type=tf.int64)[0]
     count = tf.reduce_prod(shape)
-    skipped = part.begin * (count // tf.maximum(rows, 1))
+    skipped = part.begin * (count // tf.maximum(rows_of_part(part), 1))
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
     low = counter[0] + tf.cast(skipped // _GROUP, tf.uint64)
     counter = tf.stack([low, counter[1] + tf.cast(low < counter[0], tf.uint64)])

@@ -39,7 +39,7 @@ def average_state(tf: Any, model: Any) -> None:
     variables = model.non_trainable_variables
     if not variables or not spans_workers(tf, strategy):
         return
-    exchange = Exchange(strategy, strategy.cluster_resolver.task_id, strategy.extended._num_workers)
+    exchange = Exchange.of_workers(strategy)
     values = [variable.numpy() for variable in variables]
     sums = json.dumps([zlib.crc32(value.tobytes()) for value in values]).encode()
     found = [json.loads(each) for each in exchange.gather(sums)]
