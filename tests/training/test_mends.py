@@ -52,10 +52,11 @@ def singles(tmp_path_factory):
     known = {}
 
     def single(name, env):
-        if (name, *env) not in known:
+        key = name, *env
+        if key not in known:
             folder = str(tmp_path_factory.mktemp(name))
-            known[name, *env] = run_group("test_mends:run", workers=1, env=env, name=name, folder=folder)[0]["result"]
-        return known[name, *env]
+            known[key] = run_group("test_mends:run", workers=1, env=env, name=name, folder=folder)[0]["result"]
+        return known[key]
 
     return single
 

@@ -25,7 +25,7 @@ def two_models(keras):
     return {**outcome(student, history), "teacher": teacher.get_weights()[0]}
 
 
-@case()
+@case(rtol=1e-5, atol=1e-5)
 def evaluate(keras):
     x, y = digits()
     model = dense(keras)
@@ -34,7 +34,7 @@ def evaluate(keras):
     return outcome(model, some=some, again=model.evaluate(x, y, batch_size=50, verbose=0), **evaluated)
 
 
-@case()
+@case(rtol=1e-5, atol=1e-5)
 def predict_arrays(keras):
     x, _ = digits()
     model = dense(keras)

@@ -5,7 +5,7 @@ import numpy as np
 from .table import BATCH, ROWS, case, dataset, dense, digits, fit, outcome
 
 
-@case()
+@case(rtol=1e-5, atol=1e-5)
 def arrays(keras):
     x, y = digits()
     model = dense(keras)
@@ -41,7 +41,7 @@ def dataset_without_remainder(keras):
     return outcome(model, fit(model, dataset(x, y, drop_remainder=True)))
 
 
-@case()
+@case(rtol=1e-5, atol=1e-5)
 def dataset_repeated(keras):
     x, y = digits()
     model = dense(keras)
@@ -166,7 +166,7 @@ def generator(keras):
     return outcome(model, fit(model, batches(), steps_per_epoch=4, epochs=3))
 
 
-@case()
+@case(rtol=1e-5, atol=1e-5)
 def dict_inputs(keras):
     x, y = digits()
     left, right = keras.Input((32,), name="left"), keras.Input((32,), name="right")
@@ -223,7 +223,7 @@ def sparse(keras):
     return outcome(model, fit(model, tf.data.Dataset.from_tensor_slices((rows, y)).batch(BATCH)))
 
 
-@case()
+@case(rtol=1e-5, atol=1e-5)
 def sample_weight(keras):
     x, y = digits()
     model = dense(keras, weighted_metrics=["accuracy"])
@@ -251,7 +251,7 @@ def validation_data(keras):
     return outcome(model, fit(model, x[:ROWS], y[:ROWS], validation_data=(x[ROWS:], y[ROWS:])))
 
 
-@case()
+@case(rtol=1e-5, atol=1e-5)
 def validation_dataset(keras):
     x, y = digits(500)
     model = dense(keras)

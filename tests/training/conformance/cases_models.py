@@ -318,7 +318,7 @@ def custom_logs(keras):
     return outcome(model, fit(model, x, y))
 
 
-@case()
+@case(rtol=1e-5, atol=1e-5)
 def custom_loop(keras):
     """The loop of TensorFlow's guide: ``strategy.run`` on a distributed dataset."""
     import tensorflow as tf
