@@ -31,6 +31,7 @@ import time
 import venv
 from pathlib import Path
 
+from drivers import tell, told
 from peers import BATCH, PEERS, WORKERS
 
 HERE = Path(__file__).parent
@@ -120,9 +121,8 @@ def call(role, data, rows, options):
             return f"not done after {options.timeout} s"
         output.seek(0)
         text = output.read()
-    for line in text.splitlines():
-        if line.startswith("MEASURED "):
-            return json.loads(line[9:])
+    if (found := told(text)) is not None:
+        return found
     print(text[-4000:], file=sys.stderr)
     return f"failed with exit code {process.returncode}"
 
@@ -162,7 +162,7 @@ def write_source(data, rows):
         df = ids.select(image.alias("image"), label)
     df.write.mode("overwrite").parquet(f"{source(data, rows)}.part")
     Path(f"{source(data, rows)}.part").rename(source(data, rows))
-    print("MEASURED null")
+    tell("written")
 
 
 def drive(system, data, rows, epochs, repeats):
@@ -181,7 +181,7 @@ def drive(system, data, rows, epochs, repeats):
             runs.append(run_ours(spark, df, epochs))
         else:
             runs.append(run_peer(system, peer, df, data, epochs, kind))
-    print("MEASURED " + json.dumps(runs), flush=True)
+    tell(runs)
     spark.stop()
 
 

@@ -17,8 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
-PEER = HERE / ".peers" / "spark-tensorflow-distributor-1.0.0"
+from drivers import install_peer, measure, tell
+
 SYSTEMS = ("ours", "cold", "1.0.0", "floor")
 
 
@@ -33,14 +33,12 @@ def main():
     if options.role:
         drive(options.role, options.slots[0], options.repeats)
         return
-    if not PEER.exists():
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(PEER)]
-        subprocess.run([*command, "spark-tensorflow-distributor==1.0.0"], check=True)
+    install_peer()
     for slots in options.slots:
         measured = {system: {"first": [], "repeated": [], "rss": []} for system in options.systems}
         for number in range(options.rounds):
             for system in options.systems:
-                result = measure(system, slots, options.repeats)
+                result = measure(__file__, system, "--slots", slots, "--repeats", options.repeats)
                 measured[system]["first"].append(result["first"])
                 measured[system]["repeated"] += result["repeated"]
                 measured[system]["rss"].append(result["rss"])
@@ -48,22 +46,8 @@ def main():
         show(slots, measured)
 
 
-def measure(system, slots, repeats):
-    """One driver process; seconds of its first and its further runs."""
-    path = PEER if system == "1.0.0" else HERE.parent / "src"
-    env = {**os.environ, "PYTHONPATH": str(path), "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-    if system == "1.0.0":
-        env["TF_USE_LEGACY_KERAS"] = "1"
-    command = [sys.executable, __file__, "--as", system, "--slots", str(slots), "--repeats", str(repeats)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
-    for line in done.stdout.splitlines():
-        if line.startswith("MEASURED "):
-            return json.loads(line[9:])
-    raise SystemExit(f"{system} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-
-
 def drive(system, slots, repeats):
-    """The driver process of one system."""
+    """The driver process of one system; seconds of its first and its further runs."""
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.master(f"local[{slots}]").config("spark.ui.enabled", "false")
@@ -98,7 +82,7 @@ def drive(system, slots, repeats):
         run()
         seconds.append(round(time.perf_counter() - started, 3))
         time.sleep(0.3)
-    print("MEASURED " + json.dumps({"first": seconds[0], "repeated": seconds[1:], "rss": resident()}), flush=True)
+    tell({"first": seconds[0], "repeated": seconds[1:], "rss": resident()})
     spark.stop()
 
 

@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from drivers import measure, tell
 from launch import descendants
 
 SYSTEMS = ("ours", "udf", "batch best", "batch docs", "pandas", "floor")
@@ -50,7 +51,8 @@ def main():
         measured = {system: {"cold": [], "warm": [], "cpu": []} for system in options.systems}
         for number in range(options.rounds):
             for system in options.systems:
-                result = measure(system, model, options)
+                arguments = ("--models", model, "--repeats", options.repeats, "--batch-size", options.batch_size)
+                result = measure(__file__, system, *arguments, TF_CPP_MIN_LOG_LEVEL="2")
                 measured[system]["cold"].append(result["cold"])
                 measured[system]["cpu"].append(result["cpu"])
                 measured[system]["warm"] += result["warm"]
@@ -58,21 +60,8 @@ def main():
         show(model, measured)
 
 
-def measure(system, model, options):
-    """One driver process: seconds of its first prediction, rows a second of the others."""
-    env = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    env["PYTHONPATH"] = str(Path(__file__).parent.parent / "src")
-    command = [sys.executable, __file__, "--as", system, "--models", model, "--repeats", str(options.repeats)]
-    command += ["--batch-size", str(options.batch_size)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
-    for line in done.stdout.splitlines():
-        if line.startswith("MEASURED "):
-            return json.loads(line[9:])
-    raise SystemExit(f"{system} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-
-
 def drive(system, model, repeats, batch_size):
-    """The driver process of one system."""
+    """The driver process of one system: seconds of its first prediction, rows a second of the others."""
     from pyspark.sql import SparkSession
     from pyspark.sql import functions as F
 
@@ -106,7 +95,7 @@ def drive(system, model, repeats, batch_size):
             drain(made)
             warm.append(round(rows / (time.perf_counter() - started)))
         used = (cpu_seconds() - used) / (repeats * rows / 1e6)
-    print("MEASURED " + json.dumps({"cold": round(cold, 2), "warm": warm, "cpu": round(used, 2)}), flush=True)
+    tell({"cold": round(cold, 2), "warm": warm, "cpu": round(used, 2)})
     spark.stop()
 
 

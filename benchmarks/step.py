@@ -12,7 +12,7 @@ too.
   ``fit`` from running at all.
 - ``hand-tf_keras``: the same with tf_keras, where nothing has to be mended.
 - ``1.0.0``: spark-tensorflow-distributor 1.0.0 from PyPI on Spark, with tf_keras.
-- ``ours``: this library on Spark, Keras 3.
+- ``ours``: this library on Spark, Keras 3; ``ours-tf_keras``: with tf_keras.
 """
 
 import argparse
@@ -24,11 +24,10 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-HERE = Path(__file__).parent
-PEER = HERE / ".peers" / "spark-tensorflow-distributor-1.0.0"
-SYSTEMS = ("one", "hand", "hand-tf_keras", "1.0.0", "ours")
+from drivers import install_peer, measure, tell
+
+SYSTEMS = ("one", "hand", "hand-tf_keras", "1.0.0", "ours", "ours-tf_keras")
 MODELS = ("cnn", "wide", "dense", "lstm")
 BATCH = 256
 
@@ -98,37 +97,29 @@ def main():
     if options.role:
         drive(options)
         return
-    if "1.0.0" in options.systems and not PEER.exists():
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(PEER)]
-        subprocess.run([*command, "spark-tensorflow-distributor==1.0.0"], check=True)
+    if "1.0.0" in options.systems:
+        install_peer()
     for workers in options.workers:
         for model in options.models:
             measured = {system: [] for system in options.systems}
             losses = {}
             for number in range(options.rounds):
                 for system in options.systems:
-                    times, losses[system] = measure(system, model, workers, options)
+                    times, losses[system] = measure_one(system, model, workers, options)
                     measured[system] += times
                     shown = ", ".join(f"{each:.1f}" for each in times)
                     print(f"# {model} {workers} workers round {number + 1} {system}: {shown}", file=sys.stderr)
             show(model, workers, measured, losses)
 
 
-def measure(system, model, workers, options):
+def measure_one(system, model, workers, options):
     """Milliseconds a step in each epoch, and the last loss."""
     steps = options.steps or {"cnn": 60, "wide": 100, "dense": 6, "lstm": 40}[model]
-    path = PEER if system == "1.0.0" else HERE.parent / "src"
-    env = {**os.environ, "PYTHONPATH": str(path), "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-    env["TF_CPP_MIN_LOG_LEVEL"], env["CUDA_VISIBLE_DEVICES"] = "2", "-1"
-    if system in ("hand-tf_keras", "1.0.0"):
+    env = {"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
+    if system.endswith("tf_keras"):
         env["TF_USE_LEGACY_KERAS"] = "1"
-    command = [sys.executable, __file__, "--as", system, "--workers", str(workers), "--models", model]
-    command += ["--steps", str(steps), "--epochs", str(options.epochs)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
-    for line in done.stdout.splitlines():
-        if line.startswith("MEASURED "):
-            return json.loads(line[9:])
-    raise SystemExit(f"{system} failed:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
+    arguments = ("--workers", workers, "--models", model, "--steps", steps, "--epochs", options.epochs)
+    return measure(__file__, system, *arguments, **env)
 
 
 def drive(options):
@@ -151,7 +142,7 @@ def drive(options):
         runner = MirroredStrategyRunner(num_slots=workers, use_gpu=False)
         result = runner.run(train, model_name=model, steps=options.steps, epochs=options.epochs)
         spark.stop()
-    print("MEASURED " + json.dumps(result), flush=True)
+    tell(result)
 
 
 def by_hand(workers):
@@ -183,7 +174,7 @@ def worker_by_hand(model, options):
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     with strategy.scope():
         result = train(model, options.steps, options.epochs)
-    print("MEASURED " + json.dumps(result), flush=True)
+    tell(result)
     os._exit(0)
 
 

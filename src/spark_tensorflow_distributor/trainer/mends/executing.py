@@ -50,38 +50,65 @@ def steps_per_execution(tf: Any, keras: Any) -> bool:
     """
     trainer = keras.src.backend.tensorflow.trainer
     model, loop = trainer.TensorFlowTrainer, trainer.TFEpochIterator
-    if not hasattr(model, "_make_function"):
-        return False  # before Keras 3.8 it writes the steps one after the other, too
-    make_function = model._make_function
-
-    @functools.wraps(make_function)
-    def in_turn(self: Any, *args: Any, **kwargs: Any) -> Any:
-        function = make_function(self, *args, **kwargs)
-        if not spans_workers(tf, self.distribute_strategy):
-            return function
-
-        def execution(iterator: Any) -> Any:
-            steps = self.steps_per_execution
-            if steps == 1 or not isinstance(iterator, tf.data.Iterator | tf.distribute.DistributedIterator):
-                return function(iterator)
-            outputs = None
-            self.steps_per_execution = 1
-            try:
-                for _ in range(min(steps, getattr(_state, "left", None) or steps)):
-                    outputs = function(iterator)
-            except (StopIteration, tf.errors.OutOfRangeError):
-                if outputs is None:
-                    raise
-            finally:
-                self.steps_per_execution = steps
-            return outputs
-
-        return execution
-
-    model._make_function = in_turn
-    owner = defining_class(loop, "_enumerate_iterator")
-    owner._enumerate_iterator = _counting(owner._enumerate_iterator)
+    if hasattr(model, "_make_function"):
+        model._make_function = _made_in_turn(tf, model._make_function)
+        name = "_enumerate_iterator"
+    else:  # before Keras 3.8
+        for kind in ("train", "test"):
+            original = getattr(model, f"make_{kind}_function")
+            setattr(model, original.__name__, _made_of_single_steps(tf, original, f"{kind}_function"))
+        name = "enumerate_epoch"
+    owner = defining_class(loop, name)
+    setattr(owner, name, _counting(getattr(owner, name)))
     return True
+
+
+def _made_in_turn(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def make_function(self: Any, *args: Any, **kwargs: Any) -> Any:
+        function = original(self, *args, **kwargs)
+        return _in_turn(tf, self, function) if spans_workers(tf, self.distribute_strategy) else function
+
+    return make_function
+
+
+def _made_of_single_steps(tf: Any, original: Callable[..., Any], attribute: str) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def make_function(self: Any, force: bool = False) -> Any:
+        function, steps = getattr(self, attribute), self.steps_per_execution
+        if (function is not None and not force) or steps == 1 or not spans_workers(tf, self.distribute_strategy):
+            return original(self, force)
+        self.steps_per_execution = 1
+        try:
+            original(self, force)
+        finally:
+            self.steps_per_execution = steps
+        setattr(self, attribute, _in_turn(tf, self, getattr(self, attribute)))
+        return getattr(self, attribute)
+
+    return make_function
+
+
+def _in_turn(tf: Any, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """An execution: calls of what makes one step, as many as are left in the epoch."""
+
+    def execution(iterator: Any) -> Any:
+        steps = model.steps_per_execution
+        if steps == 1 or not isinstance(iterator, tf.data.Iterator | tf.distribute.DistributedIterator):
+            return function(iterator)
+        outputs = None
+        model.steps_per_execution = 1
+        try:
+            for _ in range(min(steps, getattr(_state, "left", None) or steps)):
+                outputs = function(iterator)
+        except (StopIteration, tf.errors.OutOfRangeError):
+            if outputs is None:
+                raise
+        finally:
+            model.steps_per_execution = steps
+        return outputs
+
+    return execution
 
 
 def _counting(original: Callable[..., Any]) -> Callable[..., Any]:

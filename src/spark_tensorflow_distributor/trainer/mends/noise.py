@@ -1,6 +1,7 @@
 """Layers that add or multiply noise."""
 
 import functools
+import importlib
 import inspect
 import threading
 from collections.abc import Callable
@@ -23,7 +24,7 @@ def noise(tf: Any, keras: Any) -> bool:
     for name in ("normal", "uniform"):
         setattr(module, name, drawing_for_all(tf, getattr(module, name)))
     tell_noise(keras.layers)
-    legacy = keras.src.legacy.layers.AlphaDropout  # which tf.keras has in the place of the other
+    legacy = importlib.import_module("keras.src.legacy.layers").AlphaDropout  # that of tf.keras
     legacy.call = _telling(legacy.call)
     return True
 
