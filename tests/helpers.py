@@ -1,6 +1,7 @@
 """What tests of several folders use; importable on the workers, too (see ``WORKER_PATH``)."""
 
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -19,12 +20,12 @@ class OwnError(Exception):
         self.code = code
 
 
-def processes(text: str) -> dict[int, str]:
-    """The running processes, no zombies, whose command line holds ``text``."""
+def processes(pattern: str) -> dict[int, str]:
+    """The running processes, no zombies, in whose command line the regular expression is found."""
     found = {}
     for line in subprocess.run(["ps", "-wweo", "pid=,stat=,args="], capture_output=True, text=True).stdout.splitlines():
         pid, state, args = line.split(None, 2)
-        if text in args and not state.startswith("Z"):
+        if re.search(pattern, args) and not state.startswith("Z"):
             found[int(pid)] = args
     return found
 

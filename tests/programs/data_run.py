@@ -13,9 +13,22 @@ from spark_tensorflow_distributor import MirroredStrategyRunner
 mode = sys.argv[2]
 
 
-def train(data, held_out):
-    """The ids of all ranks, and the losses."""
+def train(data, held_out, kill=False):
+    """The ids of all ranks, and the losses; the last rank's process may be killed once, in the fifth epoch."""
+    import os
+    import signal
+    import time
+
     import tensorflow as tf
+
+    from spark_tensorflow_distributor import get_context
+
+    class Kill(tf.keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            context = get_context()
+            if kill and epoch == 4 and (context.attempt, context.rank) == (0, context.world_size - 1):
+                time.sleep(0.5)  # the last checkpoint may be on its way
+                os.kill(os.getpid(), signal.SIGKILL)
 
     tf.keras.utils.set_random_seed(1)
     model = tf.keras.Sequential(
@@ -24,15 +37,17 @@ def train(data, held_out):
     model.compile(tf.keras.optimizers.Adam(0.02), "mse")
     ids = [int(v) for batch in data.to_tf("id", batch_size=64) for v in batch]
     history = model.fit(
-        data.to_tf(["x", "y"], "target", batch_size=64, stack=True),
-        validation_data=held_out.to_tf(["x", "y"], "target", batch_size=64, stack=True),
+        data.to_tf(["x", "y"], "target", batch_size=64, stack=True, seed=2),
+        validation_data=held_out.to_tf(["x", "y"], "target", batch_size=64, stack=True, seed=2),
         epochs=8,
+        callbacks=[Kill()],
     )
     if data.num_rows != data.total_rows:
         from pyspark import BarrierTaskContext
 
         ids = [v for part in BarrierTaskContext.get().allGather(json.dumps(ids)) for v in json.loads(part)]
-    return {"ids": ids, "loss": history.history["loss"], "val_loss": history.history["val_loss"]}
+    losses = {name: history.history[name] for name in ("loss", "val_loss")}
+    return {"ids": ids, "attempt": get_context().attempt, **losses}
 
 
 if mode == "connect":
@@ -49,6 +64,9 @@ workers = {"local": 1}.get(mode, 2)
 runner = MirroredStrategyRunner(num_slots=workers, use_gpu=False, local_mode=mode == "local")
 result = runner.run(train, data=frame, held_out=frame.where("id % 5 = 0"))
 told = {"ids": sorted(result["ids"]), "loss": result["loss"], "val_loss": result["val_loss"]}
+if mode != "local":
+    again = MirroredStrategyRunner(num_slots=workers, use_gpu=False, max_restarts=1)
+    told["resumed"] = again.run(train, data=frame, held_out=frame.where("id % 5 = 0"), kill=True)
 told["environment"] = dict(os.environ) == before
 broken = spark.range(10).select(F.raise_error(F.lit("no such luck")).cast("long").alias("id"))
 try:

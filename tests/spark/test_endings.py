@@ -118,7 +118,8 @@ def test_on_a_cluster(tmp_path):
         driver = cluster.start_driver("long_run.py", str(pids), conf=conf)
         assert wait_until(lambda: len(os.listdir(pids)) == 6 or driver.poll() is not None, 90)
         running = [int(pid) for pid in os.listdir(pids)]
-        executors = processes("CoarseGrainedExecutorBackend")
+        apps = os.listdir(tmp_path / "work")  # another Spark on this machine may have executors, too
+        executors = [pid for app in apps for pid in processes(f"CoarseGrainedExecutorBackend.*--app-id {app}")]
         assert len(executors) == 2, driver.communicate(timeout=60)[0]
         os.kill(max(executors), signal.SIGKILL)
         result = result_of(driver)

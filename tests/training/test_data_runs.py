@@ -33,6 +33,10 @@ def check(result):
     assert result["ids"] == list(range(1001))
     assert result["loss"][-1] < 0.5 * result["loss"][0]
     assert result["val_loss"][-1] < result["val_loss"][0]
+    if "resumed" in result:
+        assert result["resumed"]["attempt"] == 1
+        assert result["resumed"]["loss"] == pytest.approx(result["loss"], rel=1e-4)
+        assert result["resumed"]["val_loss"] == pytest.approx(result["val_loss"], rel=1e-4)
     assert result["environment"]
     kind, module, message = result["broken"]
     assert module.startswith("pyspark."), result["broken"]
