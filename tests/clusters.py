@@ -26,6 +26,7 @@ class StandaloneCluster:
     def __init__(self, folder, worker_conf=None):
         self.folder = Path(folder)
         self._processes = []
+        self._drivers = []
         self._logs = []
         env = {**os.environ, "SPARK_HOME": str(SPARK_HOME), "SPARK_WORKER_DIR": str(self.folder / "work")}
         env["SPARK_NO_DAEMONIZE"] = "1"
@@ -68,15 +69,21 @@ class StandaloneCluster:
     def start_driver(self, program, *args, conf=None, env=None):
         settings = {"spark.master": self.url, "spark.driver.host": "127.0.0.1", **(conf or {})}
         command = [sys.executable, str(Path(__file__).parent / "programs" / program), json.dumps(settings), *args]
-        return subprocess.Popen(
+        driver = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, **(env or {})},
         )
+        self._drivers.append(driver)
+        return driver
 
     def close(self):
+        for driver in self._drivers:  # one that a failed test has left
+            if driver.poll() is None:
+                driver.kill()
+                driver.communicate()
         for process in reversed(self._processes):
             process.terminate()
         for process in self._processes:
