@@ -12,13 +12,20 @@ PACKAGES = ["keras", "tf_keras"]
 
 
 @pytest.fixture(scope="module")
-def results(spark, tmp_path_factory):
-    """What all cases of a package came to in a group of some size; run once, when the first test asks."""
+def results(request, spark, tmp_path_factory):
+    """What the chosen cases of a package came to in a group of some size; run once, when the first test asks."""
     known = {}
+    folder = tmp_path_factory.mktemp("results")  # pytest's factory is not for threads
+    chosen = {
+        (item.callspec.params["package"], item.callspec.params["name"])
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    }
 
     def run(package, workers):
-        names = [name for name, case in CASES.items() if package in case.packages and since(case, package)]
-        return launch(package, workers, names, str(tmp_path_factory.mktemp(f"{package}-{workers}")), spark=spark)
+        names = [name for name, case in CASES.items() if (package, name) in chosen and since(case, package)]
+        (here := folder / f"{package}-{workers}").mkdir()
+        return launch(package, workers, names, str(here), spark=spark)
 
     def results(package, workers):
         if (package, workers) not in known:
@@ -35,7 +42,7 @@ def results(spark, tmp_path_factory):
 @pytest.mark.parametrize(
     ("package", "name"), [(package, name) for package in PACKAGES for name in CASES if package in CASES[name].packages]
 )
-@pytest.mark.timeout(1500)  # the first one runs all of them
+@pytest.mark.timeout(1500)  # the first one of a group runs all of them
 def test_workers_have_the_numbers_of_one_process(results, package, name, workers):
     if not since(CASES[name], package):
         pytest.skip(f"this release of {package} does not have it")

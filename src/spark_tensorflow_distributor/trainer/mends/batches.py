@@ -150,7 +150,18 @@ def share_out(
         return strategy.experimental_distribute_dataset(dataset)
     length = [steps_per_epoch, batches, int(dataset.cardinality())]
     _check_agreement(strategy, length)
-    ends_together = batches is not None or length[2] != tf.data.UNKNOWN_CARDINALITY
+    return parts_out(tf, strategy, dataset, batches is not None or length[2] != tf.data.UNKNOWN_CARDINALITY)
+
+
+def parts_out(tf: Any, strategy: Any, dataset: Any, ends_together: bool) -> Any:
+    """The parts of a dataset's batches that this worker's replicas have, in the form that its strategy takes.
+
+    Args:
+        tf: TensorFlow.
+        strategy: of several workers.
+        dataset: of global batches.
+        ends_together: whether all workers know beforehand when it ends; else they ask each other in each step.
+    """
     parts = _parts(tf, dataset, strategy, with_place=_knows_parts.get())
     devices = strategy.extended.worker_devices
     if ends_together and len(devices) == 1 and "CPU" in devices[0].upper():

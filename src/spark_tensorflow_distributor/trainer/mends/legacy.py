@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..keras import by_name
-from .batches import Cutting, knowing_parts, run_parts, share_out
+from .batches import Cutting, knowing_parts, parts_out, run_parts, share_out
 from .files import at_once, on_the_chief
 from .losses import scaling, share_of_batch, sum_over_replicas
 from .noise import drawing_for_all, tell_noise
@@ -54,7 +54,7 @@ def _cutting_one(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     def single_batch_iterator(call: inspect.BoundArguments) -> Any:
         strategy = call.arguments["strategy"]
         if spans_workers(tf, strategy):
-            call.arguments["strategy"] = Cutting(strategy, lambda data: share_out(tf, strategy, data))
+            call.arguments["strategy"] = Cutting(strategy, lambda data: parts_out(tf, strategy, data, True))
         return original(*call.args, **call.kwargs)
 
     return by_name(original, single_batch_iterator)
