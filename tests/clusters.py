@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyspark
 
-from helpers import wait_until
+from helpers import QUICK_JVM, wait_until
 
 SPARK_HOME = Path(pyspark.__file__).parent
 
@@ -67,7 +67,8 @@ class StandaloneCluster:
         return (json.loads(results[-1][7:]) if results else None), out
 
     def start_driver(self, program, *args, conf=None, env=None):
-        settings = {"spark.master": self.url, "spark.driver.host": "127.0.0.1", **(conf or {})}
+        settings = {"spark.master": self.url, "spark.driver.host": "127.0.0.1"}
+        settings |= {"spark.executor.extraJavaOptions": QUICK_JVM, **(conf or {})}
         command = [sys.executable, str(Path(__file__).parent / "programs" / program), json.dumps(settings), *args]
         driver = subprocess.Popen(
             command,

@@ -6,12 +6,15 @@ import threading
 
 import pytest
 
-from helpers import wait_until
+from helpers import QUICK_JVM, wait_until
 
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
 # The machine's own name need not resolve, and nothing here is for other machines.
 os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+# Of drivers, and of Spark's masters and workers.
+for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
+    os.environ.setdefault(name, QUICK_JVM)
 
 
 @pytest.fixture(scope="session")

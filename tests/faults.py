@@ -12,9 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers import QUICK_JVM
+
 ROOT = Path(__file__).resolve().parents[1]
 
 CONF = {
+    "spark.executor.extraJavaOptions": QUICK_JVM,
     "spark.executor.memory": "1g",
     "spark.executor.cores": "1",
     "spark.cores.max": "3",

@@ -11,6 +11,9 @@ STUBS = str(_HERE / "stubs")
 # PYTHONPATH of workers that train with the stand-in for TensorFlow.
 WORKER_PATH = os.pathsep.join([STUBS, str(_HERE)])
 
+# Of Java: none of the JVMs lives long enough for its better compiler to pay, or its parallel collector.
+QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+
 
 class OwnError(Exception):
     """An exception of the user's with arguments of its own."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -290,31 +291,50 @@ def free_hosts(hosts, shared_driver, reference):
     return hosts
 
 
-@pytest.mark.parametrize("damage", [None, "truncated", "overwritten"])
-def test_the_driver_dies_and_is_run_again(free_hosts, events, reference, tmp_path, damage):
+@pytest.mark.timeout(600)  # four applications, one after the other
+def test_the_driver_dies_and_is_run_again(free_hosts, events, reference, tmp_path):
     folder = tmp_path / "checkpoints"
     options = {"checkpoint_dir": str(folder), "checkpoint_every": "5 steps"}
-    first = once(free_hosts, events, **options)
-    wait_for(events, "step-0-0")
-    first.kill()
-    first.close()
-    assert wait_until_free(free_hosts) == {}
-    kept = sorted(folder.glob("stfd-fit0-*.npz"))
-    assert len(kept) == 2
-    if damage == "truncated":
-        os.truncate(kept[-1], kept[-1].stat().st_size // 2)
-    elif damage == "overwritten":
-        data = bytearray(kept[-1].read_bytes())
-        data[len(data) // 2] ^= 0xFF
-        kept[-1].write_bytes(data)
-    (events / "step-0-0").unlink()
-    second = once(free_hosts, events, **options)
-    told = second.result("run")
-    second.close()
+    named = None  # the checkpoint that was damaged last
+    for watch, damage in ((20, None), (32, truncated), (44, with_a_bit_flipped)):
+        driver = once(free_hosts, events, watch=watch, **options)
+        wait_for(events, "step-0-0")
+        driver.kill()
+        driver.close()
+        assert wait_until_free(free_hosts) == {}
+        places = re.findall(r"goes on in epoch (\d+), after (\d+) steps", "".join(driver.lines))
+        # Of the twelve steps since the driver was killed before, and the ten that a damaged checkpoint may cost.
+        assert [watch - 22 < 14 * (int(epoch) - 1) + int(step) for epoch, step in places] == [True] * (watch > 20)
+        check_left_out([line for line in driver.lines if "is left out" in line], named)
+        kept = sorted(folder.glob("stfd-fit0-*.npz"))
+        assert len(kept) == 2
+        if damage is not None:
+            named = kept[-1].name
+            damage(kept[-1])
+        (events / "step-0-0").unlink()
+    last = once(free_hosts, events, **options)
+    told = last.result("run")
+    last.close()
     check_same(events, told, reference)
     (attempt,) = told["attempts"]
     assert len(attempt["resumed"]) == 1
-    assert any(kept[-1].name in text for text in attempt["warnings"]) is (damage is not None)
+    check_left_out([text for text in attempt["warnings"] if "is left out" in text], named)
+
+
+def check_left_out(warnings, name):
+    """One that is damaged is named, once; and no other."""
+    assert len(warnings) == (name is not None), warnings
+    assert all(name in text for text in warnings)
+
+
+def truncated(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def with_a_bit_flipped(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
 
 
 def test_ctrl_c(free_hosts, events):
