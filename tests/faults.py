@@ -53,7 +53,7 @@ class Driver:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         if self._words == ("serve",):
-            self.result(None, 60)
+            self.result(None, 120)
 
     def _read(self):
         for line in self.process.stdout:
@@ -72,7 +72,7 @@ class Driver:
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
 
-    def result(self, id, seconds=120):
+    def result(self, id, seconds=240):
         """What a run came to."""
         end = time.monotonic() + seconds
         while id not in self._kept:
@@ -83,7 +83,7 @@ class Driver:
             self._kept[told.get("id")] = told
         return self._kept.pop(id)
 
-    def probe(self, slots, seconds=40):
+    def probe(self, slots, seconds=80):
         """Slots that a job gets at once."""
         self._count += 1
         self._tell({"id": f"probe{self._count}", "probe": slots})
@@ -130,7 +130,7 @@ def order_of(id, events, rows=None, **kwargs):
     return order
 
 
-def wait_for(events, name, seconds=60):
+def wait_for(events, name, seconds=120):
     """The text of an event."""
     path, end = events / name, time.monotonic() + seconds
     while not path.exists():

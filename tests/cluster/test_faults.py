@@ -13,6 +13,9 @@ import pytest
 from faults import Driver, order_of, wait_for, weights
 from helpers import wait_until
 
+# A cold start of three hosts takes a machine with two cores half a minute, and a busy one a few times that.
+pytestmark = pytest.mark.timeout(900)
+
 FORK_SERVER = "forkserver.main"
 
 
@@ -48,7 +51,7 @@ def trainers(hosts):
 
 def first_trainer(hosts):
     """The pid of a trainer, as soon as there is one."""
-    assert wait_until(lambda: trainers(hosts), 30)
+    assert wait_until(lambda: trainers(hosts), 90)
     return next(iter(trainers(hosts)))
 
 
@@ -120,7 +123,7 @@ def test_a_link_is_down_for_good(hosts, driver, events, reference):
     host = hosts.host_of(int(wait_for(events, "step-0-1")))
     hosts.set_link(host, up=False)
     try:
-        told = driver.result(run, 150)
+        told = driver.result(run)
     finally:
         hosts.kill_host(host)
         hosts.set_link(host, up=True)
@@ -143,7 +146,7 @@ def test_a_link_is_down_for_five_seconds(hosts, driver, events, reference):
 
 def test_a_poor_link(hosts, driver, events, reference):
     with hosts.poor_link(2, delay=0.1, loss=0.01):  # 200 ms for a round trip
-        told = driver.result(driver.start(events, **OPTIONS, epochs=1), 200)
+        told = driver.result(driver.start(events, **OPTIONS, epochs=1))
     check_same(events, told, reference, epochs=1)
     assert len(told["attempts"]) == 1
 
@@ -291,7 +294,6 @@ def free_hosts(hosts, shared_driver, reference):
     return hosts
 
 
-@pytest.mark.timeout(600)  # four applications, one after the other
 def test_the_driver_dies_and_is_run_again(free_hosts, events, reference, tmp_path):
     folder = tmp_path / "checkpoints"
     options = {"checkpoint_dir": str(folder), "checkpoint_every": "5 steps"}

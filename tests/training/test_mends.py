@@ -12,8 +12,11 @@ from conformance.launch import difference, run_case
 from conformance.table import CASES
 from mwms import GroupFailed, run_group
 
-# The mend, and a case that needs it. ``unread_logs`` is for speed alone, and ``metric_variables`` and ``loss_scaling``
-# are for releases of Keras before 3.10 and 3.8.
+from spark_tensorflow_distributor.trainer.mends import LEGACY_MENDS, MENDS
+
+# For speed alone; and for releases of Keras before 3.10 and 3.8.
+NOT_OF_A_CASE = {"unread_logs", "metric_variables", "loss_scaling"}
+# The mend, and a case that needs it.
 NEEDED = {
     "symbolic_build": "generator",
     "reduce_per_replica": "arrays",
@@ -26,6 +29,7 @@ NEEDED = {
     "steps_per_execution": "steps_per_execution",
     "jit_compile": "jit_compile",
     "moving_statistics": "batch_normalization",
+    "saved_models": "save_on_the_chief",
     "callbacks": "tensorboard",
 }
 NEEDED_BY_TF_KERAS = {
@@ -39,6 +43,11 @@ NEEDED_BY_TF_KERAS = {
     "saved_models": "save_and_load",
     "callbacks": "csv_logger",
 }
+
+
+def test_every_mend_has_a_case_that_needs_it():
+    assert MENDS.keys() == NEEDED.keys() | NOT_OF_A_CASE
+    assert LEGACY_MENDS.keys() == NEEDED_BY_TF_KERAS.keys()
 
 
 def run(strategy, name, folder):

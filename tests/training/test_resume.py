@@ -20,7 +20,17 @@ def runner(spark):
 def program():
     """A function of many kinds of data and callbacks, which one rank's death may interrupt; nested, to go by value."""
 
-    def train(data="dataset", optimizer="adam", kill=None, epochs=4, log=None, callbacks=(), shard=None, again=False):
+    def train(
+        data="dataset",
+        optimizer="adam",
+        kill=None,
+        epochs=4,
+        log=None,
+        callbacks=(),
+        shard=None,
+        again=False,
+        special="",
+    ):
         import os
         import signal
         import time
@@ -48,12 +58,16 @@ def program():
         images, labels = (images[:1024] / 16).astype("float32"), labels[:1024].astype("int32")
         tf.keras.utils.set_random_seed(7)
 
+        if special == "mixed_float16":
+            tf.keras.mixed_precision.set_global_policy("mixed_float16")
+
         def build():
             model = tf.keras.Sequential(
                 [
                     tf.keras.layers.Input((64,)),
                     tf.keras.layers.Dense(24, activation="relu"),
-                    tf.keras.layers.Dense(10, activation="softmax"),
+                    *([tf.keras.layers.BatchNormalization()] if special == "moving statistics" else []),
+                    tf.keras.layers.Dense(10, activation="softmax", dtype="float32"),
                 ]
             )
             chosen = {
@@ -64,6 +78,21 @@ def program():
             model.compile(chosen(), "sparse_categorical_crossentropy", metrics=metrics)
             return model
 
+        class Shuffled(getattr(tf.keras.utils, "PyDataset", tf.keras.utils.Sequence)):
+            """In an order of its own in each epoch, and Keras shuffles its batches beside."""
+
+            order = np.arange(1024)
+
+            def __len__(self):
+                return 16
+
+            def __getitem__(self, index):
+                rows = self.order[64 * index : 64 * index + 64]
+                return images[rows], labels[rows]
+
+            def on_epoch_end(self):
+                self.order = np.random.permutation(1024)
+
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
         rows = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(1024, seed=3).with_options(options)
@@ -72,6 +101,8 @@ def program():
             "unknown": lambda: {"x": rows.filter(lambda x, y: y >= 0).batch(64)},
             "repeated": lambda: {"x": rows.repeat().batch(64), "steps_per_epoch": 11},
             "arrays": lambda: {"x": images, "y": labels, "batch_size": 64, "shuffle": False},
+            "shuffled arrays": lambda: {"x": images, "y": labels, "batch_size": 64},
+            "sequence": lambda: {"x": Shuffled()},
             "shard": lambda: {"x": shard.to_tf(NAMES, "label", batch_size=64, stack=True)},
             "endless shard": lambda: {
                 "x": shard.to_tf(NAMES, "label", batch_size=64, stack=True, repeat=True),
@@ -134,7 +165,10 @@ def check_same(interrupted, whole):
 
 @pytest.mark.parametrize(
     ("data", "kill"),
-    [("dataset", 38), ("dataset", 34), ("unknown", 38), ("repeated", 30), ("arrays", 38), ("dataset", 5)],
+    [
+        *[("dataset", 38), ("dataset", 34), ("unknown", 38), ("repeated", 30), ("arrays", 38), ("dataset", 5)],
+        *[("shuffled arrays", 38), ("sequence", 38), ("sequence", 34)],
+    ],
 )
 def test_data_of_all_kinds(runner, data, kill):
     whole = runner().run(program(), data=data)
@@ -158,11 +192,22 @@ def test_sgd_on_one_worker_and_on_three(runner):
         check_same(runner(num_slots=slots).run(program(), optimizer="sgd", kill=38), whole)
 
 
-@pytest.mark.parametrize("data", ["dataset", "repeated"])
-def test_tf_keras(runner, data):
+@pytest.mark.parametrize(
+    ("data", "kill"),
+    [("dataset", 38), ("repeated", 38), ("shuffled arrays", 38), ("sequence", 38), ("sequence", 34)],
+)
+def test_tf_keras(runner, data, kill):
     options = {"env": {"TF_USE_LEGACY_KERAS": "1"}}
     whole = runner(**options).run(program(), data=data)
-    check_same(runner(**options).run(program(), data=data, kill=38), whole)
+    check_same(runner(**options).run(program(), data=data, kill=kill), whole)
+
+
+@pytest.mark.parametrize("legacy", ["0", "1"])
+@pytest.mark.parametrize("special", ["moving statistics", "mixed_float16"])
+def test_state_beside_the_weights(runner, special, legacy):
+    options = {"env": {"TF_USE_LEGACY_KERAS": legacy}}
+    whole = runner(**options).run(program(), special=special)
+    check_same(runner(**options).run(program(), special=special, kill=38), whole)
 
 
 @pytest.mark.parametrize("kill", [70, 90])

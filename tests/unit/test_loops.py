@@ -6,7 +6,7 @@ from spark_tensorflow_distributor.trainer import loops
 class Guest:
     def __init__(self, done=0, skipped=0, batches=0):
         self.done, self.skipped, self.batches = done, skipped, batches
-        self.calls, self.training = [], True
+        self.calls, self.training, self.later = [], True, 0
 
     def claims_epoch(self):
         return self.training
@@ -16,6 +16,12 @@ class Guest:
 
     def claims_fit(self):
         return self.training
+
+    def first_epoch(self, asked_for):
+        return asked_for + self.later
+
+    def arrive(self):
+        self.has_arrived = True
 
     def made_iterator(self):
         self.calls.append("iterator")
@@ -137,10 +143,14 @@ def test_one_stream_over_all_epochs_is_read_up_to_the_place():
 
 def test_the_loops_of_tf_keras():
     class Handler:
-        _initial_epoch, _initial_step, step_increment = 2, 0, 0
+        _initial_epoch, _initial_step, step_increment = 0, 0, 0
 
         class _adapter:
-            data = Data(3)
+            data, ended = Data(3), 0
+
+            @classmethod
+            def on_epoch_end(cls):
+                cls.ended += 1
 
             @staticmethod
             def should_recreate_iterator():
@@ -159,6 +169,7 @@ def test_the_loops_of_tf_keras():
             self._initial_step = 0
 
     guest = Guest(done=1, skipped=2, batches=1)
+    guest.later = 2
     loops._in_tf_keras(Handler, guest)
     handler = Handler()
     seen = []
@@ -169,4 +180,6 @@ def test_the_loops_of_tf_keras():
         (2, 1, (3, 1)), (2, 2, (3, 2)),
         (3, 0, (4, 0)), (3, 1, (4, 1)), (3, 2, (4, 2)),
     ]  # fmt: skip
+    assert guest.has_arrived
+    assert Handler._adapter.ended == 2  # of the epochs left out, as this stand-in tells it of no other
     assert [call for call in guest.calls if call.startswith("epoch")] == ["epoch 2", "epoch 3", "epoch 4"]

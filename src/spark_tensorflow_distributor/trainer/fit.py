@@ -20,6 +20,7 @@ from .model_state import (
     ModelState,
     callback_states,
     describe,
+    is_keras_3,
     random_state,
     restore_callbacks,
     restore_random_state,
@@ -40,6 +41,7 @@ class Fit:
         self._model = arguments["self"]
         self._strategy = self._model.distribute_strategy
         self._first_epoch = int(arguments.get("initial_epoch", 0))
+        self.goes_on_with: int | None = None  # the epoch that a checkpoint says
         self._epochs = int(arguments.get("epochs", 1))
         self._callbacks = given_callbacks(arguments.get("callbacks"))
         self._state = ModelState(self._model, self._strategy, keeper.context.is_chief)
@@ -47,6 +49,9 @@ class Fit:
         self._claimable: set[str] = set()
         self._epoch, self._step = self._first_epoch, 0
         self._is_positioned = False
+        # Of the random generators: where they were when training began, and where they are to go on.
+        self._random_begun: dict[str, Any] | None = None
+        self._random_ahead: dict[str, Any] | None = None
         self.iterators = 0
         self._begun: list[dict[str, Any]] = []
         self._waiting_metrics: Sequence[np.ndarray] | None = None
@@ -84,7 +89,9 @@ class Fit:
         self._sequence, self._epoch_steps = int(facts["sequence"]) + 1, int(facts["epoch_steps"])
         self._epoch, self._step = int(facts["epoch"]), int(facts["step"])
         is_over = facts["complete"]
-        self._arguments["initial_epoch"] = self._epochs if is_over else self._epoch
+        self.goes_on_with = self._epochs if is_over else self._epoch
+        if is_keras_3(self._model):  # tf_keras asks for it later
+            self._arguments["initial_epoch"] = self.goes_on_with
         for callback in self._callbacks:
             if hasattr(callback, "append") and hasattr(callback, "csv_file"):
                 callback.append = True  # a CSVLogger would begin its file anew
@@ -112,14 +119,15 @@ class Fit:
             ) from None
         del state["weights"]
         if hasattr(self._model, "_initial_epoch"):  # a BackupAndRestore may have set it to an earlier one
-            self._model._initial_epoch = self._arguments["initial_epoch"]
+            self._model._initial_epoch = self.goes_on_with
         restore_callbacks(self._callbacks, state["callbacks"])
-        self._restore_random(state["random"])
+        self._random_begun = random_state()
+        self._restore_random()
 
-    def _restore_random(self, states: Sequence[Any]) -> None:
-        rank = self._keeper.context.rank
-        if len(states) == self._keeper.context.world_size:
-            restore_random_state(states[rank])
+    def _restore_random(self) -> None:
+        context = self._keeper.context
+        if self._resumed is not None and len(states := self._resumed[1]["random"]) == context.world_size:
+            restore_random_state(states[context.rank])
 
     def _build(self) -> None:
         if not self._model.built:
@@ -173,6 +181,10 @@ class Fit:
         epochs, steps = (self._epoch - self._first_epoch, self._step) if self._resumed is not None else (0, 0)
         feeds, steps_per_epoch = self._feeds(), self._arguments.get("steps_per_epoch")
         if not feeds:
+            if self._random_begun is not None:
+                # A PyDataset draws its order from Python's generator, or NumPy's, now as it did then.
+                self._random_ahead = random_state()
+                restore_random_state(self._random_begun)
             return steps, skip_epochs(epochs, self._epoch_steps) + steps
         if not steps_per_epoch:
             return steps, steps  # the order of an epoch of a shard goes by its number
@@ -180,6 +192,13 @@ class Fit:
         for feed in feeds:
             feed.passes = feed.first + taken // feed.whole.steps
         return steps, taken % feeds[0].whole.steps
+
+    def arrive(self) -> None:
+        if self._random_ahead is not None:
+            restore_random_state(self._random_ahead)
+            if self._step:  # what callbacks have drawn as the epoch began is in it already
+                self._restore_random()
+            self._random_ahead = None
 
     # Saving.
 
@@ -239,6 +258,7 @@ class Fit:
     ) -> None:
         """Take a copy of everything, and have it written."""
         started = time.monotonic()
+        self._state.put_together()
         part = BytesIO()
         snapshot.write(part, {}, [random_state(), self._state.own_part()])
         parts = self._exchange.gather(part.getvalue())

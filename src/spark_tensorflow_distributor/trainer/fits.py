@@ -102,6 +102,10 @@ class Keeper:
     def claims_fit(self) -> bool:
         return self._current is not None and self._current.claims("fit")
 
+    def first_epoch(self, asked_for: int) -> int:
+        found = None if self._current is None else self._current.goes_on_with
+        return asked_for if found is None else found
+
     def begin_epoch(self, epoch: int) -> None:
         if self._current is not None:
             self._current.begin_epoch(epoch)
@@ -109,6 +113,10 @@ class Keeper:
     def start(self, skip_epochs: Callable[[int, int], int]) -> tuple[int, int]:
         assert self._current is not None
         return self._current.start(skip_epochs)
+
+    def arrive(self) -> None:
+        if self._current is not None:
+            self._current.arrive()
 
     def made_iterator(self) -> None:
         if self._current is not None:

@@ -23,6 +23,9 @@ class Guest(Protocol):
     def claims_fit(self) -> bool:
         """The same of a loop over all epochs (tf_keras)."""
 
+    def first_epoch(self, asked_for: int) -> int:
+        """The epoch to begin with, where the loop is told only now (tf_keras)."""
+
     def begin_epoch(self, epoch: int) -> None:
         """An iterator for this epoch is made next."""
 
@@ -35,6 +38,12 @@ class Guest(Protocol):
 
         Returns:
             How many steps of the epoch were taken before, and how many batches to leave out.
+        """
+
+    def arrive(self) -> None:
+        """All that was to be left out is; the same again is nothing new.
+
+        What data draws from random generators in epochs that are left out is drawn between ``start`` and this.
         """
 
     def made_iterator(self) -> None:
@@ -77,8 +86,11 @@ def _in_keras(loop: Any, guest: Guest) -> None:
             return
         _count_iterators(self, guest)
         done, batches = guest.start(lambda count, steps: _skip_epochs(self, original, count, steps))
+        if not batches:
+            guest.arrive()
         for *numbers, iterator in original(self):
             batches = _pull(iterator, batches)
+            guest.arrive()
             if numbers[0] >= done:
                 yield (*numbers, iterator)
                 guest.after_step(self.steps_per_execution)
@@ -115,7 +127,7 @@ def _skip_epochs(loop: Any, original: Callable[[Any], Iterator[Any]], count: int
         for _ in range(count):
             epoch = original(loop)
             *_, iterator = next(epoch)
-            if kind == "ArrayDataAdapter":
+            if kind in ("ArrayDataAdapter", "PyDatasetAdapter"):
                 next(iterator)  # its order is drawn with the first batch
             if loop._num_batches is not None:
                 for _ in epoch:
@@ -136,13 +148,27 @@ def _in_tf_keras(handler: Any, guest: Guest) -> None:
         if not guest.claims_fit():
             yield from epochs(self)
             return
-        self._initial_step, batches = guest.start(lambda count, _: _skip_tf_epochs(self, count, guest))
+        # Not sooner: arrays would be repeated for as many epochs as there are from here.
+        self._initial_epoch = guest.first_epoch(self._initial_epoch)
+        left_out = 0
+
+        def leave_out(count: int, _: int) -> int:
+            nonlocal left_out
+            left_out = count
+            return _skip_tf_epochs(self, count, guest)
+
+        self._initial_step, batches = guest.start(leave_out)
+        if not batches:  # the end of an epoch is saved before the data is told of it
+            guest.arrive()
+        if left_out:
+            self._adapter.on_epoch_end()
         guest.begin_epoch(self._initial_epoch)
         guest.made_iterator()
         for epoch, iterator in epochs(self):
             if self._adapter.should_recreate_iterator():
                 guest.made_iterator()
             batches = _pull(iterator, batches)
+            guest.arrive()
             yield epoch, iterator
             guest.begin_epoch(epoch + 1)
 
@@ -162,9 +188,14 @@ def _in_tf_keras(handler: Any, guest: Guest) -> None:
 def _skip_tf_epochs(handler: Any, count: int, guest: Guest) -> int:
     if not handler._adapter.should_recreate_iterator():
         return count * int(handler.inferred_steps or 0)
-    for _ in range(count):
+    adapter = handler._adapter
+    for number in range(count):
+        if number:
+            adapter.on_epoch_end()
         guest.made_iterator()
-        iter(handler._adapter.get_dataset())
+        iterator = iter(adapter.get_dataset())
+        if type(adapter).__name__ == "KerasSequenceAdapter":
+            next(iterator)  # its order is drawn with the first batch
     return 0
 
 

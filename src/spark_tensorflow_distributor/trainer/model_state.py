@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
+from .mends.state import average_state
 
 _SIMPLE = (type(None), bool, int, float, str, np.ndarray, np.generic)
 # Of a callback: what belongs to the process it runs in; and min_delta, whose sign EarlyStopping and ReduceLROnPlateau
@@ -41,12 +42,24 @@ class ModelState:
             elif hasattr(optimizer, "_create_all_weights"):  # tf_keras' legacy optimizers
                 optimizer._create_all_weights(self._model.trainable_variables)
 
+    def put_together(self) -> None:
+        """Make the state of layers the same on all ranks; every rank has to call.
+
+        Of moving statistics each rank of Keras 3 has its own. They are averages, so they come to the same whether their
+        mean over the ranks is taken now as well, or at the end of the epoch alone.
+        """
+        if is_keras_3(self._model):
+            import tensorflow as tf
+
+            average_state(tf, self._model)
+
     @property
     def weights(self) -> list[Any]:
         """Variables of model and optimizer, seeds among them, in an order that a new process has, too."""
         optimizer = getattr(self._model, "optimizer", None)
         own = getattr(optimizer, "variables", ())
         variables = [*self._model.variables, *(own() if callable(own) else own), *_global_seed(self._model)]
+        variables += _loss_scale(optimizer)
         if hasattr(self._model, "_train_counter"):
             variables.append(self._model._train_counter)
         metrics = {id(each) for each in self.metrics}
@@ -115,6 +128,11 @@ class ModelState:
             component.assign(component.numpy() + share if add else share)
 
 
+def is_keras_3(model: Any) -> bool:
+    """Whether a model is one of Keras 3, and none of tf_keras."""
+    return any(each.__module__.partition(".")[0] == "keras" for each in type(model).__mro__)
+
+
 def describe(variables: Iterable[Any]) -> list[list[Any]]:
     """Name, shape and type of each."""
     return [
@@ -138,12 +156,22 @@ def _dtype_name(variable: Any) -> str:
 
 
 def _unique(variables: Iterable[Any]) -> list[Any]:
-    return list({id(each): each for each in variables}.values())
+    return list({id(each): each for each in map(_not_cast, variables)}.values())
 
 
 def _tf_variable(variable: Any) -> Any:
     """TensorFlow's variable in Keras 3's."""
     return variable if _is_tensorflows(variable) else variable.value
+
+
+def _not_cast(variable: Any) -> Any:
+    """The variable in one that tf_keras casts for mixed precision."""
+    return variable._variable if type(variable).__module__.startswith("tf_keras.") else variable
+
+
+def _loss_scale(optimizer: Any) -> list[Any]:
+    """What a LossScaleOptimizer of tf_keras keeps beside its variables."""
+    return list(getattr(getattr(optimizer, "_loss_scale", None), "_weights", {}).values())
 
 
 def _is_tensorflows(variable: Any) -> bool:
@@ -175,7 +203,7 @@ def _global_seed(model: Any) -> list[Any]:
 
     state = sys.modules.get("keras.src.backend.common.global_state")
     generator = state and state.get_global_attribute("global_seed_generator")
-    return [generator.state] if generator is not None and hasattr(model, "compile_from_config") else []
+    return [generator.state] if generator is not None and is_keras_3(model) else []
 
 
 def random_state() -> dict[str, Any]:
