@@ -44,13 +44,23 @@ def program():
         context = get_context()
 
         class Kill(tf.keras.callbacks.Callback):
-            """Ends rank 1's process in the first attempt, at a step counted over all calls of fit."""
+            """Ends rank 1's process in the first attempt, at a step counted over all calls of fit.
 
-            seen = 0
+            Or in the evaluation of the second epoch.
+            """
+
+            seen = evaluated = 0
 
             def on_train_batch_end(self, batch, logs=None):
                 Kill.seen += 1
-                if (context.attempt, context.rank) == (0, context.world_size - 1) and Kill.seen == kill:
+                self.end(Kill.seen == kill)
+
+            def on_test_batch_end(self, batch, logs=None):
+                Kill.evaluated += 1
+                self.end(kill == "evaluation" and Kill.evaluated == 3)
+
+            def end(self, is_due):
+                if is_due and (context.attempt, context.rank) == (0, context.world_size - 1):
                     time.sleep(0.5)  # the last checkpoint may be on its way
                     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -109,6 +119,8 @@ def program():
                 "steps_per_epoch": 11,
             },
         }[data]()
+        if special == "evaluation":
+            arguments["validation_data"] = (images[:128], labels[:128])
         model = build()
         given = [Kill()]
         if "early" in callbacks:
@@ -183,7 +195,8 @@ def test_a_dataframe(runner, frame, data, tmp_path):
     interrupted = runner(checkpoint_dir=folder)
     check_same(interrupted.run(program(), data=data, shard=frame, kill=38), whole)
     (place,) = interrupted.report.attempts[1].resumed
-    assert place["epoch"] * (16 if data == "shard" else 11) + place["step"] == 36
+    # Four steps after the end of an epoch.
+    assert (place["epoch"], place["step"]) == ((2, 4) if data == "shard" else (3, 4))
 
 
 def test_sgd_on_one_worker_and_on_three(runner):
@@ -200,6 +213,17 @@ def test_tf_keras(runner, data, kill):
     options = {"env": {"TF_USE_LEGACY_KERAS": "1"}}
     whole = runner(**options).run(program(), data=data)
     check_same(runner(**options).run(program(), data=data, kill=kill), whole)
+
+
+@pytest.mark.parametrize("legacy", ["0", "1"])
+def test_in_an_evaluation(runner, legacy):
+    """After the last step of an epoch, which a checkpoint was due at, and before its end."""
+    options = {"env": {"TF_USE_LEGACY_KERAS": legacy}}
+    whole = runner(**options).run(program(), special="evaluation", data="shuffled arrays")
+    interrupted = runner(**options)
+    check_same(interrupted.run(program(), special="evaluation", data="shuffled arrays", kill="evaluation"), whole)
+    (place,) = interrupted.report.attempts[1].resumed
+    assert (place["epoch"], place["step"]) == (1, 12)
 
 
 @pytest.mark.parametrize("legacy", ["0", "1"])

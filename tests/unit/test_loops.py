@@ -31,9 +31,9 @@ class Guest:
         done, batches, self.done, self.batches, self.skipped = self.done, self.batches, 0, 0, 0
         return done, batches + more
 
-    def after_step(self, count):
+    def after_step(self, count, *, is_last=False):
         assert count == 1
-        self.calls.append("step")
+        self.calls.append("last step" if is_last else "step")
 
     def alive(self):
         self.calls.append("alive")
@@ -111,7 +111,7 @@ def test_a_guest_stands_between_the_steps():
     loops._in_keras(kind, guest)
     loop = kind()
     assert [begin for begin, _ in epoch_of(loop)] == [0, 1, 2]
-    assert guest.calls == ["iterator", "step", "step", "step", "iterator"]
+    assert guest.calls == ["iterator", "step", "step", "iterator", "last step"]
     guest.training, guest.calls = False, []
     epoch_of(loop)
     assert set(guest.calls) == {"alive", "iterator"}

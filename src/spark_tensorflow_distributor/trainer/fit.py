@@ -202,14 +202,17 @@ class Fit:
 
     # Saving.
 
-    def after_step(self, count: int) -> None:
-        """Between two steps: save if it is time."""
+    def after_step(self, count: int, *, is_last: bool) -> None:
+        """Between two steps: save if it is time.
+
+        Not after an epoch's last step: its end is saved soon, and an epoch without a step would have no logs.
+        """
         self._step += count
         self._steps_done += count
         if self._waiting_metrics is not None:
             self._state.restore_metrics(self._waiting_metrics, after_a_step=True)
             self._waiting_metrics = None
-        if self._can_save and self._steps_done >= self._meet_at:
+        if self._can_save and not is_last and self._steps_done >= self._meet_at:
             self._meet()
 
     def _meet(self) -> None:
@@ -235,6 +238,8 @@ class Fit:
         is_last = epoch + 1 >= self._epochs or self._model.stop_training
         if self._can_save and not is_last:  # the end of the training is saved in a moment
             self._commit(epoch + 1, 0, extra=(epoch, logs or {}))
+            if self._keeper.pace is not None and self._keeper.pace.steps:
+                self._meet_at = self._steps_done + self._keeper.pace.steps
 
     def end(self) -> None:
         """Keras has ended the training."""

@@ -122,9 +122,9 @@ class Keeper:
         if self._current is not None:
             self._current.iterators += 1
 
-    def after_step(self, count: int) -> None:
+    def after_step(self, count: int, *, is_last: bool = False) -> None:
         if self._current is not None:
-            self._current.after_step(count)
+            self._current.after_step(count, is_last=is_last)
         self.alive()
 
     def alive(self) -> None:

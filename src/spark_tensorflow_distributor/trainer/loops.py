@@ -49,8 +49,13 @@ class Guest(Protocol):
     def made_iterator(self) -> None:
         """Keras has made an iterator of the training's data."""
 
-    def after_step(self, count: int) -> None:
-        """So many steps of training are done."""
+    def after_step(self, count: int, *, is_last: bool = False) -> None:
+        """So many steps of training are done.
+
+        Args:
+            count: how many.
+            is_last: no other one follows in this epoch. False where the length of an epoch is not known yet.
+        """
 
     def alive(self) -> None:
         """A step of any other kind is done."""
@@ -88,12 +93,17 @@ def _in_keras(loop: Any, guest: Guest) -> None:
         done, batches = guest.start(lambda count, steps: _skip_epochs(self, original, count, steps))
         if not batches:
             guest.arrive()
+        count = 0
         for *numbers, iterator in original(self):
+            if count:
+                guest.after_step(count)
             batches = _pull(iterator, batches)
             guest.arrive()
             if numbers[0] >= done:
                 yield (*numbers, iterator)
-                guest.after_step(self.steps_per_execution)
+                count = self.steps_per_execution
+        if count:
+            guest.after_step(count, is_last=True)
 
     setattr(owner, name, enumerate_steps)
 
@@ -174,13 +184,19 @@ def _in_tf_keras(handler: Any, guest: Guest) -> None:
 
     @functools.wraps(steps)
     def enumerate_steps(self: Any) -> Iterator[Any]:
-        is_training = guest.claims_epoch()
-        for each in steps(self):
-            yield each
-            if is_training:
-                guest.after_step(self.step_increment + 1)
-            else:
+        if not guest.claims_epoch():
+            for each in steps(self):
+                yield each
                 guest.alive()
+            return
+        count = 0
+        for each in steps(self):
+            if count:
+                guest.after_step(count)
+            yield each
+            count = self.step_increment + 1  # the next one may be shorter
+        if count:
+            guest.after_step(count, is_last=True)
 
     handler.enumerate_epochs, handler.steps = enumerate_epochs, enumerate_steps
 
