@@ -309,7 +309,7 @@ def test_the_driver_dies_and_is_run_again(free_hosts, events, reference, tmp_pat
         assert [watch - 22 < 14 * (int(epoch) - 1) + int(step) for epoch, step in places] == [True] * (watch > 20)
         check_left_out([line for line in driver.lines if "is left out" in line], named)
         kept = sorted(folder.glob("stfd-fit0-*.npz"))
-        assert len(kept) == 2
+        assert len(kept) in (2, 3)  # the driver may die before the oldest is removed
         if damage is not None:
             named = kept[-1].name
             damage(kept[-1])
