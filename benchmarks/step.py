@@ -8,6 +8,8 @@ optimizer and callbacks, and the function is the one that a user would write; th
 too.
 
 - ``one``: one process with all cores, Keras 3.
+- ``apart``: as many processes as workers, each with its part of the batch and its share of the cores, that have nothing
+  to do with each other: what the computation takes where nothing is summed. Its loss is that of a part.
 - ``hand``: MultiWorkerMirroredStrategy by TF_CONFIG and plain processes, Keras 3 with its two faults mended that keep
   ``fit`` from running at all.
 - ``hand-tf_keras``: the same with tf_keras, where nothing has to be mended.
@@ -27,12 +29,12 @@ import time
 
 from drivers import install_peer, measure, tell
 
-SYSTEMS = ("one", "hand", "hand-tf_keras", "1.0.0", "ours", "ours-tf_keras")
+SYSTEMS = ("one", "apart", "hand", "hand-tf_keras", "1.0.0", "ours", "ours-tf_keras")
 MODELS = ("cnn", "wide", "dense", "lstm")
 BATCH = 256
 
 
-def train(model_name, steps, epochs):
+def train(model_name, steps, epochs, batch=256):
     """The user's function; nested imports, as it travels."""
     import time
 
@@ -43,7 +45,7 @@ def train(model_name, steps, epochs):
     layers = keras.layers
     keras.utils.set_random_seed(1)
     random = np.random.default_rng(0)
-    rows = 256 * steps
+    rows = batch * steps
     labels = random.integers(0, 10, rows)
     if model_name == "cnn":
         x = random.random((rows, 28, 28, 1), "float32")
@@ -79,7 +81,7 @@ def train(model_name, steps, epochs):
         def on_epoch_end(self, epoch, logs=None):
             seconds.append(time.perf_counter() - self.begun)
 
-    history = model.fit(x, labels, batch_size=256, epochs=epochs, shuffle=False, verbose=0, callbacks=[Timer()])
+    history = model.fit(x, labels, batch_size=batch, epochs=epochs, shuffle=False, verbose=0, callbacks=[Timer()])
     return [1000 * each / steps for each in seconds[1:]], float(history.history["loss"][-1])
 
 
@@ -126,10 +128,10 @@ def drive(options):
     """The driver process of one system."""
     system, model, workers = options.role, options.models[0], options.workers[0]
     if options.rank is not None:
-        result = worker_by_hand(model, options)
+        result = worker_apart(model, options) if system == "apart" else worker_by_hand(model, options)
     elif system == "one":
         result = train(model, options.steps, options.epochs)
-    elif system.startswith("hand"):
+    elif system.startswith(("hand", "apart")):
         by_hand(workers)
         return
     else:
@@ -164,6 +166,15 @@ def by_hand(workers):
                 process.kill()
             raise SystemExit("a worker failed")
         time.sleep(0.1)
+
+
+def worker_apart(model, options):
+    import tensorflow as tf
+
+    workers = options.workers[0]
+    tf.config.threading.set_intra_op_parallelism_threads(max(1, os.cpu_count() // workers))
+    tf.config.threading.set_inter_op_parallelism_threads(4)
+    return train(model, options.steps, options.epochs, BATCH // workers)
 
 
 def worker_by_hand(model, options):
@@ -204,7 +215,7 @@ def show(model, workers, measured, losses):
     print(f"\n{model}, {workers} workers, batch {BATCH}, {os.cpu_count()} cores; ms a step, median (least to most)")
     base = {name: statistics.median(times) for name, times in measured.items()}
     for system, times in measured.items():
-        ratios = [f"{base[system] / base[other]:.2f}x {other}" for other in ("one", "hand", "1.0.0") if other in base]
+        ratios = [f"{base[system] / base[other]:.2f}x {other}" for other in ("one", "apart", "hand", "1.0.0") if other in base]
         spread = f"({min(times):.1f} to {max(times):.1f})"
         print(f"  {system:14} {base[system]:7.1f} {spread:20} {', '.join(ratios):42} loss {losses[system]:.4f}")
     sys.stdout.flush()
