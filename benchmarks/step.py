@@ -215,7 +215,9 @@ def show(model, workers, measured, losses):
     print(f"\n{model}, {workers} workers, batch {BATCH}, {os.cpu_count()} cores; ms a step, median (least to most)")
     base = {name: statistics.median(times) for name, times in measured.items()}
     for system, times in measured.items():
-        ratios = [f"{base[system] / base[other]:.2f}x {other}" for other in ("one", "apart", "hand", "1.0.0") if other in base]
+        ratios = [
+            f"{base[system] / base[other]:.2f}x {other}" for other in ("one", "apart", "hand", "1.0.0") if other in base
+        ]
         spread = f"({min(times):.1f} to {max(times):.1f})"
         print(f"  {system:14} {base[system]:7.1f} {spread:20} {', '.join(ratios):42} loss {losses[system]:.4f}")
     sys.stdout.flush()
