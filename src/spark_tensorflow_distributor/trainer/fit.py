@@ -15,12 +15,11 @@ from ..protocol import checkpoint_name
 from . import snapshot, vault
 from .batches import Feed, feeds_of
 from .exchange import Exchange
-from .keras import given_callbacks
+from .keras import given_callbacks, is_keras_3
 from .model_state import (
     ModelState,
     callback_states,
     describe,
-    is_keras_3,
     random_state,
     restore_callbacks,
     restore_random_state,
@@ -228,6 +227,7 @@ class Fit:
             plan = json.dumps([is_due, pace.next(each, 0.0 if is_due else since, cost)]).encode()
         is_due, steps = json.loads(self._exchange.broadcast(plan) or b"[false, 1]")
         if is_due:
+            self._state.put_together()  # at the end of an epoch, it is
             self._commit(self._epoch, self._step)
         self._met = time.monotonic(), self._steps_done
         self._meet_at = self._steps_done + steps
@@ -263,7 +263,6 @@ class Fit:
     ) -> None:
         """Take a copy of everything, and have it written."""
         started = time.monotonic()
-        self._state.put_together()
         part = BytesIO()
         snapshot.write(part, {}, [random_state(), self._state.own_part()])
         parts = self._exchange.gather(part.getvalue())

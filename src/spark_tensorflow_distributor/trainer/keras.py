@@ -90,6 +90,11 @@ def defining_class(model_class: type, method: str) -> Any:
     return next(base for base in model_class.__mro__ if method in vars(base))
 
 
+def is_keras_3(model: Any) -> bool:
+    """Whether a model is one of Keras 3, and none of tf_keras."""
+    return any(base.__module__.partition(".")[0] == "keras" for base in type(model).__mro__)
+
+
 def legacy_selected() -> bool:
     return os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True")  # what TensorFlow accepts
 

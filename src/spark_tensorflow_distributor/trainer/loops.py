@@ -93,19 +93,37 @@ def _in_keras(loop: Any, guest: Guest) -> None:
         done, batches = guest.start(lambda count, steps: _skip_epochs(self, original, count, steps))
         if not batches:
             guest.arrive()
-        count = 0
-        for *numbers, iterator in original(self):
-            if count:
-                guest.after_step(count)
-            batches = _pull(iterator, batches)
-            guest.arrive()
-            if numbers[0] >= done:
-                yield (*numbers, iterator)
-                count = self.steps_per_execution
-        if count:
-            guest.after_step(count, is_last=True)
+        left = _left(original(self), done, batches, guest)
+        yield from _telling(left, guest, lambda: self.steps_per_execution)
 
     setattr(owner, name, enumerate_steps)
+
+
+def _left(steps: Iterator[Any], done: int, batches: int, guest: Guest) -> Iterator[Any]:
+    """The steps that are not done, after so many batches have been left out."""
+    for *numbers, iterator in steps:
+        batches = _pull(iterator, batches)
+        guest.arrive()
+        if numbers[0] >= done:
+            yield (*numbers, iterator)
+
+
+def _telling(steps: Iterator[Any], guest: Guest, size: Callable[[], int]) -> Iterator[Any]:
+    """The steps, of each of which the guest is told when it is known whether another one follows.
+
+    Args:
+        steps: of an epoch of training.
+        guest: who is told.
+        size: of the step that has just been made; the next one may be shorter.
+    """
+    count = 0
+    for each in steps:
+        if count:
+            guest.after_step(count)
+        yield each
+        count = size()
+    if count:
+        guest.after_step(count, is_last=True)
 
 
 def _count_iterators(loop: Any, guest: Guest) -> None:
@@ -189,14 +207,7 @@ def _in_tf_keras(handler: Any, guest: Guest) -> None:
                 yield each
                 guest.alive()
             return
-        count = 0
-        for each in steps(self):
-            if count:
-                guest.after_step(count)
-            yield each
-            count = self.step_increment + 1  # the next one may be shorter
-        if count:
-            guest.after_step(count, is_last=True)
+        yield from _telling(steps(self), guest, lambda: int(self.step_increment) + 1)
 
     handler.enumerate_epochs, handler.steps = enumerate_epochs, enumerate_steps
 

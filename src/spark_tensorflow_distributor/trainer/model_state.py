@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
+from .keras import is_keras_3
 from .mends.state import average_state
 
 _SIMPLE = (type(None), bool, int, float, str, np.ndarray, np.generic)
@@ -126,11 +127,6 @@ class ModelState:
         for place, component in enumerate(self._components(variable)):
             share = value if not is_sum or (self._is_chief and place == 0) else np.zeros_like(value)
             component.assign(component.numpy() + share if add else share)
-
-
-def is_keras_3(model: Any) -> bool:
-    """Whether a model is one of Keras 3, and none of tf_keras."""
-    return any(each.__module__.partition(".")[0] == "keras" for each in type(model).__mro__)
 
 
 def describe(variables: Iterable[Any]) -> list[list[Any]]:
