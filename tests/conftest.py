@@ -1,12 +1,18 @@
 """What all tests share: one Spark session for the process, and a watch over what a test leaves behind."""
 
 import os
+import shutil
 import sys
+import tempfile
 import threading
 
 import pytest
 
-from helpers import QUICK_JVM, wait_until
+# Tests kill processes that have no time to tidy up, JVMs above all. In /tmp itself that would stay for good.
+os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="stfd-tests-")
+tempfile.tempdir = None
+
+from helpers import QUICK_JVM, wait_until  # noqa: E402 (it tells JVMs of this directory)
 
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
@@ -15,6 +21,11 @@ os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 # Of drivers, and of Spark's masters and workers.
 for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
     os.environ.setdefault(name, QUICK_JVM)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if exitstatus == pytest.ExitCode.OK:  # else there is something to look at
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

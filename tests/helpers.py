@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ STUBS = str(_HERE / "stubs")
 WORKER_PATH = os.pathsep.join([STUBS, str(_HERE)])
 
 # Of Java: none of the JVMs lives long enough for its better compiler to pay, or its parallel collector.
-QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+QUICK_JVM = f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Djava.io.tmpdir={tempfile.gettempdir()}"
 
 
 class OwnError(Exception):

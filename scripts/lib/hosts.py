@@ -41,7 +41,7 @@ class Hosts:
     """A master's host and ``workers`` more.
 
     Args:
-        folder: logs, work directories and Spark's local directories, by host.
+        folder: logs, and by host: work directory, Spark's local directory and the temporary one of Python.
         workers: how many.
         cores: of each Spark worker.
         memory: of each Spark worker, in Spark's words.
@@ -173,12 +173,14 @@ class Hosts:
 
     def environment(self, host: int) -> dict[str, str]:
         """For a program on a host."""
-        local = self.folder / f"h{host}" / "local"
-        local.mkdir(parents=True, exist_ok=True)
+        local, temporary = (self.folder / f"h{host}" / name for name in ("local", "tmp"))
+        for folder in (local, temporary):
+            folder.mkdir(parents=True, exist_ok=True)
         return {
             **os.environ,
             "SPARK_LOCAL_IP": self.address(host),
             "SPARK_LOCAL_DIRS": str(local),
+            "TMPDIR": str(temporary),
             "SPARK_MASTER": self.master,
             "PYSPARK_PYTHON": sys.executable,
             "PYSPARK_DRIVER_PYTHON": sys.executable,

@@ -32,6 +32,7 @@ def driver(hosts, shared_driver):
         local = hosts.folder / f"h{host}" / "local"
         left = [str(path) for path in local.rglob("*") if path.is_file() and "blockmgr" not in str(path)]
         assert [path for path in left if "userFiles" not in path] == []
+        assert os.listdir(hosts.folder / f"h{host}" / "tmp") == []
 
 
 def trainers(hosts):

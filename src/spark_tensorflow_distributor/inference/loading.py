@@ -16,6 +16,7 @@ from typing import Any
 from ..agent import devices
 from ..agent.launcher import DEFAULT_ENV
 from ..errors import ClusterError, ConfigurationError, DistributorError, SerializationError
+from ..trainer.generated import keep_no_generated_files
 from .features import Input, Inputs
 from .model import ModelSpec, archive_library
 
@@ -84,6 +85,8 @@ def start_tensorflow(gpu_resource_name: str) -> ModuleType:
             raise ClusterError(missing_tensorflow(error)) from error
         if is_first:
             _set_up(tf, cpus)
+        if context is not None:  # Spark ends its Python workers without Python's exit
+            keep_no_generated_files()
     return tf  # type: ignore[no-any-return]
 
 

@@ -25,6 +25,7 @@ from ..protocol import pickle_exception
 from ..wire import frame, receive, receive_files
 from . import barrier
 from .context import WorkerContext, set_context
+from .generated import keep_no_generated_files
 from .saving import Saving
 from .strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
 
@@ -136,6 +137,7 @@ def _train(request: dict[str, Any], fds: dict[str, int], control: Control, savin
     control.phase("import")
     try:
         tf = _import_tensorflow()
+        keep_no_generated_files()
         barrier.carry_in(request["barrier"])
         for warning in configure(
             tf,

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import tempfile
 import uuid
@@ -23,6 +24,7 @@ from . import snapshot
 _NAME = re.compile(r"([a-z]+\d*)-(\d{8})$")
 _PREFIX, _SUFFIX = "stfd-", ".npz"
 _FINISHED = "stfd-finished.json"
+_BLOCK_BYTES = 16 << 20
 
 Write = Callable[[BinaryIO], object]
 
@@ -223,27 +225,28 @@ class LocalFiles:
 
 
 class _Remote:
-    """What the two kinds of remote directories have in common: the file is made here, then sent whole."""
+    """What the two kinds of remote directories have in common: the file is made here, then sent whole.
+
+    It is made without a name, so that nothing of it stays here when this process is killed.
+    """
 
     def write(self, name: str, write: Write) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            made = os.path.join(folder, name)
-            with open(made, "wb") as file:
-                write(file)
-            self._send(made, name)
+        with tempfile.TemporaryFile() as file:
+            write(file)
+            file.seek(0)
+            self._send(file, name)
 
     @contextlib.contextmanager
     def read(self, name: str) -> Iterator[BinaryIO]:
-        with tempfile.TemporaryDirectory() as folder:
-            copy = os.path.join(folder, name)
-            self._fetch(name, copy)
-            with open(copy, "rb") as file:
-                yield file
+        with tempfile.TemporaryFile() as file:
+            self._fetch(name, file)
+            file.seek(0)
+            yield file
 
-    def _send(self, path: str, name: str) -> None:
+    def _send(self, file: BinaryIO, name: str) -> None:
         raise NotImplementedError
 
-    def _fetch(self, name: str, path: str) -> None:
+    def _fetch(self, name: str, file: BinaryIO) -> None:
         raise NotImplementedError
 
 
@@ -267,17 +270,19 @@ class TensorFlowFiles(_Remote):
     def remove(self, name: str) -> None:
         self._gfile.remove(self.join(name))
 
-    def _send(self, path: str, name: str) -> None:
+    def _send(self, file: BinaryIO, name: str) -> None:
         hidden = self.join(f".{_PREFIX}{uuid.uuid4().hex}")
         try:
-            self._gfile.copy(path, hidden)
+            with self._gfile.GFile(hidden, "wb") as there:
+                shutil.copyfileobj(file, there, _BLOCK_BYTES)
             self._gfile.rename(hidden, self.join(name), overwrite=True)
         except self._error as error:
             raise OSError(f"{self.join(name)}: {error.message}") from error
 
-    def _fetch(self, name: str, path: str) -> None:
+    def _fetch(self, name: str, file: BinaryIO) -> None:
         try:
-            self._gfile.copy(self.join(name), path)
+            with self._gfile.GFile(self.join(name), "rb") as there:
+                shutil.copyfileobj(there, file, _BLOCK_BYTES)
         except self._error as error:
             raise OSError(f"{self.join(name)}: {error.message}") from error
 
@@ -301,13 +306,15 @@ class FsspecFiles(_Remote):
     def remove(self, name: str) -> None:
         self._system.rm_file(self.join(name))
 
-    def _send(self, path: str, name: str) -> None:
+    def _send(self, file: BinaryIO, name: str) -> None:
         hidden = self.join(f".{_PREFIX}{uuid.uuid4().hex}")
-        self._system.put_file(path, hidden)
+        with self._system.open(hidden, "wb") as there:
+            shutil.copyfileobj(file, there, _BLOCK_BYTES)
         self._system.mv(hidden, self.join(name))
 
-    def _fetch(self, name: str, path: str) -> None:
-        self._system.get_file(self.join(name), path)
+    def _fetch(self, name: str, file: BinaryIO) -> None:
+        with self._system.open(self.join(name), "rb") as there:
+            shutil.copyfileobj(there, file, _BLOCK_BYTES)
 
 
 class AtDriver:

@@ -1,0 +1,62 @@
+"""What TensorFlow writes into files, and where it may stay."""
+
+import inspect
+import os
+import tempfile
+import traceback
+
+import pytest
+import tensorflow as tf
+from tensorflow.python.autograph.pyct import loader
+
+from spark_tensorflow_distributor.trainer import snapshot, vault
+from spark_tensorflow_distributor.trainer.generated import keep_no_generated_files
+
+
+@pytest.fixture
+def temporary(monkeypatch, tmp_path):
+    """The temporary directory, with AutoGraph's loader as it is in a trainer."""
+    monkeypatch.setattr(loader, "load_source", loader.load_source)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    keep_no_generated_files()
+    keep_no_generated_files()
+    return tmp_path
+
+
+def test_generated_code_stays_in_no_file(temporary):
+    def double(x):
+        return x * 2 if x > 0 else x
+
+    converted = tf.autograph.to_graph(double)
+    assert float(converted(tf.constant(3.0))) == 6.0
+    assert "def tf__double(x)" in inspect.getsource(converted)
+    assert os.listdir(temporary) == []
+
+
+def test_errors_in_generated_code_name_the_line_that_was_written(temporary):
+    @tf.function
+    def fails(x):
+        if x > 0:
+            raise ValueError("in a graph")
+        return x
+
+    with pytest.raises(ValueError, match="in user code") as info:
+        fails(tf.constant(1.0))
+    text = "".join(traceback.format_exception(info.value))
+    assert 'raise ValueError("in a graph")' in text  # the user's line, which AutoGraph tells
+    assert "ag__.if_stmt" in text  # and the generated one
+    assert os.listdir(temporary) == []
+
+
+def test_checkpoints_go_to_tensorflows_file_systems(tmp_path):
+    files = vault.TensorFlowFiles("ram://checkpoints")
+    files.make()
+    for value in (1, 2):
+        files.write("stfd-fit0-00000000.npz", lambda file, value=value: snapshot.write(file, {"a": value}, [value]))
+    assert files.list() == ["stfd-fit0-00000000.npz"]
+    with files.read("stfd-fit0-00000000.npz") as file:
+        assert snapshot.read(file)[1] == [2]
+    with pytest.raises(OSError, match="ram://checkpoints/missing"), files.read("missing"):
+        pass
+    files.remove("stfd-fit0-00000000.npz")
+    assert files.list() == []
