@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import QUICK_JVM
+from helpers import QUICK_JVM, is_running, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +22,13 @@ CONF = {
     "spark.executor.cores": "1",
     "spark.cores.max": "3",
 }
+
+OPTIONS = {"max_restarts": 2, "checkpoint_every": "5 steps"}
+
+FORK_SERVER = "forkserver.main"
+
+# From one worker's end to that of the whole group, in seconds.
+GROUP_ENDS = 5
 
 
 class Driver:
@@ -72,8 +79,8 @@ class Driver:
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
 
-    def result(self, id, seconds=240):
-        """What a run came to."""
+    def result(self, id, seconds=100):
+        """What a run came to, which takes half a minute, and on a busy machine some times that."""
         end = time.monotonic() + seconds
         while id not in self._kept:
             try:
@@ -143,3 +150,43 @@ def wait_for(events, name, seconds=120):
 def weights(events):
     with np.load(events / "weights.npz") as file:
         return [file[name] for name in file.files]
+
+
+def trainers(hosts):
+    """The processes that fork servers have forked."""
+    found = {}
+    for host in (1, 2, 3):
+        servers = hosts.pids(host, FORK_SERVER)
+        for pid in servers:
+            try:
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent in servers:
+                found[pid] = host
+    return found
+
+
+def wait_until_free(hosts):
+    def left():
+        return {**trainers(hosts), **hosts.pids(0, "fault_driver.py")}
+
+    wait_until(lambda: not left(), 20)
+    return left()
+
+
+def check_group_ends(events):
+    """All trainers of the first attempt end, wherever they are; the fault has just been."""
+    pids = [int(wait_for(events, f"began-0-{rank}")) for rank in range(3)]
+    assert wait_until(lambda: not any(map(is_running, pids)), GROUP_ENDS), [pid for pid in pids if is_running(pid)]
+
+
+def check_same(events, told, reference, **arguments):
+    """The run ended as if nothing had happened."""
+    assert "error" not in told, f"{told['message']}\n{told['traceback']}"
+    expected, history = reference(**arguments)
+    for mine, theirs in zip(weights(events), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    assert told["history"].keys() == history.keys()
+    for name, values in history.items():
+        np.testing.assert_allclose(told["history"][name], values, atol=1e-4, err_msg=name)

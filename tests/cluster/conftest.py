@@ -1,11 +1,13 @@
 """Three hosts with Spark, and a driver on a fourth, for all tests of this folder."""
 
+import os
 import subprocess
 
 import pytest
 from hosts import Hosts, why_not
 
-from faults import Driver, weights
+from faults import Driver, trainers, weights
+from helpers import wait_until
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +60,27 @@ def reference(shared_driver, tmp_path_factory):
         return known[key]
 
     return look
+
+
+@pytest.fixture
+def driver(hosts, shared_driver):
+    """A driver before and after which everything is in order."""
+    shared_driver.open()
+    yield shared_driver
+    # The slots are free, and no trainer is left: nothing but fork servers runs beside Spark.
+    assert shared_driver.probe(3) == 3
+    wait_until(lambda: not trainers(hosts), 10)
+    assert trainers(hosts) == {}
+    for host in (1, 2, 3):
+        local = hosts.folder / f"h{host}" / "local"
+        left = [str(path) for path in local.rglob("*") if path.is_file() and "blockmgr" not in str(path)]
+        assert [path for path in left if "userFiles" not in path] == []
+        assert os.listdir(hosts.folder / f"h{host}" / "tmp") == []
+
+
+@pytest.fixture
+def free_hosts(hosts, shared_driver, reference):
+    """All slots, which the shared driver's application would hold."""
+    reference()
+    shared_driver.close()
+    return hosts

@@ -1,73 +1,22 @@
 """The table of docs/reliability.md: what is done to a training on three hosts, and what comes of it."""
 
-import json
 import os
-import re
 import signal
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from faults import Driver, order_of, wait_for, weights
+from faults import OPTIONS, check_group_ends, check_same, trainers, wait_for, weights
 from helpers import wait_until
 
 # A cold start of three hosts takes a machine with two cores half a minute, and a busy one a few times that.
 pytestmark = pytest.mark.timeout(900)
-
-FORK_SERVER = "forkserver.main"
-
-
-@pytest.fixture
-def driver(hosts, shared_driver):
-    """A driver before and after which everything is in order."""
-    shared_driver.open()
-    yield shared_driver
-    # The slots are free, and no trainer is left: nothing but fork servers runs beside Spark.
-    assert shared_driver.probe(3) == 3
-    wait_until(lambda: not trainers(hosts), 10)
-    assert trainers(hosts) == {}
-    for host in (1, 2, 3):
-        local = hosts.folder / f"h{host}" / "local"
-        left = [str(path) for path in local.rglob("*") if path.is_file() and "blockmgr" not in str(path)]
-        assert [path for path in left if "userFiles" not in path] == []
-        assert os.listdir(hosts.folder / f"h{host}" / "tmp") == []
-
-
-def trainers(hosts):
-    """The processes that fork servers have forked."""
-    found = {}
-    for host in (1, 2, 3):
-        servers = hosts.pids(host, FORK_SERVER)
-        for pid in servers:
-            try:
-                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            if parent in servers:
-                found[pid] = host
-    return found
 
 
 def first_trainer(hosts):
     """The pid of a trainer, as soon as there is one."""
     assert wait_until(lambda: trainers(hosts), 90)
     return next(iter(trainers(hosts)))
-
-
-def check_same(events, told, reference, **arguments):
-    """The run ended as if nothing had happened."""
-    assert "error" not in told, f"{told['message']}\n{told['traceback']}"
-    expected, history = reference(**arguments)
-    for mine, theirs in zip(weights(events), expected, strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-5)
-    assert told["history"].keys() == history.keys()
-    for name, values in history.items():
-        np.testing.assert_allclose(told["history"][name], values, atol=1e-4, err_msg=name)
-
-
-OPTIONS = {"max_restarts": 2, "checkpoint_every": "5 steps"}
 
 
 def kill_trainer(hosts, pid):
@@ -89,6 +38,7 @@ def kill_executor(hosts, pid):
 def test_a_process_is_killed(hosts, driver, events, reference, fault, rank):
     run = driver.start(events, **OPTIONS)
     fault(hosts, int(wait_for(events, f"step-0-{rank}")))
+    check_group_ends(events)
     told = driver.result(run)
     check_same(events, told, reference)
     # Not more than one interval of five steps, and what was under way, is lost of the twenty.
@@ -100,6 +50,7 @@ def test_a_host_dies_and_comes_back(hosts, driver, events, reference):
     run = driver.start(events, **OPTIONS)
     host = hosts.host_of(int(wait_for(events, "step-0-1")))
     hosts.kill_host(host)
+    check_group_ends(events)
     time.sleep(3)
     hosts.start_worker(host)
     told = driver.result(run)
@@ -112,6 +63,7 @@ def test_a_host_dies_for_good(hosts, driver, events, reference):
     run = driver.start(events, **OPTIONS, min_slots=2, dropout=False)
     host = hosts.host_of(int(wait_for(events, "step-0-1")))
     hosts.kill_host(host)
+    check_group_ends(events)
     told = driver.result(run)
     hosts.start_worker(host)
     check_same(events, told, reference, dropout=False)
@@ -178,7 +130,10 @@ def test_a_rank_hangs(driver, events):
     ("fault", "kind"), [("raise", "exception"), ("exit", "exit"), ("memory", "exception"), ("kill", "signal")]
 )
 def test_a_rank_fails_once(driver, events, reference, fault, kind):
-    told = driver.result(driver.start(events, **OPTIONS, faults=[{"rank": 1, "at": 20, "do": fault}]))
+    run = driver.start(events, **OPTIONS, faults=[{"rank": 1, "at": 20, "do": fault}])
+    wait_for(events, "step-0-1")
+    check_group_ends(events)
+    told = driver.result(run)
     check_same(events, told, reference)
     first = told["attempts"][0]
     assert first["root"] == 1
@@ -269,84 +224,3 @@ def test_two_runs_at_once_of_which_one_fails(driver, events, reference, tmp_path
     bad = driver.start(other, num_slots=1, dropout=False, faults=[{"rank": 0, "at": 10, "do": "raise"}])
     assert driver.result(bad)["error"] == "TrainingFailedError"
     check_same(events, driver.result(good), reference, dropout=False)
-
-
-# With drivers of their own.
-
-
-def once(hosts, events, **kwargs):
-    """A driver program that trains and ends."""
-    return Driver(hosts, "once", json.dumps(order_of("run", events, **kwargs)))
-
-
-def wait_until_free(hosts):
-    def left():
-        return {**trainers(hosts), **hosts.pids(0, "fault_driver.py")}
-
-    wait_until(lambda: not left(), 20)
-    return left()
-
-
-@pytest.fixture
-def free_hosts(hosts, shared_driver, reference):
-    """All slots, which the shared driver's application would hold."""
-    reference()
-    shared_driver.close()
-    return hosts
-
-
-def test_the_driver_dies_and_is_run_again(free_hosts, events, reference, tmp_path):
-    folder = tmp_path / "checkpoints"
-    options = {"checkpoint_dir": str(folder), "checkpoint_every": "5 steps"}
-    named = None  # the checkpoint that was damaged last
-    for watch, damage in ((20, None), (32, truncated), (44, with_a_bit_flipped)):
-        driver = once(free_hosts, events, watch=watch, **options)
-        wait_for(events, "step-0-0")
-        driver.kill()
-        driver.close()
-        assert wait_until_free(free_hosts) == {}
-        places = re.findall(r"goes on in epoch (\d+), after (\d+) steps", "".join(driver.lines))
-        # Of the twelve steps since the driver was killed before, and the ten that a damaged checkpoint may cost.
-        assert [watch - 22 < 14 * (int(epoch) - 1) + int(step) for epoch, step in places] == [True] * (watch > 20)
-        check_left_out([line for line in driver.lines if "is left out" in line], named)
-        kept = sorted(folder.glob("stfd-fit0-*.npz"))
-        assert len(kept) in (2, 3)  # the driver may die before the oldest is removed
-        if damage is not None:
-            named = kept[-1].name
-            damage(kept[-1])
-        (events / "step-0-0").unlink()
-    last = once(free_hosts, events, **options)
-    told = last.result("run")
-    last.close()
-    check_same(events, told, reference)
-    (attempt,) = told["attempts"]
-    assert len(attempt["resumed"]) == 1
-    check_left_out([text for text in attempt["warnings"] if "is left out" in text], named)
-
-
-def check_left_out(warnings, name):
-    """One that is damaged is named, once; and no other."""
-    assert len(warnings) == (name is not None), warnings
-    assert all(name in text for text in warnings)
-
-
-def truncated(path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def with_a_bit_flipped(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    path.write_bytes(data)
-
-
-def test_ctrl_c(free_hosts, events):
-    driver = once(free_hosts, events, **OPTIONS)
-    wait_for(events, "step-0-1")
-    driver.interrupt()
-    started = time.monotonic()
-    told = driver.result("run", 20)
-    assert told["error"] == "KeyboardInterrupt"
-    assert time.monotonic() - started < 8
-    driver.close()
-    assert wait_until_free(free_hosts) == {}

@@ -1,0 +1,74 @@
+"""The table's rows in which the driver itself ends; each has drivers of its own."""
+
+import json
+import os
+import re
+import time
+
+import pytest
+
+from faults import OPTIONS, Driver, check_same, order_of, wait_for, wait_until_free
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def once(hosts, events, **kwargs):
+    """A driver program that trains and ends."""
+    return Driver(hosts, "once", json.dumps(order_of("run", events, **kwargs)))
+
+
+def test_the_driver_dies_and_is_run_again(free_hosts, events, reference, tmp_path):
+    folder = tmp_path / "checkpoints"
+    options = {"checkpoint_dir": str(folder), "checkpoint_every": "5 steps"}
+    named = None  # the checkpoint that was damaged last
+    for watch, damage in ((20, None), (32, truncated), (44, with_a_bit_flipped)):
+        driver = once(free_hosts, events, watch=watch, **options)
+        wait_for(events, "step-0-0")
+        driver.kill()
+        driver.close()
+        assert wait_until_free(free_hosts) == {}
+        places = re.findall(r"goes on in epoch (\d+), after (\d+) steps", "".join(driver.lines))
+        # Of the twelve steps since the driver was killed before, and the ten that a damaged checkpoint may cost.
+        assert [watch - 22 < 14 * (int(epoch) - 1) + int(step) for epoch, step in places] == [True] * (watch > 20)
+        check_left_out([line for line in driver.lines if "is left out" in line], named)
+        kept = sorted(folder.glob("stfd-fit0-*.npz"))
+        assert len(kept) in (2, 3)  # the driver may die before the oldest is removed
+        if damage is not None:
+            named = kept[-1].name
+            damage(kept[-1])
+        (events / "step-0-0").unlink()
+    last = once(free_hosts, events, **options)
+    told = last.result("run")
+    last.close()
+    check_same(events, told, reference)
+    (attempt,) = told["attempts"]
+    assert len(attempt["resumed"]) == 1
+    check_left_out([text for text in attempt["warnings"] if "is left out" in text], named)
+
+
+def check_left_out(warnings, name):
+    """One that is damaged is named, once; and no other."""
+    assert len(warnings) == (name is not None), warnings
+    assert all(name in text for text in warnings)
+
+
+def truncated(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def with_a_bit_flipped(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def test_ctrl_c(free_hosts, events):
+    driver = once(free_hosts, events, **OPTIONS)
+    wait_for(events, "step-0-1")
+    driver.interrupt()
+    started = time.monotonic()
+    told = driver.result("run", 20)
+    assert told["error"] == "KeyboardInterrupt"
+    assert time.monotonic() - started < 8
+    driver.close()
+    assert wait_until_free(free_hosts) == {}
