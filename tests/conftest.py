@@ -11,6 +11,8 @@ import pytest
 # Tests kill processes that have no time to tidy up, JVMs above all. In /tmp itself that would stay for good.
 os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="stfd-tests-")
 tempfile.tempdir = None
+# Workers write what they would write at a user's.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from helpers import QUICK_JVM, wait_until  # noqa: E402 (it tells JVMs of this directory)
 

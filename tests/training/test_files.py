@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import sys
 import tempfile
 import traceback
 
@@ -18,6 +19,7 @@ def temporary(monkeypatch, tmp_path):
     """The temporary directory, with AutoGraph's loader as it is in a trainer."""
     monkeypatch.setattr(loader, "load_source", loader.load_source)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     keep_no_generated_files()
     keep_no_generated_files()
     return tmp_path

@@ -1,8 +1,9 @@
 """Where TensorFlow's AutoGraph puts the code that it generates: into no file that could stay behind.
 
 It writes each function that it converts into a file of its own in the temporary directory, loads that as a module, and
-removes the file when the interpreter exits. A process that is killed has no such exit: with a few dozen files from
-each trainer of a failed run, and from each of Spark's Python workers, a host's temporary directory would fill up.
+removes the file, but not the bytecode beside it, when the interpreter exits. A process that is killed has no such exit:
+with a few dozen files from each trainer of a failed run, and from each of Spark's Python workers, a host's temporary
+directory would fill up.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import functools
 import linecache
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +30,16 @@ def keep_no_generated_files() -> None:
 
 
 def _removing(load: Callable[..., tuple[Any, str]]) -> Callable[..., tuple[Any, str]]:
+    lock = threading.Lock()
+
     @functools.wraps(load)
     def load_source(source: str, *args: Any, **kwargs: Any) -> tuple[Any, str]:
-        module, name = load(source, *args, **kwargs)
+        with lock:
+            before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+            try:
+                module, name = load(source, *args, **kwargs)
+            finally:
+                sys.dont_write_bytecode = before
         # Without a time of change: then linecache does not look for the file again.
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
         with contextlib.suppress(FileNotFoundError):
