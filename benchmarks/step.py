@@ -132,7 +132,7 @@ def drive(options):
     elif system == "one":
         result = train(model, options.steps, options.epochs)
     elif system.startswith(("hand", "apart")):
-        by_hand(workers)
+        start_workers(workers)
         return
     else:
         from pyspark.sql import SparkSession
@@ -147,7 +147,7 @@ def drive(options):
     tell(result)
 
 
-def by_hand(workers):
+def start_workers(workers):
     """Start a process for each worker; rank 0 prints what was measured."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(workers)]
