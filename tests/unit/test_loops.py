@@ -141,6 +141,62 @@ def test_one_stream_over_all_epochs_is_read_up_to_the_place():
     assert epoch_of(kind()) == [(1, (1, 7))]
 
 
+class PyDatasetAdapter:
+    """Gives a new dataset each time, which begins with its own first order."""
+
+    def get_tf_dataset(self):
+        return Data(3)
+
+
+def old_keras_loop(steps_per_epoch=None, batches=3):
+    """As the epoch iterator of Keras 3.5 goes about it."""
+
+    class Loop:
+        steps_per_execution, _num_batches = 1, batches
+
+        def __init__(self):
+            self.data_adapter = PyDatasetAdapter()
+            self.data = self._distributed_dataset = Data(batches)
+            self.steps_per_epoch, self._current_iterator = steps_per_epoch, None
+
+        def _get_iterator(self):
+            raise AssertionError("it is for the beginning only")
+
+        def enumerate_epoch(self):
+            if self.steps_per_epoch:
+                if not self._current_iterator:
+                    self._current_iterator = iter(self._distributed_dataset)
+                for step in range(self.steps_per_epoch):
+                    yield step, self._current_iterator
+            else:
+                iterator = iter(self._distributed_dataset)
+                for step in range(self._num_batches):
+                    yield step, iterator
+
+    return Loop
+
+
+def old_epoch_of(loop):
+    return [(begin, next(iterator)) for begin, iterator in loop.enumerate_epoch()]
+
+
+def test_the_loop_of_keras_3_5():
+    guest, kind = Guest(done=1, skipped=2, batches=1), old_keras_loop()
+    loops._in_keras(kind, guest)
+    loop = kind()
+    assert old_epoch_of(loop) == [(1, (3, 1)), (2, (3, 2))]
+    assert old_epoch_of(loop) == [(0, (4, 0)), (1, (4, 1)), (2, (4, 2))]
+    assert guest.calls.count("iterator") == loop.data.iterators == 4
+
+
+def test_one_stream_in_the_loop_of_keras_3_5():
+    guest, kind = Guest(done=1, skipped=3, batches=1), old_keras_loop(steps_per_epoch=2, batches=20)
+    loops._in_keras(kind, guest)
+    loop = kind()
+    assert old_epoch_of(loop) == [(1, (1, 7))]
+    assert guest.calls.count("iterator") == loop.data.iterators == 1
+
+
 def test_the_loops_of_tf_keras():
     class Handler:
         _initial_epoch, _initial_step, step_increment = 0, 0, 0

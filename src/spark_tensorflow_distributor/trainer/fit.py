@@ -92,7 +92,7 @@ class Fit:
         if is_keras_3(self._model):  # tf_keras asks for it later
             self._arguments["initial_epoch"] = self.goes_on_with
         for callback in self._callbacks:
-            if hasattr(callback, "append") and hasattr(callback, "csv_file"):
+            if hasattr(callback, "append") and hasattr(callback, "append_header"):
                 callback.append = True  # a CSVLogger would begin its file anew
         if keeper.context.is_chief:
             where = "is complete" if is_over else f"goes on in epoch {self._epoch + 1}, after {self._step} steps"

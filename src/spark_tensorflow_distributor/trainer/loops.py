@@ -78,9 +78,15 @@ def stand_between_steps(guest: Guest) -> bool:
 
 def _in_keras(loop: Any, guest: Guest) -> None:
     # Keras 3.5 and 3.6 have a loop of their own for TensorFlow.
-    name = "enumerate_epoch" if "enumerate_epoch" in vars(loop) else "_enumerate_iterator"
+    is_of_its_own = "enumerate_epoch" in vars(loop)
+    name = "enumerate_epoch" if is_of_its_own else "_enumerate_iterator"
     owner = defining_class(loop, name)
     original = getattr(owner, name)
+
+    def epoch(self: Any) -> Any:
+        if is_of_its_own and not (self.steps_per_epoch and self._current_iterator):
+            guest.made_iterator()  # it asks for none by a method
+        return original(self)
 
     @functools.wraps(original)
     def enumerate_steps(self: Any) -> Iterator[Any]:
@@ -90,10 +96,10 @@ def _in_keras(loop: Any, guest: Guest) -> None:
                 guest.alive()
             return
         _count_iterators(self, guest)
-        done, batches = guest.start(lambda count, steps: _skip_epochs(self, original, count, steps))
+        done, batches = guest.start(lambda count, steps: _skip_epochs(self, epoch, count, steps))
         if not batches:
             guest.arrive()
-        left = _left(original(self), done, batches, guest)
+        left = _left(epoch(self), done, batches, guest)
         yield from _telling(left, guest, lambda: self.steps_per_execution)
 
     setattr(owner, name, enumerate_steps)
@@ -150,7 +156,9 @@ def _skip_epochs(loop: Any, original: Callable[[Any], Iterator[Any]], count: int
         return 0
     # A shuffle draws a new order for each iterator. So as many are made as Keras made, but of the dataset itself, whose
     # iterators do not begin to fetch by themselves.
-    distributed, loop._distributed_dataset = loop._distributed_dataset, adapter.get_tf_dataset()
+    distributed = loop._distributed_dataset
+    if kind != "PyDatasetAdapter":  # which gives a new one each time; and in Keras 3.5, each has a shuffle of its own
+        loop._distributed_dataset = adapter.get_tf_dataset()
     try:
         for _ in range(count):
             epoch = original(loop)

@@ -266,6 +266,20 @@ def restore_callbacks(callbacks: Sequence[Any], states: Sequence[Mapping[str, An
         if found is not None:
             waiting.remove(found)
             vars(callback).update(found["state"])
+            if getattr(callback, "monitor_op", True) is None and "best" in found["state"]:
+                _keep_best(callback)
+
+
+def _keep_best(callback: Any) -> None:
+    """Early releases of Keras 3 (3.5 is one) forget the best value when they look, as an epoch ends, what better is."""
+    set_up, best = callback._set_monitor_op, callback.best
+
+    def set_up_and_keep() -> None:
+        del callback._set_monitor_op
+        set_up()
+        callback.best = best
+
+    callback._set_monitor_op = set_up_and_keep
 
 
 def _plain_attributes(callback: Any) -> dict[str, Any]:
