@@ -1,5 +1,6 @@
 """What all tests share: one Spark session for the process, and a watch over what a test leaves behind."""
 
+import importlib.metadata
 import os
 import shutil
 import sys
@@ -23,6 +24,11 @@ os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 # Of drivers, and of Spark's masters and workers.
 for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
     os.environ.setdefault(name, QUICK_JVM)
+
+
+def pytest_configure(config):
+    if importlib.metadata.version("pyspark").startswith("3."):  # it leaves its sockets to the garbage collector
+        config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
 
 
 def pytest_sessionfinish(session, exitstatus):

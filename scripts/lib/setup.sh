@@ -3,9 +3,11 @@
 # Bash 3.2 and POSIX tools, because that is what macOS has.
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
-venv=$root/.venv
-stamp=$venv/stamp     # written last, so a .venv without it was interrupted
-lock=$root/.venv.lock # also tells a .venv that was interrupted from one that somebody else made
+# `oldest`, set by the script, is for an environment of its own with the versions in oldest.txt beside this file.
+use_versions=${use_versions-}
+venv=$root/.venv${use_versions:+-$use_versions}
+stamp=$venv/stamp # written last, so a .venv without it was interrupted
+lock=$venv.lock   # also tells a .venv that was interrupted from one that somebody else made
 
 min_java=17        # of Spark 4
 oldest_python=10   # 3.10, see requires-python in pyproject.toml
@@ -210,7 +212,7 @@ read_stamp() {
   { IFS= read -r stamp_key && IFS= read -r stamp_venv && IFS= read -r stamp_python && IFS= read -r stamp_extra; } <"$stamp"
 }
 
-current_key() { cat "$root/pyproject.toml" "$root/scripts/lib/setup.sh" | cksum; }
+current_key() { cat "$root/pyproject.toml" "$root"/scripts/lib/{setup.sh,oldest.txt} | cksum; }
 
 # A .venv that was finished once, was not moved since, and whose Python is still there and still the one asked for.
 venv_is_sound() {
@@ -242,14 +244,14 @@ make_venv() {
     python=$stamp_python
     [ "$stamp_extra" != dev ] || extra=dev
     rm -f "$stamp"
-    say "Bringing .venv up to date"
+    say "Bringing ${venv##*/} up to date"
   else
     choose_python || return 1
     rm -f "$stamp"
     logged_install "$python" -m venv --clear "$venv" || return 1
-    say "Installing TensorFlow and PySpark into .venv (a minute or two, once)"
+    say "Installing TensorFlow and PySpark into ${venv##*/} (a minute or two, once)"
   fi
-  pip_install -e ".[$extra]" || return 1
+  pip_install -e ".[$extra]" ${use_versions:+-c "scripts/lib/$use_versions.txt"} || return 1
   if [ "$extra" = dev ]; then
     # tf_keras requires the package `tensorflow`, whose files would overwrite those of tensorflow-cpu: without its
     # dependencies it works with either, in the version that is made for the TensorFlow found here.
