@@ -89,7 +89,8 @@ def test_start_timeout():
 
 def test_a_lost_executor_without_javas_stack():
     spark = RuntimeError(
-        "Job aborted: Could not recover from a failed barrier ResultStage.\n\tat org.apache.spark.X.y(X.scala:1)\n"
+        "An error occurred while calling o231.getResult.\n: org.apache.spark.SparkException: Job aborted: Could not "
+        "recover from a failed barrier ResultStage.\n\tat org.apache.spark.X.y(X.scala:1)\n"
         "Caused by: java.lang.Error"
     )
     result = LaunchResult(spark_error=spark, reports={0: WorkerReport(0, "h0", 0)})
@@ -98,6 +99,9 @@ def test_a_lost_executor_without_javas_stack():
     assert "Could not recover" in str(error)
     assert "[1]" in str(error)
     assert "X.scala" not in str(error)
+    assert "getResult" not in str(error)
+    assert "was lost" in str(error).splitlines()[0]  # which is what a relaunch tells
+    assert "run: org.apache" in str(error)
 
 
 def failed(place=None, message="boom", kind="exception", error_type="ValueError"):

@@ -33,7 +33,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 # What a program raises for its own mistakes, and not for the world's.
 _MISTAKES = ("AttributeError", "ImportError", "ModuleNotFoundError", "NameError", "NotImplementedError", "TypeError")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
-_JAVA_LINE = re.compile(r"^\s+at \S+\(|^\s*\.\.\. \d+ more|^Caused by: |^Driver stacktrace")
+_JAVA_LINE = re.compile(
+    r"^\s+at \S+\(|^\s*\.\.\. \d+ more|^Caused by: |^Driver stacktrace|^An error occurred while calling \S+$"
+)
 
 
 def is_collateral(record: Mapping[str, Any]) -> bool:
@@ -222,15 +224,15 @@ def _spark_error(result: LaunchResult, num_tasks: int) -> BaseException:
     for rank in gone:
         failures[rank] = WorkerFailure(rank, result.hosts.get(rank, "?"), "lost", "Spark lost this task.")
     return TrainingFailedError(
-        f"Spark ended the run: {brief(text)}\nAn executor or its Python worker was lost (ranks without a report: "
-        f"{gone}): a host that went away, a container killed for its memory (spark.executor.memoryOverhead), or a task "
-        "killed from outside. The executors' logs tell which.",
+        f"An executor or its Python worker was lost (ranks without a report: {gone}): a host that went away, a "
+        "container killed for its memory (spark.executor.memoryOverhead), or a task killed from outside. The executors' "
+        f"logs tell which.\nSpark ended the run: {brief(text)}",
         failures,
         failures[gone[0]] if len(gone) == 1 else None,
     )
 
 
 def brief(text: str, longest: int = 1500) -> str:
-    """A Spark error without its Java stack traces."""
+    """A Spark error without its Java stack traces, and without py4j's word on which call it came from."""
     lines = [line for line in text.splitlines() if line.strip() and not _JAVA_LINE.match(line)]
-    return "\n".join(lines)[:longest]
+    return "\n".join(lines).removeprefix(": ")[:longest]
