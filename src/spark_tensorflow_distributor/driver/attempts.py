@@ -225,8 +225,8 @@ def _spark_error(result: LaunchResult, num_tasks: int) -> BaseException:
         failures[rank] = WorkerFailure(rank, result.hosts.get(rank, "?"), "lost", "Spark lost this task.")
     return TrainingFailedError(
         f"An executor or its Python worker was lost (ranks without a report: {gone}): a host that went away, a "
-        "container killed for its memory (spark.executor.memoryOverhead), or a task killed from outside. The executors' "
-        f"logs tell which.\nSpark ended the run: {brief(text)}",
+        "container killed for its memory (spark.executor.memoryOverhead), or a task killed from outside. The "
+        f"executors' logs tell which.\nSpark ended the run: {brief(text)}",
         failures,
         failures[gone[0]] if len(gone) == 1 else None,
     )
