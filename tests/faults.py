@@ -25,8 +25,6 @@ CONF = {
 
 OPTIONS = {"max_restarts": 2, "checkpoint_every": "5 steps"}
 
-FORK_SERVER = "forkserver.main"
-
 # From one worker's end to that of the whole group, in seconds.
 GROUP_ENDS = 5
 
@@ -154,17 +152,7 @@ def weights(events):
 
 def trainers(hosts):
     """The processes that fork servers have forked."""
-    found = {}
-    for host in (1, 2, 3):
-        servers = hosts.pids(host, FORK_SERVER)
-        for pid in servers:
-            try:
-                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            if parent in servers:
-                found[pid] = host
-    return found
+    return {pid: host for host in (1, 2, 3) for pid in hosts.forked(host, "forkserver.main")}
 
 
 def wait_until_free(hosts):

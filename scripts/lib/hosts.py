@@ -191,9 +191,13 @@ class Hosts:
         return {pid: line for pid, line in _pids(self.names[host]).items() if text in line}
 
     def python_workers(self, host: int) -> list[int]:
-        """Spark's Python workers on a host: forked by the Python daemon, with its command line."""
-        daemons = self.pids(host, "pyspark.daemon")
-        return [pid for pid in daemons if _parent(pid) in daemons]
+        """Spark's Python workers on a host: forked by the Python daemon."""
+        return self.forked(host, "pyspark.daemon")
+
+    def forked(self, host: int, text: str) -> list[int]:
+        """Of a host's processes whose command line holds ``text``, those that another one of them has forked."""
+        found = self.pids(host, text)
+        return [pid for pid in found if _parent(pid) in found]
 
     def executors(self, host: int) -> list[int]:
         """The JVMs of executors on a host."""

@@ -84,8 +84,10 @@ def _in_keras(loop: Any, guest: Guest) -> None:
     original = getattr(owner, name)
 
     def epoch(self: Any) -> Any:
-        if is_of_its_own and not (self.steps_per_epoch and self._current_iterator):
-            guest.made_iterator()  # it asks for none by a method
+        if not is_of_its_own:
+            _count_iterators(self, guest)
+        elif not (self.steps_per_epoch and self._current_iterator):
+            guest.made_iterator()  # this loop asks for none by a method
         return original(self)
 
     @functools.wraps(original)
@@ -95,7 +97,6 @@ def _in_keras(loop: Any, guest: Guest) -> None:
                 yield each
                 guest.alive()
             return
-        _count_iterators(self, guest)
         done, batches = guest.start(lambda count, steps: _skip_epochs(self, epoch, count, steps))
         if not batches:
             guest.arrive()
@@ -133,7 +134,7 @@ def _telling(steps: Iterator[Any], guest: Guest, size: Callable[[], int]) -> Ite
 
 
 def _count_iterators(loop: Any, guest: Guest) -> None:
-    if "_get_iterator" in vars(loop):  # a later epoch
+    if "_get_iterator" in vars(loop):  # they are, already
         return
     get_iterator = loop._get_iterator
 

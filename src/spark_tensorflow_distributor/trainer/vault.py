@@ -231,22 +231,34 @@ class _Remote:
     """
 
     def write(self, name: str, write: Write) -> None:
+        hidden = self.join(f".{_PREFIX}{uuid.uuid4().hex}")
         with tempfile.TemporaryFile() as file:
             write(file)
             file.seek(0)
-            self._send(file, name)
+            with self._errors(name):
+                with self._open(hidden, "wb") as there:
+                    shutil.copyfileobj(file, there, _BLOCK_BYTES)
+                self._move(hidden, self.join(name))
 
     @contextlib.contextmanager
     def read(self, name: str) -> Iterator[BinaryIO]:
         with tempfile.TemporaryFile() as file:
-            self._fetch(name, file)
+            with self._errors(name), self._open(self.join(name), "rb") as there:
+                shutil.copyfileobj(there, file, _BLOCK_BYTES)
             file.seek(0)
             yield file
 
-    def _send(self, file: BinaryIO, name: str) -> None:
+    def join(self, name: str) -> str:
         raise NotImplementedError
 
-    def _fetch(self, name: str, file: BinaryIO) -> None:
+    def _errors(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """The file system's own errors as an OSError about the file."""
+        return contextlib.nullcontext()
+
+    def _open(self, path: str, mode: str) -> Any:
+        raise NotImplementedError
+
+    def _move(self, path: str, to: str) -> None:
         raise NotImplementedError
 
 
@@ -270,21 +282,18 @@ class TensorFlowFiles(_Remote):
     def remove(self, name: str) -> None:
         self._gfile.remove(self.join(name))
 
-    def _send(self, file: BinaryIO, name: str) -> None:
-        hidden = self.join(f".{_PREFIX}{uuid.uuid4().hex}")
+    @contextlib.contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
         try:
-            with self._gfile.GFile(hidden, "wb") as there:
-                shutil.copyfileobj(file, there, _BLOCK_BYTES)
-            self._gfile.rename(hidden, self.join(name), overwrite=True)
+            yield
         except self._error as error:
             raise OSError(f"{self.join(name)}: {error.message}") from error
 
-    def _fetch(self, name: str, file: BinaryIO) -> None:
-        try:
-            with self._gfile.GFile(self.join(name), "rb") as there:
-                shutil.copyfileobj(there, file, _BLOCK_BYTES)
-        except self._error as error:
-            raise OSError(f"{self.join(name)}: {error.message}") from error
+    def _open(self, path: str, mode: str) -> Any:
+        return self._gfile.GFile(path, mode)
+
+    def _move(self, path: str, to: str) -> None:
+        self._gfile.rename(path, to, overwrite=True)
 
 
 class FsspecFiles(_Remote):
@@ -306,15 +315,11 @@ class FsspecFiles(_Remote):
     def remove(self, name: str) -> None:
         self._system.rm_file(self.join(name))
 
-    def _send(self, file: BinaryIO, name: str) -> None:
-        hidden = self.join(f".{_PREFIX}{uuid.uuid4().hex}")
-        with self._system.open(hidden, "wb") as there:
-            shutil.copyfileobj(file, there, _BLOCK_BYTES)
-        self._system.mv(hidden, self.join(name))
+    def _open(self, path: str, mode: str) -> Any:
+        return self._system.open(path, mode)
 
-    def _fetch(self, name: str, file: BinaryIO) -> None:
-        with self._system.open(self.join(name), "rb") as there:
-            shutil.copyfileobj(there, file, _BLOCK_BYTES)
+    def _move(self, path: str, to: str) -> None:
+        self._system.mv(path, to)
 
 
 class AtDriver:
