@@ -6,7 +6,7 @@ import pytest
 
 from spark_tensorflow_distributor import CheckpointError
 from spark_tensorflow_distributor.protocol import lane_of, outdated
-from spark_tensorflow_distributor.trainer import snapshot, vault
+from spark_tensorflow_distributor.trainer import directories, snapshot, vault
 
 
 def put(folder, name, state=None):
@@ -94,7 +94,7 @@ def test_a_place_that_cannot_be_made(tmp_path):
 def test_fsspec_reaches_other_places():
     fsspec = pytest.importorskip("fsspec")
     system = fsspec.filesystem("memory")
-    files = vault.FsspecFiles(system, "/checkpoints")
+    files = directories.FsspecFiles(system, "/checkpoints")
     files.make()
     files.write("stfd-fit0-00000000.npz", lambda file: snapshot.write(file, {"a": 1}, [1]))
     assert files.list() == ["stfd-fit0-00000000.npz"]
