@@ -1,0 +1,191 @@
+"""Which part of the package may import which, read from the sources: lazy imports and those for types count, too."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import spark_tensorflow_distributor as std
+
+PACKAGE = "spark_tensorflow_distributor"
+ROOT = Path(std.__file__).parent
+
+# Each room may import itself and the rooms before it.
+ROOMS = ["errors", "context", "data", "training", "resume", "config", "runtime", "runner", "ml"]
+
+# Inference runs in Spark's ordinary tasks, beside the rooms above: it uses the data's and these tools of others.
+TOOLS_OF_INFERENCE = {
+    "runtime.devices",
+    "runtime.driver.spark",
+    "runtime.shipping",
+    "training.autograph_files",
+}
+
+# The processes of a run share what is in runtime/ itself, and nothing else.
+PROCESSES = {"runtime.driver", "runtime.agent", "runtime.trainer"}
+
+# Private names of others, and the only places that may use them.
+PRIVATE_NAMES = {
+    "tensorflow.python": ["training/"],
+    "keras.src": ["training/"],
+    "_jsc": ["runtime/driver/spark.py", "data/frames.py"],
+    "_jvm": ["runtime/driver/spark.py", "data/frames.py"],
+    "_jdf": ["runtime/driver/spark.py", "data/frames.py"],
+}
+
+# Where the modules of today's folders belong; each entry goes when its folder has gone.
+TODAY = {
+    "driver": "runtime.driver",
+    "agent": "runtime.agent",
+    "trainer": "runtime.trainer",
+    "protocol": "runtime.protocol",
+    "wire": "runtime.wire",
+    "shipping": "runtime.shipping",
+    "_importer": "runtime._importer",
+    "columns": "data.columns",
+    "background": "resume.background",
+}
+
+BREACHES: set[str] = {
+    "agent.launcher -> trainer.forkserver",
+    "agent.task -> trainer.barrier",
+    "config -> trainer.pace",
+    "driver.local -> agent.devices",
+    "driver.local -> agent.intake",
+    "driver.local -> trainer.context",
+    "driver.local -> trainer.shard",
+    "driver.plan -> agent.devices",
+    "inference.loading -> agent.devices",
+    "inference.loading -> agent.launcher",
+    "inference.loading -> trainer.generated",
+}
+
+
+def in_its_room(module: str) -> str:
+    first, dot, rest = module.partition(".")
+    return TODAY.get(first, first) + dot + rest
+
+
+def module_of(path: Path) -> str:
+    """The module's name within the package: ``"data.frames"``; ``""`` is the package itself."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports_of(module: str) -> Iterator[str]:
+    """The package's modules that this one imports."""
+    path = MODULES[module]
+    folder = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = folder[: len(folder) - node.level + 1] + (node.module.split(".") if node.module else [])
+        for alias in node.names:
+            name = ".".join([*base, alias.name])
+            yield name if name in MODULES else ".".join(base)
+
+
+IMPORTS = {module: sorted(set(imports_of(module))) for module in MODULES if module}
+
+
+def process_of(module: str) -> str | None:
+    return next((process for process in PROCESSES if f"{module}.".startswith(f"{process}.")), None)
+
+
+def may_import(importer: str, imported: str) -> bool:
+    importer, imported = in_its_room(importer), in_its_room(imported)
+    rooms = importer.split(".")[0], imported.split(".")[0]
+    if rooms[0] == "inference":
+        return rooms[1] in ("errors", "data", "inference") or imported in TOOLS_OF_INFERENCE
+    if rooms[1] == "inference":
+        return False
+    if not set(rooms) <= set(ROOMS) or ROOMS.index(rooms[1]) > ROOMS.index(rooms[0]):
+        return False
+    other = process_of(imported)
+    return rooms[0] != "runtime" or other in (None, process_of(importer))
+
+
+def test_rooms_import_only_what_lies_below_them():
+    found = {
+        f"{importer} -> {imported}"
+        for importer, targets in IMPORTS.items()
+        for imported in targets
+        if not may_import(importer, imported)
+    }
+    assert found == BREACHES
+
+
+CLOSES_A_CIRCLE = {("trainer.fit", "trainer.fits")}
+
+
+def test_no_import_circle():
+    visiting, done = [], set()
+
+    def visit(module):
+        assert module not in visiting, " -> ".join([*visiting[visiting.index(module) :], module])
+        if module in done:
+            return
+        visiting.append(module)
+        for imported in IMPORTS.get(module, ()):
+            if imported != module and (module, imported) not in CLOSES_A_CIRCLE:
+                visit(imported)
+        visiting.pop()
+        done.add(module)
+
+    for module in IMPORTS:
+        visit(module)
+
+
+def private_names_in(path: Path) -> Iterator[str]:
+    """The names of ``PRIVATE_NAMES`` that a file uses, as attributes, imports or module names in texts."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        texts = []
+        if isinstance(node, ast.Import):
+            texts = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            texts = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            texts = [node.attr, ast.unparse(node)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+            texts = [node.value]
+        for name in PRIVATE_NAMES:
+            if any(text == name or f"{text}.".startswith(f"{name}.") for text in texts):
+                yield name
+
+
+def test_private_names_of_others_are_used_only_where_they_are_allowed():
+    found = {
+        f"{module_of(path)}: {name}"
+        for path in MODULES.values()
+        for name in private_names_in(path)
+        if not any(path.relative_to(ROOT).as_posix().startswith(place) for place in PRIVATE_NAMES[name])
+    }
+    assert found == PRIVATE_BREACHES
+
+
+PRIVATE_BREACHES: set[str] = {
+    "driver.spark: _jdf",
+    "driver.spark: _jsc",
+    "driver.spark: _jvm",
+    "trainer.feeding: tensorflow.python",
+    "trainer.forkserver: tensorflow.python",
+    "trainer.generated: tensorflow.python",
+    "trainer.mends.batches: keras.src",
+    "trainer.mends.building: keras.src",
+    "trainer.mends.executing: keras.src",
+    "trainer.mends.executing: tensorflow.python",
+    "trainer.mends.files: keras.src",
+    "trainer.mends.gradients: keras.src",
+    "trainer.mends.legacy: keras.src",
+    "trainer.mends.logs: keras.src",
+    "trainer.mends.losses: keras.src",
+    "trainer.mends.noise: keras.src",
+    "trainer.mends.randomness: keras.src",
+    "trainer.mends.randomness: tensorflow.python",
+    "trainer.mends.state: keras.src",
+    "trainer.model_state: keras.src",
+    "trainer.model_state: tensorflow.python",
+    "trainer.strategy: tensorflow.python",
+}
