@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "2.0.0.dev0"
 
 _HOMES = {
-    "MirroredStrategyRunner": "driver.runner",
+    "MirroredStrategyRunner": "runner",
     "RunReport": "driver.report",
     "WorkerReport": "driver.report",
-    "DataShard": "trainer.shard",
-    "get_context": "trainer.context",
+    "DataShard": "data.shard",
+    "get_context": "context",
     "predict": "inference.predict",
     "predict_udf": "inference.predict",
-    "WorkerContext": "trainer.context",
+    "WorkerContext": "context",
     "DistributorError": "errors",
     "ConfigurationError": "errors",
     "ClusterError": "errors",
@@ -61,8 +61,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .context import WorkerContext, get_context
+    from .data.shard import DataShard
     from .driver.report import RunReport, WorkerReport
-    from .driver.runner import MirroredStrategyRunner
     from .errors import (
         CheckpointError,
         ClusterError,
@@ -80,8 +81,7 @@ if TYPE_CHECKING:
         WorkerFailure,
     )
     from .inference.predict import predict, predict_udf
-    from .trainer.context import WorkerContext, get_context
-    from .trainer.shard import DataShard
+    from .runner import MirroredStrategyRunner
 
 
 def __getattr__(name: str) -> Any:

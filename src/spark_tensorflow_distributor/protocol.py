@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .columns import Column
+from .data.layout import FrameSpec
 from .errors import WorkerFailure
 
 # One row of the Spark job's output.
@@ -39,37 +39,6 @@ _MARK = "spark_tensorflow_distributor-failure:"
 _MAX_EXCEPTION_BYTES = 1 << 20
 # A 20 kB text reaches the driver whole through Spark's own error, on classic and on Connect.
 _MAX_ENCODED_BYTES = 16_000
-
-
-# A row's id: the number of its partition above these bits, its number in that below (Spark's
-# monotonically_increasing_id).
-ROW_BITS = 33
-
-
-@dataclass(frozen=True)
-class ShardArgument:
-    """Stands among the pickled arguments for a DataFrame: the trainer puts its ``DataShard`` there."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class FrameSpec:
-    """What the workers are told of a DataFrame.
-
-    Attributes:
-        name: of the argument.
-        columns: as it was taken apart.
-        places: for each column its place in the stage's input, after the row's id and the frame's number.
-        schema: Spark's, as ``StructType.jsonValue()``.
-        expected_rows: how many there are in all, where Spark knows.
-    """
-
-    name: str
-    columns: tuple[Column, ...]
-    places: tuple[int, ...]
-    schema: Mapping[str, Any]
-    expected_rows: int | None = None
 
 
 @dataclass(frozen=True)

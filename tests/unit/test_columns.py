@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spark_tensorflow_distributor import DataError
-from spark_tensorflow_distributor.columns import Column, columns_of, nearest, take_apart
+from spark_tensorflow_distributor.data.columns import Column, columns_of, nearest, take_apart
 
 pa = pytest.importorskip("pyarrow")
 

@@ -1,8 +1,8 @@
 """The wide schema of several DataFrames, and by which numbers Spark deals rows."""
 
-from spark_tensorflow_distributor.columns import Column
-from spark_tensorflow_distributor.driver.frames import is_dataframe, partition_keys, spark_hash, with_places
-from spark_tensorflow_distributor.protocol import FrameSpec
+from spark_tensorflow_distributor.data.columns import Column
+from spark_tensorflow_distributor.data.frames import is_dataframe, partition_keys, spark_hash, with_places
+from spark_tensorflow_distributor.data.layout import FrameSpec
 
 
 def spec(name, *types):

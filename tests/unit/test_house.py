@@ -24,20 +24,20 @@ MODULES = sorted(
 WITH_NUMPY = [
     f"spark_tensorflow_distributor.{name}"
     for name in (
-        "agent.intake",
-        "agent.spool",
-        "trainer.adapt",
-        "trainer.batches",
-        "trainer.checks",
+        "data.intake",
+        "data.spool",
+        "data.preprocessing",
+        "data.dataset",
+        "data.checks",
         "trainer.exchange",
         "trainer.feeding",
         "trainer.fit",
         "trainer.fits",
         "trainer.model_state",
         "trainer.own",
-        "trainer.shard",
+        "data.shard",
         "trainer.snapshot",
-        "trainer.tensors",
+        "data.store",
         "trainer.vault",
         "trainer.writer",
     )

@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from spark_tensorflow_distributor.agent.shares import merged, transfers
-from spark_tensorflow_distributor.agent.spool import FrameSpool
-from spark_tensorflow_distributor.columns import Column, Values
-from spark_tensorflow_distributor.protocol import ROW_BITS
+from spark_tensorflow_distributor.data.balance import merged, transfers
+from spark_tensorflow_distributor.data.columns import Column, Values
+from spark_tensorflow_distributor.data.layout import ROW_BITS
+from spark_tensorflow_distributor.data.spool import FrameSpool
 
 
 def test_transfers_make_shares_equal_by_few_moves():

@@ -2,7 +2,7 @@
 
 import itertools
 
-from spark_tensorflow_distributor.trainer.steps import equal_pass, whole_pass
+from spark_tensorflow_distributor.data.passes import equal_pass, whole_pass
 
 
 def shares(total, world_size):

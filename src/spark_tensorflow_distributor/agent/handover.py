@@ -12,7 +12,7 @@ from ..wire import send_files
 from .link import DriverLink
 
 if TYPE_CHECKING:  # with NumPy, which a run without DataFrames does without
-    from .intake import Intake
+    from ..data.intake import Intake
 
 
 class HandOver:

@@ -84,7 +84,7 @@ class Agent:
         self._link = DriverLink(spec.driver_addresses, spec.secret, hello)
         self._intake: Any = None
         if spec.frames:
-            from .intake import Intake
+            from ..data.intake import Intake
 
             self._intake = Intake(
                 spec.frames,

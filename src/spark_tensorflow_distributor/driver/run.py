@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import RunnerConfig
+from ..data.frames import Frames
 from ..errors import ClusterError, SerializationError
 from ..protocol import CheckpointSpec, TaskSpec, lane_of, tensorflow_version
 from ..shipping import spark_task
@@ -17,7 +18,6 @@ from . import attempts, plan
 from .channel import Channel
 from .commits import Commits
 from .console import Console, wants_progress
-from .frames import Frames
 from .launch import Launch, LaunchResult
 from .report import AttemptReport, RunReport
 from .spark import SparkGateway

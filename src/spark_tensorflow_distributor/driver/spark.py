@@ -53,18 +53,6 @@ def is_connect(spark: Any) -> bool:
     return ".connect." in f"{type(spark).__module__}."
 
 
-def row_count(frame: Any) -> int | None:
-    """How many rows Spark knows a DataFrame to have without counting them (a cached or local one, a range)."""
-    plan = getattr(frame, "_jdf", None)
-    if plan is None:  # Connect does not tell
-        return None
-    node = plan.queryExecution().optimizedPlan()
-    while node.nodeName() == "Project":  # of which Spark tells the bytes alone, though it keeps the rows
-        node = node.children().head()
-    count = node.stats().rowCount()
-    return int(str(count.get())) if count.isDefined() else None
-
-
 def unwrapped(error: BaseException) -> BaseException:
     """What Spark raised, without the wrapper in which ``toLocalIterator`` raises it in classic PySpark."""
     java = getattr(error, "java_exception", None)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..columns import Column, columns_of, nearest
+from ..data.columns import Column, columns_of, nearest
 from ..errors import ConfigurationError, DataError
 
 Dims = tuple[int | None, ...]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import errors
-from ..columns import Column
+from ..data.columns import Column
 from ..driver.spark import active_session, is_connect
 from ..errors import ConfigurationError, DataError, SerializationError
 from ..shipping import shipped

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..columns import Column, Values, columns_of, take_apart
+from ..data.columns import Column, Values, columns_of, take_apart
 from ..errors import DataError
 from .features import Dims
 

@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from ..data.dataset import Feed, feeds_of
 from ..errors import DataError
-from .batches import Feed, feeds_of
 from .keras import by_name, defining_class, keras_packages
 
 _log = logging.getLogger(__name__)

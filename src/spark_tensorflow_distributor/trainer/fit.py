@@ -10,20 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.dataset import Feed, feeds_of
 from ..errors import CheckpointError
 from ..protocol import checkpoint_name
 from . import snapshot, vault
-from .batches import Feed, feeds_of
 from .exchange import Exchange
 from .keras import given_callbacks, is_keras_3
-from .model_state import (
-    ModelState,
-    callback_states,
-    describe,
-    random_state,
-    restore_callbacks,
-    restore_random_state,
-)
+from .model_state import ModelState, callback_states, describe, random_state, restore_callbacks, restore_random_state
 
 if TYPE_CHECKING:
     from .fits import Keeper

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ..context import WorkerContext
 from . import vault
-from .context import WorkerContext
 from .fit import Fit
 from .keras import by_name, defining_class, joined, keras_packages
 from .loops import stand_between_steps

@@ -20,11 +20,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from ..context import WorkerContext, set_context
 from ..errors import SerializationError
 from ..protocol import pickle_exception
 from ..wire import frame, receive, receive_files
 from . import barrier
-from .context import WorkerContext, set_context
 from .generated import keep_no_generated_files
 from .saving import Saving
 from .strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
@@ -217,7 +217,7 @@ def _prepare_keras(context: WorkerContext, control: Control, request: dict[str, 
 def _shards(request: dict[str, Any], layout: dict[str, Any], files: list[int]) -> dict[str, Any]:
     if not layout:
         return {}
-    from .shard import Place, shards
+    from ..data.shard import Place, shards
 
     context = request["context"]
     place = Place(context["rank"], context["world_size"], request["partition"], request["seed"])

@@ -5,8 +5,8 @@ import socket
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Protocol
 
+from ..context import WorkerContext, set_checkpoints
 from ..errors import CheckpointError
-from .context import WorkerContext, set_checkpoints
 
 
 class Agent(Protocol):

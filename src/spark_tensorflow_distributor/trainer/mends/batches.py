@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from ...data.dataset import feeds_of
 from ...errors import DataError
-from ..batches import feeds_of
 from ..exchange import Exchange
 from ..keras import by_name, defining_class
 from .parts import Part, part_of, working_on

@@ -19,10 +19,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..columns import take_apart
 from ..errors import BrokenInputError, DataError
-from ..protocol import FrameSpec
-from .shares import merged, transfers
+from .balance import merged, transfers
+from .columns import take_apart
+from .layout import FrameSpec
 from .spool import FrameSpool
 
 Message = dict[str, Any]

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..columns import Column, columns_of
 from ..errors import ConfigurationError
-from ..protocol import ROW_BITS, FrameSpec, ShardArgument
-from .spark import row_count
+from .columns import Column, columns_of
+from .layout import ROW_BITS, FrameSpec, ShardArgument
 
 
 @dataclass(frozen=True)
@@ -186,3 +185,15 @@ def spark_hash(value: int) -> int:
     result = (result ^ (result >> 13)) * 0xC2B2AE35 & mask
     result ^= result >> 16
     return result - (1 << 32) if result >> 31 else result
+
+
+def row_count(frame: Any) -> int | None:
+    """How many rows Spark knows a DataFrame to have without counting them (a cached or local one, a range)."""
+    plan = getattr(frame, "_jdf", None)
+    if plan is None:  # Connect does not tell
+        return None
+    node = plan.queryExecution().optimizedPlan()
+    while node.nodeName() == "Project":  # of which Spark tells the bytes alone, though it keeps the rows
+        node = node.children().head()
+    count = node.stats().rowCount()
+    return int(str(count.get())) if count.isDefined() else None

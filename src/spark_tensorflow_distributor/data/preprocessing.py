@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..columns import nearest
 from ..errors import ConfigurationError, DataError
-from .tensors import Store
+from .columns import nearest
+from .store import Store
 
 _ROWS_AT_ONCE = 1 << 18
 

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ..columns import Column, Values
-from ..protocol import ROW_BITS
+from .columns import Column, Values
+from .layout import ROW_BITS
 
 Array = npt.NDArray[Any]
 _PIECE = 1 << 18  # offsets written at a time where they come late

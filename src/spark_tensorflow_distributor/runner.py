@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..config import RunnerConfig
-from ..errors import ConfigurationError
-from . import local, pickling, plan
-from .frames import Frames, frames_of
-from .report import RunReport
-from .run import Program, Run
-from .spark import SparkGateway, active_session
+from .config import RunnerConfig
+from .data.frames import Frames, frames_of
+from .driver import local, pickling, plan
+from .driver.report import RunReport
+from .driver.run import Program, Run
+from .driver.spark import SparkGateway, active_session
+from .errors import ConfigurationError
 
 _log = logging.getLogger("spark_tensorflow_distributor")
 

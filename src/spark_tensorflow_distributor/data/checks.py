@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from ..columns import nearest
 from ..errors import ConfigurationError, DataError
-from .tensors import Store
+from .columns import nearest
+from .store import Store
 
 
 def by_column(choice: Any, names: Sequence[str]) -> dict[str, Any]:

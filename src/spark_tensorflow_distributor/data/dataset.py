@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .steps import Pass
-from .tensors import Store
+from .passes import Pass
+from .store import Store
 
 # From places in the files to what a part of a batch is: a tensor, or a dict of them.
 Read = Callable[[Any], Any]

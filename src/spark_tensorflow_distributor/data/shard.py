@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..columns import Column
 from ..errors import ConfigurationError
-from .adapt import Adapter, Statistics
-from .batches import Feed, Order, Reading, dataset
 from .checks import Checks, by_column, is_integer
-from .steps import equal_pass, whole_pass
-from .tensors import Store
+from .columns import Column
+from .dataset import Feed, Order, Reading, dataset
+from .passes import equal_pass, whole_pass
+from .preprocessing import Adapter, Statistics
+from .store import Store
 
 _log = logging.getLogger("spark_tensorflow_distributor")
 

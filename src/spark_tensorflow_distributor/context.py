@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import DistributorError
+from .errors import DistributorError
 
 
 class Checkpoints(Protocol):
