@@ -6,7 +6,7 @@ from numbers import Integral
 from typing import Any
 
 from .errors import ConfigurationError
-from .trainer.pace import parse
+from .resume.interval import parse
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def training():
             if what == "exit":
                 os._exit(7)
             if what == "half a checkpoint":
-                from spark_tensorflow_distributor.trainer import snapshot
+                from spark_tensorflow_distributor.resume import snapshot
 
                 whole = snapshot.write
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.autograph.pyct import loader
 
-from spark_tensorflow_distributor.trainer import directories, snapshot
+from spark_tensorflow_distributor.resume import filesystems, snapshot
 from spark_tensorflow_distributor.trainer.generated import keep_no_generated_files
 
 
@@ -51,7 +51,7 @@ def test_errors_in_generated_code_name_the_line_that_was_written(temporary):
 
 
 def test_checkpoints_go_to_tensorflows_file_systems(tmp_path):
-    files = directories.TensorFlowFiles("ram://checkpoints")
+    files = filesystems.TensorFlowFiles("ram://checkpoints")
     files.make()
     for value in (1, 2):
         files.write("stfd-fit0-00000000.npz", lambda file, value=value: snapshot.write(file, {"a": value}, [value]))

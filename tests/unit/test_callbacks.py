@@ -2,7 +2,7 @@
 
 import pytest
 
-from spark_tensorflow_distributor.trainer.model_state import callback_states, restore_callbacks
+from spark_tensorflow_distributor.resume.callback_state import callback_states, restore_callbacks
 
 
 class EarlyStopping:

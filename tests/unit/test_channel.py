@@ -13,7 +13,7 @@ from helpers import wait_until
 from spark_tensorflow_distributor.agent.courier import Courier
 from spark_tensorflow_distributor.agent.link import DriverLink, open_connection
 from spark_tensorflow_distributor.driver.channel import Channel
-from spark_tensorflow_distributor.driver.commits import Commits
+from spark_tensorflow_distributor.resume.driver_store import Commits
 from spark_tensorflow_distributor.wire import frame
 
 SECRET = b"s" * 32

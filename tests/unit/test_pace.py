@@ -4,7 +4,7 @@ import pytest
 
 from spark_tensorflow_distributor import ConfigurationError
 from spark_tensorflow_distributor.config import RunnerConfig
-from spark_tensorflow_distributor.trainer.pace import Pace, parse
+from spark_tensorflow_distributor.resume.interval import Pace, parse
 
 
 def test_seconds_become_steps():

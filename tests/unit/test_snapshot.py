@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spark_tensorflow_distributor import CheckpointError
-from spark_tensorflow_distributor.trainer import snapshot
+from spark_tensorflow_distributor.resume import snapshot
 
 STATE = {
     "numbers": [1, -2.5, float("inf"), True, None],

@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
-from ..background import Background
-from ..protocol import CHUNK_BYTES, lane_of
+from ..protocol import CHUNK_BYTES
+from ..resume.background import Background
+from ..resume.names import lane_of
 from ..wire import receive, receive_bytes
 from .link import open_connection
 

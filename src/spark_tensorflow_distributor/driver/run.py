@@ -12,11 +12,12 @@ from typing import Any
 from ..config import RunnerConfig
 from ..data.frames import Frames
 from ..errors import ClusterError, SerializationError
-from ..protocol import CheckpointSpec, TaskSpec, lane_of, tensorflow_version
+from ..protocol import CheckpointSpec, TaskSpec, tensorflow_version
+from ..resume.driver_store import Commits
+from ..resume.names import lane_of
 from ..shipping import spark_task
 from . import attempts, plan
 from .channel import Channel
-from .commits import Commits
 from .console import Console, wants_progress
 from .launch import Launch, LaunchResult
 from .report import AttemptReport, RunReport

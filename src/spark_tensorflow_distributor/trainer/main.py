@@ -23,10 +23,10 @@ from typing import Any, BinaryIO
 from ..context import WorkerContext, set_context
 from ..errors import SerializationError
 from ..protocol import pickle_exception
+from ..resume.fit_tracker import Saving
 from ..wire import frame, receive, receive_files
 from . import barrier
 from .generated import keep_no_generated_files
-from .saving import Saving
 from .strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
 
 # What pyspark.cloudpickle and the standard library raise for an object that cannot be pickled.

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..protocol import checkpoint_name, lane_of
-from . import vault
+from . import store
+from .names import checkpoint_name, lane_of
 from .snapshot import check
 from .writer import Writer
 
@@ -21,7 +21,7 @@ class OwnCheckpoints:
         warn: takes a text for the driver.
     """
 
-    def __init__(self, store: vault.Vault, writer: Writer, is_chief: bool, warn: Callable[[str], None]) -> None:
+    def __init__(self, store: store.Vault, writer: Writer, is_chief: bool, warn: Callable[[str], None]) -> None:
         self._store, self._writer, self._is_chief, self._warn = store, writer, is_chief, warn
         self._sequence: int | None = None
 
@@ -38,5 +38,5 @@ class OwnCheckpoints:
 
     def latest(self) -> Any:
         """The newest that is whole; None where there is none."""
-        found = vault.latest(self._store, _LANE, self._warn)
+        found = store.latest(self._store, _LANE, self._warn)
         return None if found is None else found[2]

@@ -15,9 +15,9 @@ from io import BytesIO
 from typing import Any, BinaryIO, Protocol
 
 from ..errors import CheckpointError
-from ..protocol import lane_of, outdated
 from . import snapshot
-from .directories import HALF_WRITTEN, Write, files_of
+from .filesystems import HALF_WRITTEN, Write, files_of
+from .names import lane_of, outdated
 
 _NAME = re.compile(r"([a-z]+\d*)-(\d{8})$")
 _PREFIX, _SUFFIX = "stfd-", ".npz"

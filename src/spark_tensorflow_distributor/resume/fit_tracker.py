@@ -4,18 +4,22 @@ A function may call ``fit`` several times; each call has a number, by which a la
 that was complete is not run again: its model gets the weights that it had, and the call returns the history.
 """
 
+import contextlib
 import inspect
 import logging
+import socket
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, Protocol
 
-from ..context import WorkerContext
-from . import vault
-from .fit import Fit
-from .keras import by_name, defining_class, joined, keras_packages
-from .loops import stand_between_steps
-from .pace import Pace
+from ..context import WorkerContext, set_checkpoints
+from ..errors import CheckpointError
+from ..trainer.keras import by_name, defining_class, joined, keras_packages
+from ..trainer.loops import stand_between_steps
+from . import store
+from .fit_session import Fit
+from .interval import Pace, parse
+from .manual import OwnCheckpoints
 from .writer import Writer
 
 _log = logging.getLogger("spark_tensorflow_distributor")
@@ -37,7 +41,7 @@ class Keeper:
         self,
         context: WorkerContext,
         tell: Callable[[dict[str, Any]], None],
-        store: vault.Vault | None = None,
+        store: store.Vault | None = None,
         pace: Pace | None = None,
         run: str = "",
     ) -> None:
@@ -65,7 +69,7 @@ class Keeper:
 
     def _committed(self, what: dict[str, Any]) -> None:
         # What the driver keeps, the driver knows when it has it.
-        self.tell({"type": "written" if isinstance(self.store, vault.AtDriver) else "committed", **what})
+        self.tell({"type": "written" if isinstance(self.store, store.AtDriver) else "committed", **what})
 
     def finish(self) -> None:
         """The function has returned: wait for what is still being written."""
@@ -156,3 +160,80 @@ class _Guard:
 
     def on_train_end(self, logs: Any = None) -> None:
         self._fit.end()
+
+
+class Agent(Protocol):
+    """The connection to the agent."""
+
+    def send(self, message: dict[str, Any]) -> None: ...
+    def send_file(self, message: dict[str, Any], file: BinaryIO) -> None: ...
+
+
+class Saving:
+    """Of one worker.
+
+    Args:
+        request: what the trainer was asked for; ``checkpoints`` says where they are kept (``folder``, ``at_driver``),
+            how often (``every``), which the driver keeps (``names``) and which a folder has to hold (``expected``).
+        files: descriptors of those that the driver keeps, by name.
+        agent: who is told.
+    """
+
+    def __init__(self, request: Mapping[str, Any], files: Mapping[str, int], agent: Agent) -> None:
+        self._wanted, self._context = request["checkpoints"], WorkerContext(**request["context"])
+        self._files, self._agent = files, agent
+        self._keeper: Any = None
+
+    @property
+    def place(self) -> dict[str, int] | None:
+        """Which fit, epoch and step the training is in, or was when it failed."""
+        found: dict[str, int] | None = None if self._keeper is None else self._keeper.place()
+        return found
+
+    def begin(self) -> None:
+        """Watch over ``fit``, and save it if that is wanted.
+
+        Raises:
+            CheckpointError: ``checkpoint_dir`` cannot be used.
+        """
+        wanted = self._wanted
+        kept = self._store()
+        self._keeper = keeper = Keeper(self._context, self._agent.send, kept, parse(wanted["every"]), wanted["run"])
+        keeper.install()
+        if keeper.store is not None and keeper.writer is not None:
+            set_checkpoints(OwnCheckpoints(keeper.store, keeper.writer, self._context.is_chief, keeper.warn))
+
+    def _store(self) -> Any:
+        wanted = self._wanted
+        if wanted["folder"] is not None:
+            folder = store.Folder(wanted["folder"], wanted["run"])
+            self._check(folder)
+            return folder
+        if wanted["at_driver"]:
+            return store.AtDriver(
+                {name: self._files[name] for name in wanted["names"]},
+                lambda name, file: self._agent.send_file({"type": "commit", "name": name}, file),
+            )
+        return None
+
+    def _check(self, folder: Any) -> None:
+        """What the driver knows to have been saved has to be here."""
+        there = folder.names()
+        missing = [name for name in self._wanted["expected"] if name not in there]
+        if missing and self._context.is_chief:
+            raise CheckpointError(
+                f"The checkpoint {folder.where(missing[-1])}, which an earlier attempt of this run has saved, is not "
+                f"on {socket.gethostname()}. checkpoint_dir must be a place that all hosts share, as a mounted file "
+                "system or a URL; with checkpoint_dir=None the driver keeps them, and nothing need be shared."
+            )
+
+    def flush(self) -> None:
+        """Wait until all is written."""
+        if self._keeper is not None:
+            self._keeper.finish()
+
+    def finish(self) -> None:
+        """The run has ended well."""
+        if self._keeper is not None and self._keeper.store is not None and self._context.is_chief:
+            with contextlib.suppress(Exception):  # the next run with this folder would begin with this one's end
+                self._keeper.store.finish()

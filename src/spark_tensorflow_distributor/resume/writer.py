@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from ..background import Background
-from ..protocol import lane_of
 from . import snapshot
-from .vault import Vault
+from .background import Background
+from .names import lane_of
+from .store import Vault
 
 
 class Writer:

@@ -12,14 +12,15 @@ import numpy as np
 
 from ..data.dataset import Feed, feeds_of
 from ..errors import CheckpointError
-from ..protocol import checkpoint_name
-from . import snapshot, vault
-from .exchange import Exchange
-from .keras import given_callbacks, is_keras_3
-from .model_state import ModelState, callback_states, describe, random_state, restore_callbacks, restore_random_state
+from ..trainer.exchange import Exchange
+from ..trainer.keras import given_callbacks, is_keras_3
+from . import snapshot, store
+from .callback_state import callback_states, restore_callbacks
+from .model_state import ModelState, describe, random_state, restore_random_state
+from .names import checkpoint_name
 
 if TYPE_CHECKING:
-    from .fits import Keeper
+    from .fit_tracker import Keeper
 
 _log = logging.getLogger("spark_tensorflow_distributor")
 
@@ -72,7 +73,7 @@ class Fit:
             return
         keeper = self._keeper
         assert keeper.store is not None
-        found = vault.newest(keeper.store, self._lane, keeper.warn) if keeper.context.is_chief else None
+        found = store.newest(keeper.store, self._lane, keeper.warn) if keeper.context.is_chief else None
         data = self._exchange.broadcast(found and found[1])
         if data is None:
             return

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 from typing import BinaryIO
 
-from ..protocol import lane_of, outdated
+from .names import lane_of, outdated
 
 # What every rank reads; the rest is rank 0's, which passes it on.
 _FOR_ALL = "own"
