@@ -56,10 +56,10 @@ def work(options):
     """One of the processes; rank 0 prints."""
     import tensorflow as tf
 
-    from spark_tensorflow_distributor.trainer import mends
-    from spark_tensorflow_distributor.trainer.mends.gradients import summed_gradients
+    from spark_tensorflow_distributor.training import patches
+    from spark_tensorflow_distributor.training.patches.gradients import summed_gradients
 
-    mends.mend_tensorflow()
+    patches.mend_tensorflow()
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     neighbours = Neighbours(options.rank, options.ports)
     if options.rank == 0:

@@ -128,16 +128,16 @@ def _free_ports(count: int) -> list[int]:
 def _main(request: dict[str, Any]) -> None:
     import tensorflow as tf
 
-    from spark_tensorflow_distributor.trainer import keras, mends
+    from spark_tensorflow_distributor.training import keras_api, patches
 
     # Two processes share two cores here: more threads would only take turns.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(4)
     mended = []
     if request["workers"] > 1:
-        mends.mend_tensorflow()
-        mended = mends.mend_keras(request["without"])
-    keras.quiet_auto_verbose(is_chief=request["rank"] == 0)
+        patches.mend_tensorflow()
+        mended = patches.mend_keras(request["without"])
+    keras_api.quiet_auto_verbose(is_chief=request["rank"] == 0)
     strategy = tf.distribute.MultiWorkerMirroredStrategy() if request["workers"] > 1 else tf.distribute.get_strategy()
     module, _, name = request["function"].partition(":")
     value = getattr(importlib.import_module(module), name)(strategy, **request["arguments"])

@@ -15,12 +15,12 @@ def everything(strategy, **_):
     import json
     import os
 
-    from spark_tensorflow_distributor.trainer import exchange
+    from spark_tensorflow_distributor.training import collectives
 
     config = json.loads(os.environ.get("TF_CONFIG", '{"cluster": {"worker": [""]}, "task": {"index": 0}}'))
     rank, size = config["task"]["index"], len(config["cluster"]["worker"])
-    exchange._AT_ONCE = 1000  # so that little goes in several pieces, too
-    own = exchange.Exchange(strategy, rank, size)
+    collectives._AT_ONCE = 1000  # so that little goes in several pieces, too
+    own = collectives.Exchange(strategy, rank, size)
     found = {"gathered": own.gather(bytes([rank]) * (3 * rank + 1)), "empty": own.gather(b"")}
     for length in (0, 1, 2, 2000, 2001, 70_000):
         data = bytes(range(256)) * (length // 256 + 1)

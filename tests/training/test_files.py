@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.python.autograph.pyct import loader
 
 from spark_tensorflow_distributor.resume import filesystems, snapshot
-from spark_tensorflow_distributor.trainer.generated import keep_no_generated_files
+from spark_tensorflow_distributor.training.autograph_files import keep_no_generated_files
 
 
 @pytest.fixture

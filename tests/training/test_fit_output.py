@@ -60,7 +60,7 @@ def tell_progress(strategy):
     """What is told of a fit, and what the telling leaves behind."""
     import tensorflow as tf
 
-    from spark_tensorflow_distributor.trainer.progress import _FitReporter, report_fit_progress
+    from spark_tensorflow_distributor.training.progress import _FitReporter, report_fit_progress
 
     keras = tf.keras
     x, y = (part[:ROWS] for part in digits())

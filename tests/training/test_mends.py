@@ -12,7 +12,7 @@ from conformance.launch import difference, run_case
 from conformance.table import CASES
 from mwms import GroupFailed, run_group
 
-from spark_tensorflow_distributor.trainer.mends import LEGACY_MENDS, MENDS
+from spark_tensorflow_distributor.training.patches import LEGACY_MENDS, MENDS
 
 # For speed alone; and for releases of Keras before 3.10 and 3.8.
 NOT_OF_A_CASE = {"unread_logs", "metric_variables", "loss_scaling"}

@@ -29,8 +29,9 @@ WITH_NUMPY = [
         "data.preprocessing",
         "data.dataset",
         "data.checks",
-        "trainer.exchange",
-        "trainer.feeding",
+        "training.collectives",
+        "training.random_state",
+        "training.shard_feeding",
         "resume.callback_state",
         "resume.fit_session",
         "resume.fit_tracker",
@@ -44,7 +45,7 @@ WITH_NUMPY = [
         "trainer.main",
     )
 ]
-WITH_NUMPY += [name for name in MODULES if name.startswith("spark_tensorflow_distributor.trainer.mends")]
+WITH_NUMPY += [name for name in MODULES if name.startswith("spark_tensorflow_distributor.training.patches")]
 
 
 def test_no_module_imports_tensorflow_and_the_agent_and_trainer_no_spark():

@@ -52,13 +52,6 @@ BREACHES: set[str] = {
     "driver.plan -> agent.devices",
     "inference.loading -> agent.devices",
     "inference.loading -> agent.launcher",
-    "inference.loading -> trainer.generated",
-    "resume.fit_session -> trainer.exchange",
-    "resume.fit_session -> trainer.keras",
-    "resume.fit_tracker -> trainer.keras",
-    "resume.fit_tracker -> trainer.loops",
-    "resume.model_state -> trainer.keras",
-    "resume.model_state -> trainer.mends.state",
 }
 
 
@@ -170,23 +163,5 @@ def test_private_names_of_others_are_used_only_where_they_are_allowed():
 PRIVATE_BREACHES: set[str] = {
     "driver.spark: _jsc",
     "driver.spark: _jvm",
-    "resume.model_state: keras.src",
-    "resume.model_state: tensorflow.python",
-    "trainer.feeding: tensorflow.python",
     "trainer.forkserver: tensorflow.python",
-    "trainer.generated: tensorflow.python",
-    "trainer.mends.batches: keras.src",
-    "trainer.mends.building: keras.src",
-    "trainer.mends.executing: keras.src",
-    "trainer.mends.executing: tensorflow.python",
-    "trainer.mends.files: keras.src",
-    "trainer.mends.gradients: keras.src",
-    "trainer.mends.legacy: keras.src",
-    "trainer.mends.logs: keras.src",
-    "trainer.mends.losses: keras.src",
-    "trainer.mends.noise: keras.src",
-    "trainer.mends.randomness: keras.src",
-    "trainer.mends.randomness: tensorflow.python",
-    "trainer.mends.state: keras.src",
-    "trainer.strategy: tensorflow.python",
 }

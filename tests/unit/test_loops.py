@@ -1,6 +1,6 @@
 """The place between two steps, with stand-ins for Keras' loops."""
 
-from spark_tensorflow_distributor.trainer import loops
+from spark_tensorflow_distributor.training import step_hooks
 
 
 class Guest:
@@ -108,7 +108,7 @@ def epoch_of(loop):
 
 def test_a_guest_stands_between_the_steps():
     guest, kind = Guest(), keras_loop()
-    loops._in_keras(kind, guest)
+    step_hooks._in_keras(kind, guest)
     loop = kind()
     assert [begin for begin, _ in epoch_of(loop)] == [0, 1, 2]
     assert guest.calls == ["iterator", "step", "step", "iterator", "last step"]
@@ -120,14 +120,14 @@ def test_a_guest_stands_between_the_steps():
 def test_training_goes_on_in_the_order_that_it_would_have_had():
     for knows_length in (True, False):
         whole_kind, kind = keras_loop(knows_length), keras_loop(knows_length)
-        loops._in_keras(whole_kind, Guest())
+        step_hooks._in_keras(whole_kind, Guest())
         whole = whole_kind()
         epochs = []
         for _ in range(4):
             epochs.append(epoch_of(whole))
             if not knows_length:
                 whole._num_batches = 4  # Keras counts the step at which it was out of data
-        loops._in_keras(kind, Guest(done=1, skipped=2, batches=1))
+        step_hooks._in_keras(kind, Guest(done=1, skipped=2, batches=1))
         again = kind()
         assert epoch_of(again) == epochs[2][1:]
         if not knows_length:
@@ -137,7 +137,7 @@ def test_training_goes_on_in_the_order_that_it_would_have_had():
 
 def test_one_stream_over_all_epochs_is_read_up_to_the_place():
     kind = keras_loop(steps_per_epoch=2, batches=20)
-    loops._in_keras(kind, Guest(done=1, skipped=3, batches=1))
+    step_hooks._in_keras(kind, Guest(done=1, skipped=3, batches=1))
     assert epoch_of(kind()) == [(1, (1, 7))]
 
 
@@ -182,7 +182,7 @@ def old_epoch_of(loop):
 
 def test_the_loop_of_keras_3_5():
     guest, kind = Guest(done=1, skipped=2, batches=1), old_keras_loop()
-    loops._in_keras(kind, guest)
+    step_hooks._in_keras(kind, guest)
     loop = kind()
     assert old_epoch_of(loop) == [(1, (3, 1)), (2, (3, 2))]
     assert old_epoch_of(loop) == [(0, (4, 0)), (1, (4, 1)), (2, (4, 2))]
@@ -191,7 +191,7 @@ def test_the_loop_of_keras_3_5():
 
 def test_one_stream_in_the_loop_of_keras_3_5():
     guest, kind = Guest(done=1, skipped=3, batches=1), old_keras_loop(steps_per_epoch=2, batches=20)
-    loops._in_keras(kind, guest)
+    step_hooks._in_keras(kind, guest)
     loop = kind()
     assert old_epoch_of(loop) == [(1, (1, 7))]
     assert guest.calls.count("iterator") == loop.data.iterators == 1
@@ -226,7 +226,7 @@ def test_the_loops_of_tf_keras():
 
     guest = Guest(done=1, skipped=2, batches=1)
     guest.later = 2
-    loops._in_tf_keras(Handler, guest)
+    step_hooks._in_tf_keras(Handler, guest)
     handler = Handler()
     seen = []
     for epoch, iterator in handler.enumerate_epochs():

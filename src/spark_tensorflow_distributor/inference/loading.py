@@ -16,7 +16,7 @@ from typing import Any
 from ..agent import devices
 from ..agent.launcher import DEFAULT_ENV
 from ..errors import ClusterError, ConfigurationError, DistributorError, SerializationError
-from ..trainer.generated import keep_no_generated_files
+from ..training.autograph_files import keep_no_generated_files
 from .features import Input, Inputs
 from .model import ModelSpec, archive_library
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from ..data.dataset import Feed, feeds_of
 from ..errors import CheckpointError
-from ..trainer.exchange import Exchange
-from ..trainer.keras import given_callbacks, is_keras_3
+from ..training.collectives import Exchange
+from ..training.keras_api import given_callbacks, is_keras_3
+from ..training.random_state import random_state, restore_random_state
 from . import snapshot, store
 from .callback_state import callback_states, restore_callbacks
-from .model_state import ModelState, describe, random_state, restore_random_state
+from .model_state import ModelState, describe
 from .names import checkpoint_name
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, Protocol
 
 from ..context import WorkerContext, set_checkpoints
 from ..errors import CheckpointError
-from ..trainer.keras import by_name, defining_class, joined, keras_packages
-from ..trainer.loops import stand_between_steps
+from ..training.keras_api import by_name, defining_class, joined, keras_packages
+from ..training.step_hooks import stand_between_steps
 from . import store
 from .fit_session import Fit
 from .interval import Pace, parse

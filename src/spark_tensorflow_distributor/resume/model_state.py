@@ -4,15 +4,15 @@ Variables of a group are copies of one on every rank, or each rank has a part of
 of tf_keras): those are summed or averaged over the ranks, as TensorFlow does when it reads them.
 """
 
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import CheckpointError
-from ..trainer.keras import is_keras_3
-from ..trainer.mends.state import average_state
+from ..training.keras_api import is_keras_3
+from ..training.patches.layer_state import average_state
+from ..training.random_state import global_seed
 
 
 class ModelState:
@@ -54,7 +54,7 @@ class ModelState:
         """Variables of model and optimizer, seeds among them, in an order that a new process has, too."""
         optimizer = getattr(self._model, "optimizer", None)
         own = getattr(optimizer, "variables", ())
-        variables = [*self._model.variables, *(own() if callable(own) else own), *_global_seed(self._model)]
+        variables = [*self._model.variables, *(own() if callable(own) else own), *global_seed(self._model)]
         variables += _loss_scale(optimizer)
         if hasattr(self._model, "_train_counter"):
             variables.append(self._model._train_counter)
@@ -186,44 +186,3 @@ def _merged(variable: Any, parts: Sequence[np.ndarray]) -> np.ndarray:
     if kind == "MEAN":
         return np.mean(parts, axis=0, dtype=np.float64).astype(parts[0].dtype)
     return parts[0]
-
-
-def _global_seed(model: Any) -> list[Any]:
-    """Keras 3's own seed generator, for layers and functions without one; only where it has been used."""
-    import sys
-
-    state = sys.modules.get("keras.src.backend.common.global_state")
-    generator = state and state.get_global_attribute("global_seed_generator")
-    return [generator.state] if generator is not None and is_keras_3(model) else []
-
-
-def random_state() -> dict[str, Any]:
-    """Python's, NumPy's and TensorFlow's generators of this process."""
-    version, numbers, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    found: dict[str, Any] = {
-        "python": [version, np.array(numbers, np.uint64), gauss],
-        "numpy": [kind, keys, position, has_gauss, cached],
-    }
-    generator = _tf_generator()
-    if generator is not None:
-        found["tensorflow"] = np.asarray(generator.state.numpy())
-    return found
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """What :func:`random_state` gave."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(int(each) for each in numbers), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys, position, has_gauss, cached))
-    generator = _tf_generator()
-    if generator is not None and "tensorflow" in state:
-        generator.state.assign(state["tensorflow"])
-
-
-def _tf_generator() -> Any:
-    """TensorFlow's global generator, if it has been used; asking for it would make it."""
-    from tensorflow.python.ops import stateful_random_ops
-
-    return getattr(stateful_random_ops, "global_generator", None)

@@ -22,12 +22,12 @@ from typing import Any, BinaryIO
 
 from ..context import WorkerContext, set_context
 from ..errors import SerializationError
-from ..protocol import pickle_exception
+from ..protocol import SILENT_SECONDS, pickle_exception
 from ..resume.fit_tracker import Saving
+from ..training.autograph_files import keep_no_generated_files
+from ..training.strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
 from ..wire import frame, receive, receive_files
 from . import barrier
-from .generated import keep_no_generated_files
-from .strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
 
 # What pyspark.cloudpickle and the standard library raise for an object that cannot be pickled.
 _PICKLE_HINT = "Return plain data (numbers, arrays, dicts of them) or save the object to storage inside the function."
@@ -154,7 +154,9 @@ def _train(request: dict[str, Any], fds: dict[str, int], control: Control, savin
         os.close(fds["port"])
         if not request["use_custom_strategy"]:
             wait_for_leader(json.loads(os.environ["TF_CONFIG"]))
-            stay_in_scope(tf, multi_worker_strategy(tf, gpu_is_shared=request["gpu_is_shared"]))
+            stay_in_scope(
+                tf, multi_worker_strategy(tf, silent_seconds=SILENT_SECONDS, gpu_is_shared=request["gpu_is_shared"])
+            )
         data = control.wait_for_data() if request["has_data"] else ({}, [])
         call = _load_program(fds["payload"], request, _shards(request, *data))
     except PortTakenError:
@@ -200,16 +202,16 @@ def _import_tensorflow() -> Any:
 
 
 def _prepare_keras(context: WorkerContext, control: Control, request: dict[str, Any]) -> None:
-    from . import feeding, keras, mends, progress
+    from ..training import keras_api, patches, progress, shard_feeding
 
     if context.world_size > 1:
-        mends.mend_tensorflow(request["seed"])
-        mended = mends.mend_keras()
+        patches.mend_tensorflow(request["seed"])
+        mended = patches.mend_keras()
         if mended:
             control.send({"type": "mended", "names": mended})
         if request["has_data"]:
-            feeding.feed_shards()
-    keras.quiet_auto_verbose(context.is_chief)
+            shard_feeding.feed_shards()
+    keras_api.quiet_auto_verbose(context.is_chief)
     if context.is_chief:
         progress.report_fit_progress(lambda message: control.send({"type": "progress", **message}))
 

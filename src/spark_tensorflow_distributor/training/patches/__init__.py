@@ -10,8 +10,20 @@ import logging
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ..keras import import_package, legacy_selected
-from . import batches, building, executing, files, gradients, legacy, logs, losses, metrics, noise, randomness, state
+from ..keras_api import import_package, legacy_selected
+from . import (
+    execution,
+    global_batches,
+    gradients,
+    layer_state,
+    logs,
+    losses,
+    metrics,
+    model_building,
+    random_numbers,
+    saved_files,
+    tf_keras,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -22,36 +34,36 @@ Mend = Callable[[Any, Any], bool]
 
 # In the order in which they are applied. The names are those of the faults.
 MENDS: dict[str, Mend] = {
-    "symbolic_build": building.symbolic_build,
+    "symbolic_build": model_building.symbolic_build,
     "reduce_per_replica": logs.reduce_per_replica,
     "unread_logs": logs.unread_logs,
     "metric_variables": metrics.metric_variables,
     "loss_scaling": losses.loss_scaling,
     "shares": losses.shares,
     "gradients": gradients.gradients,
-    "global_batches": batches.global_batches,
-    "shuffled_arrays": randomness.shuffled_arrays,
-    "dropout": randomness.dropout,
-    "noise": noise.noise,
-    "steps_per_execution": executing.steps_per_execution,
-    "jit_compile": executing.jit_compile,
-    "moving_statistics": state.moving_statistics,
-    "saved_models": files.saved_models,
-    "callbacks": files.callbacks,
+    "global_batches": global_batches.global_batches,
+    "shuffled_arrays": random_numbers.shuffled_arrays,
+    "dropout": random_numbers.dropout,
+    "noise": random_numbers.noise,
+    "steps_per_execution": execution.steps_per_execution,
+    "jit_compile": execution.jit_compile,
+    "moving_statistics": layer_state.moving_statistics,
+    "saved_models": saved_files.saved_models,
+    "callbacks": saved_files.callbacks,
 }
 
 
 # Of tf_keras.
 LEGACY_MENDS: dict[str, Mend] = {
-    "shares": legacy.shares,
-    "global_batches": legacy.global_batches,
-    "step_logs": legacy.step_logs,
-    "shuffled_arrays": legacy.shuffled_arrays,
-    "dropout": legacy.dropout,
-    "noise": legacy.noise,
-    "moving_statistics": legacy.moving_statistics,
-    "saved_models": legacy.saved_models,
-    "callbacks": legacy.callbacks,
+    "shares": tf_keras.shares,
+    "global_batches": tf_keras.global_batches,
+    "step_logs": tf_keras.step_logs,
+    "shuffled_arrays": tf_keras.shuffled_arrays,
+    "dropout": tf_keras.dropout,
+    "noise": tf_keras.noise,
+    "moving_statistics": tf_keras.moving_statistics,
+    "saved_models": tf_keras.saved_models,
+    "callbacks": tf_keras.callbacks,
 }
 
 
@@ -64,9 +76,9 @@ def mend_tensorflow(seed: int = 0) -> None:
     import tensorflow as tf
 
     try:
-        randomness.shuffle_alike(tf, seed)
+        random_numbers.shuffle_alike(tf, seed)
         if not legacy_selected():  # tf_keras puts the workers' metrics together in merge calls
-            executing.without_merge_calls(tf)
+            execution.without_merge_calls(tf)
     except (ImportError, AttributeError) as error:
         _log.warning(
             f"TensorFlow {tf.__version__} has insides of an unknown kind ({error!r}): where the program gives no seed, "

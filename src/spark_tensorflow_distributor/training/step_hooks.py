@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from .keras import defining_class, keras_packages
+from .keras_api import defining_class, keras_packages
 
 _log = logging.getLogger(__name__)
 

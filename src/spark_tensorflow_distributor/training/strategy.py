@@ -9,8 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..protocol import SILENT_SECONDS
-
 _log = logging.getLogger(__name__)
 
 # What TensorFlow says when another process has taken the port.
@@ -86,8 +84,13 @@ def wait_for_leader(config: Mapping[str, Any], seconds: float = 60.0) -> None:
             time.sleep(0.003)
 
 
-def multi_worker_strategy(tf: Any, *, gpu_is_shared: bool = False) -> Any:
+def multi_worker_strategy(tf: Any, *, silent_seconds: float, gpu_is_shared: bool = False) -> Any:
     """A MultiWorkerMirroredStrategy from TF_CONFIG; blocks until all workers have met.
+
+    Args:
+        tf: the tensorflow module.
+        silent_seconds: for which a worker may be silent before its peers give it up.
+        gpu_is_shared: several workers use one GPU.
 
     Raises:
         PortTakenError: this worker's port was taken meanwhile.
@@ -97,7 +100,7 @@ def multi_worker_strategy(tf: Any, *, gpu_is_shared: bool = False) -> Any:
         ring = tf.distribute.experimental.CommunicationImplementation.RING
         options = tf.distribute.experimental.CommunicationOptions(implementation=ring)
     try:
-        _be_patient(json.loads(os.environ["TF_CONFIG"])["cluster"])
+        _be_patient(json.loads(os.environ["TF_CONFIG"])["cluster"], silent_seconds)
     except (ImportError, AttributeError, TypeError) as error:  # insides that nobody promised to keep
         _log.warning("workers give each other up after ten seconds of silence: %r", error)
     try:
@@ -108,7 +111,7 @@ def multi_worker_strategy(tf: Any, *, gpu_is_shared: bool = False) -> Any:
         raise
 
 
-def _be_patient(cluster: Mapping[str, Sequence[str]]) -> None:
+def _be_patient(cluster: Mapping[str, Sequence[str]], silent_seconds: float) -> None:
     """Lets a worker be silent for as long as the driver lets it, before its peers give it up.
 
     TensorFlow's own limit is 10 s. A link that is down for half of that is over it: TCP doubles its pause after each
@@ -122,7 +125,7 @@ def _be_patient(cluster: Mapping[str, Sequence[str]]) -> None:
         service_type="standalone",
         service_leader=multi_worker_util.coordination_leader(cluster),
         coordinated_jobs=jobs,
-        heartbeat_timeout_in_ms=int(SILENT_SECONDS * 1000),
+        heartbeat_timeout_in_ms=int(silent_seconds * 1000),
     )
 
 

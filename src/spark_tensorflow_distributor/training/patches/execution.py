@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..keras import defining_class
+from ..keras_api import defining_class
 from .probe import spans_workers
 
 _state = threading.local()

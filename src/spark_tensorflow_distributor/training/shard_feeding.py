@@ -12,7 +12,7 @@ from typing import Any
 
 from ..data.dataset import Feed, feeds_of
 from ..errors import DataError
-from .keras import by_name, defining_class, keras_packages
+from .keras_api import by_name, defining_class, keras_packages
 
 _log = logging.getLogger(__name__)
 

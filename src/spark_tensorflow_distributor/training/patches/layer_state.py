@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..exchange import Exchange
+from ..collectives import Exchange
 from .probe import spans_workers
 
 

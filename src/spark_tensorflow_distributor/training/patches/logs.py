@@ -7,8 +7,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from ..exchange import Exchange
-from ..keras import by_name, given_callbacks
+from ..collectives import Exchange
+from ..keras_api import by_name, given_callbacks
 from .probe import probe_strategy, spans_workers
 
 # Whether a callback of any worker reads what single steps return; None outside of ``fit`` and the like.

@@ -9,9 +9,9 @@ from typing import Any
 
 from ...data.dataset import feeds_of
 from ...errors import DataError
-from ..exchange import Exchange
-from ..keras import by_name, defining_class
-from .parts import Part, part_of, working_on
+from ..collectives import Exchange
+from ..keras_api import by_name, defining_class
+from .batch_parts import Part, part_of, working_on
 from .probe import spans_workers
 
 # Whether the steps of the method that runs are ours to wrap.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .keras import defining_class, joined, keras_packages
+from .keras_api import defining_class, joined, keras_packages
 
 _log = logging.getLogger(__name__)
 

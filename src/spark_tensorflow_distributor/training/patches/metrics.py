@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from ..keras import defining_class
+from ..keras_api import defining_class
 
 
 def metric_variables(tf: Any, keras: Any) -> bool:

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ..keras import by_name, defining_class
-from .parts import present_part, rows_of_part
+from ..keras_api import by_name, defining_class
+from .batch_parts import present_part, rows_of_part
 
 # Whether the losses of single outputs are what is being computed.
 _state = threading.local()

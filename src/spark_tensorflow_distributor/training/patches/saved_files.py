@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..exchange import Exchange
+from ..collectives import Exchange
+from .layer_state import average_state
 from .probe import spans_workers
-from .state import average_state
 
 _is_silent: contextvars.ContextVar[bool] = contextvars.ContextVar("is_silent", default=False)
 

@@ -7,14 +7,13 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from ..keras import by_name
-from .batches import Cutting, knowing_parts, parts_out, run_parts, share_out
-from .files import at_once, on_the_chief
+from ..keras_api import by_name
+from .batch_parts import is_of_no_row, present_part, rows_of_part
+from .global_batches import Cutting, knowing_parts, parts_out, run_parts, share_out
 from .losses import scaling, share_of_batch, sum_over_replicas
-from .noise import drawing_for_all, tell_noise
-from .parts import is_of_no_row, present_part, rows_of_part
 from .probe import spans_workers
-from .randomness import with_a_seed
+from .random_numbers import drawing_for_all, tell_noise, with_a_seed
+from .saved_files import at_once, on_the_chief
 
 # On what a metric has returned within a step.
 _OF_ALL_WORKERS = "_spark_tensorflow_distributor_of_all_workers"
