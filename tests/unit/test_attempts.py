@@ -14,13 +14,13 @@ from spark_tensorflow_distributor import (
 from spark_tensorflow_distributor.config import RunnerConfig
 from spark_tensorflow_distributor.driver.attempts import RestartPolicy, error_of, root_cause, should_meet_again
 from spark_tensorflow_distributor.driver.launch import LaunchResult
-from spark_tensorflow_distributor.protocol import (
-    WorkerReport,
+from spark_tensorflow_distributor.runtime.failures import (
     decode_failure,
     encode_failure,
     failure_record,
     pickle_exception,
 )
+from spark_tensorflow_distributor.runtime.specs import WorkerReport
 
 CONFIG = RunnerConfig(2, use_gpu=False)
 UNAVAILABLE = {"error_type": "tensorflow.python.framework.errors_impl.UnavailableError"}

@@ -14,7 +14,7 @@ from spark_tensorflow_distributor.agent.courier import Courier
 from spark_tensorflow_distributor.agent.link import DriverLink, open_connection
 from spark_tensorflow_distributor.driver.channel import Channel
 from spark_tensorflow_distributor.resume.driver_store import Commits
-from spark_tensorflow_distributor.wire import frame
+from spark_tensorflow_distributor.runtime.wire import frame
 
 SECRET = b"s" * 32
 
@@ -96,7 +96,7 @@ def test_many_who_say_nothing_hold_nobody_up(channel):
 
 
 def test_who_sends_a_byte_now_and_then_is_not_waited_for(channel, monkeypatch):
-    monkeypatch.setattr("spark_tensorflow_distributor.wire.HANDSHAKE_SECONDS", 0.5)
+    monkeypatch.setattr("spark_tensorflow_distributor.runtime.wire.HANDSHAKE_SECONDS", 0.5)
     started = time.monotonic()
     with stranger(channel) as slow:
         slow.recv(32)

@@ -1,7 +1,7 @@
 import pytest
 
 from spark_tensorflow_distributor import GpuConfigurationError
-from spark_tensorflow_distributor.agent.devices import deal_gpus, task_addresses, threads_for, visible_devices
+from spark_tensorflow_distributor.runtime.devices import deal_gpus, task_addresses, threads_for, visible_devices
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from spark_tensorflow_distributor.driver.group import (
     VERDICT_SECONDS,
     Group,
 )
-from spark_tensorflow_distributor.protocol import failure_record
+from spark_tensorflow_distributor.runtime.failures import failure_record
 
 
 def member(rank):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import spark_tensorflow_distributor as std
-from spark_tensorflow_distributor import shipping
+from spark_tensorflow_distributor.runtime import shipping
 
 ROOT = Path(std.__file__).parent
 MODULES = sorted(
@@ -114,7 +114,8 @@ def test_the_package_imports_from_memory_where_it_is_not_installed():
         "assert 'spark_tensorflow_distributor' not in sys.modules\n"
         "space['install']('spark_tensorflow_distributor', boot['sources'])\n"
         "space['install']('spark_tensorflow_distributor', boot['sources'])\n"
-        "from spark_tensorflow_distributor import shipping, get_context\n"
+        "from spark_tensorflow_distributor import get_context\n"
+        "from spark_tensorflow_distributor.runtime import shipping\n"
         "from spark_tensorflow_distributor.agent import task\n"
         "assert shipping.own_sources() == boot['sources']\n"
         "print(task.__spec__.loader.__class__.__name__)\n"

@@ -10,8 +10,7 @@ from spark_tensorflow_distributor import RendezvousError
 from spark_tensorflow_distributor.agent.link import DriverLink
 from spark_tensorflow_distributor.agent.output import LineSplitter, Tail, decode
 from spark_tensorflow_distributor.driver.channel import Channel
-from spark_tensorflow_distributor.protocol import chunks
-from spark_tensorflow_distributor.wire import FrameReader, frame
+from spark_tensorflow_distributor.runtime.wire import FrameReader, chunks, frame
 
 SECRET = b"s" * 32
 

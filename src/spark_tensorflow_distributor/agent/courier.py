@@ -9,10 +9,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
-from ..protocol import CHUNK_BYTES
 from ..resume.background import Background
 from ..resume.names import lane_of
-from ..wire import receive, receive_bytes
+from ..runtime.wire import CHUNK_BYTES, receive, receive_bytes
 from .link import open_connection
 
 # For each piece, not for the whole.

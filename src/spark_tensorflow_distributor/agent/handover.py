@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BrokenInputError, DistributorError
-from ..protocol import failure_record, pickle_exception
-from ..wire import send_files
+from ..runtime.failures import failure_record, pickle_exception
+from ..runtime.wire import send_files
 from .link import DriverLink
 
 if TYPE_CHECKING:  # with NumPy, which a run without DataFrames does without

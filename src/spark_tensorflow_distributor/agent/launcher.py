@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .. import _importer
 from ..errors import ClusterError
-from ..shipping import PACKAGE, importer_source, own_sources
-from ..trainer.forkserver import BOOT, kill_group, peer_uid, start_time
-from ..wire import FrameReader, frame
+from ..runtime import _importer
+from ..runtime.devices import DEFAULT_ENV
+from ..runtime.process_tools import BOOT, kill_group, peer_uid, start_time
+from ..runtime.shipping import PACKAGE, importer_source, own_sources
+from ..runtime.wire import FrameReader, frame
 
 # Environment that TensorFlow and what lies under it read when they are imported: images that differ in it differ.
 _READ_AT_IMPORT = (
@@ -34,10 +35,6 @@ _READ_AT_IMPORT = (
     "PYTHONPATH",
 )
 _FIND_SECONDS = 10.0
-
-# TensorFlow notes a dozen lines of its own affairs at each start; its warnings and errors still come. It reads the
-# level once, when it is imported.
-DEFAULT_ENV = {"TF_CPP_MIN_LOG_LEVEL": "1"}
 
 
 class Launcher:

@@ -13,8 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
-from ..protocol import failure_record
-from ..wire import FrameReader, frame
+from ..runtime.failures import failure_record
+from ..runtime.wire import FrameReader, frame
 from .courier import Courier
 from .exits import Ending, explain_exit
 from .handover import HandOver

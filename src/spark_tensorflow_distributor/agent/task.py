@@ -17,17 +17,11 @@ from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from ..errors import CheckpointError, ClusterError, DistributorError, SerializationError
-from ..protocol import (
-    TaskSpec,
-    WorkerReport,
-    chunks,
-    encode_failure,
-    failure_record,
-    pickle_exception,
-    tensorflow_version,
-)
-from ..trainer.barrier import carry_out
-from . import devices
+from ..runtime import devices
+from ..runtime.barrier import carry_out
+from ..runtime.failures import encode_failure, failure_record, pickle_exception
+from ..runtime.specs import TaskSpec, WorkerReport, tensorflow_version
+from ..runtime.wire import chunks
 from .courier import Courier
 from .environment import host_cores, local_directory, phase_seconds, trainer_environment
 from .exits import Ending

@@ -13,7 +13,7 @@ import threading
 from typing import Any
 
 from ..resume.driver_store import Commits
-from ..wire import HANDSHAKE_SECONDS, frame, prove_to_agent, receive, receive_bytes
+from ..runtime.wire import HANDSHAKE_SECONDS, frame, prove_to_agent, receive, receive_bytes
 
 _log = logging.getLogger(__name__)
 

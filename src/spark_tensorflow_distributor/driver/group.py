@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..protocol import SILENT_SECONDS, failure_record
+from ..runtime.failures import failure_record
+from ..runtime.specs import SILENT_SECONDS
 from . import stalls
 
 # (rank, or None for all ranks; message)

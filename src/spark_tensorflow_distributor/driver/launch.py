@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import WorkerFailure
-from ..protocol import TaskSpec, WorkerReport, decode_failure, failure_from_record
+from ..runtime.failures import decode_failure, failure_from_record
+from ..runtime.specs import TaskSpec, WorkerReport
 from .channel import Channel
 from .console import Console
 from .group import Group

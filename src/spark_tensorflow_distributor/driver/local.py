@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..agent.devices import visible_devices
 from ..config import RunnerConfig
 from ..data.frames import Frames
 from ..errors import BrokenInputError, ConfigurationError, GpuConfigurationError
+from ..runtime.devices import visible_devices
 from .spark import unwrapped
 
 

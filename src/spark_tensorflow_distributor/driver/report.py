@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import WorkerFailure
-from ..protocol import WorkerReport
+from ..runtime.specs import WorkerReport
 
 __all__ = ["AttemptReport", "RunReport", "WorkerReport"]
 

@@ -12,10 +12,10 @@ from typing import Any
 from ..config import RunnerConfig
 from ..data.frames import Frames
 from ..errors import ClusterError, SerializationError
-from ..protocol import CheckpointSpec, TaskSpec, tensorflow_version
 from ..resume.driver_store import Commits
 from ..resume.names import lane_of
-from ..shipping import spark_task
+from ..runtime.shipping import spark_task
+from ..runtime.specs import CheckpointSpec, TaskSpec, tensorflow_version
 from . import attempts, plan
 from .channel import Channel
 from .console import Console, wants_progress

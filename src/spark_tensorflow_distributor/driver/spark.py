@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import RunnerConfig
 from ..errors import ClusterError, ConfigurationError
-from ..protocol import ROW_SCHEMA
+from ..runtime.specs import ROW_SCHEMA
 from . import plan
 from .plan import ClusterFacts, is_local_master
 

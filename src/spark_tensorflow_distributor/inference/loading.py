@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from ..agent import devices
-from ..agent.launcher import DEFAULT_ENV
 from ..errors import ClusterError, ConfigurationError, DistributorError, SerializationError
+from ..runtime import devices
+from ..runtime.devices import DEFAULT_ENV
 from ..training.autograph_files import keep_no_generated_files
 from .features import Input, Inputs
 from .model import ModelSpec, archive_library

@@ -11,7 +11,7 @@ from .. import errors
 from ..data.columns import Column
 from ..driver.spark import active_session, is_connect
 from ..errors import ConfigurationError, DataError, SerializationError
-from ..shipping import shipped
+from ..runtime.shipping import shipped
 from .features import check_stackable, choose, feature_names
 from .model import pack
 from .worker import PredictSpec

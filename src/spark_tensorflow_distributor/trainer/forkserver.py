@@ -13,7 +13,6 @@ connection of the agent that asked for it, or with the server.
 """
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -21,7 +20,6 @@ import os
 import selectors
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import threading
@@ -30,22 +28,14 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from ..wire import frame, receive
+from ..runtime.process_tools import BOOT, die_with_parent, is_alive, kill_group, peer_uid
+from ..runtime.wire import frame, receive
 
 # The descriptors that travel with a launch, in this order.
 FD_NAMES = ("stdout", "stderr", "control", "payload", "result", "port", "stacks")
 # Behind them the checkpoints that this worker may begin with.
 _MOST_FILES = 200
-_PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.5
-
-# What `python -c` runs: reads its start-up data from stdin, and makes this package importable.
-BOOT = (
-    "import json, sys; boot = json.load(sys.stdin); sys.path[:] = boot['path']; space = {'__name__': '_importer'}; "
-    "exec(compile(boot['installer'], '_importer.py', 'exec'), space); "
-    "space['install'](boot['package'], boot['sources']); "
-    "from spark_tensorflow_distributor.trainer import forkserver; forkserver.main(boot)"
-)
 
 
 class _Trainer:
@@ -268,55 +258,3 @@ class Server:
     def _tell(connection: socket.socket, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # an agent that is gone shows as the end of its connection
             connection.sendall(frame(message))
-
-
-def kill_group(pid: int) -> None:
-    """Kill a trainer and what it has started, if they still run."""
-    # TensorFlow swallows SIGTERM. The group may not exist yet (just forked) or any more.
-    for kill in (os.killpg, os.kill):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            kill(pid, signal.SIGKILL)
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however that ends (Linux only)."""
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
-        os._exit(1)
-
-
-def peer_uid(connection: socket.socket) -> int | None:
-    """The user at the other end of a Unix socket; None where the system does not tell."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return None
-    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    uid: int = struct.unpack("3i", data)[1]
-    return uid
-
-
-def start_time(pid: int) -> str:
-    """When the process started, in the kernel's ticks; "" where that cannot be told or it has ended.
-
-    A pid is given out again; a pid with its start time is not. A zombie counts as ended.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
-
-
-def is_alive(pid: int, started: str) -> bool:
-    """Whether the very process still runs."""
-    if started:
-        return start_time(pid) == started
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

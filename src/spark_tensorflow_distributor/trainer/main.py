@@ -22,12 +22,13 @@ from typing import Any, BinaryIO
 
 from ..context import WorkerContext, set_context
 from ..errors import SerializationError
-from ..protocol import SILENT_SECONDS, pickle_exception
 from ..resume.fit_tracker import Saving
+from ..runtime import barrier
+from ..runtime.failures import pickle_exception
+from ..runtime.specs import SILENT_SECONDS
+from ..runtime.wire import frame, receive, receive_files
 from ..training.autograph_files import keep_no_generated_files
 from ..training.strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
-from ..wire import frame, receive, receive_files
-from . import barrier
 
 # What pyspark.cloudpickle and the standard library raise for an object that cannot be pickled.
 _PICKLE_HINT = "Return plain data (numbers, arrays, dicts of them) or save the object to storage inside the function."

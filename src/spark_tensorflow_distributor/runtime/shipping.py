@@ -24,12 +24,12 @@ def own_sources() -> dict[str, str]:
     modules: dict[str, tuple[str, bool, str]] | None = getattr(loader, "modules", None)
     if modules is not None:  # this copy was itself imported from memory
         return {path: text for text, _, path in modules.values()}
-    return _importer.read_sources(os.path.dirname(os.path.abspath(__file__)))
+    return _importer.read_sources(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def importer_source() -> str:
     """The text of the importer, to be executed where the package cannot be imported yet."""
-    return own_sources()["_importer.py"]
+    return own_sources()["runtime/_importer.py"]
 
 
 def spark_task(spec: bytes) -> Callable[[Iterator[Any]], Iterator[Any]]:
@@ -61,7 +61,7 @@ def shipped(module: str, name: str, *fixed: Any) -> Callable[[Iterator[Any]], It
         import zlib
 
         namespace: dict[str, Any] = {"__name__": "_importer"}
-        exec(compile(installer, "<spark_tensorflow_distributor>/_importer.py", "exec"), namespace)
+        exec(compile(installer, "<spark_tensorflow_distributor>/runtime/_importer.py", "exec"), namespace)
         namespace["install"](package, json.loads(zlib.decompress(packed)))
         function = getattr(importlib.import_module(f"{package}.{module}"), name)
         yield from function(*fixed, batches)

@@ -89,3 +89,8 @@ def task_addresses(resources: Mapping[str, Sequence[str]], name: str) -> tuple[s
 def threads_for(host_cores: int, local_world_size: int, task_cpus: int) -> int:
     """TensorFlow threads of one worker: its share of the host's cores, at least what Spark gave the task."""
     return max(1, task_cpus, host_cores // max(1, local_world_size))
+
+
+# TensorFlow notes a dozen lines of its own affairs at each start; its warnings and errors still come. It reads the
+# level once, when it is imported.
+DEFAULT_ENV = {"TF_CPP_MIN_LOG_LEVEL": "1"}

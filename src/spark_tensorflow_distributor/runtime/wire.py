@@ -15,8 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from .errors import RendezvousError
-from .protocol import CHUNK_BYTES
+from ..errors import RendezvousError
 
 HANDSHAKE_SECONDS = 5.0
 
@@ -157,3 +156,12 @@ def prove_to_agent(sock: socket.socket, secret: bytes) -> bool:
 
 def _sign(secret: bytes, role: bytes, challenge: bytes) -> bytes:
     return hmac.new(secret, role + challenge, hashlib.sha256).digest()
+
+
+CHUNK_BYTES = 1 << 20
+
+
+def chunks(data: memoryview) -> Iterator[memoryview]:
+    """Cut ``data`` into pieces of 1 MiB, the last one shorter; nothing for empty data."""
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield data[start : start + CHUNK_BYTES]
