@@ -12,8 +12,8 @@ __version__ = "2.0.0.dev0"
 
 _HOMES = {
     "MirroredStrategyRunner": "runner",
-    "RunReport": "driver.report",
-    "WorkerReport": "driver.report",
+    "RunReport": "runtime.driver.report",
+    "WorkerReport": "runtime.driver.report",
     "DataShard": "data.shard",
     "get_context": "context",
     "predict": "inference.predict",
@@ -63,7 +63,6 @@ __all__ = [
 if TYPE_CHECKING:
     from .context import WorkerContext, get_context
     from .data.shard import DataShard
-    from .driver.report import RunReport, WorkerReport
     from .errors import (
         CheckpointError,
         ClusterError,
@@ -82,6 +81,7 @@ if TYPE_CHECKING:
     )
     from .inference.predict import predict, predict_udf
     from .runner import MirroredStrategyRunner
+    from .runtime.driver.report import RunReport, WorkerReport
 
 
 def __getattr__(name: str) -> Any:

@@ -8,11 +8,11 @@ from typing import Any
 
 from .config import RunnerConfig
 from .data.frames import Frames, frames_of
-from .driver import local, pickling, plan
-from .driver.report import RunReport
-from .driver.run import Program, Run
-from .driver.spark import SparkGateway, active_session
 from .errors import ConfigurationError
+from .runtime.driver import local, pickling, plan
+from .runtime.driver.report import RunReport
+from .runtime.driver.run import Program, Run
+from .runtime.driver.spark import SparkGateway, active_session
 
 _log = logging.getLogger("spark_tensorflow_distributor")
 

@@ -9,7 +9,7 @@ import pytest
 import spark_tensorflow_distributor as std
 from helpers import WORKER_PATH
 from spark_tensorflow_distributor import MirroredStrategyRunner
-from spark_tensorflow_distributor.driver.spark import SparkGateway
+from spark_tensorflow_distributor.runtime.driver.spark import SparkGateway
 
 ENV = {"PYTHONPATH": WORKER_PATH, "TF_USE_LEGACY_KERAS": "1"}
 
@@ -144,10 +144,10 @@ def test_a_restart_may_shrink(spark, monkeypatch):
             raise RuntimeError("a host went away")
         return place.world_size
 
-    from spark_tensorflow_distributor.driver import attempts
+    from spark_tensorflow_distributor.runtime.driver import outcome
 
-    error_of = attempts.error_of
-    monkeypatch.setattr(attempts, "error_of", lambda *args: (lost.append(1), error_of(*args))[1])
+    error_of = outcome.error_of
+    monkeypatch.setattr(outcome, "error_of", lambda *args: (lost.append(1), error_of(*args))[1])
     runner = MirroredStrategyRunner(num_slots=2, use_gpu=False, spark=spark, env=ENV, max_restarts=1, min_slots=1)
     assert runner.run(train) == 1
     assert len(runner.report.attempts) == 2

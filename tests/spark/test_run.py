@@ -404,7 +404,7 @@ def test_a_cold_start_is_the_same_path(spark, runner):
 
 
 def test_a_failing_driver_channel_falls_back_to_allgather(runner, monkeypatch):
-    from spark_tensorflow_distributor.driver.spark import SparkGateway
+    from spark_tensorflow_distributor.runtime.driver.spark import SparkGateway
 
     # An address at which nobody listens, as behind a firewall that refuses.
     monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
@@ -423,7 +423,7 @@ def test_a_failing_driver_channel_falls_back_to_allgather(runner, monkeypatch):
 
 
 def test_losing_the_channel_does_not_hurt(runner, monkeypatch):
-    from spark_tensorflow_distributor.driver import launch
+    from spark_tensorflow_distributor.runtime.driver import launch
 
     show = launch.Launch._show
 
@@ -447,7 +447,7 @@ def test_losing_the_channel_does_not_hurt(runner, monkeypatch):
 
 
 def test_results_through_spark_alone(runner, monkeypatch):
-    from spark_tensorflow_distributor.driver.spark import SparkGateway
+    from spark_tensorflow_distributor.runtime.driver.spark import SparkGateway
 
     monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
     made = runner()
@@ -457,7 +457,7 @@ def test_results_through_spark_alone(runner, monkeypatch):
 
 
 def test_workers_that_cannot_reach_the_driver_are_not_ended_by_start_timeout(runner, monkeypatch):
-    from spark_tensorflow_distributor.driver.spark import SparkGateway
+    from spark_tensorflow_distributor.runtime.driver.spark import SparkGateway
 
     monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
     # Spark brings its count of running tasks up to date with the executors' heartbeats, every ten seconds.
@@ -466,7 +466,7 @@ def test_workers_that_cannot_reach_the_driver_are_not_ended_by_start_timeout(run
 
 def test_some_workers_cannot_reach_the_driver(runner, monkeypatch):
     """Rank 1 alone cannot: all meet and end through Spark."""
-    from spark_tensorflow_distributor.driver import run
+    from spark_tensorflow_distributor.runtime.driver import run
 
     task = run.spark_task
 

@@ -112,7 +112,7 @@ def test_several_frames_and_their_report(spark, runner):
 
 
 def test_shares_are_made_equal_without_the_drivers_channel(spark, runner, monkeypatch):
-    from spark_tensorflow_distributor.driver.spark import SparkGateway
+    from spark_tensorflow_distributor.runtime.driver.spark import SparkGateway
 
     monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
     made = runner(3)
@@ -125,7 +125,7 @@ def test_the_channel_may_be_lost_while_rows_are_shared_out(spark, runner, monkey
     import contextlib
     import socket
 
-    from spark_tensorflow_distributor.driver import group, launch
+    from spark_tensorflow_distributor.runtime.driver import group, launch
 
     cuts = []
     receive = group.Group.receive

@@ -85,7 +85,7 @@ def test_a_model_comes_back(runner, monkeypatch):
     import pickle
     import subprocess
 
-    from spark_tensorflow_distributor.driver import run as module
+    from spark_tensorflow_distributor.runtime.driver import run as module
 
     kept = []
     monkeypatch.setattr(module, "_unpickle", lambda result: kept.append(b"".join(result.value)))

@@ -12,8 +12,8 @@ from spark_tensorflow_distributor import (
     WorkerDataError,
 )
 from spark_tensorflow_distributor.config import RunnerConfig
-from spark_tensorflow_distributor.driver.attempts import RestartPolicy, error_of, root_cause, should_meet_again
-from spark_tensorflow_distributor.driver.launch import LaunchResult
+from spark_tensorflow_distributor.runtime.driver.launch import LaunchResult
+from spark_tensorflow_distributor.runtime.driver.outcome import RestartPolicy, error_of, root_cause, should_meet_again
 from spark_tensorflow_distributor.runtime.failures import (
     decode_failure,
     encode_failure,

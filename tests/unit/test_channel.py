@@ -10,10 +10,10 @@ from contextlib import closing, suppress
 import pytest
 
 from helpers import wait_until
-from spark_tensorflow_distributor.agent.courier import Courier
-from spark_tensorflow_distributor.agent.link import DriverLink, open_connection
-from spark_tensorflow_distributor.driver.channel import Channel
 from spark_tensorflow_distributor.resume.driver_store import Commits
+from spark_tensorflow_distributor.runtime.agent.checkpoints import Courier
+from spark_tensorflow_distributor.runtime.agent.link import DriverLink, open_connection
+from spark_tensorflow_distributor.runtime.driver.channel import Channel
 from spark_tensorflow_distributor.runtime.wire import frame
 
 SECRET = b"s" * 32

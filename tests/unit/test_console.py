@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from spark_tensorflow_distributor.driver.console import Console, FitBar, wants_progress
+from spark_tensorflow_distributor.runtime.driver.console import Console, FitBar, wants_progress
 
 
 def lines(*texts, dropped=0, stream="stdout"):

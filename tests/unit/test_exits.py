@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from spark_tensorflow_distributor.agent.exits import explain_exit
+from spark_tensorflow_distributor.runtime.agent.process import explain_exit
 
 
 @pytest.mark.parametrize(

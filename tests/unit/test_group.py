@@ -2,8 +2,7 @@
 
 import pytest
 
-from spark_tensorflow_distributor.driver.attempts import root_cause
-from spark_tensorflow_distributor.driver.group import (
+from spark_tensorflow_distributor.runtime.driver.group import (
     LOST_SECONDS,
     MEET_ELSEWHERE_SECONDS,
     PICKLE_SECONDS,
@@ -12,6 +11,7 @@ from spark_tensorflow_distributor.driver.group import (
     VERDICT_SECONDS,
     Group,
 )
+from spark_tensorflow_distributor.runtime.driver.outcome import root_cause
 from spark_tensorflow_distributor.runtime.failures import failure_record
 
 

@@ -42,7 +42,7 @@ WITH_NUMPY = [
         "data.store",
         "resume.store",
         "resume.writer",
-        "trainer.main",
+        "runtime.trainer.main",
     )
 ]
 WITH_NUMPY += [name for name in MODULES if name.startswith("spark_tensorflow_distributor.training.patches")]
@@ -116,7 +116,7 @@ def test_the_package_imports_from_memory_where_it_is_not_installed():
         "space['install']('spark_tensorflow_distributor', boot['sources'])\n"
         "from spark_tensorflow_distributor import get_context\n"
         "from spark_tensorflow_distributor.runtime import shipping\n"
-        "from spark_tensorflow_distributor.agent import task\n"
+        "from spark_tensorflow_distributor.runtime.agent import task\n"
         "assert shipping.own_sources() == boot['sources']\n"
         "print(task.__spec__.loader.__class__.__name__)\n"
     )

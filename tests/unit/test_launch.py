@@ -3,7 +3,7 @@
 import time
 from types import SimpleNamespace
 
-from spark_tensorflow_distributor.driver.launch import Launch
+from spark_tensorflow_distributor.runtime.driver.launch import Launch
 
 
 def test_who_has_not_come_is_named_every_half_minute(caplog):

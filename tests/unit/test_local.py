@@ -7,7 +7,7 @@ import pytest
 
 from spark_tensorflow_distributor import DistributorError, GpuConfigurationError, MirroredStrategyRunner, get_context
 from spark_tensorflow_distributor.config import RunnerConfig
-from spark_tensorflow_distributor.driver.local import local_gpus
+from spark_tensorflow_distributor.runtime.driver.local import local_gpus
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from spark_tensorflow_distributor import ConfigurationError, SerializationError
-from spark_tensorflow_distributor.driver.pickling import pack_function, pack_script
+from spark_tensorflow_distributor.runtime.driver.pickling import pack_function, pack_script
 
 pytest.importorskip("pyspark")
 

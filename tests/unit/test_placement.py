@@ -1,4 +1,4 @@
-from spark_tensorflow_distributor.agent.placement import hosts_of, placements
+from spark_tensorflow_distributor.runtime.agent.placement import hosts_of, placements
 
 
 def test_neighbours_share_a_host_and_partition_0_is_rank_0():

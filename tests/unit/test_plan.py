@@ -2,7 +2,7 @@ import pytest
 
 from spark_tensorflow_distributor import ClusterError, EncryptionUnsupportedError, GpuConfigurationError
 from spark_tensorflow_distributor.config import RunnerConfig
-from spark_tensorflow_distributor.driver.plan import (
+from spark_tensorflow_distributor.runtime.driver.plan import (
     IGNORE_SSL,
     ClusterFacts,
     check_slots,

@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from spark_tensorflow_distributor import RendezvousError
-from spark_tensorflow_distributor.agent.link import DriverLink
-from spark_tensorflow_distributor.agent.output import LineSplitter, Tail, decode
-from spark_tensorflow_distributor.driver.channel import Channel
+from spark_tensorflow_distributor.runtime.agent.link import DriverLink
+from spark_tensorflow_distributor.runtime.agent.output import LineSplitter, Tail, decode
+from spark_tensorflow_distributor.runtime.driver.channel import Channel
 from spark_tensorflow_distributor.runtime.wire import FrameReader, chunks, frame
 
 SECRET = b"s" * 32

@@ -1,8 +1,14 @@
 import pytest
 
 from spark_tensorflow_distributor import ClusterError, RendezvousError
-from spark_tensorflow_distributor.agent.link import DriverLink
-from spark_tensorflow_distributor.agent.rendezvous import check_versions, cluster_spec, deadline_after, hold_port, meet
+from spark_tensorflow_distributor.runtime.agent.link import DriverLink
+from spark_tensorflow_distributor.runtime.agent.rendezvous import (
+    check_versions,
+    cluster_spec,
+    deadline_after,
+    hold_port,
+    meet,
+)
 
 
 def member(rank, tensorflow="2.21.0", host="h"):

@@ -1,6 +1,6 @@
 """Which rank keeps the others waiting."""
 
-from spark_tensorflow_distributor.driver.stalls import explain, own_code
+from spark_tensorflow_distributor.runtime.driver.stalls import explain, own_code
 
 WAITING = """Thread 0x00007f01 (most recent call first):
   File "/usr/lib/python3.11/threading.py", line 327 in wait

@@ -9,8 +9,8 @@ from typing import Any
 
 from .. import errors
 from ..data.columns import Column
-from ..driver.spark import active_session, is_connect
 from ..errors import ConfigurationError, DataError, SerializationError
+from ..runtime.driver.spark import active_session, is_connect
 from ..runtime.shipping import shipped
 from .features import check_stackable, choose, feature_names
 from .model import pack

@@ -16,7 +16,7 @@ BOOT = (
     "import json, sys; boot = json.load(sys.stdin); sys.path[:] = boot['path']; space = {'__name__': '_importer'}; "
     "exec(compile(boot['installer'], '_importer.py', 'exec'), space); "
     "space['install'](boot['package'], boot['sources']); "
-    "from spark_tensorflow_distributor.trainer import forkserver; forkserver.main(boot)"
+    "from spark_tensorflow_distributor.runtime.trainer import forkserver; forkserver.main(boot)"
 )
 
 

@@ -38,7 +38,7 @@ def spark_task(spec: bytes) -> Callable[[Iterator[Any]], Iterator[Any]]:
     Args:
         spec: a pickled ``TaskSpec``.
     """
-    return shipped("agent.task", "run_task", spec)
+    return shipped("runtime.agent.task", "run_task", spec)
 
 
 def shipped(module: str, name: str, *fixed: Any) -> Callable[[Iterator[Any]], Iterator[Any]]:
@@ -47,7 +47,7 @@ def shipped(module: str, name: str, *fixed: Any) -> Callable[[Iterator[Any]], It
     It is a nested function that refers to nothing of this package, so that it is pickled by value.
 
     Args:
-        module: the module of this package, such as ``"agent.task"``.
+        module: the module of this package, such as ``"runtime.agent.task"``.
         name: a function in it, of ``(*fixed, batches)``, that gives an iterator.
         fixed: its first arguments; nothing whose class is this package's.
     """

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import ConfigurationError, SerializationError
+from ...errors import ConfigurationError, SerializationError
 
 _SPARK_HINTS = {
     "SparkSession": "The driver's session does not exist on the workers. Use the data outside of the function.",

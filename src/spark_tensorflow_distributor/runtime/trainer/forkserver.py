@@ -28,8 +28,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from ..runtime.process_tools import BOOT, die_with_parent, is_alive, kill_group, peer_uid
-from ..runtime.wire import frame, receive
+from ..process_tools import BOOT, die_with_parent, is_alive, kill_group, peer_uid
+from ..wire import frame, receive
 
 # The descriptors that travel with a launch, in this order.
 FD_NAMES = ("stdout", "stderr", "control", "payload", "result", "port", "stacks")

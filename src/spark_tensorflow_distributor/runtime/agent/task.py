@@ -16,21 +16,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
-from ..errors import CheckpointError, ClusterError, DistributorError, SerializationError
-from ..runtime import devices
-from ..runtime.barrier import carry_out
-from ..runtime.failures import encode_failure, failure_record, pickle_exception
-from ..runtime.specs import TaskSpec, WorkerReport, tensorflow_version
-from ..runtime.wire import chunks
-from .courier import Courier
+from ...errors import CheckpointError, ClusterError, DistributorError, SerializationError
+from .. import devices
+from ..barrier import carry_out
+from ..failures import encode_failure, failure_record, pickle_exception
+from ..specs import TaskSpec, WorkerReport, tensorflow_version
+from ..wire import chunks
+from .checkpoints import Courier
 from .environment import host_cores, local_directory, phase_seconds, trainer_environment
-from .exits import Ending
-from .handover import HandOver
-from .launcher import Launcher, import_path
+from .fork_client import Launcher, import_path
 from .link import DriverLink
 from .output import Tail
 from .placement import hosts_of, placements
+from .process import Ending
 from .rendezvous import Stopped, cluster_spec, deadline_after, hold_port, meet
+from .rows import HandOver
 from .supervisor import Supervisor
 
 _PRELOAD = ("tensorflow", "pyspark.cloudpickle")
@@ -78,7 +78,7 @@ class Agent:
         self._link = DriverLink(spec.driver_addresses, spec.secret, hello)
         self._intake: Any = None
         if spec.frames:
-            from ..data.intake import Intake
+            from ...data.intake import Intake
 
             self._intake = Intake(
                 spec.frames,

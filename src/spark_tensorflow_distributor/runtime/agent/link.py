@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from ..errors import RendezvousError
-from ..runtime.wire import HANDSHAKE_SECONDS, FrameReader, frame, prove_to_driver, receive
+from ...errors import RendezvousError
+from ..wire import HANDSHAKE_SECONDS, FrameReader, frame, prove_to_driver, receive
 
 _CONNECT_SECONDS = 3.0
 # For each piece of a result, not for the whole of it.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from ..errors import ClusterError, RendezvousError
+from ...errors import ClusterError, RendezvousError
 from .link import DriverLink, expect
 
 

@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..config import RunnerConfig
-from ..data.frames import Frames
-from ..errors import BrokenInputError, ConfigurationError, GpuConfigurationError
-from ..runtime.devices import visible_devices
+from ...config import RunnerConfig
+from ...data.frames import Frames
+from ...errors import BrokenInputError, ConfigurationError, GpuConfigurationError
+from ..devices import visible_devices
 from .spark import unwrapped
 
 
@@ -34,7 +34,7 @@ def run_locally(
         gpus: entries of CUDA_VISIBLE_DEVICES; None for CPU training.
         frames: the DataFrames among the arguments.
     """
-    from ..context import WorkerContext, set_context
+    from ...context import WorkerContext, set_context
 
     with _environment({**config.env, "CUDA_VISIBLE_DEVICES": ",".join(gpus or ())}):
         context = WorkerContext(0, 1, 0, 1, 0, checkpoint_dir=config.checkpoint_dir)
@@ -58,8 +58,8 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
     if not frames.specs:
         yield {}
         return
-    from ..data.intake import Intake
-    from ..data.shard import Place, shards
+    from ...data.intake import Intake
+    from ...data.shard import Place, shards
 
     intake = Intake(
         frames.specs, frames.local_batches(), rank=0, world_size=1, directory=tempfile.gettempdir(), sharing=1

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..config import RunnerConfig
-from ..errors import ClusterError, ConfigurationError
-from ..runtime.specs import ROW_SCHEMA
+from ...config import RunnerConfig
+from ...errors import ClusterError, ConfigurationError
+from ..specs import ROW_SCHEMA
 from . import plan
 from .plan import ClusterFacts, is_local_master
 

@@ -20,15 +20,15 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from ..context import WorkerContext, set_context
-from ..errors import SerializationError
-from ..resume.fit_tracker import Saving
-from ..runtime import barrier
-from ..runtime.failures import pickle_exception
-from ..runtime.specs import SILENT_SECONDS
-from ..runtime.wire import frame, receive, receive_files
-from ..training.autograph_files import keep_no_generated_files
-from ..training.strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
+from ...context import WorkerContext, set_context
+from ...errors import SerializationError
+from ...resume.fit_tracker import Saving
+from ...training.autograph_files import keep_no_generated_files
+from ...training.strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
+from .. import barrier
+from ..failures import pickle_exception
+from ..specs import SILENT_SECONDS
+from ..wire import frame, receive, receive_files
 
 # What pyspark.cloudpickle and the standard library raise for an object that cannot be pickled.
 _PICKLE_HINT = "Return plain data (numbers, arrays, dicts of them) or save the object to storage inside the function."
@@ -203,7 +203,7 @@ def _import_tensorflow() -> Any:
 
 
 def _prepare_keras(context: WorkerContext, control: Control, request: dict[str, Any]) -> None:
-    from ..training import keras_api, patches, progress, shard_feeding
+    from ...training import keras_api, patches, progress, shard_feeding
 
     if context.world_size > 1:
         patches.mend_tensorflow(request["seed"])
@@ -220,7 +220,7 @@ def _prepare_keras(context: WorkerContext, control: Control, request: dict[str, 
 def _shards(request: dict[str, Any], layout: dict[str, Any], files: list[int]) -> dict[str, Any]:
     if not layout:
         return {}
-    from ..data.shard import Place, shards
+    from ...data.shard import Place, shards
 
     context = request["context"]
     place = Place(context["rank"], context["world_size"], request["partition"], request["seed"])
@@ -234,7 +234,7 @@ def _load_program(payload_fd: int, request: dict[str, Any], data: dict[str, Any]
     with os.fdopen(payload_fd, "rb") as file:
         file.seek(0)
         if request["is_script"]:
-            from .script import script_call
+            from .user_script import script_call
 
             name, source, args = cloudpickle.load(file)
             return script_call(name, source, args)

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
-from ..resume.background import Background
-from ..resume.names import lane_of
-from ..runtime.wire import CHUNK_BYTES, receive, receive_bytes
+from ...resume.background import Background
+from ...resume.names import lane_of
+from ..wire import CHUNK_BYTES, receive, receive_bytes
 from .link import open_connection
 
 # For each piece, not for the whole.

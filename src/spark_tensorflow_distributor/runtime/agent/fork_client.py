@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import ClusterError
-from ..runtime import _importer
-from ..runtime.devices import DEFAULT_ENV
-from ..runtime.process_tools import BOOT, kill_group, peer_uid, start_time
-from ..runtime.shipping import PACKAGE, importer_source, own_sources
-from ..runtime.wire import FrameReader, frame
+from ...errors import ClusterError
+from .. import _importer
+from ..devices import DEFAULT_ENV
+from ..process_tools import BOOT, kill_group, peer_uid, start_time
+from ..shipping import PACKAGE, importer_source, own_sources
+from ..wire import FrameReader, frame
 
 # Environment that TensorFlow and what lies under it read when they are imported: images that differ in it differ.
 _READ_AT_IMPORT = (

@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BrokenInputError, DistributorError
-from ..runtime.failures import failure_record, pickle_exception
-from ..runtime.wire import send_files
+from ...errors import BrokenInputError, DistributorError
+from ..failures import failure_record, pickle_exception
+from ..wire import send_files
 from .link import DriverLink
 
 if TYPE_CHECKING:  # with NumPy, which a run without DataFrames does without
-    from ..data.intake import Intake
+    from ...data.intake import Intake
 
 
 class HandOver:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from ..runtime.devices import DEFAULT_ENV
+from ..devices import DEFAULT_ENV
 
 
 def trainer_environment(

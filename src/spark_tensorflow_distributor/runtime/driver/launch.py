@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import WorkerFailure
-from ..runtime.failures import decode_failure, failure_from_record
-from ..runtime.specs import TaskSpec, WorkerReport
+from ...errors import WorkerFailure
+from ..failures import decode_failure, failure_from_record
+from ..specs import TaskSpec, WorkerReport
 from .channel import Channel
 from .console import Console
 from .group import Group

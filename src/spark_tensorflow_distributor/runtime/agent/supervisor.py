@@ -13,16 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
-from ..runtime.failures import failure_record
-from ..runtime.wire import FrameReader, frame
-from .courier import Courier
-from .exits import Ending, explain_exit
-from .handover import HandOver
-from .launcher import Launcher
+from ..failures import failure_record
+from ..wire import FrameReader, frame
+from .checkpoints import Courier
+from .fork_client import Launcher
 from .link import DriverLink
-from .output import Tail
-from .pipes import Pipes
-from .vitals import Vitals
+from .output import Pipes, Tail
+from .process import Ending, Vitals, explain_exit
+from .rows import HandOver
 
 _TICK_SECONDS = 0.5
 # After the release, a trainer may run its exit handlers for as long as this.

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..runtime.failures import failure_record
-from ..runtime.specs import SILENT_SECONDS
+from ..failures import failure_record
+from ..specs import SILENT_SECONDS
 from . import stalls
 
 # (rank, or None for all ranks; message)

@@ -9,14 +9,14 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..config import RunnerConfig
-from ..data.frames import Frames
-from ..errors import ClusterError, SerializationError
-from ..resume.driver_store import Commits
-from ..resume.names import lane_of
-from ..runtime.shipping import spark_task
-from ..runtime.specs import CheckpointSpec, TaskSpec, tensorflow_version
-from . import attempts, plan
+from ...config import RunnerConfig
+from ...data.frames import Frames
+from ...errors import ClusterError, SerializationError
+from ...resume.driver_store import Commits
+from ...resume.names import lane_of
+from ..shipping import spark_task
+from ..specs import CheckpointSpec, TaskSpec, tensorflow_version
+from . import outcome, plan
 from .channel import Channel
 from .console import Console, wants_progress
 from .launch import Launch, LaunchResult
@@ -68,18 +68,18 @@ class Run:
 
     def _attempts(self, made: plan.RunPlan) -> Any:
         attempt, met_again = 0, 0
-        policy = attempts.RestartPolicy(self._config.max_restarts)
+        policy = outcome.RestartPolicy(self._config.max_restarts)
         error: BaseException | None = None
         while True:
             made, facts = self._wait_for_slots(made, attempt, error)
             result = self._launch(made, facts, attempt)
             if result.succeeded:
                 return _unpickle(result)
-            if attempts.should_meet_again(result, met_again):
+            if outcome.should_meet_again(result, met_again):
                 met_again += 1
                 _log.info("Another process took a worker's port; the workers meet again.")
                 continue
-            error = attempts.error_of(result, self._config, made.num_tasks)
+            error = outcome.error_of(result, self._config, made.num_tasks)
             pause = policy.pause(error)
             if pause is None:
                 raise error
@@ -212,7 +212,7 @@ class Run:
     def _add_to_report(self, result: LaunchResult, attempt: int, dropped: int) -> None:
         for name in result.commits:
             self._last_commits[lane_of(name)] = name
-        cause = attempts.root_cause(result.failures)
+        cause = outcome.root_cause(result.failures)
         workers = dict(sorted(result.reports.items()))
         self._report.attempts.append(
             AttemptReport(

@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..config import RunnerConfig
-from ..errors import ClusterError, EncryptionUnsupportedError, GpuConfigurationError, InsufficientSlotsError
-from ..runtime.devices import deal_gpus
+from ...config import RunnerConfig
+from ...errors import ClusterError, EncryptionUnsupportedError, GpuConfigurationError, InsufficientSlotsError
+from ..devices import deal_gpus
 
 IGNORE_SSL = "tensorflow.spark.distributor.ignoreSsl"
 WARM_START = "tensorflow.spark.distributor.warmStart"

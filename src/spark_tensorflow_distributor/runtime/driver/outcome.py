@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import RunnerConfig
-from ..errors import (
+from ...config import RunnerConfig
+from ...errors import (
     ClusterError,
     DataError,
     DistributorError,

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..errors import WorkerFailure
-from ..runtime.specs import WorkerReport
+from ...errors import WorkerFailure
+from ..specs import WorkerReport
 
 __all__ = ["AttemptReport", "RunReport", "WorkerReport"]
 

@@ -12,8 +12,8 @@ import socket
 import threading
 from typing import Any
 
-from ..resume.driver_store import Commits
-from ..runtime.wire import HANDSHAKE_SECONDS, frame, prove_to_agent, receive, receive_bytes
+from ...resume.driver_store import Commits
+from ..wire import HANDSHAKE_SECONDS, frame, prove_to_agent, receive, receive_bytes
 
 _log = logging.getLogger(__name__)
 
