@@ -59,7 +59,7 @@ def work(options):
     from spark_tensorflow_distributor.training import patches
     from spark_tensorflow_distributor.training.patches.gradients import summed_gradients
 
-    patches.mend_tensorflow()
+    patches.patch_tensorflow()
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     neighbours = Neighbours(options.rank, options.ports)
     if options.rank == 0:

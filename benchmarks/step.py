@@ -10,9 +10,9 @@ too.
 - ``one``: one process with all cores, Keras 3.
 - ``apart``: as many processes as workers, each with its part of the batch and its share of the cores, that have nothing
   to do with each other: what the computation takes where nothing is summed. Its loss is that of a part.
-- ``hand``: MultiWorkerMirroredStrategy by TF_CONFIG and plain processes, Keras 3 with its two faults mended that keep
+- ``hand``: MultiWorkerMirroredStrategy by TF_CONFIG and plain processes, Keras 3 with its two faults patched that keep
   ``fit`` from running at all.
-- ``hand-tf_keras``: the same with tf_keras, where nothing has to be mended.
+- ``hand-tf_keras``: the same with tf_keras, where nothing has to be patched.
 - ``1.0.0``: spark-tensorflow-distributor 1.0.0 from PyPI on Spark, with tf_keras.
 - ``ours``: this library on Spark, Keras 3; ``ours-tf_keras``: with tf_keras.
 """

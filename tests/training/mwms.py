@@ -133,15 +133,15 @@ def _main(request: dict[str, Any]) -> None:
     # Two processes share two cores here: more threads would only take turns.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(4)
-    mended = []
+    patched = []
     if request["workers"] > 1:
-        patches.mend_tensorflow()
-        mended = patches.mend_keras(request["without"])
+        patches.patch_tensorflow()
+        patched = patches.apply_patches(request["without"])
     keras_api.quiet_auto_verbose(is_chief=request["rank"] == 0)
     strategy = tf.distribute.MultiWorkerMirroredStrategy() if request["workers"] > 1 else tf.distribute.get_strategy()
     module, _, name = request["function"].partition(":")
     value = getattr(importlib.import_module(module), name)(strategy, **request["arguments"])
-    value["mended"] = mended
+    value["patched"] = patched
     Path(request["result"]).write_bytes(pickle.dumps(value))
     # TensorFlow's own end waits for threads of the collectives, and now and then does not come back.
     sys.stdout.flush()

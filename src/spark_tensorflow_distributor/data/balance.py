@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def transfers(rows: Sequence[int]) -> list[tuple[int, int, int]]:
+def plan_transfers(rows: Sequence[int]) -> list[tuple[int, int, int]]:
     """Who gives how many rows to whom: ``(giver, taker, rows)``.
 
     The same on every worker, and as few as can be.
@@ -34,7 +34,7 @@ def transfers(rows: Sequence[int]) -> list[tuple[int, int, int]]:
     return moves
 
 
-def merged(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What ``FrameSpool.facts`` of all workers come to.
 
     Returns:

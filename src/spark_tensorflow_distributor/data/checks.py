@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, DataError
 from .columns import nearest
-from .store import Store
+from .store import MappedRows
 
 
 def by_column(choice: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ class Checks:
         total: its rows on all workers.
     """
 
-    def __init__(self, store: Store, what: str, total: int) -> None:
+    def __init__(self, store: MappedRows, what: str, total: int) -> None:
         self._store, self._what, self._total = store, what, total
 
     def rows(self) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .passes import Pass
-from .store import Store
+from .passes import PassPlan
+from .store import MappedRows
 
 # From places in the files to what a part of a batch is: a tensor, or a dict of them.
 Read = Callable[[Any], Any]
@@ -24,7 +24,7 @@ _MOST_CALLS = 8
 
 
 @dataclass
-class Feed:
+class ShardState:
     """What a dataset of a shard is known by, later on its way.
 
     Attributes:
@@ -41,14 +41,14 @@ class Feed:
 
     name: str
     global_batch: int
-    whole: Pass
-    equal: Pass
+    whole: PassPlan
+    equal: PassPlan
     is_training: bool = False
     first: int = 0
     passes: int = 0
     epoch: int | None = None
 
-    def begin(self) -> tuple[Pass, int]:
+    def begin(self) -> tuple[PassPlan, int]:
         """The next pass, and its number."""
         number, self.passes = self.passes, self.passes + 1
         if self.is_training and self.epoch is not None:
@@ -57,7 +57,7 @@ class Feed:
 
 
 @dataclass(frozen=True)
-class Order:
+class PassOrder:
     """A random order of a share's rows for every pass; ``share`` is the number of the share."""
 
     rows: int
@@ -70,7 +70,7 @@ class Order:
         return [zlib.crc32(text + bytes([place])) for place in range(2)]
 
 
-class Reading:
+class ColumnReader:
     """How the columns of a store are read.
 
     Args:
@@ -81,7 +81,7 @@ class Reading:
     """
 
     def __init__(
-        self, store: Store, fill: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...] | None], pad_value: Any
+        self, store: MappedRows, fill: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...] | None], pad_value: Any
     ) -> None:
         self._store, self._fill, self.shapes, self._pad_value = store, fill, shapes, pad_value
 
@@ -180,7 +180,7 @@ def _select(matrix: Any, places: Sequence[int]) -> Any:
 
 
 def dataset(
-    parts: Sequence[Read], physical: Callable[[Any], Any], feed: Feed, order: Order | None, *, repeat: bool
+    parts: Sequence[Read], physical: Callable[[Any], Any], feed: ShardState, order: PassOrder | None, *, repeat: bool
 ) -> Any:
     """The dataset of a share.
 
@@ -247,9 +247,9 @@ def options() -> Any:
     return made
 
 
-def feeds_of(data: Any) -> list[Feed]:
+def shard_states_of(data: Any) -> list[ShardState]:
     """The shards' feeds from which a dataset was made, by whatever steps in between."""
-    found: list[Feed] = []
+    found: list[ShardState] = []
     waiting, seen = [data], set()
     while waiting:
         each = waiting.pop()

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import BrokenInputError, DataError
-from .balance import merged, transfers
+from .balance import merge_facts, plan_transfers
 from .columns import take_apart
 from .layout import FrameSpec
 from .spool import FrameSpool
@@ -30,7 +30,7 @@ _TELL_SECONDS = 2.0
 _REMEDY = "Free space there, or point spark.local.dir (SPARK_LOCAL_DIRS on the executors) to a larger disk."
 
 
-class Intake:
+class RowReceiver:
     """One worker's side of it.
 
     Args:
@@ -124,7 +124,7 @@ class Intake:
         self._missing = set()
         for number, spool in enumerate(self._spools):
             rows = [self._facts[rank][number]["rows"] for rank in range(self._world_size)]
-            for giver, taker, count in transfers(rows):
+            for giver, taker, count in plan_transfers(rows):
                 if giver == self._rank:
                     data = base64.b64encode(spool.give(count)).decode()
                     given.append({"type": "pass", "to": taker, "from": giver, "frame": number, "data": data})
@@ -146,7 +146,7 @@ class Intake:
         facts = [json.loads(text) for text in all_gather(json.dumps([self._rank, self._facts[self._rank]]))]
         given = self.share(dict(facts))
         moves = any(
-            transfers([self._facts[rank][number]["rows"] for rank in range(self._world_size)])
+            plan_transfers([self._facts[rank][number]["rows"] for rank in range(self._world_size)])
             for number in range(len(self._frames))
         )
         if moves:
@@ -164,7 +164,7 @@ class Intake:
         files: list[BinaryIO] = []
         for number, (frame, spool) in enumerate(zip(self._frames, self._spools, strict=True)):
             layout, own = spool.layout()
-            layout["all"] = merged([self._facts[rank][number] for rank in range(self._world_size)])
+            layout["all"] = merge_facts([self._facts[rank][number] for rank in range(self._world_size)])
             columns = [asdict(column) for column in frame.columns]
             frames.append(
                 {"name": frame.name, "schema": frame.schema, "spec": columns, "first_file": len(files), **layout}

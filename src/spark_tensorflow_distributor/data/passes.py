@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Pass:
+class PassPlan:
     """One pass of one rank.
 
     Attributes:
@@ -38,7 +38,7 @@ class Pass:
         return step * self.batch - (self.shift if step == self.steps - 1 else 0)
 
 
-def whole_pass(rows: int, total: int, world_size: int, batch: int) -> Pass:
+def whole_pass(rows: int, total: int, world_size: int, batch: int) -> PassPlan:
     """Every row once: for evaluation and prediction.
 
     The ranks' last batches may differ by a row. One is empty only where there are fewer rows than workers, or a batch
@@ -52,10 +52,10 @@ def whole_pass(rows: int, total: int, world_size: int, batch: int) -> Pass:
     """
     steps = -(-total // (batch * world_size))
     is_last_empty = steps > 1 and batch > 1 and rows == (steps - 1) * batch
-    return Pass(steps, batch, rows, shift=int(is_last_empty))
+    return PassPlan(steps, batch, rows, shift=int(is_last_empty))
 
 
-def equal_pass(total: int, world_size: int, batch: int, *, drop_remainder: bool) -> Pass:
+def equal_pass(total: int, world_size: int, batch: int, *, drop_remainder: bool) -> PassPlan:
     """The same number of rows on every rank at every step: for training.
 
     Gradients are averaged over the ranks, so that unequal parts would not weigh alike. Fewer than ``world_size`` rows
@@ -69,4 +69,4 @@ def equal_pass(total: int, world_size: int, batch: int, *, drop_remainder: bool)
     """
     steps, left = divmod(total, batch * world_size)
     last = 0 if drop_remainder else left // world_size
-    return Pass(steps + (last > 0), batch, steps * batch + last)
+    return PassPlan(steps + (last > 0), batch, steps * batch + last)

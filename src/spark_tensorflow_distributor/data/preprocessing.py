@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..errors import ConfigurationError, DataError
 from .columns import nearest
-from .store import Store
+from .store import MappedRows
 
 _ROWS_AT_ONCE = 1 << 18
 
@@ -59,7 +59,7 @@ class Adapter:
         world_size: number of ranks.
     """
 
-    def __init__(self, store: Store, name: str, world_size: int) -> None:
+    def __init__(self, store: MappedRows, name: str, world_size: int) -> None:
         self._store, self._what, self._world_size = store, f"The DataFrame {name!r}", world_size
 
     def adapt(self, layer: Any, columns: str | Sequence[str]) -> Any:

@@ -9,16 +9,16 @@ from typing import Any
 from ..errors import ConfigurationError
 from .checks import Checks, by_column, is_integer
 from .columns import Column
-from .dataset import Feed, Order, Reading, dataset
+from .dataset import ColumnReader, PassOrder, ShardState, dataset
 from .passes import equal_pass, whole_pass
 from .preprocessing import Adapter, Statistics
-from .store import Store
+from .store import MappedRows
 
 _log = logging.getLogger("spark_tensorflow_distributor")
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardId:
     """Where a shard is used.
 
     Attributes:
@@ -44,7 +44,9 @@ class DataShard:
         total_rows: rows of the DataFrame.
     """
 
-    def __init__(self, name: str, schema: Mapping[str, Any], store: Store, total_rows: int, place: Place) -> None:
+    def __init__(
+        self, name: str, schema: Mapping[str, Any], store: MappedRows, total_rows: int, place: ShardId
+    ) -> None:
         self.name = name
         self.num_rows = store.rows
         self.total_rows = total_rows
@@ -140,7 +142,9 @@ class DataShard:
             checks.label(name)
         for name in weights:
             checks.weight(name)
-        reading = Reading(self._store, fill, {name: checks.shape(name, choices.get(name)) for name in names}, pad_value)
+        reading = ColumnReader(
+            self._store, fill, {name: checks.shape(name, choices.get(name)) for name in names}, pad_value
+        )
         if stack:
             for name in features + labels:
                 checks.stackable(name, reading.shapes[name])
@@ -156,7 +160,7 @@ class DataShard:
         self._datasets += 1
         if seed is None:
             seed = zlib.crc32(f"{self._place.seed} {self.name} {self._datasets}".encode())
-        order = Order(self.num_rows, seed, self._place.partition) if shuffle else None
+        order = PassOrder(self.num_rows, seed, self._place.partition) if shuffle else None
         return dataset(parts, self._store.physical(), feed, order, repeat=repeat)
 
     def steps(self, batch_size: int, *, drop_remainder: bool = False) -> int:
@@ -203,7 +207,7 @@ class DataShard:
         """Let go of the files; what was made of them goes on working. The library does so when a run has ended."""
         self._store.close()
 
-    def _feed(self, batch_size: int, drop_remainder: bool, *, is_for_training: bool = False) -> Feed:
+    def _feed(self, batch_size: int, drop_remainder: bool, *, is_for_training: bool = False) -> ShardState:
         size = self._place.world_size
         if not is_integer(batch_size) or batch_size < size:
             raise ConfigurationError(
@@ -218,18 +222,18 @@ class DataShard:
             )  # fmt: skip
         equal = equal_pass(self.total_rows, size, batch, drop_remainder=drop_remainder)
         whole = equal if drop_remainder or is_for_training else whole_pass(self.num_rows, self.total_rows, size, batch)
-        return Feed(self.name, batch * size, whole, equal)
+        return ShardState(self.name, batch * size, whole, equal)
 
 
 def _names(columns: str | Sequence[str] | None) -> list[str]:
     return [columns] if isinstance(columns, str) else list(columns or ())
 
 
-def shards(layouts: Sequence[Mapping[str, Any]], files: Sequence[int], place: Place) -> dict[str, DataShard]:
+def shards(layouts: Sequence[Mapping[str, Any]], files: Sequence[int], place: ShardId) -> dict[str, DataShard]:
     """The shards of a worker, by the names of their arguments.
 
     Args:
-        layouts: of each frame, as ``agent.intake.Intake.layout`` gave them.
+        layouts: of each frame, as ``agent.intake.RowReceiver.layout`` gave them.
         files: descriptors of all their files.
         place: of this worker.
     """
@@ -238,7 +242,7 @@ def shards(layouts: Sequence[Mapping[str, Any]], files: Sequence[int], place: Pl
         first = layout["first_file"]
         end = layouts[number + 1]["first_file"] if number + 1 < len(layouts) else len(files)
         columns = [Column(**{**each, "path": tuple(each["path"])}) for each in layout["spec"]]
-        store = Store(layout, columns, files[first:end])
+        store = MappedRows(layout, columns, files[first:end])
         name = layout["name"]
         made[name] = DataShard(name, layout["schema"], store, layout["all"]["rows"], place)
     return made

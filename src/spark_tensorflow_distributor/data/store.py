@@ -19,7 +19,7 @@ from .columns import Column
 _LONG_BYTES = 400
 
 
-class Store:
+class MappedRows:
     """A share's files.
 
     Args:

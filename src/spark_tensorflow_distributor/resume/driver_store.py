@@ -12,7 +12,7 @@ from .names import lane_of, outdated
 _FOR_ALL = "own"
 
 
-class Commits:
+class DriverCheckpointStore:
     """Files without a name, in the driver's temporary directory, for as long as the run lasts."""
 
     def __init__(self) -> None:

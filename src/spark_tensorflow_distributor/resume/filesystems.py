@@ -21,7 +21,7 @@ _BLOCK_BYTES = 16 << 20
 Write = Callable[[BinaryIO], object]
 
 
-class Files(Protocol):
+class Filesystem(Protocol):
     """A directory of some file system."""
 
     def make(self) -> None: ...
@@ -32,7 +32,7 @@ class Files(Protocol):
     def remove(self, name: str) -> None: ...
 
 
-def files_of(path: str) -> Files:
+def files_of(path: str) -> Filesystem:
     """The directory of a path or URL.
 
     Raises:

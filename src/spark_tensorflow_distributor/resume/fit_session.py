@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.dataset import Feed, feeds_of
+from ..data.dataset import ShardState, shard_states_of
 from ..errors import CheckpointError
-from ..training.collectives import Exchange
+from ..training.collectives import Collectives
 from ..training.keras_api import given_callbacks, is_keras_3
 from ..training.random_state import random_state, restore_random_state
 from . import snapshot, store
@@ -21,15 +21,15 @@ from .model_state import ModelState, describe
 from .names import checkpoint_name
 
 if TYPE_CHECKING:
-    from .fit_tracker import Keeper
+    from .fit_tracker import FitTracker
 
 _log = logging.getLogger("spark_tensorflow_distributor")
 
 
-class Fit:
+class FitSession:
     """One call of ``fit``."""
 
-    def __init__(self, keeper: "Keeper", number: int, arguments: dict[str, Any]) -> None:
+    def __init__(self, keeper: "FitTracker", number: int, arguments: dict[str, Any]) -> None:
         self._keeper, self._number, self._arguments = keeper, number, arguments
         self._lane = f"fit{number}"
         self._model = arguments["self"]
@@ -51,7 +51,7 @@ class Fit:
         self._waiting_metrics: Sequence[np.ndarray] | None = None
         self._sequence = self._epoch_steps = 0
         self._can_save = keeper.store is not None and self._can_exchange()
-        self._exchange = Exchange(self._strategy, keeper.context.rank, keeper.context.world_size)
+        self._exchange = Collectives(self._strategy, keeper.context.rank, keeper.context.world_size)
         self._steps_done, self._meet_at = 0, keeper.pace.first if keeper.pace else 0
         self._met = self._committed = (time.monotonic(), 0)
         self._cost = 0.0
@@ -140,8 +140,8 @@ class Fit:
             for feed in self._feeds():
                 feed.epoch = epoch
 
-    def _feeds(self) -> list[Feed]:
-        return feeds_of(self._arguments.get("x"))
+    def _feeds(self) -> list[ShardState]:
+        return shard_states_of(self._arguments.get("x"))
 
     def enter_epoch(self, epoch: int) -> None:
         """Keras begins an epoch, and has reset the metrics."""
@@ -219,7 +219,7 @@ class Fit:
             is_due = pace.is_due(since)
             each = (now - self._met[0]) / max(1, self._steps_done - self._met[1])
             cost = self._cost + (self._keeper.writer.seconds if self._keeper.writer else 0.0)
-            plan = json.dumps([is_due, pace.next(each, 0.0 if is_due else since, cost)]).encode()
+            plan = json.dumps([is_due, pace.steps_until_next(each, 0.0 if is_due else since, cost)]).encode()
         is_due, steps = json.loads(self._exchange.broadcast(plan) or b"[false, 1]")
         if is_due:
             self._state.put_together()  # at the end of an epoch, it is

@@ -15,18 +15,18 @@ from typing import Any, BinaryIO, Protocol
 from ..context import WorkerContext, set_checkpoints
 from ..errors import CheckpointError
 from ..training.keras_api import by_name, defining_class, joined, keras_packages
-from ..training.step_hooks import stand_between_steps
+from ..training.step_hooks import hook_step_loops
 from . import store
-from .fit_session import Fit
-from .interval import Pace, parse
-from .manual import OwnCheckpoints
+from .fit_session import FitSession
+from .interval import CheckpointInterval, parse
+from .manual import ManualCheckpoints
 from .writer import Writer
 
 _log = logging.getLogger("spark_tensorflow_distributor")
 _TELL_SECONDS = 1.0
 
 
-class Keeper:
+class FitTracker:
     """The fits of this process, one at a time.
 
     Args:
@@ -41,20 +41,20 @@ class Keeper:
         self,
         context: WorkerContext,
         tell: Callable[[dict[str, Any]], None],
-        store: store.Vault | None = None,
-        pace: Pace | None = None,
+        store: store.CheckpointStore | None = None,
+        pace: CheckpointInterval | None = None,
         run: str = "",
     ) -> None:
         self.context, self.tell, self.store, self.pace, self.run = context, tell, store, pace, run
         self.writer = None if store is None else Writer(store, self._committed, self.warn)
         self.steps = self._fits = 0
-        self._current: Fit | None = None
+        self._current: FitSession | None = None
         self._failed_at: dict[str, int] | None = None
         self._told = 0.0
 
     def install(self) -> None:
         """Apply it to every Keras of this process."""
-        if not stand_between_steps(self):
+        if not hook_step_loops(self):
             self.store = self.writer = None
         for package in keras_packages():
             owner = defining_class(package.Model, "fit")
@@ -82,7 +82,7 @@ class Keeper:
         def fit(call: inspect.BoundArguments) -> Any:
             if self._current is not None:  # a fit within a callback of another: part of that one
                 return original(*call.args, **call.kwargs)
-            self._current = current = Fit(self, self._fits, call.arguments)
+            self._current = current = FitSession(self, self._fits, call.arguments)
             self._fits += 1
             try:
                 current.resume()
@@ -145,7 +145,7 @@ class _Guard:
     async_safe = True  # nothing of it is called for each batch
     _supports_tf_logs = True
 
-    def __init__(self, fit: Fit) -> None:
+    def __init__(self, fit: FitSession) -> None:
         super().__init__()
         self._fit = fit
 
@@ -198,10 +198,10 @@ class Saving:
         """
         wanted = self._wanted
         kept = self._store()
-        self._keeper = keeper = Keeper(self._context, self._agent.send, kept, parse(wanted["every"]), wanted["run"])
+        self._keeper = keeper = FitTracker(self._context, self._agent.send, kept, parse(wanted["every"]), wanted["run"])
         keeper.install()
         if keeper.store is not None and keeper.writer is not None:
-            set_checkpoints(OwnCheckpoints(keeper.store, keeper.writer, self._context.is_chief, keeper.warn))
+            set_checkpoints(ManualCheckpoints(keeper.store, keeper.writer, self._context.is_chief, keeper.warn))
 
     def _store(self) -> Any:
         wanted = self._wanted

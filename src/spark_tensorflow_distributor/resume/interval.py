@@ -15,7 +15,7 @@ _MOST_COST = 0.01
 
 
 @dataclass
-class Pace:
+class CheckpointInterval:
     """Either of the two.
 
     Attributes:
@@ -32,7 +32,7 @@ class Pace:
         """Steps to the first meeting."""
         return self.steps or _FIRST_STEPS
 
-    def next(self, seconds_a_step: float, since_commit: float, cost: float) -> int:
+    def steps_until_next(self, seconds_a_step: float, since_commit: float, cost: float) -> int:
         """Steps to the next meeting.
 
         Args:
@@ -53,7 +53,7 @@ class Pace:
         return bool(self.steps) or since_commit >= 0.9 * (self.seconds or 0.0)
 
 
-def parse(every: float | str) -> Pace:
+def parse(every: float | str) -> CheckpointInterval:
     """From the runner's ``checkpoint_every``: seconds, or ``"500 steps"``.
 
     Raises:
@@ -63,7 +63,7 @@ def parse(every: float | str) -> Pace:
         count, _, unit = every.strip().partition(" ")
         if unit.strip() not in ("step", "steps") or not count.isdigit() or not int(count):
             raise ValueError(every)
-        return Pace(steps=int(count))
+        return CheckpointInterval(steps=int(count))
     if isinstance(every, bool) or not isinstance(every, int | float) or not every > 0:
         raise ValueError(every)
-    return Pace(seconds=float(every))
+    return CheckpointInterval(seconds=float(every))

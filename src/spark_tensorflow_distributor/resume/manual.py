@@ -11,7 +11,7 @@ from .writer import Writer
 _LANE = "own"
 
 
-class OwnCheckpoints:
+class ManualCheckpoints:
     """Of one worker.
 
     Args:
@@ -21,7 +21,9 @@ class OwnCheckpoints:
         warn: takes a text for the driver.
     """
 
-    def __init__(self, store: store.Vault, writer: Writer, is_chief: bool, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, store: store.CheckpointStore, writer: Writer, is_chief: bool, warn: Callable[[str], None]
+    ) -> None:
         self._store, self._writer, self._is_chief, self._warn = store, writer, is_chief, warn
         self._sequence: int | None = None
 

@@ -24,7 +24,7 @@ _PREFIX, _SUFFIX = "stfd-", ".npz"
 _FINISHED = "stfd-finished.json"
 
 
-class Vault(Protocol):
+class CheckpointStore(Protocol):
     """Keeps checkpoints."""
 
     def names(self) -> list[str]:
@@ -47,13 +47,15 @@ class Vault(Protocol):
         """The run has ended well: its checkpoints are for nobody but itself."""
 
 
-def latest(vault: Vault, lane: str, warn: Callable[[str], None]) -> tuple[str, dict[str, Any], Any] | None:
+def latest(vault: CheckpointStore, lane: str, warn: Callable[[str], None]) -> tuple[str, dict[str, Any], Any] | None:
     """Name, facts and state of the newest checkpoint of a lane that is whole."""
     found = newest(vault, lane, warn)
     return None if found is None else (found[0], *found[2:])
 
 
-def newest(vault: Vault, lane: str, warn: Callable[[str], None]) -> tuple[str, bytes, dict[str, Any], Any] | None:
+def newest(
+    vault: CheckpointStore, lane: str, warn: Callable[[str], None]
+) -> tuple[str, bytes, dict[str, Any], Any] | None:
     """The same, with the file's content behind the name."""
     for name in sorted((each for each in vault.names() if lane_of(each) == lane), reverse=True):
         try:

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 from . import snapshot
 from .background import Background
 from .names import lane_of
-from .store import Vault
+from .store import CheckpointStore
 
 
 class Writer:
@@ -22,7 +22,9 @@ class Writer:
         seconds: that the last one took.
     """
 
-    def __init__(self, vault: Vault, tell: Callable[[dict[str, Any]], None], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, vault: CheckpointStore, tell: Callable[[dict[str, Any]], None], warn: Callable[[str], None]
+    ) -> None:
         self._vault, self._tell, self._warn = vault, tell, warn
         self._background = Background("spark-tensorflow-checkpoints", self._write)
         self.seconds = 0.0

@@ -54,7 +54,7 @@ class TaskSpec:
         world_size: number of Spark tasks, each with one worker.
         secret: key of the run, known to the driver and the agents alone.
         driver_addresses: ``(host, port)`` of the driver's channel, to be tried in this order.
-        gone_means_dead: a driver that refuses connections is dead. So under Spark Connect, where the server goes on
+        driver_is_client: a driver that refuses connections is dead. So under Spark Connect, where the server goes on
             with a job whose client has died; classic Spark ends the task itself.
         payload: the pickled ``(train_fn, kwargs)`` or ``(script name, source, args)``.
         is_script: which of the two it is.
@@ -68,8 +68,8 @@ class TaskSpec:
         warm_seconds: how long such a process is kept after its last use.
         submitted_at: when the driver submitted the job, seconds since the epoch.
         loopback: all workers run on the driver's own host (Spark's master is ``local``).
-        echo: copy the trainer's output to the executor's stderr. Not where that is the driver's own, which shows the
-            lines anyway.
+        log_to_executor: copy the trainer's output to the executor's stderr. Not where that is the driver's own, which
+            shows the lines anyway.
         checkpoints: what is kept of the training.
         worker_ports: first and last plus one of the ports for TensorFlow; empty for any.
         frames: the DataFrames among the function's arguments.
@@ -80,7 +80,7 @@ class TaskSpec:
     world_size: int
     secret: bytes
     driver_addresses: tuple[tuple[str, int], ...]
-    gone_means_dead: bool
+    driver_is_client: bool
     payload: bytes
     is_script: bool
     use_gpu: bool
@@ -96,7 +96,7 @@ class TaskSpec:
     warm_seconds: float
     submitted_at: float
     loopback: bool
-    echo: bool
+    log_to_executor: bool
     checkpoints: CheckpointSpec
     worker_ports: tuple[int, ...] = ()
     frames: tuple[FrameSpec, ...] = ()

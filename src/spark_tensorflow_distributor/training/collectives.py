@@ -12,7 +12,7 @@ import numpy as np
 _AT_ONCE = 16 << 20
 
 
-class Exchange:
+class Collectives:
     """One rank's end of it.
 
     Args:
@@ -24,7 +24,7 @@ class Exchange:
         self._strategy, self._rank, self._world_size = strategy, rank, world_size
 
     @classmethod
-    def of_workers(cls, strategy: Any) -> "Exchange":
+    def of_workers(cls, strategy: Any) -> "Collectives":
         """Of a strategy that spans workers, and so knows their number and this one's rank."""
         return cls(strategy, strategy.cluster_resolver.task_id, strategy.extended._num_workers)
 

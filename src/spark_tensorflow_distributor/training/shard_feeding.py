@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ..data.dataset import Feed, feeds_of
+from ..data.dataset import ShardState, shard_states_of
 from ..errors import DataError
 from .keras_api import by_name, defining_class, keras_packages
 
@@ -55,7 +55,7 @@ def _untune_device_datasets() -> None:
 def _distributing(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def experimental_distribute_dataset(self: Any, dataset: Any, options: Any = None) -> Any:
-        feeds = feeds_of(dataset)
+        feeds = shard_states_of(dataset)
         if not feeds:
             return original(self, dataset, options)
         replicas = len(self.extended.worker_devices)
@@ -90,10 +90,10 @@ def _fitting(original: Callable[..., Any]) -> Callable[..., Any]:
     def fit(call: inspect.BoundArguments) -> Any:
         arguments = call.arguments
         data = arguments.get("x")
-        feeds = feeds_of(data)
+        feeds = shard_states_of(data)
         if not feeds:
             return original(*call.args, **call.kwargs)
-        others = feeds_of(arguments.get("validation_data"))
+        others = shard_states_of(arguments.get("validation_data"))
         training = [feed for feed in feeds if not any(feed is other for other in others)]
         if training and len(training) == len(feeds):
             arguments["x"] = _equal_steps(data, feeds[0])
@@ -109,7 +109,7 @@ def _fitting(original: Callable[..., Any]) -> Callable[..., Any]:
     return by_name(original, fit)
 
 
-def _equal_steps(data: Any, feed: Feed) -> Any:
+def _equal_steps(data: Any, feed: ShardState) -> Any:
     """The dataset without the last step, where that has rows for some of the ranks only."""
     if int(data.cardinality()) != feed.whole.steps:
         return data  # a dataset of the user's own making, or one without an end

@@ -14,7 +14,7 @@ from .keras_api import defining_class, keras_packages
 _log = logging.getLogger(__name__)
 
 
-class Guest(Protocol):
+class StepListener(Protocol):
     """Who stands between the steps."""
 
     def claims_epoch(self) -> bool:
@@ -61,22 +61,22 @@ class Guest(Protocol):
         """A step of any other kind is done."""
 
 
-def stand_between_steps(guest: Guest) -> bool:
+def hook_step_loops(listener: StepListener) -> bool:
     """Place the guest in the loops of every Keras of this process; False where one has loops of an unknown kind."""
     done = True
     for package in keras_packages():
         try:
             if hasattr(package.src, "engine"):
-                _in_tf_keras(package.src.engine.data_adapter.DataHandler, guest)
+                _in_tf_keras(package.src.engine.data_adapter.DataHandler, listener)
             else:
-                _in_keras(package.src.backend.tensorflow.trainer.TFEpochIterator, guest)
+                _in_keras(package.src.backend.tensorflow.trainer.TFEpochIterator, listener)
         except Exception as error:  # internals that nobody promised to keep
             _log.warning("%s %s has loops of an unknown kind (%r)", package.__name__, package.__version__, error)
             done = False
     return done
 
 
-def _in_keras(loop: Any, guest: Guest) -> None:
+def _in_keras(loop: Any, listener: StepListener) -> None:
     # Keras 3.5 and 3.6 have a loop of their own for TensorFlow.
     is_of_its_own = "enumerate_epoch" in vars(loop)
     name = "enumerate_epoch" if is_of_its_own else "_enumerate_iterator"
@@ -85,37 +85,37 @@ def _in_keras(loop: Any, guest: Guest) -> None:
 
     def epoch(self: Any) -> Any:
         if not is_of_its_own:
-            _count_iterators(self, guest)
+            _count_iterators(self, listener)
         elif not (self.steps_per_epoch and self._current_iterator):
-            guest.made_iterator()  # this loop asks for none by a method
+            listener.made_iterator()  # this loop asks for none by a method
         return original(self)
 
     @functools.wraps(original)
     def enumerate_steps(self: Any) -> Iterator[Any]:
-        if not guest.claims_epoch():
+        if not listener.claims_epoch():
             for each in original(self):
                 yield each
-                guest.alive()
+                listener.alive()
             return
-        done, batches = guest.start(lambda count, steps: _skip_epochs(self, epoch, count, steps))
+        done, batches = listener.start(lambda count, steps: _skip_epochs(self, epoch, count, steps))
         if not batches:
-            guest.arrive()
-        left = _left(epoch(self), done, batches, guest)
-        yield from _telling(left, guest, lambda: self.steps_per_execution)
+            listener.arrive()
+        left = _left(epoch(self), done, batches, listener)
+        yield from _telling(left, listener, lambda: self.steps_per_execution)
 
     setattr(owner, name, enumerate_steps)
 
 
-def _left(steps: Iterator[Any], done: int, batches: int, guest: Guest) -> Iterator[Any]:
+def _left(steps: Iterator[Any], done: int, batches: int, listener: StepListener) -> Iterator[Any]:
     """The steps that are not done, after so many batches have been left out."""
     for *numbers, iterator in steps:
         batches = _pull(iterator, batches)
-        guest.arrive()
+        listener.arrive()
         if numbers[0] >= done:
             yield (*numbers, iterator)
 
 
-def _telling(steps: Iterator[Any], guest: Guest, size: Callable[[], int]) -> Iterator[Any]:
+def _telling(steps: Iterator[Any], listener: StepListener, size: Callable[[], int]) -> Iterator[Any]:
     """The steps, of each of which the guest is told when it is known whether another one follows.
 
     Args:
@@ -126,20 +126,20 @@ def _telling(steps: Iterator[Any], guest: Guest, size: Callable[[], int]) -> Ite
     count = 0
     for each in steps:
         if count:
-            guest.after_step(count)
+            listener.after_step(count)
         yield each
         count = size()
     if count:
-        guest.after_step(count, is_last=True)
+        listener.after_step(count, is_last=True)
 
 
-def _count_iterators(loop: Any, guest: Guest) -> None:
+def _count_iterators(loop: Any, listener: StepListener) -> None:
     if "_get_iterator" in vars(loop):  # they are, already
         return
     get_iterator = loop._get_iterator
 
     def counted() -> Any:
-        guest.made_iterator()
+        listener.made_iterator()
         return get_iterator()
 
     loop._get_iterator = counted
@@ -177,58 +177,58 @@ def _skip_epochs(loop: Any, original: Callable[[Any], Iterator[Any]], count: int
     return 0
 
 
-def _in_tf_keras(handler: Any, guest: Guest) -> None:
+def _in_tf_keras(handler: Any, listener: StepListener) -> None:
     epochs, steps = handler.enumerate_epochs, handler.steps
 
     @functools.wraps(epochs)
     def enumerate_epochs(self: Any) -> Iterator[Any]:
-        if not guest.claims_fit():
+        if not listener.claims_fit():
             yield from epochs(self)
             return
         # Not sooner: arrays would be repeated for as many epochs as there are from here.
-        self._initial_epoch = guest.first_epoch(self._initial_epoch)
+        self._initial_epoch = listener.first_epoch(self._initial_epoch)
         left_out = 0
 
         def leave_out(count: int, _: int) -> int:
             nonlocal left_out
             left_out = count
-            return _skip_tf_epochs(self, count, guest)
+            return _skip_tf_epochs(self, count, listener)
 
-        self._initial_step, batches = guest.start(leave_out)
+        self._initial_step, batches = listener.start(leave_out)
         if not batches:  # the end of an epoch is saved before the data is told of it
-            guest.arrive()
+            listener.arrive()
         if left_out:
             self._adapter.on_epoch_end()
-        guest.begin_epoch(self._initial_epoch)
-        guest.made_iterator()
+        listener.begin_epoch(self._initial_epoch)
+        listener.made_iterator()
         for epoch, iterator in epochs(self):
             if self._adapter.should_recreate_iterator():
-                guest.made_iterator()
+                listener.made_iterator()
             batches = _pull(iterator, batches)
-            guest.arrive()
+            listener.arrive()
             yield epoch, iterator
-            guest.begin_epoch(epoch + 1)
+            listener.begin_epoch(epoch + 1)
 
     @functools.wraps(steps)
     def enumerate_steps(self: Any) -> Iterator[Any]:
-        if not guest.claims_epoch():
+        if not listener.claims_epoch():
             for each in steps(self):
                 yield each
-                guest.alive()
+                listener.alive()
             return
-        yield from _telling(steps(self), guest, lambda: int(self.step_increment) + 1)
+        yield from _telling(steps(self), listener, lambda: int(self.step_increment) + 1)
 
     handler.enumerate_epochs, handler.steps = enumerate_epochs, enumerate_steps
 
 
-def _skip_tf_epochs(handler: Any, count: int, guest: Guest) -> int:
+def _skip_tf_epochs(handler: Any, count: int, listener: StepListener) -> int:
     if not handler._adapter.should_recreate_iterator():
         return count * int(handler.inferred_steps or 0)
     adapter = handler._adapter
     for number in range(count):
         if number:
             adapter.on_epoch_end()
-        guest.made_iterator()
+        listener.made_iterator()
         iterator = iter(adapter.get_dataset())
         if type(adapter).__name__ == "KerasSequenceAdapter":
             next(iterator)  # its order is drawn with the first batch

@@ -18,7 +18,7 @@ from .link import open_connection
 _SECONDS = 30.0
 
 
-class Courier:
+class CheckpointTransfer:
     """One worker's.
 
     Args:

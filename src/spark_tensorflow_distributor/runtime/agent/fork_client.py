@@ -37,7 +37,7 @@ _READ_AT_IMPORT = (
 _FIND_SECONDS = 10.0
 
 
-class Launcher:
+class ForkClient:
     """A connection to a fork server.
 
     Args:

@@ -107,7 +107,7 @@ class DriverLink:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
-                self._lose()
+                self._declare_lost()
                 return
             self._waiting_bytes -= sent
             if sent == len(self._waiting[0]):
@@ -126,7 +126,7 @@ class DriverLink:
         except OSError:
             data = b""
         if not data:
-            self._lose()
+            self._declare_lost()
             return
         yield from self._reader.feed(data)
 
@@ -150,10 +150,10 @@ class DriverLink:
             sock.setblocking(False)
             return True
         except (OSError, EOFError):
-            self._lose()
+            self._declare_lost()
             return False
 
-    def _lose(self) -> None:
+    def _declare_lost(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -173,7 +173,7 @@ class DriverLink:
         if self._socket is not None:
             with contextlib.suppress(OSError):  # the driver may have gone first
                 self._socket.shutdown(socket.SHUT_RDWR)
-            self._lose()
+            self._declare_lost()
 
 
 def open_connection(

@@ -67,14 +67,16 @@ class Pipes:
         selector: tells when there is something to read.
         link: to the driver.
         tail: takes the last lines.
-        echo: see ``TaskSpec``.
+        log_to_executor: see ``TaskSpec``.
 
     Attributes:
         last_sign: when there was something last, by ``time.monotonic()``.
     """
 
-    def __init__(self, selector: selectors.BaseSelector, link: DriverLink, tail: Tail, *, echo: bool) -> None:
-        self._selector, self._link, self._tail, self._echo = selector, link, tail, echo
+    def __init__(
+        self, selector: selectors.BaseSelector, link: DriverLink, tail: Tail, *, log_to_executor: bool
+    ) -> None:
+        self._selector, self._link, self._tail, self._log_to_executor = selector, link, tail, log_to_executor
         self._splitters: dict[int, tuple[str, LineSplitter]] = {}
         self.last_sign = time.monotonic()
 
@@ -97,7 +99,7 @@ class Pipes:
             self._selector.unregister(fd)
             os.close(fd)
             del self._splitters[fd]
-        elif self._echo or not self._link.is_open:
+        elif self._log_to_executor or not self._link.is_open:
             # The executor's own log has everything, as it came.
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.buffer.write(data)

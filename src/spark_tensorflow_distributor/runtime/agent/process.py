@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 
 @dataclass
-class Ending:
+class TrainerOutcome:
     """How a trainer ended.
 
     Attributes:
@@ -66,7 +66,7 @@ _WRITE_SECONDS = 1.0
 _LONGEST = 20_000
 
 
-class Vitals:
+class TrainerProbe:
     """Of one trainer.
 
     Args:

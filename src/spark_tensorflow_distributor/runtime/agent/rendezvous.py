@@ -63,7 +63,7 @@ def hold_port(ports: range | None = None) -> socket.socket:
 def meet(
     member: Mapping[str, Any], world_size: int, link: DriverLink, barrier: Barrier, deadline: float
 ) -> tuple[list[dict[str, Any]], str]:
-    """Exchange what each rank says of itself.
+    """Collectives what each rank says of itself.
 
     Args:
         member: this rank's part: rank, host, port, tensorflow and more, all JSON.

@@ -12,10 +12,10 @@ from ..wire import send_files
 from .link import DriverLink
 
 if TYPE_CHECKING:  # with NumPy, which a run without DataFrames does without
-    from ...data.intake import Intake
+    from ...data.intake import RowReceiver
 
 
-class HandOver:
+class RowDelivery:
     """Hands the rows of one worker to its trainer, once they are in and shared out.
 
     Args:
@@ -27,7 +27,7 @@ class HandOver:
         error: why there will be no rows, or None.
     """
 
-    def __init__(self, intake: "Intake", link: DriverLink, all_gather: Callable[[str], list[str]] | None) -> None:
+    def __init__(self, intake: "RowReceiver", link: DriverLink, all_gather: Callable[[str], list[str]] | None) -> None:
         self._intake, self._link, self._all_gather = intake, link, all_gather
         self._trainer: socket.socket | None = None
         self._passed: list[Mapping[str, Any]] = []

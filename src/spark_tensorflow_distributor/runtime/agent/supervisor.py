@@ -1,7 +1,7 @@
 """Starts one trainer, and watches it to its end.
 
 One thread, one selector: the trainer's output, its messages, the fork server's word of its exit, the driver's
-commands. What comes out is an :class:`Ending`; nothing here raises for what the trainer does.
+commands. What comes out is an :class:`TrainerOutcome`; nothing here raises for what the trainer does.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from typing import Any, BinaryIO
 
 from ..failures import failure_record
 from ..wire import FrameReader, frame
-from .checkpoints import Courier
-from .fork_client import Launcher
+from .checkpoints import CheckpointTransfer
+from .fork_client import ForkClient
 from .link import DriverLink
 from .output import Pipes, Tail
-from .process import Ending, Vitals, explain_exit
-from .rows import HandOver
+from .process import TrainerOutcome, TrainerProbe, explain_exit
+from .rows import RowDelivery
 
 _TICK_SECONDS = 0.5
 # After the release, a trainer may run its exit handlers for as long as this.
@@ -47,7 +47,7 @@ class Supervisor:
         launcher: a connection to the fork server.
         link: the driver's channel, connected or not.
         tail: takes the last output lines.
-        gone_means_dead, echo: see ``TaskSpec``.
+        driver_is_client, log_to_executor: see ``TaskSpec``.
         ends_together: the driver says when all have returned; else the ranks ask each other.
         rows: the rows that the trainer waits for, or None.
         courier: takes checkpoints to the driver, or None.
@@ -57,33 +57,33 @@ class Supervisor:
         self,
         rank: int,
         host: str,
-        launcher: Launcher,
+        launcher: ForkClient,
         link: DriverLink,
         tail: Tail,
         *,
-        gone_means_dead: bool,
-        echo: bool,
+        driver_is_client: bool,
+        log_to_executor: bool,
         ends_together: bool,
-        rows: HandOver | None = None,
-        courier: Courier | None = None,
+        rows: RowDelivery | None = None,
+        courier: CheckpointTransfer | None = None,
     ) -> None:
         self._rank, self._host = rank, host
         self._launcher, self._link, self._tail = launcher, link, tail
-        self._gone_means_dead = gone_means_dead
+        self._gone_means_dead = driver_is_client
         self._ends_together = ends_together
         self._rows, self._courier = rows, courier
         self._files: list[int] = []
-        self._vitals: Vitals | None = None
+        self._vitals: TrainerProbe | None = None
         self._has_channel = link.is_open
         self._selector = selectors.DefaultSelector()
         self._reader = FrameReader()
-        self._pipes = Pipes(self._selector, link, tail, echo=echo)
+        self._pipes = Pipes(self._selector, link, tail, log_to_executor=log_to_executor)
         self._control: socket.socket | None = None
         self._outcome: dict[str, Any] | None = None
         self._exited: dict[str, Any] | None = None
         self._released = False
         self._stopped: str | None = None
-        self._ending = Ending()
+        self._ending = TrainerOutcome()
         self._next_connect = 0.0
         self._lost_since: float | None = None
         self._last_sign = time.monotonic()
@@ -108,7 +108,7 @@ class Supervisor:
         out_write, err_write = self._pipes.open("stdout"), self._pipes.open("stderr")
         ours, theirs = socket.socketpair()
         result: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (outlives this function)
-        self._vitals = Vitals(directory)
+        self._vitals = TrainerProbe(directory)
         with tempfile.TemporaryFile(dir=directory) as program:
             program.write(payload)
             program.flush()
@@ -128,7 +128,7 @@ class Supervisor:
             self._selector.register(self._rows, selectors.EVENT_READ, self._on_rows)
         return result
 
-    def watch(self) -> Ending:
+    def watch(self) -> TrainerOutcome:
         """Until the function has returned or failed on this rank, and the group knows what to do about it.
 
         The trainer is still alive then if it returned; :meth:`finish` ends it.
@@ -149,7 +149,7 @@ class Supervisor:
         self._ending.failure = failure
         return self._ending
 
-    def finish(self) -> Ending:
+    def finish(self) -> TrainerOutcome:
         """End the trainer: kindly if it returned, else by SIGKILL. Afterwards no process of it lives."""
         if self._ending.failure is None and self._control is not None:
             with contextlib.suppress(OSError):

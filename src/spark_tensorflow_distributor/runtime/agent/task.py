@@ -22,15 +22,15 @@ from ..barrier import carry_out
 from ..failures import encode_failure, failure_record, pickle_exception
 from ..specs import TaskSpec, WorkerReport, tensorflow_version
 from ..wire import chunks
-from .checkpoints import Courier
+from .checkpoints import CheckpointTransfer
 from .environment import host_cores, local_directory, phase_seconds, trainer_environment
-from .fork_client import Launcher, import_path
+from .fork_client import ForkClient, import_path
 from .link import DriverLink
 from .output import Tail
 from .placement import hosts_of, placements
-from .process import Ending
+from .process import TrainerOutcome
 from .rendezvous import Stopped, cluster_spec, deadline_after, hold_port, meet
-from .rows import HandOver
+from .rows import RowDelivery
 from .supervisor import Supervisor
 
 _PRELOAD = ("tensorflow", "pyspark.cloudpickle")
@@ -78,9 +78,9 @@ class Agent:
         self._link = DriverLink(spec.driver_addresses, spec.secret, hello)
         self._intake: Any = None
         if spec.frames:
-            from ...data.intake import Intake
+            from ...data.intake import RowReceiver
 
-            self._intake = Intake(
+            self._intake = RowReceiver(
                 spec.frames,
                 batches,
                 rank=self._place.rank,
@@ -95,7 +95,7 @@ class Agent:
     def run(self) -> Iterator[tuple[int, str, int, bytes]]:
         """Train; yields the rows that go back to the driver."""
         result: BinaryIO | None = None
-        ending = Ending()
+        ending = TrainerOutcome()
         try:
             self._link.connect()
             has_channel = self._link.is_open
@@ -119,13 +119,13 @@ class Agent:
             if result is not None:
                 result.close()
 
-    def _work(self) -> tuple[Ending, BinaryIO]:
+    def _work(self) -> tuple[TrainerOutcome, BinaryIO]:
         spec, place = self._spec, self._place
         gpus = self._gpus()
         threads = devices.threads_for(host_cores(), place.local_world_size, int(self._context.cpus()))
         self._facts.update(threads=threads, devices=gpus or ("CPU",), tensorflow=tensorflow_version())
         courier = self._courier()
-        launcher = Launcher(warm=spec.warm_start, env=spec.env, preload=_PRELOAD, warm_seconds=spec.warm_seconds)
+        launcher = ForkClient(warm=spec.warm_start, env=spec.env, preload=_PRELOAD, warm_seconds=spec.warm_seconds)
         try:
             port = hold_port(range(*spec.worker_ports) if spec.worker_ports else None)
             with port:
@@ -145,8 +145,8 @@ class Agent:
                     launcher,
                     self._link,
                     self._tail,
-                    gone_means_dead=spec.gone_means_dead,
-                    echo=spec.echo,
+                    driver_is_client=spec.driver_is_client,
+                    log_to_executor=spec.log_to_executor,
                     ends_together=way == "channel",
                     rows=self._hand_over_rows(way),
                     courier=courier,
@@ -168,7 +168,7 @@ class Agent:
             supervisor.finish()
         return ending, result
 
-    def _courier(self) -> Courier | None:
+    def _courier(self) -> CheckpointTransfer | None:
         """For checkpoints, where the driver keeps them and can be reached."""
         spec = self._spec
         if not spec.checkpoints.at_driver:
@@ -179,13 +179,13 @@ class Agent:
                 "place that all hosts share, or open the driver's channel (tensorflow.spark.distributor.driverPort)."
             )
             return None
-        return Courier(spec.driver_addresses, spec.secret, self._place.rank, local_directory())
+        return CheckpointTransfer(spec.driver_addresses, spec.secret, self._place.rank, local_directory())
 
     def _warn(self, text: str) -> None:
         self._warnings.append(text)
         self._link.send({"type": "warning", "text": text})
 
-    def _fetch(self, courier: Courier) -> dict[str, BinaryIO]:
+    def _fetch(self, courier: CheckpointTransfer) -> dict[str, BinaryIO]:
         try:
             return courier.fetch(self._link.tell_alive)
         except (OSError, EOFError) as error:
@@ -194,10 +194,10 @@ class Agent:
                 f"{type(error).__name__}: {error}."
             ) from error
 
-    def _hand_over_rows(self, way: str) -> HandOver | None:
+    def _hand_over_rows(self, way: str) -> RowDelivery | None:
         if self._intake is None:
             return None
-        return HandOver(self._intake, self._link, self._context.allGather if way == "allGather" else None)
+        return RowDelivery(self._intake, self._link, self._context.allGather if way == "allGather" else None)
 
     def _gpus(self) -> tuple[str, ...]:
         spec = self._spec
@@ -243,7 +243,7 @@ class Agent:
             },
         }
 
-    def _own_failure(self, error: Exception) -> Ending:
+    def _own_failure(self, error: Exception) -> TrainerOutcome:
         """An error of the agent itself, told as the worker's failure."""
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             error = ClusterError(
@@ -263,9 +263,9 @@ class Agent:
             log_tail=self._tail.get(),
         )
         self._link.send({"type": "failed", "failure": record})
-        return Ending(failure=record, exit="stopped" if stopped else name)
+        return TrainerOutcome(failure=record, exit="stopped" if stopped else name)
 
-    def _report(self, ending: Ending) -> WorkerReport:
+    def _report(self, ending: TrainerOutcome) -> WorkerReport:
         return WorkerReport(
             rank=self._place.rank,
             host=self._place.host,
@@ -285,7 +285,7 @@ class Agent:
             warnings=(*self._warnings, *ending.warnings),
         )
 
-    def _hand_over(self, result: BinaryIO | None, ending: Ending) -> bool:
+    def _hand_over(self, result: BinaryIO | None, ending: TrainerOutcome) -> bool:
         """Send the value to the driver; False where it has to go through Spark's rows."""
         size = ending.result_bytes
         if result is None or ending.failure is not None or not size or self._link.send_result(result, size):

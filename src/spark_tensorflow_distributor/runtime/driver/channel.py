@@ -12,7 +12,7 @@ import socket
 import threading
 from typing import Any
 
-from ...resume.driver_store import Commits
+from ...resume.driver_store import DriverCheckpointStore
 from ..wire import HANDSHAKE_SECONDS, frame, prove_to_agent, receive, receive_bytes
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Channel:
         bind_address: str,
         advertised: tuple[str, ...],
         port: int = 0,
-        commits: Commits | None = None,
+        commits: DriverCheckpointStore | None = None,
     ) -> None:
         self._secret = secret
         self._commits = commits

@@ -49,7 +49,7 @@ class Group:
         self.ever_connected: set[int] = set()
         self.done: set[int] = set()
         self.failures: dict[int, tuple[Mapping[str, Any], float]] = {}
-        self.elsewhere = False
+        self.uses_all_gather = False
         self.stop_reason: str | None = None
         self._stall_timeout = stall_timeout
         self._first_join: float | None = None
@@ -69,7 +69,7 @@ class Group:
     @property
     def has_met(self) -> bool:
         """All ranks know each other, or are about to without the driver's help."""
-        return self.elsewhere or len(self.members) == self.world_size
+        return self.uses_all_gather or len(self.members) == self.world_size
 
     def connect(self, rank: int, hello: Mapping[str, Any], now: float) -> list[Command]:
         """A rank has connected, for the first time or again; ``hello`` tells what it reached meanwhile."""
@@ -135,7 +135,7 @@ class Group:
     def _join(self, rank: int, member: Mapping[str, Any], now: float) -> list[Command]:
         self._first_join = now if self._first_join is None else self._first_join
         self.members[rank] = member
-        if self.elsewhere:
+        if self.uses_all_gather:
             return [(rank, {"type": "use_all_gather"})]
         if len(self.members) == self.world_size:
             return [(None, {"type": "members", "members": list(self.members.values())})]
@@ -178,7 +178,7 @@ class Group:
         if self._first_failure is not None:
             accounted = len(self.failures.keys() | self.done) == self.world_size
             if accounted or now - self._first_failure >= VERDICT_SECONDS:
-                self._accuse(now)
+                self._add_suspects(now)
                 first = min(self.failures, key=lambda rank: self.failures[rank][1])
                 return self.stop(f"Stopped because rank {first} failed.")
             return []
@@ -189,7 +189,7 @@ class Group:
             return [(None, {"type": "stacks"})]
         silent = self._silent(now)
         if silent:
-            return self._lose(silent, now)
+            return self._declare_lost(silent, now)
         missing = set(range(self.world_size)) - self.done
         if missing == {0} and self.world_size > 1 and self._is_chief_stuck(now):
             return self.stop(
@@ -201,7 +201,7 @@ class Group:
             self._released = True
             return [(None, {"type": "release"})]
         if not self.has_met and self._first_join is not None and now - self._first_join >= MEET_ELSEWHERE_SECONDS:
-            self.elsewhere = True
+            self.uses_all_gather = True
             return [(rank, {"type": "use_all_gather"}) for rank in sorted(self.members)]
         return []
 
@@ -245,33 +245,35 @@ class Group:
 
     def _silent(self, now: float) -> list[int]:
         """Ranks that are gone without a word. While others make steps, all are there: a step needs all of them."""
-        if not self.has_met or self.elsewhere:
+        if not self.has_met or self.uses_all_gather:
             return []
         working = self.ever_connected - self.done - self.failures.keys()
         silent = [rank for rank in working if now - self._heard.get(rank, now) > SILENT_SECONDS]
         last_step = max((when for rank, when in self._progress.items() if rank not in silent), default=0.0)
         return sorted(rank for rank in silent if last_step - self._heard[rank] < SILENT_SECONDS / 2)
 
-    def _accuse(self, now: float) -> None:
+    def _add_suspects(self, now: float) -> None:
         """Others have failed: add those that they may have failed for, and that cannot tell it themselves."""
         for rank in sorted(self.ever_connected - self.done - self.failures.keys()):
             silent, state = now - self._heard.get(rank, now), self.vitals.get(rank, {}).get("state")
-            if silent > QUIET_SECONDS and self.has_met and not self.elsewhere:
+            if silent > QUIET_SECONDS and self.has_met and not self.uses_all_gather:
                 text = f"Nothing was heard of this worker for {silent:.0f} s: its host is down, or the network to it."
-                self._blame(rank, "lost", text, now - silent)
+                self._record_failure(rank, "lost", text, now - silent)
             elif state in ("stopped", "traced"):
-                self._blame(rank, "stalled", f"The trainer's process is {state}, by a signal or a debugger.", now)
+                self._record_failure(
+                    rank, "stalled", f"The trainer's process is {state}, by a signal or a debugger.", now
+                )
 
-    def _blame(self, rank: int, kind: str, text: str, when: float) -> None:
+    def _record_failure(self, rank: int, kind: str, text: str, when: float) -> None:
         host = str(self.members.get(rank, {}).get("host", "?"))
         self.failures.setdefault(rank, (failure_record(rank, host, kind, text), when))
 
-    def _lose(self, ranks: list[int], now: float) -> list[Command]:
+    def _declare_lost(self, ranks: list[int], now: float) -> list[Command]:
         for rank in ranks:
             text = (
                 f"Nothing was heard of this worker for {SILENT_SECONDS:g} s, and no other one made a step meanwhile: "
                 "its host is down, or the network to it."
             )
-            self._blame(rank, "lost", text, self._heard[rank])
+            self._record_failure(rank, "lost", text, self._heard[rank])
         self._first_failure = now - VERDICT_SECONDS
         return self.tick(now)

@@ -162,13 +162,13 @@ class Launch:
     def _has_not_started(self, job: SparkJob) -> bool:
         """False where the workers do run, and only cannot reach this driver; they meet without it then."""
         if not self._group.ever_connected and job.is_running_unseen(self._channel.addresses):
-            self._group.elsewhere = True
+            self._group.uses_all_gather = True
             _log.warning(
                 "The workers cannot reach the driver at %s: no output is shown, and a failure is known only when Spark "
                 "tells it. tensorflow.spark.distributor.driverPort fixes the port, so that it can be opened.",
                 self._channel.addresses,
             )
-        return not self._group.elsewhere
+        return not self._group.uses_all_gather
 
     def _end(self, job: SparkJob, patience: float) -> None:
         """See the job end; cancel it if it does not end by itself."""

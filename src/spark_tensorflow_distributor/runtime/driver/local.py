@@ -58,17 +58,17 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
     if not frames.specs:
         yield {}
         return
-    from ...data.intake import Intake
-    from ...data.shard import Place, shards
+    from ...data.intake import RowReceiver
+    from ...data.shard import ShardId, shards
 
-    intake = Intake(
+    intake = RowReceiver(
         frames.specs, frames.local_batches(), rank=0, world_size=1, directory=tempfile.gettempdir(), sharing=1
     )
     try:
         select.select([intake], [], [])
         intake.acknowledge()
         layout, files = intake.layout()
-        place = Place(rank=0, world_size=1, partition=0, seed=secrets.randbits(31))
+        place = ShardId(rank=0, world_size=1, partition=0, seed=secrets.randbits(31))
         made = shards(layout["frames"], [os.dup(file.fileno()) for file in files], place)
     except BrokenInputError as error:
         # What Spark says of the DataFrame's own plan is the user's to see.

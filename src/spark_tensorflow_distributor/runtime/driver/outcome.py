@@ -56,7 +56,7 @@ def root_cause(failures: Mapping[int, tuple[Mapping[str, Any], float]]) -> int |
     return min(failures, key=order, default=None)
 
 
-def should_meet_again(result: LaunchResult, times: int) -> bool:
+def lost_a_port(result: LaunchResult, times: int) -> bool:
     """Whether the launch failed for nothing but a port that another process took meanwhile."""
     rank = root_cause(result.failures)
     return rank is not None and result.failures[rank][0]["kind"] == "port" and times < MEET_AGAIN_LIMIT

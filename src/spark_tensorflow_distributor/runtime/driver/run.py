@@ -12,7 +12,7 @@ from typing import Any
 from ...config import RunnerConfig
 from ...data.frames import Frames
 from ...errors import ClusterError, SerializationError
-from ...resume.driver_store import Commits
+from ...resume.driver_store import DriverCheckpointStore
 from ...resume.names import lane_of
 from ..shipping import spark_task
 from ..specs import CheckpointSpec, TaskSpec, tensorflow_version
@@ -58,7 +58,7 @@ class Run:
         # A run that goes on with another one's checkpoints has to have its order of rows, too.
         folder = config.checkpoint_dir
         self._seed = secrets.randbits(31) if folder is None else zlib.crc32(folder.encode()) >> 1
-        self._commits = Commits()
+        self._commits = DriverCheckpointStore()
         self._last_commits: dict[str, str] = {}
 
     def execute(self, made: plan.RunPlan) -> Any:
@@ -75,7 +75,7 @@ class Run:
             result = self._launch(made, facts, attempt)
             if result.succeeded:
                 return _unpickle(result)
-            if outcome.should_meet_again(result, met_again):
+            if outcome.lost_a_port(result, met_again):
                 met_again += 1
                 _log.info("Another process took a worker's port; the workers meet again.")
                 continue
@@ -186,7 +186,7 @@ class Run:
             world_size=made.num_tasks,
             secret=secret,
             driver_addresses=channel.addresses,
-            gone_means_dead=facts.is_connect,
+            driver_is_client=facts.is_connect,
             payload=self._program.payload,
             is_script=self._program.is_script,
             use_gpu=config.use_gpu,
@@ -202,7 +202,7 @@ class Run:
             warm_seconds=plan.number(conf.get(plan.WARM_SECONDS, "300"), plan.WARM_SECONDS),
             submitted_at=time.time(),
             loopback=facts.is_local,
-            echo=not (facts.is_local and config.log_to_driver),
+            log_to_executor=not (facts.is_local and config.log_to_driver),
             checkpoints=self._checkpoints(),
             worker_ports=plan.ports(conf.get(plan.WORKER_PORTS, ""), plan.WORKER_PORTS),
             frames=self._program.frames.specs,

@@ -206,10 +206,10 @@ def _prepare_keras(context: WorkerContext, control: Control, request: dict[str, 
     from ...training import keras_api, patches, progress, shard_feeding
 
     if context.world_size > 1:
-        patches.mend_tensorflow(request["seed"])
-        mended = patches.mend_keras()
-        if mended:
-            control.send({"type": "mended", "names": mended})
+        patches.patch_tensorflow(request["seed"])
+        patched = patches.apply_patches()
+        if patched:
+            control.send({"type": "patched", "names": patched})
         if request["has_data"]:
             shard_feeding.feed_shards()
     keras_api.quiet_auto_verbose(context.is_chief)
@@ -220,10 +220,10 @@ def _prepare_keras(context: WorkerContext, control: Control, request: dict[str, 
 def _shards(request: dict[str, Any], layout: dict[str, Any], files: list[int]) -> dict[str, Any]:
     if not layout:
         return {}
-    from ...data.shard import Place, shards
+    from ...data.shard import ShardId, shards
 
     context = request["context"]
-    place = Place(context["rank"], context["world_size"], request["partition"], request["seed"])
+    place = ShardId(context["rank"], context["world_size"], request["partition"], request["seed"])
     return dict(shards(layout["frames"], files, place))
 
 

@@ -28,12 +28,12 @@ from . import (
 _log = logging.getLogger(__name__)
 
 # On a package that has been here.
-_MARK = "_spark_tensorflow_distributor_mended"
+_MARK = "_spark_tensorflow_distributor_patched"
 
-Mend = Callable[[Any, Any], bool]
+Patch = Callable[[Any, Any], bool]
 
 # In the order in which they are applied. The names are those of the faults.
-MENDS: dict[str, Mend] = {
+PATCHES: dict[str, Patch] = {
     "symbolic_build": model_building.symbolic_build,
     "reduce_per_replica": logs.reduce_per_replica,
     "unread_logs": logs.unread_logs,
@@ -54,7 +54,7 @@ MENDS: dict[str, Mend] = {
 
 
 # Of tf_keras.
-LEGACY_MENDS: dict[str, Mend] = {
+TF_KERAS_PATCHES: dict[str, Patch] = {
     "shares": tf_keras.shares,
     "global_batches": tf_keras.global_batches,
     "step_logs": tf_keras.step_logs,
@@ -67,7 +67,7 @@ LEGACY_MENDS: dict[str, Mend] = {
 }
 
 
-def mend_tensorflow(seed: int = 0) -> None:
+def patch_tensorflow(seed: int = 0) -> None:
     """What has nothing to do with Keras; to be called before the strategy is made.
 
     Args:
@@ -86,7 +86,7 @@ def mend_tensorflow(seed: int = 0) -> None:
         )
 
 
-def mend_keras(without: Collection[str] = ()) -> list[str]:
+def apply_patches(without: Collection[str] = ()) -> list[str]:
     """Mends what keeps Keras from training right under several workers, in this process, where it needs mending.
 
     To be called before the first model is built; it takes milliseconds and starts neither TensorFlow's eager context
@@ -97,7 +97,7 @@ def mend_keras(without: Collection[str] = ()) -> list[str]:
         without: names of mends to leave out, to see what they are good for.
 
     Returns:
-        The names of what was mended, for the log.
+        The names of what was patched, for the log.
     """
     package = "tf_keras" if legacy_selected() else "keras"
     keras = import_package(package)
@@ -109,17 +109,17 @@ def mend_keras(without: Collection[str] = ()) -> list[str]:
     import tensorflow as tf
 
     advice = "use another release" + (", or tf_keras with TF_USE_LEGACY_KERAS=1" if package == "keras" else "")
-    mended = []
-    for name, mend in (MENDS if package == "keras" else LEGACY_MENDS).items():
+    patched = []
+    for name, mend in (PATCHES if package == "keras" else TF_KERAS_PATCHES).items():
         try:
             if name not in without and mend(tf, keras):
-                mended.append(name)
+                patched.append(name)
         except Exception as error:  # Any at all: a probe walks through code that nobody promised to keep.
             _log.warning(
                 f"{package} {keras.__version__} has a {name} of an unknown kind ({error!r}); it was left as it is. If "
                 f"training fails with several workers, {advice}."
             )
-    return mended
+    return patched
 
 
 def _is_keras_3_of_tensorflow(keras: Any) -> bool:

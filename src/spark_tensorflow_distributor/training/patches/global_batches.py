@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ...data.dataset import feeds_of
+from ...data.dataset import shard_states_of
 from ...errors import DataError
-from ..collectives import Exchange
+from ..collectives import Collectives
 from ..keras_api import by_name, defining_class
 from .batch_parts import Part, part_of, working_on
 from .probe import spans_workers
@@ -146,7 +146,7 @@ def share_out(
         batches: as far as Keras knows them.
         is_users: whether the program made it; only then may it ask for a way of sharing.
     """
-    if feeds_of(dataset) or not _can_be_cut(tf, dataset, is_users=is_users):
+    if shard_states_of(dataset) or not _can_be_cut(tf, dataset, is_users=is_users):
         return strategy.experimental_distribute_dataset(dataset)
     length = [steps_per_epoch, batches, int(dataset.cardinality())]
     _check_agreement(strategy, length)
@@ -187,7 +187,7 @@ def _can_be_cut(tf: Any, dataset: Any, *, is_users: bool) -> bool:
 
 
 def _check_agreement(strategy: Any, length: list[int | None]) -> None:
-    found = [json.loads(each) for each in Exchange.of_workers(strategy).gather(json.dumps(length).encode())]
+    found = [json.loads(each) for each in Collectives.of_workers(strategy).gather(json.dumps(length).encode())]
     if all(each == found[0] for each in found):
         return
     lengths = ", ".join(f"rank {rank}: {_length(*each)}" for rank, each in enumerate(found))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..collectives import Exchange
+from ..collectives import Collectives
 from .probe import spans_workers
 
 
@@ -39,7 +39,7 @@ def average_state(tf: Any, model: Any) -> None:
     variables = model.non_trainable_variables
     if not variables or not spans_workers(tf, strategy):
         return
-    exchange = Exchange.of_workers(strategy)
+    exchange = Collectives.of_workers(strategy)
     values = [variable.numpy() for variable in variables]
     sums = json.dumps([zlib.crc32(value.tobytes()) for value in values]).encode()
     found = [json.loads(each) for each in exchange.gather(sums)]

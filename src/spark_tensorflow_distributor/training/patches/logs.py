@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from ..collectives import Exchange
+from ..collectives import Collectives
 from ..keras_api import by_name, given_callbacks
 from .probe import probe_strategy, spans_workers
 
@@ -98,7 +98,7 @@ def unread_logs(tf: Any, keras: Any) -> bool:
 def _is_read_anywhere(keras: Any, strategy: Any, arguments: dict[str, Any]) -> bool:
     is_read = arguments.get("verbose", "auto") in (1, "auto")
     is_read = is_read or any(_reads_steps(keras, each) for each in given_callbacks(arguments.get("callbacks")))
-    exchange = Exchange.of_workers(strategy)
+    exchange = Collectives.of_workers(strategy)
     return any(each == b"1" for each in exchange.gather(b"1" if is_read else b"0"))
 
 

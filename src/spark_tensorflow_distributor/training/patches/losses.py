@@ -24,7 +24,7 @@ def loss_scaling(tf: Any, keras: Any) -> bool:
     def dividing(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def scale_loss(self: Any, loss: Any) -> Any:
-            loss, share = original(self, loss), share_of_batch(tf)
+            loss, share = original(self, loss), batch_fraction(tf)
             if share is not None:
                 return loss * tf.cast(share, loss.dtype)
             return loss / tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, loss.dtype)
@@ -33,12 +33,12 @@ def loss_scaling(tf: Any, keras: Any) -> bool:
 
     if tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 8):
         return False
-    mended = False
+    patched = False
     for optimizer in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):
         owner = defining_class(optimizer, "scale_loss")
         if not hasattr(owner.scale_loss, "__wrapped__"):
-            owner.scale_loss, mended = dividing(owner.scale_loss), True
-    return mended
+            owner.scale_loss, patched = dividing(owner.scale_loss), True
+    return patched
 
 
 def shares(tf: Any, keras: Any) -> bool:
@@ -61,7 +61,7 @@ def shares(tf: Any, keras: Any) -> bool:
     return True
 
 
-def share_of_batch(tf: Any) -> Any:
+def batch_fraction(tf: Any) -> Any:
     """What this replica has of the rows of the batch, 0 to 1; None where that is not known."""
     part, replica = present_part(), tf.distribute.get_replica_context()
     if part is None or replica is None or replica.num_replicas_in_sync == 1:
@@ -72,7 +72,7 @@ def share_of_batch(tf: Any) -> Any:
 def scaling(tf: Any, original: Callable[..., Any], scale: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def scale_loss(value: Any) -> Any:
-        share = share_of_batch(tf)
+        share = batch_fraction(tf)
         if share is None:
             return original(value)
         value = tf.convert_to_tensor(value)
@@ -91,7 +91,7 @@ def _masking(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     def apply_mask(call: inspect.BoundArguments) -> Any:
         arguments = call.arguments
         mask, is_mean = arguments.get("mask"), arguments.get("reduction") in ("mean", "sum_over_batch_size")
-        if mask is None or not is_mean or share_of_batch(tf) is None:
+        if mask is None or not is_mean or batch_fraction(tf) is None:
             return original(*call.args, **call.kwargs)
         dtype = arguments["dtype"]
         counts = tf.stack([tf.cast(tf.size(mask), dtype), tf.reduce_sum(tf.cast(mask, dtype))])
@@ -108,7 +108,7 @@ def _weighing(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     def reduce_values(call: inspect.BoundArguments) -> Any:
         arguments = call.arguments
         weights = arguments.get("sample_weight")
-        if arguments.get("reduction") != "mean_with_sample_weight" or weights is None or share_of_batch(tf) is None:
+        if arguments.get("reduction") != "mean_with_sample_weight" or weights is None or batch_fraction(tf) is None:
             return original(*call.args, **call.kwargs)
         values = arguments["values"]
         return tf.math.divide_no_nan(
@@ -135,7 +135,7 @@ def _of_an_output(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
 
     def update_state(call: inspect.BoundArguments) -> Any:
         if getattr(_state, "is_of_outputs", False) and call.arguments.get("sample_weight") is None:
-            share = share_of_batch(tf)
+            share = batch_fraction(tf)
             if share is not None:
                 call.arguments["sample_weight"] = share
         return original(*call.args, **call.kwargs)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..collectives import Exchange
+from ..collectives import Collectives
 from .layer_state import average_state
 from .probe import spans_workers
 
@@ -161,7 +161,7 @@ def _restoring_together(tf: Any, original: Callable[..., Any]) -> Callable[..., 
             original(self, logs)
             if model._initial_epoch != before:
                 data = _pack(_variables(model), model._initial_epoch)
-        data = Exchange.of_workers(strategy).broadcast(data)
+        data = Collectives.of_workers(strategy).broadcast(data)
         if data is not None and not is_chief:
             with np.load(BytesIO(data)) as arrays:
                 model._initial_epoch = json.loads(bytes(arrays["epoch"]))

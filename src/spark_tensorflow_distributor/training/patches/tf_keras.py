@@ -10,7 +10,7 @@ from typing import Any
 from ..keras_api import by_name
 from .batch_parts import is_of_no_row, present_part, rows_of_part
 from .global_batches import Cutting, knowing_parts, parts_out, run_parts, share_out
-from .losses import scaling, share_of_batch, sum_over_replicas
+from .losses import batch_fraction, scaling, sum_over_replicas
 from .probe import spans_workers
 from .random_numbers import drawing_for_all, tell_noise, with_a_seed
 from .saved_files import at_once, on_the_chief
@@ -81,7 +81,7 @@ class _TensorFlow:
         return getattr(self._tf, name)
 
     def _strategy(self) -> Any:
-        share = share_of_batch(self._tf)
+        share = batch_fraction(self._tf)
         return self._tf.distribute.get_strategy() if share is None else _Divisor(share)
 
 
@@ -103,7 +103,7 @@ def _masking(tf: Any, module: Any) -> Callable[..., Any]:
 
     def apply_valid_mask(call: inspect.BoundArguments) -> Any:
         arguments = call.arguments
-        mask, share = arguments["mask"], share_of_batch(tf)
+        mask, share = arguments["mask"], batch_fraction(tf)
         if mask is None or arguments["reduction"] not in averaging or share is None:
             return original(*call.args, **call.kwargs)
         # The loss will be the mean over this part, times its share: its own total is that share of the whole one.

@@ -1,4 +1,4 @@
-"""Each mend is needed: without it, a case of the table is wrong. Where one is not any more, upstream has mended it."""
+"""Each mend is needed: without it, a case of the table is wrong. Where one is not any more, upstream has patched it."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ from conformance.launch import difference, run_case
 from conformance.table import CASES
 from mwms import GroupFailed, run_group
 
-from spark_tensorflow_distributor.training.patches import LEGACY_MENDS, MENDS
+from spark_tensorflow_distributor.training.patches import PATCHES, TF_KERAS_PATCHES
 
 # For speed alone; and for releases of Keras before 3.10 and 3.8.
 NOT_OF_A_CASE = {"unread_logs", "metric_variables", "loss_scaling"}
@@ -46,8 +46,8 @@ NEEDED_BY_TF_KERAS = {
 
 
 def test_every_mend_has_a_case_that_needs_it():
-    assert MENDS.keys() == NEEDED.keys() | NOT_OF_A_CASE
-    assert LEGACY_MENDS.keys() == NEEDED_BY_TF_KERAS.keys()
+    assert PATCHES.keys() == NEEDED.keys() | NOT_OF_A_CASE
+    assert TF_KERAS_PATCHES.keys() == NEEDED_BY_TF_KERAS.keys()
 
 
 def run(strategy, name, folder):

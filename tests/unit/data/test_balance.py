@@ -6,25 +6,25 @@ import random
 import numpy as np
 import pytest
 
-from spark_tensorflow_distributor.data.balance import merged, transfers
+from spark_tensorflow_distributor.data.balance import merge_facts, plan_transfers
 from spark_tensorflow_distributor.data.columns import Column, Values
 from spark_tensorflow_distributor.data.layout import ROW_BITS
 from spark_tensorflow_distributor.data.spool import FrameSpool
 
 
 def test_transfers_make_shares_equal_by_few_moves():
-    assert transfers([5, 5, 5]) == []
-    assert transfers([6, 5, 5]) == []
-    assert transfers([5, 6, 5]) == []
-    assert transfers([7, 5, 6]) == [(0, 1, 1)]
-    assert transfers([10, 0, 0]) == [(0, 1, 3), (0, 2, 3)]
-    assert transfers([0, 0, 0]) == []
-    assert transfers([1, 0]) == []
+    assert plan_transfers([5, 5, 5]) == []
+    assert plan_transfers([6, 5, 5]) == []
+    assert plan_transfers([5, 6, 5]) == []
+    assert plan_transfers([7, 5, 6]) == [(0, 1, 1)]
+    assert plan_transfers([10, 0, 0]) == [(0, 1, 3), (0, 2, 3)]
+    assert plan_transfers([0, 0, 0]) == []
+    assert plan_transfers([1, 0]) == []
     rng = random.Random(0)
     for _ in range(200):
         rows = [rng.randrange(20) for _ in range(rng.randrange(1, 9))]
         after = list(rows)
-        for giver, taker, count in transfers(rows):
+        for giver, taker, count in plan_transfers(rows):
             assert count > 0
             after[giver] -= count
             after[taker] += count
@@ -35,10 +35,10 @@ def test_transfers_make_shares_equal_by_few_moves():
 def test_facts_add_up():
     one = {"rows": 2, "columns": [{"nulls": 1, "inner_nulls": 0, "nans": 0, "lengths": [[2, 3]]}]}
     none = {"rows": 0, "columns": [{"nulls": 0, "inner_nulls": 0, "nans": 0, "lengths": [[-1, -1]]}]}
-    whole = merged([one, none, one])
+    whole = merge_facts([one, none, one])
     assert whole["rows"] == 4
     assert whole["columns"] == [{"nulls": 2, "inner_nulls": 0, "nans": 0, "lengths": [[2, 3]]}]
-    assert merged([none, none])["columns"][0]["lengths"] == [[-1, -1]]
+    assert merge_facts([none, none])["columns"][0]["lengths"] == [[-1, -1]]
 
 
 COLUMNS = (

@@ -3,7 +3,7 @@
 from spark_tensorflow_distributor.training import step_hooks
 
 
-class Guest:
+class StepListener:
     def __init__(self, done=0, skipped=0, batches=0):
         self.done, self.skipped, self.batches = done, skipped, batches
         self.calls, self.training, self.later = [], True, 0
@@ -107,27 +107,27 @@ def epoch_of(loop):
 
 
 def test_a_guest_stands_between_the_steps():
-    guest, kind = Guest(), keras_loop()
-    step_hooks._in_keras(kind, guest)
+    listener, kind = StepListener(), keras_loop()
+    step_hooks._in_keras(kind, listener)
     loop = kind()
     assert [begin for begin, _ in epoch_of(loop)] == [0, 1, 2]
-    assert guest.calls == ["iterator", "step", "step", "iterator", "last step"]
-    guest.training, guest.calls = False, []
+    assert listener.calls == ["iterator", "step", "step", "iterator", "last step"]
+    listener.training, listener.calls = False, []
     epoch_of(loop)
-    assert set(guest.calls) == {"alive", "iterator"}
+    assert set(listener.calls) == {"alive", "iterator"}
 
 
 def test_training_goes_on_in_the_order_that_it_would_have_had():
     for knows_length in (True, False):
         whole_kind, kind = keras_loop(knows_length), keras_loop(knows_length)
-        step_hooks._in_keras(whole_kind, Guest())
+        step_hooks._in_keras(whole_kind, StepListener())
         whole = whole_kind()
         epochs = []
         for _ in range(4):
             epochs.append(epoch_of(whole))
             if not knows_length:
                 whole._num_batches = 4  # Keras counts the step at which it was out of data
-        step_hooks._in_keras(kind, Guest(done=1, skipped=2, batches=1))
+        step_hooks._in_keras(kind, StepListener(done=1, skipped=2, batches=1))
         again = kind()
         assert epoch_of(again) == epochs[2][1:]
         if not knows_length:
@@ -137,7 +137,7 @@ def test_training_goes_on_in_the_order_that_it_would_have_had():
 
 def test_one_stream_over_all_epochs_is_read_up_to_the_place():
     kind = keras_loop(steps_per_epoch=2, batches=20)
-    step_hooks._in_keras(kind, Guest(done=1, skipped=3, batches=1))
+    step_hooks._in_keras(kind, StepListener(done=1, skipped=3, batches=1))
     assert epoch_of(kind()) == [(1, (1, 7))]
 
 
@@ -181,20 +181,20 @@ def old_epoch_of(loop):
 
 
 def test_the_loop_of_keras_3_5():
-    guest, kind = Guest(done=1, skipped=2, batches=1), old_keras_loop()
-    step_hooks._in_keras(kind, guest)
+    listener, kind = StepListener(done=1, skipped=2, batches=1), old_keras_loop()
+    step_hooks._in_keras(kind, listener)
     loop = kind()
     assert old_epoch_of(loop) == [(1, (3, 1)), (2, (3, 2))]
     assert old_epoch_of(loop) == [(0, (4, 0)), (1, (4, 1)), (2, (4, 2))]
-    assert guest.calls.count("iterator") == loop.data.iterators == 4
+    assert listener.calls.count("iterator") == loop.data.iterators == 4
 
 
 def test_one_stream_in_the_loop_of_keras_3_5():
-    guest, kind = Guest(done=1, skipped=3, batches=1), old_keras_loop(steps_per_epoch=2, batches=20)
-    step_hooks._in_keras(kind, guest)
+    listener, kind = StepListener(done=1, skipped=3, batches=1), old_keras_loop(steps_per_epoch=2, batches=20)
+    step_hooks._in_keras(kind, listener)
     loop = kind()
     assert old_epoch_of(loop) == [(1, (1, 7))]
-    assert guest.calls.count("iterator") == loop.data.iterators == 1
+    assert listener.calls.count("iterator") == loop.data.iterators == 1
 
 
 def test_the_loops_of_tf_keras():
@@ -224,9 +224,9 @@ def test_the_loops_of_tf_keras():
             yield from range(self._initial_step, 3)
             self._initial_step = 0
 
-    guest = Guest(done=1, skipped=2, batches=1)
-    guest.later = 2
-    step_hooks._in_tf_keras(Handler, guest)
+    listener = StepListener(done=1, skipped=2, batches=1)
+    listener.later = 2
+    step_hooks._in_tf_keras(Handler, listener)
     handler = Handler()
     seen = []
     for epoch, iterator in handler.enumerate_epochs():
@@ -236,6 +236,6 @@ def test_the_loops_of_tf_keras():
         (2, 1, (3, 1)), (2, 2, (3, 2)),
         (3, 0, (4, 0)), (3, 1, (4, 1)), (3, 2, (4, 2)),
     ]  # fmt: skip
-    assert guest.has_arrived
+    assert listener.has_arrived
     assert Handler._adapter.ended == 2  # of the epochs left out, as this stand-in tells it of no other
-    assert [call for call in guest.calls if call.startswith("epoch")] == ["epoch 2", "epoch 3", "epoch 4"]
+    assert [call for call in listener.calls if call.startswith("epoch")] == ["epoch 2", "epoch 3", "epoch 4"]

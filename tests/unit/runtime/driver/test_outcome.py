@@ -13,7 +13,7 @@ from spark_tensorflow_distributor import (
 )
 from spark_tensorflow_distributor.config import RunnerConfig
 from spark_tensorflow_distributor.runtime.driver.launch import LaunchResult
-from spark_tensorflow_distributor.runtime.driver.outcome import RestartPolicy, error_of, root_cause, should_meet_again
+from spark_tensorflow_distributor.runtime.driver.outcome import RestartPolicy, error_of, lost_a_port, root_cause
 from spark_tensorflow_distributor.runtime.failures import (
     decode_failure,
     encode_failure,
@@ -166,9 +166,9 @@ def test_a_process_killed_twice_at_one_step_is_tried_again():
 
 def test_a_taken_port_is_met_with_new_ones():
     result = LaunchResult(failures={0: (record(0, "port"), 1.0), 1: (record(1, "stopped"), 0.9)})
-    assert should_meet_again(result, 0)
-    assert not should_meet_again(result, 3)
-    assert not should_meet_again(LaunchResult(failures={0: (record(0), 1.0)}), 0)
+    assert lost_a_port(result, 0)
+    assert not lost_a_port(result, 3)
+    assert not lost_a_port(LaunchResult(failures={0: (record(0), 1.0)}), 0)
 
 
 @pytest.mark.parametrize("size", [10, 5000, 100_000])

@@ -10,8 +10,8 @@ from contextlib import closing, suppress
 import pytest
 
 from helpers import wait_until
-from spark_tensorflow_distributor.resume.driver_store import Commits
-from spark_tensorflow_distributor.runtime.agent.checkpoints import Courier
+from spark_tensorflow_distributor.resume.driver_store import DriverCheckpointStore
+from spark_tensorflow_distributor.runtime.agent.checkpoints import CheckpointTransfer
 from spark_tensorflow_distributor.runtime.agent.link import DriverLink, open_connection
 from spark_tensorflow_distributor.runtime.driver.channel import Channel
 from spark_tensorflow_distributor.runtime.wire import frame
@@ -21,7 +21,10 @@ SECRET = b"s" * 32
 
 @pytest.fixture
 def channel():
-    with closing(Commits()) as commits, closing(Channel(SECRET, "127.0.0.1", ("127.0.0.1",), commits=commits)) as made:
+    with (
+        closing(DriverCheckpointStore()) as commits,
+        closing(Channel(SECRET, "127.0.0.1", ("127.0.0.1",), commits=commits)) as made,
+    ):
         made.kept = commits
         yield made
 
@@ -137,7 +140,7 @@ def test_a_malformed_message_ends_its_own_connection_alone(channel, body):
 
 
 def test_checkpoints_come_and_go(channel, tmp_path):
-    courier = Courier(channel.addresses, SECRET, 0, str(tmp_path))
+    courier = CheckpointTransfer(channel.addresses, SECRET, 0, str(tmp_path))
     assert courier.fetch(lambda: None) == {}
     for number, data in enumerate([b"a" * 10, b"b" * (3 << 20), b""]):
         courier.put(f"fit0-{number:08d}", io.BytesIO(data))
@@ -151,7 +154,7 @@ def test_checkpoints_come_and_go(channel, tmp_path):
     courier.close(5)
     fetched = contents(courier.fetch(lambda: None))
     assert fetched == {"fit0-00000001": b"b" * (3 << 20), "fit0-00000002": b"", "own-00000000": b"mine"}
-    other = Courier(channel.addresses, SECRET, 1, str(tmp_path))
+    other = CheckpointTransfer(channel.addresses, SECRET, 1, str(tmp_path))
     assert contents(other.fetch(lambda: None)) == {"own-00000000": b"mine"}  # rank 0 passes the rest on
     assert not courier.warnings
 
@@ -179,7 +182,7 @@ def test_a_full_disk_at_the_driver_is_told(channel, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(channel.kept, "take", full)
-    courier = Courier(channel.addresses, SECRET, 0, str(tmp_path))
+    courier = CheckpointTransfer(channel.addresses, SECRET, 0, str(tmp_path))
     courier.put("fit0-00000000", io.BytesIO(b"x"))
     courier.close(5)
     assert "No space left on device" in courier.warnings[0]
@@ -187,7 +190,7 @@ def test_a_full_disk_at_the_driver_is_told(channel, tmp_path, monkeypatch):
 
 def test_a_driver_that_is_gone_is_told(channel, tmp_path):
     channel.close()
-    courier = Courier(channel.addresses, SECRET, 0, str(tmp_path))
+    courier = CheckpointTransfer(channel.addresses, SECRET, 0, str(tmp_path))
     courier.put("fit0-00000000", io.BytesIO(b"x"))
     courier.close(10)
     assert "cannot be reached" in courier.warnings[0]

@@ -20,7 +20,7 @@ def everything(strategy, **_):
     config = json.loads(os.environ.get("TF_CONFIG", '{"cluster": {"worker": [""]}, "task": {"index": 0}}'))
     rank, size = config["task"]["index"], len(config["cluster"]["worker"])
     collectives._AT_ONCE = 1000  # so that little goes in several pieces, too
-    own = collectives.Exchange(strategy, rank, size)
+    own = collectives.Collectives(strategy, rank, size)
     found = {"gathered": own.gather(bytes([rank]) * (3 * rank + 1)), "empty": own.gather(b"")}
     for length in (0, 1, 2, 2000, 2001, 70_000):
         data = bytes(range(256)) * (length // 256 + 1)

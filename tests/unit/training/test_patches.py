@@ -114,7 +114,7 @@ def install(monkeypatch):
     monkeypatch.setattr(progress._Receiver, "send", None)
     # The others are of no use without Keras; tests/training has them.
     kept = ("symbolic_build", "reduce_per_replica", "metric_variables", "loss_scaling")
-    monkeypatch.setattr(patches, "MENDS", {name: patches.MENDS[name] for name in kept})
+    monkeypatch.setattr(patches, "PATCHES", {name: patches.PATCHES[name] for name in kept})
 
     def install(package):
         monkeypatch.setitem(sys.modules, package.__name__, package)
@@ -123,7 +123,7 @@ def install(monkeypatch):
     return install
 
 
-# ---- mend_keras
+# ---- apply_patches
 
 
 @pytest.mark.parametrize("walk", ["iterate", "enumerate"])
@@ -131,8 +131,8 @@ def install(monkeypatch):
 def test_faults_are_mended_once(install, width, walk):
     trainer = stub_trainer(width, walk, faulty=True)
     install(stub_keras(trainer))
-    assert patches.mend_keras() == ["symbolic_build", "reduce_per_replica"]
-    assert patches.mend_keras() == []
+    assert patches.apply_patches() == ["symbolic_build", "reduce_per_replica"]
+    assert patches.apply_patches() == []
 
     spec = types.SimpleNamespace(shape=(None, 4), dtype="float32")
     epoch = types.SimpleNamespace(_distributed_dataset=types.SimpleNamespace(element_spec=(spec, "nothing")))
@@ -148,7 +148,7 @@ def test_faults_are_mended_once(install, width, walk):
 def test_one_worker_keeps_what_keras_does(install):
     trainer = stub_trainer(3, "iterate", faulty=True)
     install(stub_keras(trainer))
-    patches.mend_keras()
+    patches.apply_patches()
 
     class One(Strategy):
         num_replicas_in_sync = 1
@@ -169,7 +169,7 @@ def test_what_works_stays_as_it_is(install, monkeypatch):
 
     monkeypatch.setattr(model_building, "probe_strategy", with_local)
     install(stub_keras(trainer))
-    assert patches.mend_keras() == []
+    assert patches.apply_patches() == []
     assert (dict(vars(trainer)), trainer.TensorFlowTrainer._maybe_symbolic_build) == before
 
 
@@ -179,7 +179,7 @@ def test_an_unknown_kind_is_left_alone_with_a_warning(install, caplog):
     trainer.reduce_per_replica = lambda values, mesh: values
     install(stub_keras(trainer, version="4.1.0"))
     with caplog.at_level(logging.WARNING):
-        assert patches.mend_keras() == []
+        assert patches.apply_patches() == []
     assert trainer.TensorFlowTrainer._maybe_symbolic_build is unknown
     assert [("symbolic_build" in text, "reduce_per_replica" in text) for text in caplog.messages] == [
         (True, False),
@@ -190,26 +190,26 @@ def test_an_unknown_kind_is_left_alone_with_a_warning(install, caplog):
 
 def test_insides_that_are_gone_are_a_warning_too(install, caplog):
     install(stub_keras(trainer=None))
-    assert patches.mend_keras() == []
+    assert patches.apply_patches() == []
     assert len(caplog.messages) == 2
 
 
 @pytest.mark.parametrize(("version", "backend"), [("2.15.0", "tensorflow"), ("3.99.0", "jax"), ("3.99.0", "torch")])
 def test_other_keras_is_not_looked_into(install, caplog, version, backend):
     install(stub_keras(version=version, backend=backend))
-    assert patches.mend_keras() == []
+    assert patches.apply_patches() == []
     assert caplog.messages == []
 
 
 def test_legacy_keras_is_not_looked_into(install, monkeypatch, caplog):
     install(stub_keras())
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
-    assert patches.mend_keras() == []
+    assert patches.apply_patches() == []
     assert caplog.messages == []
 
 
 def test_without_keras_there_is_nothing_to_do(install, caplog):
-    assert patches.mend_keras() == []
+    assert patches.apply_patches() == []
     own.quiet_auto_verbose(is_chief=True)
     progress.report_fit_progress(print)
     assert "keras" not in sys.modules
