@@ -31,7 +31,7 @@ def everything(strategy, **_):
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_what_one_gives_the_others_get(workers):
-    results = run_group("test_exchange:everything", workers=workers)
+    results = run_group("test_collectives:everything", workers=workers)
     for found in results:
         assert found["gathered"] == [bytes([rank]) * (3 * rank + 1) for rank in range(workers)]
         assert found["empty"] == [b""] * workers

@@ -64,7 +64,7 @@ def singles(tmp_path_factory):
         key = name, *env
         if key not in known:
             folder = str(tmp_path_factory.mktemp(name))
-            known[key] = run_group("test_mends:run", workers=1, env=env, name=name, folder=folder)[0]["result"]
+            known[key] = run_group("test_patches:run", workers=1, env=env, name=name, folder=folder)[0]["result"]
         return known[key]
 
     return single
@@ -79,7 +79,7 @@ def test_without_it_a_case_fails(package, mend, name, singles, tmp_path):
     single = singles(name, env)
     arguments = {"env": env, "timeout": 60, "name": name, "folder": str(tmp_path)}
     try:
-        found = run_group("test_mends:run", workers=2, without=[mend], **arguments)
+        found = run_group("test_patches:run", workers=2, without=[mend], **arguments)
     except GroupFailed:
         return  # it raises, or hangs
     assert any(difference(CASES[name], single, each["result"], 2) for each in found), f"{package} needs no {mend}"
