@@ -30,7 +30,8 @@ def explain(
         vitals: By rank, the state of the trainer's process.
     """
     states = {rank: vitals.get(rank, {}).get("state") for rank in ranks}
-    codes = {rank: user_code(str(stacks.get(rank, {}).get("stacks", ""))) for rank in ranks}
+    texts = {rank: str(answer.get("stacks", "")) for rank, answer in stacks.items()}
+    codes = {rank: user_code(texts.get(rank, "")) for rank in ranks}
 
     def progress(rank: int) -> tuple[bool, bool, int, bool]:
         code = codes[rank]
@@ -46,8 +47,10 @@ def explain(
             what = f"its process is {states[rank]} (by a signal or a debugger)"
         elif rank not in stacks:
             what = "its host does not answer"
+        elif code is not None:
+            what = f"it is at {code}"
         else:
-            what = f"it is at {code}" if code else "its stacks show where it is"
+            what = "its stacks show where it is" if texts[rank] else "it did not write its stacks"
         if not is_clear:
             sentences[rank] = f"Rank {rank}{step}: {what}."
         elif rank == behind:

@@ -63,7 +63,7 @@ def test_scripts(tmp_path):
     with pytest.raises(ConfigurationError, match="cannot be read"):
         pack_script(str(path), [])
     path.write_text("def broken(:\n")
-    with pytest.raises(ConfigurationError, match="is not Python"):
+    with pytest.raises(ConfigurationError, match="is not valid Python"):
         pack_script(str(path), [])
     path.write_text("print(1)\n")
     with pytest.raises(ConfigurationError, match="list of strings"):
