@@ -160,7 +160,7 @@ class MirroredStrategyRunner:
         if is_script:
             payload = pickling.pack_script(train_fn, kwargs.get("args", ()))  # type: ignore[arg-type]
         else:
-            payload = pickling.pack_function(train_fn, arguments)  # type: ignore[arg-type]
+            payload = pickling.pack_function(train_fn, arguments, frames.names)  # type: ignore[arg-type]
         program = Program(payload, is_script, _name_of(train_fn), frames)
         self.report = RunReport(self._config.num_slots, made.num_tasks)
         try:

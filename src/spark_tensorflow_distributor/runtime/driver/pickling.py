@@ -17,8 +17,13 @@ _SPARK_HINTS = {
 }
 
 
-def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> bytes:
+def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any], shards: Sequence[str] = ()) -> bytes:
     """``(function, kwargs)``, pickled by value where they cannot be imported on the workers.
+
+    Args:
+        function: the training function.
+        kwargs: its arguments, except for the DataFrames.
+        shards: names of the arguments that are DataFrames; each worker adds its ``DataShard``.
 
     Raises:
         ConfigurationError: ``function`` is not callable, or does not take these arguments.
@@ -29,7 +34,7 @@ def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> by
             f"run() got a {type(function).__name__} as its training function; it must be a function or the path of "
             "a Python script."
         )
-    check_arguments(function, kwargs)
+    check_arguments(function, [*kwargs, *shards])
     from pyspark import cloudpickle
 
     try:
@@ -61,21 +66,21 @@ def pack_script(path: str, args: Sequence[str]) -> bytes:
     return bytes(cloudpickle.dumps((path, source, list(args))))
 
 
-def check_arguments(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments that the function does not take, before a cluster is asked for anything.
+def check_arguments(function: Callable[..., Any], names: Sequence[str]) -> None:
+    """Reject keyword arguments that the function does not take, before asking the cluster for anything.
 
     Raises:
-        ConfigurationError: the call ``function(**kwargs)`` would raise TypeError.
+        ConfigurationError: the call with arguments of these names would raise TypeError.
     """
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a builtin: it will tell itself
         return
     try:
-        signature.bind(**kwargs)
+        signature.bind(**dict.fromkeys(names))
     except TypeError as error:
         name = getattr(function, "__name__", repr(function))
-        raise ConfigurationError(f"{name}{signature} cannot be called with {sorted(kwargs)}: {error}.") from None
+        raise ConfigurationError(f"{name}{signature} cannot be called with {sorted(names)}: {error}.") from None
 
 
 def _explain(function: Callable[..., Any], kwargs: Mapping[str, Any], error: Exception) -> str:
