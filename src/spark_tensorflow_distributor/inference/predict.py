@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from .. import errors
-from ..data.columns import Column
+from ..data.columns import Column, by_column
+from ..data.frames import column_expression
 from ..errors import ConfigurationError, DataError, SerializationError
 from ..runtime.driver.spark import active_session, is_connect
 from ..runtime.shipping import shipped
@@ -73,7 +74,7 @@ def predict(
     columns = choose(df.schema.jsonValue(), names)
     if stack:
         check_stackable(columns)
-    arguments, values = _arguments(columns, _fill_values(fill_value, names), stack)
+    arguments, values = _arguments(columns, by_column("fill_value", fill_value, names), stack)
     spec, data = pack(model, custom_objects, safe_mode)
     is_one = isinstance(feature_columns, str)
     whole = PredictSpec(spec, arguments, is_one, stack, batch_size, "", gpu_resource_name)
@@ -133,19 +134,6 @@ def _check(batch_size: Any, output_column: Any) -> None:
         raise ConfigurationError(f"output_column is {output_column!r}; it must be the name of a column.")
 
 
-def _fill_values(fill_value: Any, names: Sequence[str]) -> dict[str, Any]:
-    if fill_value is None:
-        return {}
-    if not isinstance(fill_value, Mapping):
-        return dict.fromkeys(names, fill_value)
-    unknown = sorted(set(fill_value) - set(names))
-    if unknown:
-        raise ConfigurationError(
-            f"fill_value names {unknown[0]!r}, which is none of the feature columns {', '.join(names)}."
-        )
-    return dict(fill_value)
-
-
 def _arguments(
     columns: Sequence[Column], fill: Mapping[str, Any], stack: bool
 ) -> tuple[tuple[tuple[str, ...], ...], list[Any]]:
@@ -179,11 +167,9 @@ def _arguments(
 def _expression(column: Column, fill: Any, stack: bool) -> Any:
     import pyspark.sql.functions as F
 
-    value = F.col(".".join("`" + part.replace("`", "``") + "`" for part in column.path))
+    value = column_expression(column)
     if column.conversion == "vector":
-        from pyspark.ml.functions import vector_to_array
-
-        return vector_to_array(value, "float32")
+        return value
     kind = "array<" * column.depth + "float" + ">" * column.depth if stack else column.travels_as
     if stack or column.conversion:
         value = value.cast(kind)  # before it is filled: half a unit in a column of integers stays a half

@@ -17,8 +17,13 @@ _SPARK_HINTS = {
 }
 
 
-def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> bytes:
+def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any], shards: Sequence[str] = ()) -> bytes:
     """Pickle ``(function, kwargs)`` with PySpark's cloudpickle.
+
+    Args:
+        function: The training function.
+        kwargs: Its keyword arguments other than DataFrames.
+        shards: Names of the DataFrame arguments, for which each worker adds its ``DataShard``.
 
     Raises:
         ConfigurationError: If ``function`` is not callable or does not accept these arguments.
@@ -29,7 +34,7 @@ def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> by
             f"run() got a {type(function).__name__} as its training function; it must be a function or the path of a "
             "Python script."
         )
-    check_arguments(function, kwargs)
+    check_arguments(function, [*kwargs, *shards])
     from pyspark import cloudpickle
 
     try:
@@ -61,21 +66,21 @@ def pack_script(path: str, args: Sequence[str]) -> bytes:
     return bytes(cloudpickle.dumps((path, source, list(args))))
 
 
-def check_arguments(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
-    """Check the function's arguments before any work starts on the cluster.
+def check_arguments(function: Callable[..., Any], names: Sequence[str]) -> None:
+    """Check the names of the function's keyword arguments before any work starts on the cluster.
 
     Raises:
-        ConfigurationError: If the call ``function(**kwargs)`` would raise a TypeError.
+        ConfigurationError: If the call would raise a TypeError.
     """
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a builtin without a signature checks its own arguments
         return
     try:
-        signature.bind(**kwargs)
+        signature.bind(**dict.fromkeys(names))
     except TypeError as error:
         name = getattr(function, "__name__", repr(function))
-        raise ConfigurationError(f"{name}{signature} cannot be called with {sorted(kwargs)}: {error}.") from None
+        raise ConfigurationError(f"{name}{signature} cannot be called with {sorted(names)}: {error}.") from None
 
 
 def _explain(function: Callable[..., Any], kwargs: Mapping[str, Any], error: Exception) -> str:
