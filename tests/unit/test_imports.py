@@ -18,6 +18,7 @@ TOOLS_OF_INFERENCE = {
     "runtime.driver.spark",
     "runtime.shipping",
     "training.autograph_files",
+    "training.keras_api",
 }
 
 # The processes of a run share what is in runtime/ itself, and nothing else.
