@@ -191,7 +191,8 @@ def archive(version):
     return data.getvalue()
 
 
-def test_model_files(tmp_path):
+def test_model_files(tmp_path, monkeypatch):
+    monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
     path = tmp_path / "m.keras"
     path.write_bytes(archive("3.1.0"))
     spec, data = models.pack(path, None, True)
@@ -214,6 +215,9 @@ def test_model_files(tmp_path):
     assert zipfile.ZipFile(io.BytesIO(data)).namelist() == ["saved_model.pb", "assets/words"]
     spec, data = models.pack("gs://bucket/model.keras", None, True)
     assert (spec.kind, spec.url, data) == ("url", "gs://bucket/model.keras", b"")
+    assert spec.library == ""
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
+    assert models.pack("gs://bucket/model.keras", None, True)[0].library == "tf_keras"
 
 
 def test_arguments_that_are_not_models(tmp_path):
@@ -225,3 +229,6 @@ def test_arguments_that_are_not_models(tmp_path):
         models.pack(weights, None, True)
     with pytest.raises(ConfigurationError, match="model is a int"):
         models.pack(3, None, True)
+    layer = type("Dense", (), {"__module__": "keras.layers"})()
+    with pytest.raises(ConfigurationError, match="model is a Dense"):
+        models.pack(layer, None, True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -106,6 +107,7 @@ class FitBar:
         self._speed = ""
 
     def update(self, message: Mapping[str, Any]) -> None:
+        """Show a progress report."""
         event = message["event"]
         if event == "fit_begin":
             self.close()
@@ -152,12 +154,13 @@ class FitBar:
 
     def _measure(self, samples: int | None) -> None:
         """Update the speed, in samples per second since an earlier report."""
-        now = time.monotonic()
         if samples is None:
             return
-        if self._rate is not None and now - self._rate[0] > 0.1 and samples > self._rate[1]:
-            self._speed = f"{_short((samples - self._rate[1]) / (now - self._rate[0]))} samples/s"
-        if self._rate is None or now - self._rate[0] > 0.1:
+        now = time.monotonic()
+        before, samples_before = self._rate or (-math.inf, samples)
+        if now - before > 0.1:
+            if samples > samples_before:
+                self._speed = f"{_short((samples - samples_before) / (now - before))} samples/s"
             self._rate = (now, samples)
 
     def above(self, stream: TextIO) -> contextlib.AbstractContextManager[Any]:
@@ -165,6 +168,7 @@ class FitBar:
         return contextlib.nullcontext() if self._bar is None else self._bar.external_write_mode(file=stream)
 
     def close(self) -> None:
+        """Close the bar of the current epoch."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
