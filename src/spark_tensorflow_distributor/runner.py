@@ -24,6 +24,8 @@ class MirroredStrategyRunner:
     :meth:`run` starts the tasks of one Spark barrier stage at the same time. Each task starts a separate process, the
     worker, which calls the training function under a ``tf.distribute.MultiWorkerMirroredStrategy`` of all workers.
 
+    Example::
+
         def train(learning_rate):
             import tensorflow as tf
             ...

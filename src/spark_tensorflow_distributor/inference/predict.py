@@ -47,9 +47,9 @@ def predict(
     safe_mode: bool = True,
     gpu_resource_name: str = "gpu",
 ) -> "DataFrame":
-    """Add a column with a model's predictions to a DataFrame.
+    """Return a DataFrame with an additional column that holds a model's predictions.
 
-    The predictions are computed on the cluster when the DataFrame is. All other columns, the partitions and the order
+    The predictions are computed on the cluster when the result is. All other columns, the partitions and the order
     of the rows stay unchanged, and the other columns never leave the JVM. Executors need TensorFlow, but not this
     library. Filter rows before calling this function, because Spark does not move a filter below the predictions.
 
@@ -76,9 +76,6 @@ def predict(
         gpu_resource_name: Name of the resource through which Spark assigns GPUs to tasks; tasks without one use the
             CPU. Default: ``"gpu"``.
 
-    Returns:
-        A DataFrame, which is not computed yet.
-
     Raises:
         ConfigurationError: If an argument is invalid, or the model does not exist.
         DataError: If a column is missing, or the type of a column or of the model's output has no equivalent.
@@ -88,12 +85,9 @@ def predict(
     _check(batch_size, output_column)
     names = feature_names(feature_columns)
     columns = select_columns(df.schema.jsonValue(), names)
-    if stack:
-        check_stackable(columns)
     arguments, values = _arguments(columns, by_column("fill_value", fill_value, names), stack)
     model_spec, data = pack(model, custom_objects, safe_mode)
-    is_single = isinstance(feature_columns, str)
-    spec = PredictSpec(model_spec, arguments, is_single, stack, batch_size, "", gpu_resource_name)
+    spec = PredictSpec(model_spec, arguments, isinstance(feature_columns, str), stack, batch_size, gpu_resource_name)
     payload = _payload(df.sparkSession, data)
     sample = None if df.isStreaming else df.select(*(v.alias(f"c{i}") for i, v in enumerate(values)))
     kind = _output_type(df.sparkSession, output_type, model, spec, payload, sample)
@@ -136,9 +130,8 @@ def predict_udf(
     names = () if feature_columns is None else feature_names(feature_columns)
     session = active_session(spark)
     model_spec, data = pack(model, custom_objects, safe_mode)
-    is_single = isinstance(feature_columns, str)
     arguments = tuple((name,) for name in names)
-    spec = PredictSpec(model_spec, arguments, is_single, stack, batch_size, "", gpu_resource_name)
+    spec = PredictSpec(model_spec, arguments, isinstance(feature_columns, str), stack, batch_size, gpu_resource_name)
     payload = _payload(session, data)
     return _udf(spec, payload, _output_type(session, output_type, model, spec, payload, None))
 
@@ -160,6 +153,8 @@ def _arguments(
     """
     import pyspark.sql.functions as F
 
+    if stack:
+        check_stackable(columns)
     names: list[tuple[str, ...]] = []
     values: list[SparkColumn] = []
     for combine, group in itertools.groupby(columns, lambda column: stack and not column.depth):

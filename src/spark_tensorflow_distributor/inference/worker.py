@@ -43,8 +43,8 @@ class PredictSpec:
         is_single: Whether the user gave a single name, so that the model gets one tensor instead of a collection.
         stack: Whether to put all arguments side by side in one tensor.
         batch_size: Largest number of rows in one call of the model.
-        output_type: Spark's type of the column as JSON, or ``""`` while it is unknown.
         gpu_resource_name: Name of the GPU resource in Spark's settings.
+        output_type: Spark's type of the column as JSON, or ``""`` while it is unknown.
     """
 
     model: ModelSpec
@@ -52,8 +52,8 @@ class PredictSpec:
     is_single: bool
     stack: bool
     batch_size: int
-    output_type: str
     gpu_resource_name: str
+    output_type: str = ""
 
 
 def run_function(
