@@ -88,7 +88,7 @@ class WorkerFailure:
             - ``"input"``: Spark could not deliver the worker's rows.
             - ``"port"``: another process took the worker's port.
             - ``"lost"``: Spark lost the task, or the worker fell silent.
-            - ``"stalled"``: the worker made no progress for ``stall_timeout`` seconds.
+            - ``"stalled"``: the worker made no progress for ``stall_timeout`` seconds, or its process is suspended.
             - ``"stopped"``: the worker was stopped because another one failed.
         message: A short description.
         error_type: Class name of the exception, or ``""``.

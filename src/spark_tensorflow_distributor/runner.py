@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 class MirroredStrategyRunner:
     """Trains one TensorFlow model synchronously on several workers of a Spark cluster.
 
-    :meth:`run` starts the tasks of one Spark barrier stage at the same time. Each task starts a separate process, the
-    worker, which calls the training function under a ``tf.distribute.MultiWorkerMirroredStrategy`` of all workers.
+    :meth:`run` starts the tasks of one Spark barrier stage at the same time. Each task is one worker: it starts a
+    process that calls the training function under a ``tf.distribute.MultiWorkerMirroredStrategy`` of all workers.
 
     Example::
 
@@ -36,8 +36,8 @@ class MirroredStrategyRunner:
     Args:
         num_slots (int): Number of GPUs to train on; with ``use_gpu=False``, number of Spark tasks, each of which is one
             CPU worker. At least 1.
-        local_mode (bool): Whether to call the training function in the driver's own process instead of on the cluster.
-            Default: False.
+        local_mode (bool): Whether to call the training function in the driver's own process, with the driver's GPUs if
+            ``use_gpu``, instead of on the cluster. Default: False.
         use_gpu (bool): Whether to train on the GPUs that Spark schedules (``spark.task.resource.<name>.amount``).
             Default: True.
         gpu_resource_name (str): The ``<name>`` of the GPU resource in Spark's settings. Default: ``"gpu"``.
@@ -60,8 +60,10 @@ class MirroredStrategyRunner:
         log_to_driver (bool): Whether to show the workers' output at the driver, each line as ``[rank 3 @ host] line``.
             Default: True.
         progress (bool): Whether to show a progress bar for ``fit`` on rank 0. Default: only in a terminal or notebook.
-        env (Mapping[str, str]): Additional environment variables for the workers. Default: none.
-        resource_profile (pyspark.resource.ResourceProfile): Resource profile of the tasks. Default: Spark's own.
+        env (Mapping[str, str]): Additional environment variables for the workers, except ``TF_CONFIG`` and
+            ``CUDA_VISIBLE_DEVICES``. Default: none.
+        resource_profile (pyspark.resource.ResourceProfile): Resource profile of the tasks, for stage-level scheduling.
+            Default: Spark's default profile.
 
     Attributes:
         report: The :class:`RunReport` of the last run on the cluster, or None.
