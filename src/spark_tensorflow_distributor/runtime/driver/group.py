@@ -1,9 +1,10 @@
 """What the driver decides about one launch of the group, message by message. Pure: no socket, no clock of its own."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from ..failures import failure_record
+from ..failures import Failure
 from ..specs import SILENT_SECONDS
 from . import stalls
 
@@ -35,7 +36,7 @@ class Group:
     Attributes:
         members: what each rank said of itself when it came.
         connected, ever_connected, done: ranks.
-        failures: records by rank, with the time of each.
+        failures: by rank.
         steps: of each rank that has told any: how many it has made, and where it is in ``fit``.
         vitals: what each agent told last of its trainer's process.
         elsewhere: the ranks meet by Spark's allGather.
@@ -48,7 +49,7 @@ class Group:
         self.connected: set[int] = set()
         self.ever_connected: set[int] = set()
         self.done: set[int] = set()
-        self.failures: dict[int, tuple[Mapping[str, Any], float]] = {}
+        self.failures: dict[int, Failure] = {}
         self.uses_all_gather = False
         self.stop_reason: str | None = None
         self._stall_timeout = stall_timeout
@@ -108,7 +109,7 @@ class Group:
         if kind == "done":
             self.done.add(rank)
         elif kind == "failed":
-            self._fail(rank, message["failure"], now)
+            self._fail(replace(Failure.from_json(message["failure"]), seconds=now))
         return self.tick(now)
 
     def _note_progress(self, rank: int, message: Mapping[str, Any], now: float) -> None:
@@ -166,10 +167,10 @@ class Group:
             commands += [(rank, passed) for passed in self._passed.values() if passed["to"] == rank]
         return commands
 
-    def _fail(self, rank: int, record: Mapping[str, Any], now: float) -> None:
-        self.failures.setdefault(rank, (record, now))
-        if self._first_failure is None and record["kind"] != "stopped":
-            self._first_failure = now
+    def _fail(self, failure: Failure) -> None:
+        self.failures.setdefault(failure.rank, failure)
+        if self._first_failure is None and failure.kind != "stopped":
+            self._first_failure = failure.seconds
 
     def tick(self, now: float) -> list[Command]:
         """What is due by now."""
@@ -179,7 +180,7 @@ class Group:
             accounted = len(self.failures.keys() | self.done) == self.world_size
             if accounted or now - self._first_failure >= VERDICT_SECONDS:
                 self._add_suspects(now)
-                first = min(self.failures, key=lambda rank: self.failures[rank][1])
+                first = min(self.failures, key=lambda rank: self.failures[rank].seconds)
                 return self.stop(f"Stopped because rank {first} failed.")
             return []
         if self._stalled_at is not None:
@@ -235,12 +236,10 @@ class Group:
         why = f"No progress for stall_timeout={self._stall_timeout:g} s."
         behind, words = stalls.explain(ranks, self.steps, self._stacks, {**self.vitals, **self._stacks})
         for rank in ranks:
-            host = str(self.members.get(rank, {}).get("host", "?"))
             stacks = str(self._stacks.get(rank, {}).get("stacks", ""))
             text = f"{why} {words[rank]}" if rank == behind else words[rank]
-            record = failure_record(rank, host, "stalled", text, traceback=stacks)
-            # The one behind comes first, as the root cause.
-            self.failures.setdefault(rank, (record, now - (rank == behind)))
+            # The rank that is behind comes first, as the root cause.
+            self._record_failure(rank, "stalled", text, now - (rank == behind), traceback=stacks)
         return self.stop(f"Stopped. {why} {words[behind]}")
 
     def _silent(self, now: float) -> list[int]:
@@ -264,9 +263,9 @@ class Group:
                     rank, "stalled", f"The trainer's process is {state}, by a signal or a debugger.", now
                 )
 
-    def _record_failure(self, rank: int, kind: str, text: str, when: float) -> None:
+    def _record_failure(self, rank: int, kind: str, text: str, when: float, *, traceback: str = "") -> None:
         host = str(self.members.get(rank, {}).get("host", "?"))
-        self.failures.setdefault(rank, (failure_record(rank, host, kind, text), when))
+        self.failures.setdefault(rank, Failure(rank, host, kind, text, traceback=traceback, seconds=when))
 
     def _declare_lost(self, ranks: list[int], now: float) -> list[Command]:
         for rank in ranks:

@@ -6,12 +6,13 @@ import logging
 import queue
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import WorkerFailure
-from ..failures import decode_failure, failure_from_record
+from ..failures import Failure
 from ..specs import TaskSpec, WorkerReport
+from ..wire import from_json
 from .channel import Channel
 from .console import Console
 from .group import Group
@@ -37,7 +38,7 @@ class LaunchResult:
     Attributes:
         value: pickled value of rank 0, in chunks; None where the launch failed.
         reports: by rank, as far as they came.
-        failures: failure records by rank, each with the time of its arrival since the start, in seconds.
+        failures: by rank; their ``seconds`` count from the start of the launch.
         spark_error: what Spark raised, or None.
         cancelled: the job was cancelled from outside of the run.
         start_timed_out: how many workers had come when start_timeout was over; None where it was not.
@@ -49,7 +50,7 @@ class LaunchResult:
 
     value: list[bytes] | None = None
     reports: dict[int, WorkerReport] = field(default_factory=dict)
-    failures: dict[int, tuple[Mapping[str, Any], float]] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
     spark_error: BaseException | None = None
     cancelled: bool = False
     start_timed_out: int | None = None
@@ -67,7 +68,7 @@ class LaunchResult:
     @functools.cached_property
     def worker_failures(self) -> dict[int, WorkerFailure]:
         """The failures by rank, in order, with their exceptions where those can be rebuilt here."""
-        return {rank: failure_from_record(*each) for rank, each in sorted(self.failures.items())}
+        return {rank: failure.to_worker_failure() for rank, failure in sorted(self.failures.items())}
 
 
 class Launch:
@@ -84,6 +85,7 @@ class Launch:
         self._spec = spec
         self._channel = channel
         self._console = console
+        self._start_timeout = spec.config.start_timeout
         self._group = Group(spec.world_size, stall_timeout=stall_timeout)
         self._result = LaunchResult(had_data=bool(spec.frames))
         self._started = time.monotonic()
@@ -120,15 +122,15 @@ class Launch:
             self._name_missing(now)
             waited = now - self._waiting_since
             if not self._group.has_met and self._group.stop_reason is None:
-                if waited > self._spec.start_timeout and self._has_not_started(job):
+                if waited > self._start_timeout and self._has_not_started(job):
                     self._result.start_timed_out = len(self._group.members)
-                    self._command(self._group.stop(f"The workers did not meet within {self._spec.start_timeout:g} s."))
+                    self._command(self._group.stop(f"The workers did not meet within {self._start_timeout:g} s."))
                 elif waited > _HINT_SECONDS and not self._group.ever_connected and not hinted:
                     hinted = True
                     _log.warning(
                         "No worker has started after %d s. Are the cluster's slots busy with other jobs, or fewer than "
                         "%d? Waiting for up to start_timeout=%g s.",
-                        waited, self._spec.world_size, self._spec.start_timeout,
+                        waited, self._spec.world_size, self._start_timeout,
                     )  # fmt: skip
             if self._group.stop_reason is not None:
                 stopped_at = stopped_at or now
@@ -156,7 +158,7 @@ class Launch:
             _log.warning(
                 "Waiting for rank%s %s: %d of %d workers have come. Up to start_timeout=%g s.",
                 "s" if len(missing) > 1 else "", ", ".join(map(str, missing)), len(group.members),
-                self._spec.world_size, self._spec.start_timeout,
+                self._spec.world_size, self._start_timeout,
             )  # fmt: skip
 
     def _has_not_started(self, job: SparkJob) -> bool:
@@ -226,13 +228,17 @@ class Launch:
             self._channel.send(rank, message)
 
     def _take_report(self, rank: int, message: Mapping[str, Any]) -> None:
-        self._result.reports[rank] = WorkerReport.from_json(message["report"])
+        self._result.reports[rank] = from_json(WorkerReport, message["report"])
         if message["failure"] is not None:
-            self._result.failures.setdefault(rank, (message["failure"], time.monotonic() - self._started))
+            self._record_failure(Failure.from_json(message["failure"]), time.monotonic())
+
+    def _record_failure(self, failure: Failure, when: float) -> None:
+        self._result.failures.setdefault(failure.rank, replace(failure, seconds=when - self._started))
 
     def _take_rows(self, job: SparkJob) -> None:
-        for rank, (record, when) in self._group.failures.items():
-            self._result.failures[rank] = (record, when - self._started)
+        for failure in self._group.failures.values():
+            self._result.failures.pop(failure.rank, None)  # the group knows when it arrived
+            self._record_failure(failure, failure.seconds)
         value: dict[int, bytes] = {}
         for rank, kind, seq, data in job.rows:
             if kind == "report":
@@ -242,9 +248,9 @@ class Launch:
         self._result.spark_error = job.error
         if job.error is not None:
             text = str(job.error)
-            told = decode_failure(text)
-            if told is not None:
-                self._result.failures.setdefault(int(told["rank"]), (told, time.monotonic() - self._started))
-            self._result.cancelled = self._group.stop_reason is None and "cancel" in text.lower() and told is None
+            carried = Failure.from_spark_error(text)
+            if carried is not None:
+                self._record_failure(carried, time.monotonic())
+            self._result.cancelled = self._group.stop_reason is None and "cancel" in text.lower() and carried is None
         elif not self._result.failures and self._result.start_timed_out is None and len(self._result.reports):
             self._result.value = self._channel_value or [value[seq] for seq in sorted(value)]

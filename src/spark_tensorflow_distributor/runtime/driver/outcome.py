@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from ...config import RunnerConfig
 from ...errors import (
@@ -16,7 +15,9 @@ from ...errors import (
     WorkerDataError,
     WorkerFailure,
 )
+from ..failures import Failure
 from .launch import LaunchResult
+from .tracebacks import hide_own_frames, without_message
 
 # A port was taken between its choice and its use: the group meets again, and nobody is bothered.
 MEET_AGAIN_LIMIT = 3
@@ -38,20 +39,20 @@ _JAVA_LINE = re.compile(
 )
 
 
-def is_collateral(record: Mapping[str, Any]) -> bool:
-    """Whether a failure looks like the consequence of another worker's."""
-    if record["kind"] in ("stopped", "input"):
+def is_collateral(failure: Failure) -> bool:
+    """Return whether a failure looks like the consequence of another worker's."""
+    if failure.kind in ("stopped", "input"):
         return True
-    is_tensorflows = "errors_impl" in record.get("error_type", "")
-    return is_tensorflows and bool(_COLLATERAL.search(f"{record['error_type']} {record['message']}"))
+    is_tensorflows = "errors_impl" in failure.error_type
+    return is_tensorflows and bool(_COLLATERAL.search(f"{failure.error_type} {failure.message}"))
 
 
-def root_cause(failures: Mapping[int, tuple[Mapping[str, Any], float]]) -> int | None:
-    """The rank whose failure the others follow from: the first that is not collateral, else the first at all."""
+def root_cause(failures: Mapping[int, Failure]) -> int | None:
+    """Return the rank whose failure caused the others: the first that is not collateral, else the first of all."""
 
     def order(rank: int) -> tuple[bool, bool, float, int]:
-        record, when = failures[rank]
-        return record["kind"] == "stopped", is_collateral(record), when, rank
+        failure = failures[rank]
+        return failure.kind == "stopped", is_collateral(failure), failure.seconds, rank
 
     return min(failures, key=order, default=None)
 
@@ -59,7 +60,7 @@ def root_cause(failures: Mapping[int, tuple[Mapping[str, Any], float]]) -> int |
 def lost_a_port(result: LaunchResult, times: int) -> bool:
     """Whether the launch failed for nothing but a port that another process took meanwhile."""
     rank = root_cause(result.failures)
-    return rank is not None and result.failures[rank][0]["kind"] == "port" and times < MEET_AGAIN_LIMIT
+    return rank is not None and result.failures[rank].kind == "port" and times < MEET_AGAIN_LIMIT
 
 
 class RestartPolicy:
@@ -128,9 +129,9 @@ def error_of(result: LaunchResult, config: RunnerConfig, num_tasks: int) -> Base
     rank = root_cause(result.failures)
     if result.start_timed_out is not None:
         return _start_timeout(result.start_timed_out, config, num_tasks)
-    if result.stop_reason is not None and all(record["kind"] == "stopped" for record, _ in result.failures.values()):
+    if result.stop_reason is not None and all(failure.kind == "stopped" for failure in result.failures.values()):
         return TrainingFailedError(f"The run was ended. {result.stop_reason}", result.worker_failures)
-    if rank is None or (result.spark_error is not None and is_collateral(result.failures[rank][0])):
+    if rank is None or (result.spark_error is not None and is_collateral(result.failures[rank])):
         return _spark_error(result, num_tasks)
     failures = result.worker_failures
     cause = failures[rank]
@@ -170,8 +171,9 @@ def _describe(cause: WorkerFailure, failures: Mapping[int, WorkerFailure]) -> st
     if cause.kind == "stalled":
         lines += [each.message for each in failures.values() if each.kind == "stalled" and each is not cause]
     title = "Threads of" if cause.kind == "stalled" else "Traceback on"
-    if cause.traceback:
-        lines += ["", f"{title} rank {cause.rank}:", cause.traceback.rstrip()]
+    shown = without_message(hide_own_frames(cause.traceback), cause.message)
+    if shown:
+        lines += ["", f"{title} rank {cause.rank}:", shown]
     if cause.kind == "stalled":
         for each in failures.values():
             if each.traceback and each is not cause:

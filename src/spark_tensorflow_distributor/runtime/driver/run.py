@@ -15,7 +15,7 @@ from ...errors import ClusterError, SerializationError
 from ...resume.driver_store import DriverCheckpointStore
 from ...resume.names import lane_of
 from ..shipping import spark_task
-from ..specs import CheckpointSpec, TaskSpec, tensorflow_version
+from ..specs import CheckpointSpec, TaskSpec, TrainerSettings, tensorflow_version
 from . import outcome, plan
 from .channel import Channel
 from .console import Console, wants_progress
@@ -182,31 +182,30 @@ class Run:
         config, conf = self._config, facts.conf
         limit = plan.parse_bytes(conf.get("spark.driver.maxResultSize", "1g"), "spark.driver.maxResultSize")
         return TaskSpec(
+            config=replace(config, env=dict(config.env), resource_profile=None),
+            trainer=TrainerSettings(
+                is_script=self._program.is_script,
+                use_custom_strategy=config.use_custom_strategy,
+                gpu_is_shared=made.gpu_is_shared,
+                max_result_bytes=limit,
+                seed=self._seed,
+                checkpoints=self._checkpoints(),
+            ),
             attempt=attempt,
             world_size=made.num_tasks,
             secret=secret,
             driver_addresses=channel.addresses,
             driver_is_client=facts.is_connect,
             payload=self._program.payload,
-            is_script=self._program.is_script,
-            use_gpu=config.use_gpu,
-            gpu_resource_name=config.gpu_resource_name,
             gpus_by_rank=made.gpus_by_rank,
-            gpu_is_shared=made.gpu_is_shared,
-            use_custom_strategy=config.use_custom_strategy,
-            env=dict(config.env),
-            start_timeout=config.start_timeout,
-            max_result_bytes=limit,
             max_row_bytes=plan.max_row_bytes(limit, self._gateway.heap_bytes()),
             warm_start=plan.is_true(conf.get(plan.WARM_START, "true"), plan.WARM_START),
             warm_seconds=plan.number(conf.get(plan.WARM_SECONDS, "300"), plan.WARM_SECONDS),
             submitted_at=time.time(),
             loopback=facts.is_local,
             log_to_executor=not (facts.is_local and config.log_to_driver),
-            checkpoints=self._checkpoints(),
             worker_ports=plan.ports(conf.get(plan.WORKER_PORTS, ""), plan.WORKER_PORTS),
             frames=self._program.frames.specs,
-            seed=self._seed,
         )
 
     def _add_to_report(self, result: LaunchResult, attempt: int, dropped: int) -> None:

@@ -7,7 +7,7 @@ from spark_tensorflow_distributor.runtime.driver.launch import Launch
 
 
 def test_who_has_not_come_is_named_every_half_minute(caplog):
-    spec = SimpleNamespace(world_size=4, frames=(), start_timeout=600)
+    spec = SimpleNamespace(world_size=4, frames=(), config=SimpleNamespace(start_timeout=600))
     launch = Launch(spec, None, None, None)
     now = time.monotonic()
 
