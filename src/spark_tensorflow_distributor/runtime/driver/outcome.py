@@ -227,8 +227,8 @@ def _spark_error(result: LaunchResult, num_tasks: int) -> BaseException:
         failures[rank] = WorkerFailure(rank, result.hosts.get(rank, "?"), "lost", "Spark lost this task.")
     return TrainingFailedError(
         f"An executor or its Python worker was lost (ranks without a report: {gone}): a host went down, a container "
-        "was killed for using too much memory (spark.executor.memoryOverhead), or a task was killed from outside. See the "
-        f"executors' logs.\nSpark ended the run: {brief(text)}",
+        "was killed for using too much memory (spark.executor.memoryOverhead), or a task was killed from outside. See "
+        f"the executors' logs.\nSpark ended the run: {brief(text)}",
         failures,
         failures[gone[0]] if len(gone) == 1 else None,
     )
