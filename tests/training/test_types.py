@@ -235,7 +235,7 @@ def test_a_choice_for_nulls_and_ragged_arrays(spark):
 REFUSED = {
     "unknown": (("gasp",), {}, "no column 'gasp'; did you mean 'gaps'"),
     "far_off": (("qqqqqq",), {}, "no column 'qqqqqq'; it has id, gaps"),
-    "nulls": (("gaps",), {}, "column 'gaps': 10 of 40 rows are null. Give fill_value"),
+    "nulls": (("gaps",), {}, "column 'gaps': 10 of 40 rows are null. Pass fill_value"),
     "all_null": (("never",), {"fill_value": 0}, "column 'never': all 40 rows are null"),
     "nan": (("nans",), {"refuse_nan": True}, "column 'nans': 10 values are NaN"),
     "ragged": (("ragged",), {}, r"column 'ragged': its arrays have different lengths \(1 to 3"),
@@ -246,14 +246,14 @@ REFUSED = {
     "date_label": (("id", "day"), {}, "label column 'day': it is of type date"),
     "text_stack": ((["id", "text"],), {"stack": True}, "column 'text': it is string, and stack=True"),
     "text_weight": (("id", "id"), {"weight_column": "text"}, "weight column 'text'"),
-    "fill_type": (("gaps",), {"fill_value": "x"}, "fill_value is 'x', and the column is of type double"),
+    "fill_type": (("gaps",), {"fill_value": "x"}, "fill_value is 'x', but the column is of type double"),
 }
 MISTAKES = {
     "weight_alone": (("id",), {"weight_column": "id"}, "weight_column='id' without label_columns"),
     "batch": (("id",), {"batch_size": 1}, "batch_size is 1.*one row a worker: 2"),
     "fraction": (("id",), {"batch_size": 2.5}, "batch_size is 2.5"),
     "choice": (("ragged",), {"ragged": "yes"}, "ragged is 'yes' for the column 'ragged'"),
-    "fill_name": (("gaps",), {"fill_value": {"gasp": 0}}, "names 'gasp', which is not a requested column; did you mean 'gaps'"),
+    "fill_name": (("gaps",), {"fill_value": {"gasp": 0}}, "'gasp', which is not a requested column; did you mean"),
     "nothing": (([],), {}, "names no column"),
 }  # fmt: skip
 

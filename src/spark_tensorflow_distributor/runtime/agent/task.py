@@ -86,7 +86,7 @@ class Agent:
                 rank=self._place.rank,
                 world_size=self._place.world_size,
                 directory=local_directory(),
-                sharing=self._place.local_world_size,
+                local_world_size=self._place.local_world_size,
             )
         else:
             for _ in batches:  # Spark's own placeholder, a row or none

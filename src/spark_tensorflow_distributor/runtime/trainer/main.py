@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from ...context import WorkerContext, set_context
+from ...data.layout import ShardLayout
 from ...errors import SerializationError
 from ...resume.fit_tracker import Saving
 from ...training.autograph_files import keep_no_generated_files
@@ -81,15 +82,15 @@ class Control:
         """Tell the agent that the named phase begins."""
         self.send({"type": "phase", "name": name, "time": time.time()})
 
-    def wait_for_data(self) -> tuple[dict[str, Any], list[int]]:
-        """The layout of this worker's rows, and the files that it speaks of."""
+    def wait_for_data(self) -> tuple[list[ShardLayout], list[int]]:
+        """Wait for this worker's rows; returns their layouts, and the descriptors of their files."""
         self.phase("data")
         while True:
             message, (plan, *files) = receive_files(self._socket)
             if message["type"] == "data":
                 with os.fdopen(plan, "rb") as file:
                     file.seek(0)
-                    return json.load(file), files
+                    return [ShardLayout.from_json(each) for each in json.load(file)], files
 
     def wait_for_release(self) -> bool:
         """Whether all workers have returned; False where the agent is gone."""
@@ -158,7 +159,7 @@ def _train(request: dict[str, Any], fds: dict[str, int], control: Control, savin
             stay_in_scope(
                 tf, multi_worker_strategy(tf, silent_seconds=SILENT_SECONDS, gpu_is_shared=request["gpu_is_shared"])
             )
-        data = control.wait_for_data() if request["has_data"] else ({}, [])
+        data = control.wait_for_data() if request["has_data"] else ([], [])
         call = _load_program(fds["payload"], request, _shards(request, *data))
     except PortTakenError:
         raise
@@ -217,14 +218,14 @@ def _prepare_keras(context: WorkerContext, control: Control, request: dict[str, 
         progress.report_fit_progress(lambda message: control.send({"type": "progress", **message}))
 
 
-def _shards(request: dict[str, Any], layout: dict[str, Any], files: list[int]) -> dict[str, Any]:
-    if not layout:
+def _shards(request: dict[str, Any], layouts: list[ShardLayout], files: list[int]) -> dict[str, Any]:
+    if not layouts:
         return {}
-    from ...data.shard import ShardId, shards
+    from ...data.shard import ShardId, open_shards
 
     context = request["context"]
-    place = ShardId(context["rank"], context["world_size"], request["partition"], request["seed"])
-    return dict(shards(layout["frames"], files, place))
+    shard_id = ShardId(context["rank"], context["world_size"], request["partition"], request["seed"])
+    return dict(open_shards(layouts, files, shard_id))
 
 
 def _load_program(payload_fd: int, request: dict[str, Any], data: dict[str, Any]) -> Callable[[], Any]:
