@@ -108,8 +108,7 @@ class DataShard:
         Args:
             feature_columns: One name gives one tensor, a list gives a dict of tensors by name.
             label_columns: The same for the labels; None for features alone.
-            batch_size: Rows per step on all workers together (the global batch); each worker reads
-                ``batch_size // world_size`` of them.
+            batch_size: The global batch: rows per step on all workers together, divided among them.
             weight_column: The weights of the rows, converted to float32; requires labels.
             stack: Concatenate a list of numeric columns into one float32 tensor ``[batch, k]`` instead of a dict.
                 Plain columns take one place each, arrays of a fixed length as many as they are long.
@@ -119,11 +118,9 @@ class DataShard:
             repeat: Repeat without end, for ``steps_per_epoch``.
             first_pass: The number of the first pass, which determines its order. A dataset with ``first_pass=e`` and
                 the same seed that skips k steps continues where another one was in pass e after k steps.
-            fill_value: Replaces nulls in plain columns, strings included: a value, or a dict by column. By default,
-                nulls are an error.
+            fill_value: Replaces nulls in plain columns, strings included: a value, or a dict by column.
             ragged: How to treat arrays of different lengths: ``"ragged"`` (return a ``tf.RaggedTensor``), ``"pad"``
-                (to the longest on any worker), or a number (pad or cut to it); or a dict of these by column. By
-                default, they are an error.
+                (to the longest on any worker), or a number (pad or cut to it); or a dict of these by column.
             pad_value: The value that padding adds; strings are padded with "" instead of 0.
             refuse_nan: Reject columns that contain NaN.
 
@@ -131,8 +128,8 @@ class DataShard:
             A dataset of ``x``, ``(x, y)`` or ``(x, y, weights)``.
 
         Raises:
-            DataError: A column is missing, empty, null, NaN, ragged or of an unsuitable type, or there are no rows.
-            ConfigurationError: An argument is invalid: ``batch_size`` is less than the number of workers, for example.
+            DataError: A column is missing, null, NaN, ragged or of an unsuitable type, or there are no rows.
+            ConfigurationError: An argument is invalid, such as a ``batch_size`` below the number of workers.
         """
         from .dataset import build_dataset
 
