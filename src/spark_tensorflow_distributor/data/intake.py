@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import BrokenInputError, DataError
 from .balance import Transfer, merge_facts, plan_transfers
-from .columns import take_apart
+from .columns import split_array
 from .layout import FrameFacts, FrameSpec, ShardLayout
 from .spool import FrameSpool
 
@@ -219,7 +219,7 @@ class RowReceiver:
             frame, spool = self._frames[numbers[start]], self._spools[numbers[start]]
             piece = batch.slice(start, end - start)
             values = [
-                take_apart(piece.column(2 + position), column)
+                split_array(piece.column(2 + position), column)
                 for position, column in zip(frame.positions, frame.columns, strict=True)
             ]
             spool.add(values, ids[start:end])

@@ -133,11 +133,9 @@ class DataShard:
         """
         from .dataset import build_dataset
 
-        components = self._components(
-            (feature_columns, label_columns), weight_column, stack, fill_value, ragged, pad_value, refuse_nan
-        )
-        state = self._new_state(batch_size, drop_remainder, only_trains=repeat)
-        state.first_pass = state.next_pass = first_pass
+        columns = feature_columns, label_columns
+        components = self._components(columns, weight_column, stack, fill_value, ragged, pad_value, refuse_nan)
+        state = self._new_state(batch_size, drop_remainder, first_pass, only_trains=repeat)
         self._datasets += 1
         if seed is None:
             seed = zlib.crc32(f"{self._id.seed} {self.name} {self._datasets}".encode())
@@ -237,7 +235,9 @@ class DataShard:
             components.append(reader.weights(weights[0]))
         return components
 
-    def _new_state(self, batch_size: int, drop_remainder: bool, *, only_trains: bool = False) -> ShardState:
+    def _new_state(
+        self, batch_size: int, drop_remainder: bool, first_pass: int = 0, *, only_trains: bool = False
+    ) -> ShardState:
         size = self._id.world_size
         if not is_integer(batch_size) or batch_size < size:
             raise ConfigurationError(
@@ -252,7 +252,7 @@ class DataShard:
             )  # fmt: skip
         equal = equal_pass(self.total_rows, size, batch, drop_remainder=drop_remainder)
         whole = equal if drop_remainder or only_trains else whole_pass(self.num_rows, self.total_rows, size, batch)
-        return ShardState(self.name, batch * size, whole, equal)
+        return ShardState(self.name, batch * size, whole, equal, first_pass=first_pass, next_pass=first_pass)
 
 
 def _names(columns: str | Sequence[str] | None) -> list[str]:

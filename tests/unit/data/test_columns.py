@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spark_tensorflow_distributor import ConfigurationError, DataError
-from spark_tensorflow_distributor.data.columns import Column, by_column, columns_of, nearest, take_apart
+from spark_tensorflow_distributor.data.columns import Column, by_column, columns_of, nearest, split_array
 
 pa = pytest.importorskip("pyarrow")
 
@@ -80,20 +80,20 @@ def numbers(dtype, depth=0):
 
 def test_numbers_keep_their_values_next_to_nulls():
     large = 2**53 + 1  # not representable as float64
-    found = take_apart(pa.array([large, None, 3])[1:], numbers("int64"))
+    found = split_array(pa.array([large, None, 3])[1:], numbers("int64"))
     assert found.data[1] == 3
     assert found.nulls.tolist() == [True, False]
-    assert take_apart(pa.array([large, None]), numbers("int64")).data[0] == large
+    assert split_array(pa.array([large, None]), numbers("int64")).data[0] == large
 
 
 def test_contiguous_numbers_are_not_copied():
     array = pa.array(np.arange(10, dtype=np.float32))
-    found = take_apart(array[3:], numbers("float32"))
+    found = split_array(array[3:], numbers("float32"))
     assert found.data.__array_interface__["data"][0] == array.buffers()[1].address + 12
 
 
 def test_booleans_become_bytes():
-    found = take_apart(pa.array([True, None, False])[1:], numbers("bool"))
+    found = split_array(pa.array([True, None, False])[1:], numbers("bool"))
     assert found.data.dtype == np.uint8
     assert found.data[1] == 0
     assert found.nulls.tolist() == [True, False]
@@ -101,7 +101,7 @@ def test_booleans_become_bytes():
 
 def test_nested_arrays_have_lengths_at_every_level():
     array = pa.array([[[9]], [[1, 2], []], None, [[3]]], pa.list_(pa.list_(pa.int32())))[1:]
-    found = take_apart(array, numbers("int32", 2))
+    found = split_array(array, numbers("int32", 2))
     assert [level.tolist() for level in found.lengths] == [[2, 0, 1], [2, 0, 1]]
     assert found.data.tolist() == [1, 2, 3]
     assert found.nulls.tolist() == [False, True, False]
@@ -109,13 +109,13 @@ def test_nested_arrays_have_lengths_at_every_level():
 
 
 def test_nulls_inside_arrays_are_counted():
-    assert take_apart(pa.array([[1, None], [None]], pa.list_(pa.int32())), numbers("int32", 1)).inner_nulls == 2
+    assert split_array(pa.array([[1, None], [None]], pa.list_(pa.int32())), numbers("int32", 1)).inner_nulls == 2
 
 
 def test_values_of_null_arrays_are_left_out():
     offsets, values = pa.array([0, 2, 4], pa.int32()), pa.array([1, 2, 3, 4], pa.int32())
     array = pa.ListArray.from_arrays(offsets, values, mask=pa.array([True, False]))
-    found = take_apart(array, numbers("int32", 1))
+    found = split_array(array, numbers("int32", 1))
     assert found.lengths[0].tolist() == [0, 2]
     assert found.data.tolist() == [3, 4]
 
@@ -123,7 +123,7 @@ def test_values_of_null_arrays_are_left_out():
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary()])
 def test_strings_become_bytes_and_lengths(kind):
     array = pa.array(["skipped", "ä", "", None, "bc"], pa.string()).cast(kind)[1:]
-    found = take_apart(array, Column("c", ("c",), "string", "string"))
+    found = split_array(array, Column("c", ("c",), "string", "string"))
     assert bytes(found.data) == "äbc".encode()
     assert found.lengths[0].tolist() == [2, 0, 0, 2]
     assert found.nulls.tolist() == [False, False, True, False]
@@ -131,4 +131,4 @@ def test_strings_become_bytes_and_lengths(kind):
 
 def test_an_unexpected_arrow_type_is_named():
     with pytest.raises(DataError, match="'c' arrived as"):
-        take_apart(pa.array(["a"]), numbers("int64"))
+        split_array(pa.array(["a"]), numbers("int64"))
