@@ -31,6 +31,13 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from sharing import Scheduler
+
+    return Scheduler(config, log)
+
+
 def pytest_sessionfinish(session, exitstatus):
     if exitstatus == pytest.ExitCode.OK:  # else there is something to look at
         shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
