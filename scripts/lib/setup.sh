@@ -12,6 +12,7 @@ lock=$venv.lock   # also tells a .venv that was interrupted from one that somebo
 min_java=17        # of Spark 4
 oldest_python=10   # 3.10, see requires-python in pyproject.toml
 newest_python=13   # 3.13 is the newest that TensorFlow has releases for; PYTHON=... goes past it
+[ "$use_versions" != oldest ] || newest_python=12 # TensorFlow 2.16 has no releases for a newer one
 
 # A user's Spark and Python settings point to another installation than the one in .venv: a PYTHONPATH or SPARK_HOME
 # of theirs would put other versions of pyspark in front, and SPARK_REMOTE or SPARK_CONF_DIR would aim at their cluster.
