@@ -9,7 +9,7 @@ import inspect
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from ..context import WorkerContext, set_checkpoints
@@ -173,21 +173,24 @@ class Saving:
     """Of one worker.
 
     Args:
-        request: what the trainer was asked for; ``checkpoints`` says where they are kept (``folder``, ``at_driver``),
-            how often (``every``), which the driver keeps (``names``) and which a folder has to hold (``expected``).
-        files: descriptors of those that the driver keeps, by name.
+        context: of this worker.
+        wanted: where checkpoints are kept, and how often.
+        names: which the driver keeps.
+        files: descriptors of those, by name.
         agent: who is told.
     """
 
-    def __init__(self, request: Mapping[str, Any], files: Mapping[str, int], agent: Agent) -> None:
-        self._wanted, self._context = request["checkpoints"], WorkerContext(**request["context"])
+    def __init__(
+        self, context: WorkerContext, wanted: Any, names: Sequence[str], files: Mapping[str, int], agent: Agent
+    ) -> None:
+        self._wanted, self._context, self._names = wanted, context, names
         self._files, self._agent = files, agent
-        self._keeper: Any = None
+        self._tracker: Any = None
 
     @property
     def place(self) -> dict[str, int] | None:
         """Which fit, epoch and step the training is in, or was when it failed."""
-        found: dict[str, int] | None = None if self._keeper is None else self._keeper.place()
+        found: dict[str, int] | None = None if self._tracker is None else self._tracker.place()
         return found
 
     def begin(self) -> None:
@@ -198,20 +201,20 @@ class Saving:
         """
         wanted = self._wanted
         kept = self._store()
-        self._keeper = keeper = FitTracker(self._context, self._agent.send, kept, parse(wanted["every"]), wanted["run"])
+        self._tracker = keeper = FitTracker(self._context, self._agent.send, kept, parse(wanted.every), wanted.run)
         keeper.install()
         if keeper.store is not None and keeper.writer is not None:
             set_checkpoints(ManualCheckpoints(keeper.store, keeper.writer, self._context.is_chief, keeper.warn))
 
     def _store(self) -> Any:
         wanted = self._wanted
-        if wanted["folder"] is not None:
-            folder = store.Folder(wanted["folder"], wanted["run"])
+        if wanted.folder is not None:
+            folder = store.Folder(wanted.folder, wanted.run)
             self._check(folder)
             return folder
-        if wanted["at_driver"]:
+        if wanted.at_driver:
             return store.AtDriver(
-                {name: self._files[name] for name in wanted["names"]},
+                {name: self._files[name] for name in self._names},
                 lambda name, file: self._agent.send_file({"type": "commit", "name": name}, file),
             )
         return None
@@ -219,7 +222,7 @@ class Saving:
     def _check(self, folder: Any) -> None:
         """What the driver knows to have been saved has to be here."""
         there = folder.names()
-        missing = [name for name in self._wanted["expected"] if name not in there]
+        missing = [name for name in self._wanted.expected if name not in there]
         if missing and self._context.is_chief:
             raise CheckpointError(
                 f"The checkpoint {folder.where(missing[-1])}, which an earlier attempt of this run has saved, is not "
@@ -229,11 +232,11 @@ class Saving:
 
     def flush(self) -> None:
         """Wait until all is written."""
-        if self._keeper is not None:
-            self._keeper.finish()
+        if self._tracker is not None:
+            self._tracker.finish()
 
     def finish(self) -> None:
         """The run has ended well."""
-        if self._keeper is not None and self._keeper.store is not None and self._context.is_chief:
+        if self._tracker is not None and self._tracker.store is not None and self._context.is_chief:
             with contextlib.suppress(Exception):  # the next run with this folder would begin with this one's end
-                self._keeper.store.finish()
+                self._tracker.store.finish()

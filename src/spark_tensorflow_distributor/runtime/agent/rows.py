@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BrokenInputError, DistributorError
-from ..failures import failure_record, pickle_exception
+from ..failures import Failure
 from ..wire import send_files
 from .link import DriverLink
 
@@ -52,7 +52,7 @@ class RowDelivery:
         try:
             messages = self._intake.acknowledge()
             if self._all_gather is not None:
-                self._intake.share_by_all_gather(self._all_gather)
+                self._intake.balance_by_all_gather(self._all_gather)
                 messages = []
         except Exception as error:
             self.error = error
@@ -82,10 +82,10 @@ class RowDelivery:
             return
         self._is_done = True
         try:
-            layout, files = self._intake.layout()
+            layouts, files = self._intake.layout()
             # As a file, because a long message to a trainer that does not read yet would hold this process up.
             with tempfile.TemporaryFile() as plan:
-                plan.write(json.dumps(layout).encode())
+                plan.write(json.dumps([layout.to_json() for layout in layouts]).encode())
                 plan.flush()
                 send_files(self._trainer, {"type": "data"}, [plan, *files])
         except ConnectionError:
@@ -93,16 +93,8 @@ class RowDelivery:
         except (OSError, DistributorError) as error:
             self.error = error
 
-    def failure(self, rank: int, host: str, log_tail: list[str]) -> dict[str, Any]:
-        """The record of :attr:`error`."""
-        error = self.error
-        assert error is not None
-        return failure_record(
-            rank,
-            host,
-            "input" if isinstance(error, BrokenInputError) else "startup",
-            str(error) if isinstance(error, DistributorError) else f"{type(error).__name__}: {error}",
-            error_type=type(error).__name__,
-            pickled=pickle_exception(error),
-            log_tail=log_tail,
-        )
+    def failure(self, rank: int, host: str) -> Failure:
+        """Describe :attr:`error` as the worker's failure."""
+        assert self.error is not None
+        kind = "input" if isinstance(self.error, BrokenInputError) else "startup"
+        return Failure.from_exception(rank, host, kind, self.error, with_traceback=False)
