@@ -335,7 +335,7 @@ def test_checkpoints_of_another_model(runner, tmp_path):
     folder = str(tmp_path / "checkpoints")
     with pytest.raises(TrainingFailedError):
         runner(max_restarts=0, checkpoint_dir=folder).run(program(), kill=38)
-    with pytest.raises(TrainingFailedError, match="It is of another model") as caught:
+    with pytest.raises(TrainingFailedError, match="It belongs to another model") as caught:
         runner(max_restarts=0, checkpoint_dir=folder).run(program(), optimizer="sgd")
     assert isinstance(caught.value.__cause__, CheckpointError)
     assert "remove its files" in str(caught.value)
@@ -362,5 +362,5 @@ def test_hosts_that_do_not_share_the_folder(runner, tmp_path):
             raise RuntimeError("lost")
 
     folder = str(tmp_path / "checkpoints")
-    with pytest.raises(CheckpointError, match="checkpoint_dir must be a place that all hosts share"):
+    with pytest.raises(CheckpointError, match="checkpoint_dir must be a location that all hosts share"):
         runner(checkpoint_dir=folder).run(train, folder=folder)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..data.layout import FrameSpec
+from ..resume.interval import DEFAULT_INTERVAL, CheckpointInterval
 
 # One row of the Spark job's output.
 ROW_SCHEMA = "rank int, kind string, seq int, data binary"
@@ -33,14 +34,14 @@ class CheckpointSpec:
     Attributes:
         folder: the runner's ``checkpoint_dir``, or None.
         at_driver: the driver keeps the checkpoints.
-        every: the runner's ``checkpoint_every``.
+        interval: the runner's ``checkpoint_every``.
         run: identifies the run.
         expected: names of those that the run is known to have saved to ``folder`` last.
     """
 
     folder: str | None = None
     at_driver: bool = False
-    every: float | str = 30.0
+    interval: CheckpointInterval = DEFAULT_INTERVAL
     run: str = ""
     expected: tuple[str, ...] = ()
 

@@ -171,7 +171,7 @@ class Run:
         return CheckpointSpec(
             folder=config.checkpoint_dir,
             at_driver=self._keeps_commits,
-            every=config.checkpoint_every,
+            interval=config.checkpoint_interval,
             run=self._id,
             expected=tuple(self._last_commits.values()) if config.checkpoint_dir is not None else (),
         )

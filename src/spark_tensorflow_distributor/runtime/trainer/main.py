@@ -22,7 +22,8 @@ from typing import Any, BinaryIO
 
 from ...context import WorkerContext, set_context
 from ...errors import SerializationError
-from ...resume.fit_tracker import Saving
+from ...resume.interval import CheckpointInterval
+from ...resume.settings import CheckpointSettings
 from ...training.autograph_files import keep_no_generated_files
 from ...training.strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
 from .. import barrier
@@ -40,9 +41,10 @@ def run_trainer(request: dict[str, Any], fds: dict[str, int]) -> int:
     control = Control(socket.socket(fileno=fds["control"]))
     # The agent asks for the stacks of all threads by this signal, when training stands still.
     faulthandler.register(signal.SIGUSR2, fds["stacks"], all_threads=True)
-    saving = Saving(request, fds, control)
+    # What is left to do when all workers have returned.
+    on_release: list[Callable[[], None]] = []
     try:
-        outcome = _train(request, fds, control, saving)
+        outcome = _train(request, fds, control, on_release)
     except PortTakenError as error:
         outcome = _failed("port", error, str(error))
     except _StartupError as error:
@@ -53,7 +55,8 @@ def run_trainer(request: dict[str, Any], fds: dict[str, int]) -> int:
     # This process is one end of the group's connections: if it went now, its peers would fail in what they still
     # have to do.
     if control.wait_for_release():
-        saving.finish()
+        for finish in on_release:
+            finish()
     # Handlers that the function registered run as at any other exit; the image's own are not this process's affair.
     with contextlib.suppress(Exception):
         atexit._run_exitfuncs()
@@ -134,7 +137,22 @@ def _reseed() -> None:
         numpy.random.seed()
 
 
-def _train(request: dict[str, Any], fds: dict[str, int], control: Control, saving: Saving) -> dict[str, Any]:
+def checkpoint_settings(request: dict[str, Any], fds: dict[str, int]) -> CheckpointSettings:
+    """Return the checkpoint settings of a launch request, with the files that came along."""
+    wanted = request["checkpoints"]
+    return CheckpointSettings(
+        folder=wanted["folder"],
+        at_driver=wanted["at_driver"],
+        interval=CheckpointInterval(**wanted["interval"]),
+        run_id=wanted["run"],
+        expected=tuple(wanted["expected"]),
+        files={name: fds[name] for name in wanted["names"]},
+    )
+
+
+def _train(
+    request: dict[str, Any], fds: dict[str, int], control: Control, on_release: list[Callable[[], None]]
+) -> dict[str, Any]:
     control.phase("import")
     try:
         tf = _import_tensorflow()
@@ -150,7 +168,10 @@ def _train(request: dict[str, Any], fds: dict[str, int], control: Control, savin
         context = WorkerContext(**request["context"])
         set_context(context)
         _prepare_keras(context, control, request)
-        saving.begin()
+        from ...resume.fit_tracker import track_fits  # imports TensorFlow
+
+        tracker = track_fits(checkpoint_settings(request, fds), context, control)
+        on_release.append(tracker.finish)
         control.phase("strategy")
         os.close(fds["port"])
         if not request["use_custom_strategy"]:
@@ -169,12 +190,12 @@ def _train(request: dict[str, Any], fds: dict[str, int], control: Control, savin
         value = call()
     except SystemExit as error:
         if error.code not in (None, 0):
-            return _failed("exit", error, f"The function called sys.exit({error.code!r}).", saving.place)
+            return _failed("exit", error, f"The function called sys.exit({error.code!r}).", tracker.position)
         value = None
     except BaseException as error:  # KeyboardInterrupt and the like fail the worker too
-        return _failed("exception", error, _one_line(error), saving.place)
+        return _failed("exception", error, _one_line(error), tracker.position)
     control.phase("result")
-    saving.flush()
+    tracker.flush()
     if not context.is_chief:
         _read_along(value)
         return {"ok": True}
