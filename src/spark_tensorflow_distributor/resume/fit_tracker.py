@@ -7,18 +7,19 @@ was complete does not train again: its model gets the saved weights, and the cal
 import contextlib
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, BinaryIO, Protocol
 
 from ..context import WorkerContext, set_checkpoints
 from ..training.keras_api import by_name, defining_class, joined, keras_packages
 from ..training.step_hooks import hook_step_loops
+from .callback_state import Logs
 from .fit_saver import Checkpointing
 from .fit_session import FitSession
 from .manual import ManualCheckpoints
 from .resume_point import Position
-from .settings import CheckpointSettings, Report
+from .settings import CheckpointSettings, Message, Report
 from .store import open_store
 from .writer import CheckpointWriter
 
@@ -28,10 +29,10 @@ _REPORT_SECONDS = 1.0
 class AgentLink(Protocol):
     """The connection to the agent."""
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: Message) -> None:
         """Send a message."""
 
-    def send_file(self, message: dict[str, Any], file: BinaryIO) -> None:
+    def send_file(self, message: Message, file: BinaryIO) -> None:
         """Send a message with an open file."""
 
 
@@ -45,7 +46,7 @@ def track_fits(settings: CheckpointSettings, context: WorkerContext, agent: Agen
     def warn(text: str) -> None:
         agent.send({"type": "warning", "text": text})
 
-    def report_written(details: dict[str, Any]) -> None:
+    def report_written(details: Message) -> None:
         # What the driver keeps is committed when it arrives there; the driver knows that by itself.
         agent.send({"type": "written" if settings.folder is None else "committed", **details})
 
@@ -179,14 +180,14 @@ class _SessionCallback:
         super().__init__()
         self._session = session
 
-    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: Logs | None = None) -> None:
         self._session.begin()
 
-    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self._session.begin_epoch(epoch)
 
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         self._session.end_epoch(epoch, logs)
 
-    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: Logs | None = None) -> None:
         self._session.end()

@@ -6,8 +6,9 @@ from typing import Any, TypeAlias
 
 from .interval import DEFAULT_INTERVAL, CheckpointInterval
 
-# Sends a message to the driver.
-Report: TypeAlias = Callable[[dict[str, Any]], None]
+# A message to the driver.
+Message: TypeAlias = dict[str, Any]
+Report: TypeAlias = Callable[[Message], None]
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class StoredCheckpoint:
 
     name: str
     data: bytes
-    facts: Mapping[str, Any]
+    facts: snapshot.Facts
     state: Any
 
 
