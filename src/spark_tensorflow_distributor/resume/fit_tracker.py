@@ -7,7 +7,7 @@ was complete does not train again: its model gets the saved weights, and the cal
 import contextlib
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, BinaryIO, Protocol
 
@@ -36,8 +36,16 @@ class AgentLink(Protocol):
         """Send a message with an open file."""
 
 
-def track_fits(settings: CheckpointSettings, context: WorkerContext, agent: AgentLink) -> "FitTracker":
+def track_fits(
+    settings: CheckpointSettings, files: Mapping[str, int], context: WorkerContext, agent: AgentLink
+) -> "FitTracker":
     """Track every ``fit`` of this process, and save checkpoints if the settings say so.
+
+    Args:
+        settings: where checkpoints are kept, and how often one is saved.
+        files: file descriptors of the checkpoints that came from the driver, by name.
+        context: this worker's context.
+        agent: the connection to the agent.
 
     Raises:
         CheckpointError: the folder of the settings cannot be used.
@@ -54,7 +62,7 @@ def track_fits(settings: CheckpointSettings, context: WorkerContext, agent: Agen
         agent.send_file({"type": "commit", "name": name}, file)
 
     checkpointing = None
-    store = open_store(settings, context.is_chief, send_file)
+    store = open_store(settings, files, context.is_chief, send_file)
     if store is not None:
         writer = CheckpointWriter(store, report_written, warn)
         checkpointing = Checkpointing(store, writer, settings.interval, settings.run_id)
