@@ -27,8 +27,6 @@ WITH_NUMPY = [
         "data.intake",
         "data.spool",
         "data.preprocessing",
-        "data.dataset",
-        "data.checks",
         "training.collectives",
         "training.random_state",
         "training.shard_feeding",
@@ -36,9 +34,7 @@ WITH_NUMPY = [
         "resume.manual",
         "resume.random_replay",
         "resume.resume_point",
-        "data.shard",
         "resume.snapshot",
-        "data.store",
         "resume.store",
         "resume.writer",
         "runtime.trainer.main",
@@ -46,10 +42,19 @@ WITH_NUMPY = [
 ]
 WITH_NUMPY += [name for name in MODULES if name.startswith("spark_tensorflow_distributor.training.patches")]
 
-# Loaded only in trainers, like any other TensorFlow code.
+# Loaded only in processes that run TensorFlow.
 WITH_TENSORFLOW = [
     f"spark_tensorflow_distributor.{name}"
-    for name in ("resume.fit_saver", "resume.fit_session", "resume.fit_tracker", "resume.model_state")
+    for name in (
+        "data.dataset",
+        "data.store",
+        "inference.loading",
+        "inference.predictor",
+        "resume.fit_saver",
+        "resume.fit_session",
+        "resume.fit_tracker",
+        "resume.model_state",
+    )
 ]
 
 
