@@ -51,8 +51,8 @@ def test_errors_in_generated_code_name_the_line_that_was_written(temporary):
 
 
 def test_checkpoints_go_to_tensorflows_file_systems(tmp_path):
-    files = filesystems.TensorFlowFiles("ram://checkpoints")
-    files.make()
+    files = filesystems.TensorFlowFilesystem("ram://checkpoints")
+    files.create()
     for value in (1, 2):
         files.write("stfd-fit0-00000000.npz", lambda file, value=value: snapshot.write(file, {"a": value}, [value]))
     assert files.list() == ["stfd-fit0-00000000.npz"]

@@ -31,10 +31,9 @@ WITH_NUMPY = [
         "training.random_state",
         "training.shard_feeding",
         "resume.callback_state",
-        "resume.fit_session",
-        "resume.fit_tracker",
-        "resume.model_state",
         "resume.manual",
+        "resume.random_replay",
+        "resume.resume_point",
         "resume.snapshot",
         "resume.store",
         "resume.writer",
@@ -46,7 +45,16 @@ WITH_NUMPY += [name for name in MODULES if name.startswith("spark_tensorflow_dis
 # Loaded only in processes that run TensorFlow.
 WITH_TENSORFLOW = [
     f"spark_tensorflow_distributor.{name}"
-    for name in ("data.dataset", "data.store", "inference.loading", "inference.predictor")
+    for name in (
+        "data.dataset",
+        "data.store",
+        "inference.loading",
+        "inference.predictor",
+        "resume.fit_saver",
+        "resume.fit_session",
+        "resume.fit_tracker",
+        "resume.model_state",
+    )
 ]
 
 

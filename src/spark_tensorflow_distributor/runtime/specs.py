@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from ..config import RunnerConfig
 from ..context import WorkerContext
 from ..data.layout import FrameSpec
+from ..resume.settings import CheckpointSettings
 
 # One row of the Spark job's output.
 ROW_SCHEMA = "rank int, kind string, seq int, data binary"
@@ -24,25 +25,6 @@ ROW_SCHEMA = "rank int, kind string, seq int, data binary"
 # A worker that has been silent for this long while no other one made a step is lost; agents send a sign of life every
 # two seconds.
 SILENT_SECONDS = 20.0
-
-
-@dataclass(frozen=True)
-class CheckpointSpec:
-    """What is kept of the training, so that a relaunch can resume it.
-
-    Attributes:
-        folder: the runner's ``checkpoint_dir``, or None.
-        at_driver: the driver keeps the checkpoints.
-        every: the runner's ``checkpoint_every``.
-        run: identifies the run.
-        expected: names of the checkpoints that the run last saved to ``folder``.
-    """
-
-    folder: str | None = None
-    at_driver: bool = False
-    every: float | str = 30.0
-    run: str = ""
-    expected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +37,7 @@ class TrainerSettings:
         gpu_is_shared: several tasks share one GPU (``spark.task.resource.<name>.amount`` below 1).
         max_result_bytes: Spark's ``spark.driver.maxResultSize``; 0 for no limit.
         seed: orders the rows of DataFrames if the user gives no seed; the same in all attempts of a run.
-        checkpoints: what is kept of the training.
+        checkpoints: where checkpoints are kept, and how often one is saved.
     """
 
     is_script: bool
@@ -63,7 +45,7 @@ class TrainerSettings:
     gpu_is_shared: bool
     max_result_bytes: int
     seed: int
-    checkpoints: CheckpointSpec
+    checkpoints: CheckpointSettings
 
 
 @dataclass(frozen=True)

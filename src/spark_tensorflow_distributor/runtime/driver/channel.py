@@ -153,7 +153,7 @@ class Channel:
             return
         name, size = str(hello["name"]), int(hello["size"])
         try:
-            checkpoints.take(name, receive_bytes(connection, size))
+            checkpoints.put(name, receive_bytes(connection, size))
         except OSError as error:
             connection.sendall(frame({"type": "commit_refused", "reason": f"at the driver: {error}"}))
             raise

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import runpy
 import secrets
@@ -12,10 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ...config import RunnerConfig
+from ...context import set_checkpoints
 from ...data.frames import Frames
 from ...errors import BrokenInputError, ConfigurationError, GpuConfigurationError
 from ..devices import visible_devices
 from .spark import unwrapped
+
+_log = logging.getLogger("spark_tensorflow_distributor")
 
 
 def run_locally(
@@ -40,7 +44,7 @@ def run_locally(
         context = WorkerContext(0, 1, 0, 1, 0, checkpoint_dir=config.checkpoint_dir)
         previous = set_context(context)
         try:
-            with _shards(frames) as shards:
+            with _checkpoints(config), _shards(frames) as shards:
                 if config.use_custom_strategy:
                     return _call(function, {**kwargs, **shards})
                 import tensorflow as tf
@@ -50,6 +54,59 @@ def run_locally(
                     return _call(function, {**kwargs, **shards})
         finally:
             set_context(previous)
+
+
+@contextlib.contextmanager
+def _checkpoints(config: RunnerConfig) -> Iterator[None]:
+    """Keep the function's own checkpoints in ``checkpoint_dir``, and warn about those that are not kept.
+
+    ``fit`` is not tracked: that replaces methods of Keras, which other threads of this process may be using.
+    """
+    if config.checkpoint_dir is None:
+        previous = set_checkpoints(_NoCheckpoints())
+        try:
+            yield
+        finally:
+            set_checkpoints(previous)
+        return
+    from ...resume.manual import ManualCheckpoints
+    from ...resume.store import FolderStore
+    from ...resume.writer import CheckpointWriter
+
+    _log.warning(
+        "local_mode: checkpoint_dir=%r keeps what the function passes to get_context().save_checkpoint(), but fit() "
+        "itself is neither saved nor resumed. Use local_mode=False for that.",
+        config.checkpoint_dir,
+    )
+    store = FolderStore(config.checkpoint_dir, secrets.token_hex(8))
+    writer = CheckpointWriter(store, lambda _: None, _log.warning)
+    previous = set_checkpoints(ManualCheckpoints(store, writer, True, _log.warning))
+    try:
+        yield
+        writer.flush()
+        with contextlib.suppress(Exception):  # at worst, the next run in this folder resumes from the end of this one
+            store.finish()
+    finally:
+        writer.flush()
+        set_checkpoints(previous)
+
+
+class _NoCheckpoints:
+    """Warns, once in a run, that checkpoints are not kept."""
+
+    def __init__(self) -> None:
+        self._has_warned = False
+
+    def save(self, state: object) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "local_mode: save_checkpoint() keeps nothing without a checkpoint_dir. Set checkpoint_dir to a folder "
+                "from which an interrupted run resumes."
+            )
+
+    def latest(self) -> None:
+        return None
 
 
 @contextlib.contextmanager

@@ -14,9 +14,10 @@ from ...data.frames import Frames
 from ...errors import ClusterError, SerializationError
 from ...resume.driver_store import DriverCheckpointStore
 from ...resume.names import lane_of
+from ...resume.settings import CheckpointSettings
 from ..failures import one_line
 from ..shipping import spark_task
-from ..specs import CheckpointSpec, TaskSpec, TrainerSettings, tensorflow_version
+from ..specs import TaskSpec, TrainerSettings, tensorflow_version
 from . import outcome, plan
 from .channel import Channel
 from .console import Console, wants_progress
@@ -174,13 +175,13 @@ class Run:
         """Whether the driver keeps the checkpoints, for later attempts of this run only."""
         return self._config.checkpoint_dir is None and self._config.max_restarts > 0
 
-    def _checkpoint_spec(self) -> CheckpointSpec:
+    def _checkpoint_settings(self) -> CheckpointSettings:
         config = self._config
-        return CheckpointSpec(
+        return CheckpointSettings(
             folder=config.checkpoint_dir,
             at_driver=self._keeps_checkpoints,
-            every=config.checkpoint_every,
-            run=self._id,
+            interval=config.checkpoint_interval,
+            run_id=self._id,
             expected=tuple(self._last_checkpoints.values()) if config.checkpoint_dir is not None else (),
         )
 
@@ -197,7 +198,7 @@ class Run:
                 gpu_is_shared=made.gpu_is_shared,
                 max_result_bytes=limit,
                 seed=self._seed,
-                checkpoints=self._checkpoint_spec(),
+                checkpoints=self._checkpoint_settings(),
             ),
             attempt=attempt,
             world_size=made.num_tasks,

@@ -17,18 +17,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ...context import set_context
 from ...data.layout import ShardLayout
 from ...errors import SerializationError
-from ...resume.fit_tracker import Saving
 from ...training.autograph_files import keep_no_generated_files
 from ...training.strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
 from .. import barrier
 from ..failures import Failure, one_line, type_name
 from ..specs import SILENT_SECONDS, TrainerSpec
 from ..wire import frame, receive, receive_files
+
+if TYPE_CHECKING:
+    from ...resume.fit_tracker import FitTracker  # imports TensorFlow
 
 _PICKLE_HINT = "Return plain data (numbers, arrays, dicts of them) or save the object to storage inside the function."
 
@@ -46,7 +48,7 @@ def run_trainer(spec: TrainerSpec, fds: Mapping[str, int]) -> int:
     # This process is one end of the group's connections: if it exited now, its peers would fail in what they still
     # have to do.
     if control.wait_for_release():
-        trainer.saving.finish()
+        trainer.finish()
     # Run the exit handlers that the function has registered, as any other process would.
     with contextlib.suppress(Exception):
         atexit._run_exitfuncs()
@@ -134,7 +136,7 @@ class Trainer:
 
     def __init__(self, spec: TrainerSpec, fds: Mapping[str, int], control: Control) -> None:
         self._spec, self._fds, self._control = spec, fds, control
-        self.saving = Saving(spec.context, spec.settings.checkpoints, spec.checkpoint_names, fds, control)
+        self._tracker: FitTracker | None = None
 
     def train(self) -> dict[str, Any]:
         """Train; returns the outcome: ``size`` of the pickled value on the chief, or a ``failure``."""
@@ -154,11 +156,17 @@ class Trainer:
         except BaseException as error:  # KeyboardInterrupt and the like fail the worker, too
             return self._failed("exception", error, one_line(error))
         self._control.phase("result")
-        self.saving.flush()
+        if self._tracker is not None:
+            self._tracker.flush()
         if not self._spec.context.is_chief:
             _read_along(value)
             return {}
         return self._write_result(value)
+
+    def finish(self) -> None:
+        """Mark the run as finished: all workers have returned."""
+        if self._tracker is not None:
+            self._tracker.finish()
 
     def _prepare(self) -> Callable[[], Any]:
         """Set up TensorFlow, Keras, the strategy and the data; returns the user's call."""
@@ -173,13 +181,20 @@ class Trainer:
             control.send({"type": "warning", "text": warning})
         set_context(spec.context)
         self._prepare_keras()
-        self.saving.begin()
+        self._track_fits()
         control.phase("strategy")
         os.close(self._fds["port"])
         if not spec.settings.use_custom_strategy:
             wait_for_leader(json.loads(os.environ["TF_CONFIG"]))
             stay_in_scope(tf, multi_worker_strategy(tf, silent_seconds=SILENT_SECONDS, gpu_is_shared=shared))
         return self._load_program(self._shards() if spec.has_data else {})
+
+    def _track_fits(self) -> None:
+        from ...resume.fit_tracker import track_fits
+
+        spec = self._spec
+        files = {name: self._fds[name] for name in spec.checkpoint_names}
+        self._tracker = track_fits(spec.settings.checkpoints, files, spec.context, self._control)
 
     def _prepare_keras(self) -> None:
         from ...training import keras_api, patches, progress, shard_feeding
@@ -254,7 +269,7 @@ class Trainer:
         # the driver.
         from pyspark.cloudpickle import dumps
 
-        position = (self.saving.place or {}) if kind in ("exception", "exit") else {}
+        tracker = self._tracker if kind in ("exception", "exit") else None
         failure = Failure.from_exception(
             self._spec.context.rank,
             self._spec.host,
@@ -262,7 +277,7 @@ class Trainer:
             error,
             message=message,
             dumps=dumps,
-            place=position,
+            place=(tracker and tracker.position) or {},
             **details,
         )
         return {"failure": failure.to_json()}

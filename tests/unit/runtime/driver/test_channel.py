@@ -150,12 +150,12 @@ def test_checkpoints_come_and_go(channel, tmp_path):
             "name": f"fit0-{number:08d}",
             "bytes": len(data),
         }
-    courier.put("own-00000000", io.BytesIO(b"mine"))
+    courier.put("manual-00000000", io.BytesIO(b"mine"))
     courier.close(5)
     fetched = contents(courier.fetch(lambda: None))
-    assert fetched == {"fit0-00000001": b"b" * (3 << 20), "fit0-00000002": b"", "own-00000000": b"mine"}
+    assert fetched == {"fit0-00000001": b"b" * (3 << 20), "fit0-00000002": b"", "manual-00000000": b"mine"}
     other = CheckpointTransfer(channel.addresses, SECRET, 1, str(tmp_path))
-    assert contents(other.fetch(lambda: None)) == {"own-00000000": b"mine"}  # rank 0 passes the rest on
+    assert contents(other.fetch(lambda: None)) == {"manual-00000000": b"mine"}  # rank 0 passes the rest on
     assert not courier.warnings
 
 
@@ -181,7 +181,7 @@ def test_a_full_disk_at_the_driver_is_told(channel, tmp_path, monkeypatch):
     def full(name, pieces):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(channel.kept, "take", full)
+    monkeypatch.setattr(channel.kept, "put", full)
     courier = CheckpointTransfer(channel.addresses, SECRET, 0, str(tmp_path))
     courier.put("fit0-00000000", io.BytesIO(b"x"))
     courier.close(5)
