@@ -16,6 +16,7 @@ ROOMS = ["errors", "context", "data", "training", "resume", "config", "runtime",
 TOOLS_OF_INFERENCE = {
     "runtime.devices",
     "runtime.driver.spark",
+    "runtime.process_tools",
     "runtime.shipping",
     "training.autograph_files",
 }

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import ClusterError, ConfigurationError, DistributorError, SerializationError
 from ..runtime import devices
 from ..runtime.devices import DEFAULT_ENV
+from ..runtime.process_tools import environment
 from ..training.autograph_files import keep_no_generated_files
 from .features import Input, Inputs
 from .model import ModelSpec, archive_library
@@ -78,7 +79,7 @@ def start_tensorflow(gpu_resource_name: str) -> ModuleType:
     is_first = "tensorflow" not in sys.modules
     # The worker is Spark's, and so is its environment: TensorFlow reads these while it starts, and no later.
     defaults = {key: value for key, value in DEFAULT_ENV.items() if key not in os.environ}
-    with _environment({**defaults, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}):
+    with environment({**defaults, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}):
         try:
             import tensorflow as tf
         except ImportError as error:
@@ -107,19 +108,6 @@ def _set_up(tf: Any, cpus: int) -> None:
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     tf.config.list_logical_devices()
-
-
-@contextlib.contextmanager
-def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value
 
 
 def load(spec: ModelSpec, read: Callable[[], bytes]) -> LoadedModel:
@@ -192,7 +180,7 @@ def _library(name: str) -> ModuleType:
             import tf_keras
 
             return tf_keras  # type: ignore[no-any-return]
-    with _environment({"KERAS_BACKEND": "tensorflow"}):
+    with environment({"KERAS_BACKEND": "tensorflow"}):
         import keras
     return keras  # type: ignore[no-any-return]
 

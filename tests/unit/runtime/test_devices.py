@@ -38,7 +38,7 @@ def test_an_address_outside_of_the_executors_list_is_refused(addresses, visible)
 
 
 def test_fewer_gpus_than_wanted():
-    with pytest.raises(GpuConfigurationError, match="should use 2 GPUs, and Spark dealt it 1"):
+    with pytest.raises(GpuConfigurationError, match="should use 2 GPUs, but Spark assigned it 1"):
         visible_devices(["0"], 2, None)
 
 
