@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import DistributorError, WorkerFailure
-from .wire import from_json
+from .wire import Message, from_json
 
 # Marks a failure inside the text of a Spark error; see Failure.to_spark_error.
 _MARK = "spark_tensorflow_distributor-failure:"
@@ -81,11 +81,11 @@ class Failure:
             **details,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Message:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Failure":
+    def from_json(cls, data: Message) -> "Failure":
         return from_json(cls, data)
 
     def to_spark_error(self) -> str:
@@ -94,7 +94,7 @@ class Failure:
         If the driver's channel cannot be reached, failures can only travel this way.
         """
         failure = self
-        shortened: tuple[dict[str, Any], ...] = (
+        shortened: tuple[Message, ...] = (
             {"pickled": None},
             {"log_tail": ()},
             {"traceback": self.traceback[-4000:]},

@@ -10,9 +10,15 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import _importer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# The body of DataFrame.mapInArrow.
+BatchFunction: TypeAlias = "Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]"
 
 PACKAGE = "spark_tensorflow_distributor"
 
@@ -32,7 +38,7 @@ def importer_source() -> str:
     return own_sources()["runtime/_importer.py"]
 
 
-def spark_task(spec: bytes) -> Callable[[Iterator[Any]], Iterator[Any]]:
+def spark_task(spec: bytes) -> BatchFunction:
     """Return the body of a run's Spark task, which becomes the agent.
 
     Args:
@@ -41,7 +47,7 @@ def spark_task(spec: bytes) -> Callable[[Iterator[Any]], Iterator[Any]]:
     return shipped("runtime.agent.task", "run_task", spec)
 
 
-def shipped(module: str, name: str, *fixed: Any) -> Callable[[Iterator[Any]], Iterator[Any]]:
+def shipped(module: str, name: str, *fixed: object) -> BatchFunction:
     """Return a function for Spark's Python workers that calls a function of this package there.
 
     It is a nested function that refers to nothing in this package, so that it is pickled by value.
@@ -55,7 +61,7 @@ def shipped(module: str, name: str, *fixed: Any) -> Callable[[Iterator[Any]], It
     installer = importer_source()
     packed = zlib.compress(json.dumps(own_sources()).encode())
 
-    def run_shipped(batches: Iterator[Any]) -> Iterator[Any]:
+    def run_shipped(batches: "Iterator[pa.RecordBatch]") -> "Iterator[pa.RecordBatch]":
         import importlib
         import json
         import zlib

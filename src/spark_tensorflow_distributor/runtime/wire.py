@@ -42,7 +42,7 @@ def _rebuilt(hint: Any, value: Any) -> Any:
     return tuple(value) if get_origin(hint) is tuple else value
 
 
-def frame(message: Mapping[str, Any]) -> bytes:
+def frame(message: Mapping[str, object]) -> bytes:
     """Encode a message for a socket."""
     body = json.dumps(message).encode()
     return _HEADER.pack(len(body)) + body
@@ -118,7 +118,7 @@ def _receive_exactly(sock: socket.socket, size: int, deadline: float | None = No
     return bytes(data)
 
 
-def send_files(sock: socket.socket, message: Mapping[str, Any], files: Sequence[BinaryIO]) -> None:
+def send_files(sock: socket.socket, message: Mapping[str, object], files: Sequence[BinaryIO]) -> None:
     """Send a short message with open files over a local socket, for :func:`receive_files` at the other end."""
     sock.sendall(frame({**message, "files": len(files)}))
     for start in range(0, len(files), _FILES_AT_ONCE):

@@ -11,7 +11,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ...errors import RendezvousError
 from ..wire import HANDSHAKE_SECONDS, FrameReader, Message, frame, prove_to_driver, receive
@@ -37,7 +37,7 @@ class DriverLink:
         refused_since: when the driver began to refuse connections, by ``time.monotonic()``; None if it does not.
     """
 
-    def __init__(self, addresses: Sequence[tuple[str, int]], secret: bytes, hello: Mapping[str, Any]) -> None:
+    def __init__(self, addresses: Sequence[tuple[str, int]], secret: bytes, hello: Mapping[str, object]) -> None:
         self._addresses = addresses
         self._secret = secret
         self._hello = dict(hello)
@@ -72,16 +72,16 @@ class DriverLink:
             self.refused_since = time.monotonic()
         return False
 
-    def update_hello(self, **changes: Any) -> None:
+    def update_hello(self, **changes: object) -> None:
         """Add to what the next connection says first."""
         self._hello.update(changes)
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def send(self, message: Mapping[str, object]) -> None:
         """Queue a message. It is kept until it has been sent or the connection is lost."""
         self._queue(frame(message))
         self.flush()
 
-    def send_heartbeat(self, **facts: Any) -> None:
+    def send_heartbeat(self, **facts: object) -> None:
         """Send a sign of life with ``facts``, at most every two seconds."""
         now = time.monotonic()
         if self._socket is not None and now - self._last_heartbeat >= _HEARTBEAT_SECONDS:
@@ -202,7 +202,7 @@ class DriverLink:
 
 
 def open_connection(
-    addresses: Sequence[tuple[str, int]], secret: bytes, hello: Mapping[str, Any], seconds: float = _CONNECT_SECONDS
+    addresses: Sequence[tuple[str, int]], secret: bytes, hello: Mapping[str, object], seconds: float = _CONNECT_SECONDS
 ) -> tuple[socket.socket | None, bool]:
     """Connect to the driver, perform the handshake and send ``hello``.
 

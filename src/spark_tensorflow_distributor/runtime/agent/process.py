@@ -6,7 +6,7 @@ import signal
 import tempfile
 import time
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from ..failures import Failure
 from ..wire import Message
@@ -116,7 +116,7 @@ class TrainerProbe:
         self.file: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (closed by close)
         self._due: float | None = None
 
-    def state(self, pid: int | None) -> dict[str, Any]:
+    def state(self, pid: int | None) -> dict[str, str | float]:
         """Return the process's ``state`` ("running", ...) and seconds of ``cpu``; empty if there is no /proc."""
         if pid is None:
             return {}

@@ -3,8 +3,7 @@
 import json
 import socket
 import tempfile
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import BrokenInputError, DistributorError
 from ..barrier import AllGather
@@ -31,7 +30,7 @@ class RowDelivery:
     def __init__(self, receiver: "RowReceiver", link: DriverLink, all_gather: AllGather | None) -> None:
         self._receiver, self._link, self._all_gather = receiver, link, all_gather
         self._trainer: socket.socket | None = None
-        self._passed: list[Mapping[str, Any]] = []
+        self._passed: list[Message] = []
         self._is_done = False
         self.error: Exception | None = None
 
