@@ -253,7 +253,7 @@ MISTAKES = {
     "batch": (("id",), {"batch_size": 1}, "batch_size is 1.*one row a worker: 2"),
     "fraction": (("id",), {"batch_size": 2.5}, "batch_size is 2.5"),
     "choice": (("ragged",), {"ragged": "yes"}, "ragged is 'yes' for the column 'ragged'"),
-    "fill_name": (("gaps",), {"fill_value": {"gasp": 0}}, "'gasp', which is not asked for; did you mean 'gaps'"),
+    "fill_name": (("gaps",), {"fill_value": {"gasp": 0}}, "names 'gasp', which is not a requested column; did you mean 'gaps'"),
     "nothing": (([],), {}, "names no column"),
 }  # fmt: skip
 

@@ -1,28 +1,12 @@
 """What ``to_tf`` refuses, and in which words. Pure, on what is known of all workers' rows, so all ranks do the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
 from ..errors import ConfigurationError, DataError
 from .columns import nearest
 from .store import MappedRows
-
-
-def by_column(choice: Any, names: Sequence[str]) -> dict[str, Any]:
-    """A choice for all columns, or a dict of choices by column, as the latter.
-
-    Raises:
-        ConfigurationError: the dict names a column that is not asked for.
-    """
-    if choice is None:
-        return {}
-    if not isinstance(choice, Mapping):
-        return dict.fromkeys(names, choice)
-    for name in choice:
-        if name not in names:
-            raise ConfigurationError(f"A value is given for {name!r}, which is not asked for{nearest(name, names)}")
-    return dict(choice)
 
 
 class Checks:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from .columns import Column, columns_of
-from .layout import ROW_BITS, FrameSpec, ShardArgument
+from .layout import ROW_BITS, FrameSpec
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Frames:
 
     specs: tuple[FrameSpec, ...] = ()
     frames: tuple[Any, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the arguments."""
+        return [spec.name for spec in self.specs]
 
     def source(self, num_tasks: int) -> Any:
         """One DataFrame of ``num_tasks`` partitions with the rows of all.
@@ -76,19 +81,22 @@ class Frames:
         spec = self.specs[number]
         types = {place: c.travels_as for s in self.specs for place, c in zip(s.places, s.columns, strict=True)}
         own = dict(zip(spec.places, spec.columns, strict=True))
-        values = [_expression(own[place]) if place in own else F.lit(None) for place in range(len(types))]
+        values = [column_expression(own[place]) if place in own else F.lit(None) for place in range(len(types))]
         columns = [value.cast(types[place]).alias(f"c{place}") for place, value in enumerate(values)]
         return self.frames[number].select(F.lit(number).cast("short").alias("frame"), *columns)
 
 
 def frames_of(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Frames]:
-    """The arguments with a ``ShardArgument`` in the place of each DataFrame, and the DataFrames.
+    """Separate the DataFrames from the other arguments.
+
+    Returns:
+        The other arguments, and the DataFrames.
 
     Raises:
         DataError: a column's type has no meaning in TensorFlow.
         ConfigurationError: a frame is a stream, or of pandas on Spark.
     """
-    plain = dict(kwargs)
+    plain: dict[str, Any] = {}
     specs: list[FrameSpec] = []
     frames: list[Any] = []
     for name, value in kwargs.items():
@@ -98,6 +106,7 @@ def frames_of(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Frames]:
                 "index_col=... where its index is needed."
             )
         if not is_dataframe(value):
+            plain[name] = value
             continue
         if value.isStreaming:
             raise ConfigurationError(
@@ -106,7 +115,6 @@ def frames_of(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Frames]:
             )
         schema = value.schema.jsonValue()
         columns = columns_of(schema, f"The DataFrame {name!r}")
-        plain[name] = ShardArgument(name)
         specs.append(FrameSpec(name, columns, (), schema, row_count(value)))
         frames.append(value)
     return plain, Frames(with_places(specs), tuple(frames))
@@ -136,7 +144,8 @@ def with_places(specs: Sequence[FrameSpec]) -> tuple[FrameSpec, ...]:
     return tuple(placed)
 
 
-def _expression(column: Column) -> Any:
+def column_expression(column: Column) -> Any:
+    """The Spark expression that selects a column, with vectors converted to arrays of floats."""
     from pyspark.sql import functions as F
 
     quoted = ".".join("`" + part.replace("`", "``") + "`" for part in column.path)

@@ -12,13 +12,6 @@ ROW_BITS = 33
 
 
 @dataclass(frozen=True)
-class ShardArgument:
-    """Stands among the pickled arguments for a DataFrame: the trainer puts its ``DataShard`` there."""
-
-    name: str
-
-
-@dataclass(frozen=True)
 class FrameSpec:
     """What the workers are told of a DataFrame.
 

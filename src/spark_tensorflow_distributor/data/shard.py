@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigurationError
-from .checks import Checks, by_column, is_integer
-from .columns import Column
+from .checks import Checks, is_integer
+from .columns import Column, by_column
 from .dataset import ColumnReader, PassOrder, ShardState, dataset
 from .passes import equal_pass, whole_pass
 from .preprocessing import Adapter, Statistics
@@ -134,7 +134,7 @@ class DataShard:
             raise ConfigurationError("feature_columns names no column.")
         names = list(dict.fromkeys([*features, *labels, *weights]))
         checks = Checks(self._store, f"The DataFrame {self.name!r}", self.total_rows)
-        fill, choices = by_column(fill_value, names), by_column(ragged, names)
+        fill, choices = by_column("fill_value", fill_value, names), by_column("ragged", ragged, names)
         checks.rows()
         for name in names:
             checks.column(name, fill, refuse_nan=refuse_nan)

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 _log = logging.getLogger(__name__)
 
@@ -90,13 +90,24 @@ def defining_class(model_class: type, method: str) -> Any:
     return next(base for base in model_class.__mro__ if method in vars(base))
 
 
+def keras_of(value: object) -> Literal["keras", "tf_keras"] | None:
+    """Return the name of the package that a model or variable belongs to, or None if it is not a Keras object."""
+    roots = {base.__module__.partition(".")[0] for base in type(value).__mro__}
+    return "keras" if "keras" in roots else "tf_keras" if "tf_keras" in roots else None
+
+
 def is_keras_3(model: Any) -> bool:
     """Whether a model is one of Keras 3, and none of tf_keras."""
-    return any(base.__module__.partition(".")[0] == "keras" for base in type(model).__mro__)
+    return keras_of(model) == "keras"
+
+
+def selected_keras() -> Literal["keras", "tf_keras"]:
+    """Return the name of the package behind ``tf.keras``: Keras 3, unless ``TF_USE_LEGACY_KERAS`` selects tf_keras."""
+    return "tf_keras" if os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True") else "keras"  # as TensorFlow
 
 
 def legacy_selected() -> bool:
-    return os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True")  # what TensorFlow accepts
+    return selected_keras() == "tf_keras"
 
 
 def import_package(name: str) -> Any:

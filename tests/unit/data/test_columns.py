@@ -37,13 +37,13 @@ def test_a_schema_becomes_columns():
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ({"type": "map", "keyType": "string", "valueType": "long"}, "has no keys"),
+        ({"type": "map", "keyType": "string", "valueType": "long"}, "tensors have no keys"),
         (array_of({"type": "struct", "fields": []}), "array of structs"),
         ("void", "every row is null"),
         ("interval year to month", "no fixed length"),
         ({"type": "udt", "class": "org.example.Own"}, "org.example.Own"),
         ("variant", "type variant"),
-        (array_of({"type": "map"}), "has no keys"),
+        (array_of({"type": "map"}), "tensors have no keys"),
     ],
 )
 def test_types_without_meaning_are_refused_by_name(kind, message):
@@ -122,5 +122,5 @@ def test_texts_become_bytes_and_lengths(kind):
 
 
 def test_what_was_not_expected_is_named():
-    with pytest.raises(DataError, match="'c' came as"):
+    with pytest.raises(DataError, match="'c' arrived as"):
         take_apart(pa.array(["a"]), numbers("int64"))

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
+from ...formatting import one_line
 from ...resume.background import Background
 from ...resume.names import lane_of
 from ..wire import CHUNK_BYTES, Message, receive, receive_bytes
@@ -80,8 +81,8 @@ class CheckpointTransfer:
                 self._send(name, file)
         except (OSError, EOFError) as error:
             self.warnings.append(
-                f"Checkpoint {name} did not reach the driver: {type(error).__name__}: {error}. Training continues; "
-                "until the next checkpoint arrives, a restart would resume from the previous one."
+                f"Checkpoint {name} did not reach the driver: {one_line(error)}. Training continues; until "
+                "the next checkpoint arrives, a restart would resume from the previous one."
             )
 
     def _send(self, name: str, file: BinaryIO) -> None:

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
+from ...formatting import gibibytes
 from ..failures import Failure
 from ..wire import Message
 
@@ -80,7 +81,7 @@ def explain_exit(code: int, peak_rss: int) -> ExitCause:
         code: the exit status, or the negative number of the signal.
         peak_rss: peak resident set size in bytes.
     """
-    peak = f"peak RSS {peak_rss / 2**30:.1f} GiB" if peak_rss else "peak RSS unknown"
+    peak = f"peak RSS {gibibytes(peak_rss)}" if peak_rss else "peak RSS unknown"
     if code >= 0:
         summary = f"exit status {code}"
         message = (

@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from ...errors import CheckpointError, ClusterError, SerializationError
+from ...formatting import mebibytes, one_line
 from .. import devices
 from ..barrier import AllGather, carry_out
 from ..failures import Failure
@@ -209,8 +210,7 @@ class Agent:
             return transfer.fetch(self._link.send_heartbeat)
         except (OSError, EOFError) as error:
             raise CheckpointError(
-                f"Rank {self._rank} @ {self._host} could not fetch its checkpoints from the driver: "
-                f"{type(error).__name__}: {error}."
+                f"Rank {self._rank} @ {self._host} could not fetch its checkpoints from the driver: {one_line(error)}."
             ) from error
 
     def _warn(self, text: str) -> None:
@@ -289,9 +289,9 @@ class Agent:
         limit = self._spec.max_row_bytes
         if limit and size > limit:
             error = SerializationError(
-                f"The function returned a value of {size / 2**20:.1f} MiB (pickled). The executors cannot reach the "
+                f"The function returned a value of {mebibytes(size)} (pickled). The executors cannot reach the "
                 f"driver's channel at {self._spec.driver_addresses}, and through Spark's own results the memory of "
-                f"the driver's JVM allows at most {limit / 2**20:.1f} MiB. Open that address to the executors "
+                f"the driver's JVM allows at most {mebibytes(limit)}. Open that address to the executors "
                 "(tensorflow.spark.distributor.driverPort fixes its port), raise spark.driver.memory and "
                 "spark.driver.maxResultSize, or save the value to storage and return its path."
             )

@@ -3,8 +3,8 @@
 import pytest
 
 from spark_tensorflow_distributor.runtime.driver.group import (
+    ALL_GATHER_SECONDS,
     LOST_SECONDS,
-    MEET_ELSEWHERE_SECONDS,
     PICKLE_SECONDS,
     SILENT_SECONDS,
     STACKS_SECONDS,
@@ -51,8 +51,8 @@ def test_a_rank_that_cannot_come_sends_all_to_spark():
     group = Group(3)
     join(group, 0)
     join(group, 2, 1.0)
-    assert group.tick(MEET_ELSEWHERE_SECONDS - 0.1) == []
-    sent = group.tick(MEET_ELSEWHERE_SECONDS)
+    assert group.tick(ALL_GATHER_SECONDS - 0.1) == []
+    sent = group.tick(ALL_GATHER_SECONDS)
     assert sent == [(0, {"type": "use_all_gather"}), (2, {"type": "use_all_gather"})]
     assert group.tick(100.0) == []
     # It was only late, and comes here after all.
@@ -133,7 +133,7 @@ def test_a_stall_is_told_with_the_stacks_of_all_ranks():
     assert "stall_timeout=10" in message["reason"]
     assert "Rank 0 is behind (epoch 2, after step 6)" in message["reason"]
     assert {rank: each.kind for rank, each in group.failures.items()} == {0: "stalled", 1: "stalled"}
-    assert "waits for rank 0" in group.failures[1].message
+    assert "Rank 1 is waiting for rank 0" in group.failures[1].message
     assert group.failures[0].traceback == "Thread 0"
 
 
@@ -182,7 +182,7 @@ def test_a_rank_of_which_nothing_is_heard_is_lost(met):
     ((_, message),) = met.tick(10.5 + SILENT_SECONDS)
     assert message == {"type": "stop", "reason": "Stopped because rank 2 failed."}
     assert met.failures[2].kind == "lost"
-    assert "its host is down, or the network to it" in met.failures[2].message
+    assert "its host, or the network to it, is down" in met.failures[2].message
 
 
 UNAVAILABLE = {"error_type": "tensorflow.python.framework.errors_impl.UnavailableError"}

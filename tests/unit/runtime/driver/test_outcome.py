@@ -85,7 +85,7 @@ def test_a_missing_tensorflow_and_another_missing_module():
 def test_start_timeout():
     error = error_of(LaunchResult(start_timed_out=1), CONFIG, 2)
     assert type(error) is RendezvousTimeoutError
-    assert "1 of 2 workers came within start_timeout=600 s" in str(error)
+    assert "1 of 2 workers connected within start_timeout=600 s" in str(error)
 
 
 def test_a_lost_executor_without_javas_stack():
