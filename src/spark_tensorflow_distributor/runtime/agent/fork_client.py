@@ -94,7 +94,7 @@ class ForkClient:
             # The kernel kills the trainer with its server, but not the processes that the trainer has started.
             if self.trainer_pid is not None:
                 kill_group(self.trainer_pid)
-            raise EOFError("the process that starts the trainers has ended")
+            raise EOFError("the fork server, which starts the trainers, has ended")
         for message in self._reader.feed(data):
             if message["type"] in ("started", "exited"):
                 self.trainer_pid = message.get("pid")
