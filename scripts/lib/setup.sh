@@ -12,6 +12,7 @@ lock=$venv.lock   # also distinguishes an interrupted .venv from one that these 
 min_java=17        # required by Spark 4
 oldest_python=10   # 3.10, see requires-python in pyproject.toml
 newest_python=13   # 3.13 is the newest that TensorFlow supports; PYTHON=... overrides the limit
+[ "$use_versions" != oldest ] || newest_python=12 # the newest that TensorFlow 2.16 supports
 
 # The user's Spark and Python settings refer to other installations: PYTHONPATH or SPARK_HOME would shadow the pyspark in
 # .venv, and SPARK_REMOTE or SPARK_CONF_DIR would select the user's cluster.

@@ -27,8 +27,6 @@ WITH_NUMPY = [
         "data.intake",
         "data.spool",
         "data.preprocessing",
-        "data.dataset",
-        "data.checks",
         "training.collectives",
         "training.random_state",
         "training.shard_feeding",
@@ -37,9 +35,7 @@ WITH_NUMPY = [
         "resume.fit_tracker",
         "resume.model_state",
         "resume.manual",
-        "data.shard",
         "resume.snapshot",
-        "data.store",
         "resume.store",
         "resume.writer",
         "runtime.trainer.main",
@@ -48,7 +44,10 @@ WITH_NUMPY = [
 WITH_NUMPY += [name for name in MODULES if name.startswith("spark_tensorflow_distributor.training.patches")]
 
 # Loaded only in processes that run TensorFlow.
-WITH_TENSORFLOW = [f"spark_tensorflow_distributor.{name}" for name in ("inference.loading", "inference.predictor")]
+WITH_TENSORFLOW = [
+    f"spark_tensorflow_distributor.{name}"
+    for name in ("data.dataset", "data.store", "inference.loading", "inference.predictor")
+]
 
 
 def test_no_module_imports_tensorflow_and_the_agent_and_trainer_no_spark():

@@ -1,7 +1,7 @@
 """The table of column types, and the conversion of Arrow arrays to plain NumPy arrays.
 
 The driver reads a DataFrame's schema with :func:`columns_of`, which rejects types without a counterpart in TensorFlow.
-Spark's Python workers split each Arrow array with :func:`take_apart`. See docs/data.md for the table.
+Spark's Python workers split each Arrow array with :func:`split_array`. See docs/data.md for the table.
 """
 
 import difflib
@@ -222,7 +222,7 @@ class Values:
     inner_nulls: int = 0
 
 
-def take_apart(array: "pa.Array", column: Column) -> Values:
+def split_array(array: "pa.Array", column: Column) -> Values:
     """Split an Arrow array of the column into NumPy arrays, without a copy if Arrow's layout allows it.
 
     The values of null rows are arbitrary numbers, or empty.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..data.columns import Column, Values, columns_of, take_apart
+from ..data.columns import Column, Values, columns_of, split_array
 from ..errors import DataError
 from .features import Dims
 
@@ -63,7 +63,7 @@ def rows_from_arrow(array: "pa.Array", names: Sequence[str]) -> Rows:
     column = column_from_arrow(array, names[0])
     if column.conversion:
         array = array.cast(_float64_list(column.depth))
-    values = take_apart(array, column)
+    values = split_array(array, column)
     if values.nulls is not None or values.inner_nulls:
         raise DataError(_null_text(array, column, values, names))
     data = _byte_strings(values) if column.is_bytes else values.data

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.dataset import ShardState, shard_states_of
+from ..data.passes import ShardState, shard_states_of
 from ..errors import CheckpointError
 from ..training.collectives import Collectives
 from ..training.keras_api import given_callbacks, is_keras_3
@@ -184,7 +184,7 @@ class FitSession:
             return steps, steps  # the order of an epoch of a shard goes by its number
         taken = epochs * int(steps_per_epoch) + steps
         for feed in feeds:
-            feed.passes = feed.first + taken // feed.whole.steps
+            feed.next_pass = feed.first_pass + taken // feed.whole.steps
         return steps, taken % feeds[0].whole.steps
 
     def arrive(self) -> None:

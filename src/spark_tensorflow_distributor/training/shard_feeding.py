@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ..data.dataset import ShardState, shard_states_of
+from ..data.passes import ShardState, shard_states_of
 from ..errors import DataError
 from .keras_api import by_name, defining_class, keras_packages
 
@@ -30,7 +30,7 @@ def feed_shards() -> None:
 
 
 def _untune_device_datasets() -> None:
-    """Turn the tuning off (see ``batches.options``) in the dataset, too, that tf.distribute puts behind for devices.
+    """Turn the tuning off (see ``dataset_options``) in the dataset, too, that tf.distribute puts behind for devices.
 
     It is a new one, without the options of the one before it, and its iterator can be as late to end.
     """

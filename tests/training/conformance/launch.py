@@ -4,6 +4,7 @@ As a program, to look at some of them: ``python -m conformance.launch PACKAGE WO
 ``tests/training``.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -92,6 +93,7 @@ def run_here(package: str, names: list[str], folder: str, workers: int) -> None:
         rank = get_context().rank
     keras = tf.keras
     assert keras.Model.__module__.split(".")[0] == package
+    gc.freeze()  # clear_session looks for garbage after each case: not among what is imported
     for name in names:
         try:
             result: Any = run_case(name, folder, workers)

@@ -52,7 +52,7 @@ class RowDelivery:
         try:
             messages = self._receiver.acknowledge()
             if self._all_gather is not None:
-                self._receiver.share_by_all_gather(self._all_gather)
+                self._receiver.balance_by_all_gather(self._all_gather)
                 messages = []
         except Exception as error:
             self.error = error
@@ -81,10 +81,10 @@ class RowDelivery:
             return
         self._is_done = True
         try:
-            layout, files = self._receiver.layout()
-            # The layout travels as a file: a long message would block this process until the trainer reads it.
+            layouts, files = self._receiver.layout()
+            # The layouts travel as a file: a long message would block this process until the trainer reads it.
             with tempfile.TemporaryFile() as layout_file:
-                layout_file.write(json.dumps(layout).encode())
+                layout_file.write(json.dumps([layout.to_json() for layout in layouts]).encode())
                 layout_file.flush()
                 send_files(self._trainer, {"type": "data"}, [layout_file, *files])
         except ConnectionError:

@@ -136,7 +136,7 @@ class Agent:
             rank=self._rank,
             world_size=self._worker.world_size,
             directory=local_directory(),
-            sharing=self._worker.local_world_size,
+            local_world_size=self._worker.local_world_size,
         )
 
     def _train(self) -> tuple[TrainerOutcome, BinaryIO]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ...data.dataset import shard_states_of
+from ...data.passes import shard_states_of
 from ...errors import DataError
 from ..collectives import Collectives
 from ..keras_api import by_name, defining_class
