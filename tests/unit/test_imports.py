@@ -16,6 +16,7 @@ ROOMS = ["errors", "formatting", "context", "data", "training", "resume", "confi
 TOOLS_OF_INFERENCE = {
     "runtime.devices",
     "runtime.driver.spark",
+    "runtime.process_tools",
     "runtime.shipping",
     "training.autograph_files",
     "training.keras_api",

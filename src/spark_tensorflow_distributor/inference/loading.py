@@ -17,10 +17,10 @@ import tensorflow as tf
 
 from ..errors import ConfigurationError, DistributorError, SerializationError
 from ..formatting import one_line
+from ..runtime.process_tools import environment
 from ..training.keras_api import keras_of
 from .features import Input, Inputs
 from .model import ModelSpec, archive_library
-from .startup import environment
 
 
 @dataclass

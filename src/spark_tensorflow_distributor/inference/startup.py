@@ -1,12 +1,11 @@
 """Starts TensorFlow in Spark's Python worker."""
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
 
 from ..errors import ClusterError
 from ..runtime.devices import DEFAULT_ENV, visible_devices
+from ..runtime.process_tools import environment
 from ..training.autograph_files import keep_no_generated_files
 
 
@@ -56,17 +55,3 @@ def _configure(cpus: int) -> None:
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     tf.config.list_logical_devices()
-
-
-@contextlib.contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the duration of the context."""
-    saved = {key: os.environ.get(key) for key in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for key, value in saved.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import DistributorError, WorkerFailure
-from .wire import from_json
+from .wire import Message, from_json
 
 # Marks a failure inside the text of a Spark error; see Failure.to_spark_error.
 _MARK = "spark_tensorflow_distributor-failure:"
 
-# An exception that pickles to more than this is reported as text only.
+# Larger pickled exceptions are reported as text only.
 _MAX_EXCEPTION_BYTES = 1 << 20
-# A 20 kB text reaches the driver whole through Spark's own error, on classic Spark and on Connect.
+# The text of a Spark error reaches the driver untruncated up to at least 20 kB, on classic Spark and on Connect.
 _MAX_ENCODED_BYTES = 16_000
 
 
@@ -81,20 +81,20 @@ class Failure:
             **details,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Message:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Failure":
+    def from_json(cls, data: Message) -> "Failure":
         return from_json(cls, data)
 
     def to_spark_error(self) -> str:
-        """Return a text for a Spark task's own error, from which :meth:`from_spark_error` restores the failure.
+        """Return a text for the Spark task's error, from which :meth:`from_spark_error` restores the failure.
 
-        It is the only way to the driver if the driver's channel cannot be reached.
+        If the driver's channel cannot be reached, failures can only travel this way.
         """
         failure = self
-        shortened: tuple[dict[str, Any], ...] = (
+        shortened: tuple[Message, ...] = (
             {"pickled": None},
             {"log_tail": ()},
             {"traceback": self.traceback[-4000:]},
@@ -122,7 +122,8 @@ class Failure:
     def to_worker_failure(self) -> WorkerFailure:
         """Return the public form, with the original exception if it can be rebuilt here.
 
-        It unpickles: use it only for failures whose sender has proved the run's secret, or that came through Spark.
+        This unpickles the exception: use it only for failures that came through Spark, or from a sender that has
+        proved the launch's secret.
         """
         data = {name: value for name, value in vars(self).items() if name != "pickled"}
         return WorkerFailure(**data, exception=_rebuild_exception(self.pickled))
@@ -143,7 +144,7 @@ def one_line(error: BaseException) -> str:
 def _pickle_exception(error: BaseException, dumps: Callable[[Any], bytes]) -> str | None:
     try:
         blob = dumps(error)
-    except Exception:  # a class may refuse to be pickled in any way; its text must do then
+    except Exception:  # pickling can fail in any way; the text has to suffice then
         return None
     return base64.b64encode(blob).decode() if len(blob) <= _MAX_EXCEPTION_BYTES else None
 
@@ -153,7 +154,7 @@ def _rebuild_exception(pickled: str | None) -> BaseException | None:
         return None
     try:
         error = _ExceptionUnpickler(io.BytesIO(base64.b64decode(pickled))).load()
-    except Exception:  # the class is missing here or cannot be rebuilt; its text must do then
+    except Exception:  # the class is missing here or cannot be rebuilt; the text has to suffice then
         return None
     return error if isinstance(error, BaseException) else None
 

@@ -1,7 +1,7 @@
-"""What crosses between the driver, the agents and the trainers.
+"""The data that the driver, the agents and the trainers exchange.
 
 * A :class:`TaskSpec` goes from the driver to every agent, inside the Spark task.
-* A :class:`TrainerSpec` goes from an agent to its trainer, as JSON, by way of the fork server.
+* A :class:`TrainerSpec` goes from an agent to its trainer, as JSON, through the fork server.
 * Messages go over the sockets between driver and agent and between agent and trainer (see ``wire``).
 * Rows ``(rank, kind, seq, data)`` go from the agents to the driver through Spark: reports, and chunks of the result if
   the driver's channel could not take it.
@@ -22,7 +22,7 @@ from ..resume.settings import CheckpointSettings
 # One row of the Spark job's output.
 ROW_SCHEMA = "rank int, kind string, seq int, data binary"
 
-# A worker that has been silent for this long while no other one made a step is lost; agents send a sign of life every
+# A worker that has been silent for this long, while no other worker made a step, is lost. Agents send heartbeats every
 # two seconds.
 SILENT_SECONDS = 20.0
 
@@ -50,7 +50,7 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """All that an agent needs to know, the same on every rank.
+    """Everything that an agent needs to know, the same on every rank.
 
     Attributes:
         config: the runner's arguments, without the resource profile.
@@ -96,22 +96,22 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class TrainerSpec:
-    """What an agent asks the fork server for: one trainer.
+    """Describes one trainer, for the fork server.
 
     Attributes:
-        context: what the function can ask about its worker.
-        settings: those of the run.
-        host: this worker's host, as Spark names it.
-        partition: number of this worker's partition of the stage.
+        context: the worker's context, for ``get_context``.
+        settings: the settings of the run.
+        host: the worker's host, as Spark names it.
+        partition: number of the worker's partition of the stage.
         env: the trainer's whole environment.
         path: the trainer's ``sys.path``.
         argv: the trainer's ``sys.argv``.
         cwd: the trainer's working directory.
         barrier: state of Spark's barrier context (see ``barrier.carry_out``).
-        threads: this worker's share of the host's cores.
+        threads: the worker's share of the host's cores.
         gpus: entries of CUDA_VISIBLE_DEVICES; empty for CPU training.
         has_data: rows of DataFrames will follow.
-        checkpoint_names: names of the driver's checkpoints, whose files come with the request.
+        checkpoint_names: names of the driver's checkpoints, whose files follow the ``forkserver.FD_NAMES``.
     """
 
     context: WorkerContext
@@ -146,10 +146,10 @@ class WorkerReport:
         peak_rss: the trainer's peak resident set size, in bytes.
         rows: rows of its shard, by DataFrame.
         spooled_bytes: size of these rows on disk.
-        exit: how the trainer ended: ``"ok"``, or words such as ``"exit status 3"``.
+        exit: how the trainer ended: ``"ok"``, or a phrase such as ``"exit status 3"``.
         dropped_lines: log lines that were dropped because the driver could not keep up.
         log_tail: the last lines of output.
-        warnings: what the user was warned about.
+        warnings: the warnings shown to the user.
     """
 
     rank: int

@@ -17,6 +17,7 @@ from ...context import set_checkpoints
 from ...data.frames import Frames
 from ...errors import BrokenInputError, ConfigurationError, GpuConfigurationError
 from ..devices import visible_devices
+from ..process_tools import environment
 from .spark import unwrapped
 
 _log = logging.getLogger("spark_tensorflow_distributor")
@@ -40,7 +41,9 @@ def run_locally(
     """
     from ...context import WorkerContext, set_context
 
-    with _environment({**config.env, "CUDA_VISIBLE_DEVICES": ",".join(gpus or ())}):
+    # With another program's TF_CONFIG, the strategy would wait for workers that never join.
+    changes = {**config.env, "CUDA_VISIBLE_DEVICES": ",".join(gpus or ()), "TF_CONFIG": None}
+    with environment(changes, restore_all=True):
         context = WorkerContext(0, 1, 0, 1, 0, checkpoint_dir=config.checkpoint_dir)
         previous = set_context(context)
         try:
@@ -179,17 +182,3 @@ def local_gpus(config: RunnerConfig, addresses: Sequence[str] | None) -> tuple[s
             f"{list(addresses)}. Ask for at most {len(addresses)}, or raise spark.driver.resource.{name}.amount."
         )
     return visible_devices(addresses, config.num_slots, os.environ.get("CUDA_VISIBLE_DEVICES"))
-
-
-@contextlib.contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Set variables, and afterwards leave the whole environment as it was, whatever was changed meanwhile."""
-    saved = dict(os.environ)
-    os.environ.update(changes)
-    # A TF_CONFIG of another program would make this a cluster of workers that never come.
-    os.environ.pop("TF_CONFIG", None)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(saved)
