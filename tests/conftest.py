@@ -50,7 +50,7 @@ def pytest_runtest_logfinish(nodeid):
 
 
 def pytest_terminal_summary(terminalreporter):
-    for test in sorted(_running):  # in other processes, whose traceback an interruption does not show
+    for test in sorted(_running):  # in another process: an interruption shows no traceback of it
         terminalreporter.write_line(f"STILL RUNNING {test}")
 
 

@@ -1,24 +1,25 @@
-"""Which tests run in one process, and in which order, where there are several: ``scripts/test -n 3``."""
+"""How tests are dealt to several processes (``scripts/test -n 3``): which stay together, and in which order."""
 
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-# The longest come first, so that none of them is alone at the end. Tests on several hosts mostly wait, and leave the
-# processor to the others.
+# The two longest groups start first. The cluster tests mostly wait and the conformance tests keep the cores busy, so
+# tests without TensorFlow run beside them. Short groups come last: all processes then end at about the same time.
 _ORDER = (
     "tests/cluster/",
     "tests/training/conformance/",
+    "tests/spark/",
     "tests/training/test_resume.py",
     "tests/training/test_patches.py",
+    "tests/training/test_data_runs.py",
     "tests/training/",
-    "tests/spark/",
+    "Spark Connect",
     "tests/unit/",
 )
-# Their tests have nothing in common but the Spark session: all cases of a function stay together, the file does not.
+# Files whose tests share nothing but the Spark session, so that only the cases of one function stay together.
 _BY_FUNCTION = (
     "tests/spark/test_endings.py",
     "tests/spark/test_run.py",
-    "tests/training/test_data_runs.py",
     "tests/training/test_predict_clusters.py",
     "tests/training/test_resume.py",
     "tests/training/test_runner_training.py",
@@ -26,20 +27,20 @@ _BY_FUNCTION = (
 
 
 def scope_of(test: str) -> str:
-    """What a test, by its pytest id, shares its process with."""
-    path, _, name = test.partition("::")
-    for folder in ("tests/cluster/", "tests/unit/"):  # one set of hosts; and a hundred files that take no time
+    """Return the name of a test's group, which runs in one process."""
+    path = test.partition("::")[0]
+    for folder in ("tests/cluster/", "tests/unit/"):  # one set of hosts; many files that take no time
         if path.startswith(folder):
             return folder
+    if "connect" in test:  # its server has a fixed port
+        return "Spark Connect"
     if path in _BY_FUNCTION:
         return test.partition("[")[0]
-    if path.endswith("test_conformance.py"):  # a launch for each Keras package
-        return f"{path} {name.partition('[')[2].partition('-')[0]}"
     return path
 
 
 class Scheduler(LoadScopeScheduling):
-    """pytest-xdist's ``loadscope``, with these scopes in this order."""
+    """pytest-xdist's ``loadscope`` with these groups, in this order."""
 
     def _split_scope(self, nodeid: str) -> str:
         return scope_of(nodeid)

@@ -1,7 +1,7 @@
 """Worker groups of plain processes on this machine: no Spark, only TF_CONFIG, Keras and the code under test.
 
-Run as a program it is what the processes are forked from: TensorFlow is imported once for each environment, not once
-for each process. It reads requests from stdin, one JSON object a line, and ends with its stdin.
+Run as a program, it is the server that forks these processes, so that TensorFlow is imported once per environment
+rather than once per process. It reads one JSON request per line from stdin, and ends when stdin closes.
 """
 
 import atexit
@@ -65,14 +65,14 @@ def run_group(
 def _run_once(function: str, workers: int, timeout: float, env: dict[str, str], more: dict[str, Any]) -> list[Any]:
     ports = _free_ports(workers)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-    image = _image(tuple(sorted(env.items())))
+    server = _fork_server(tuple(sorted(env.items())))
     with tempfile.TemporaryDirectory(prefix="mwms-") as directory, contextlib.ExitStack() as cleanup:
         processes = []
         for rank in range(workers):
             task = {"cluster": cluster, "task": {"type": "worker", "index": rank}}
-            environment = {"TF_CONFIG": json.dumps(task)} if workers > 1 else {}
-            request = {"function": function, **more, "rank": rank, "workers": workers}
-            processes.append(process := _Process(image, f"{directory}/{rank}", {**request, "environment": environment}))
+            config = {"TF_CONFIG": json.dumps(task)} if workers > 1 else {}
+            request = {"function": function, **more, "rank": rank, "workers": workers, "environment": config}
+            processes.append(process := _Process(server, f"{directory}/{rank}", request))
             cleanup.callback(process.end)
         _wait(processes, directory, timeout)
         return [pickle.loads(Path(directory, f"{rank}.pickle").read_bytes()) for rank in range(workers)]
@@ -98,21 +98,21 @@ def _wait(processes: "list[_Process]", directory: str, timeout: float) -> None:
 
 
 class _Process:
-    """A process forked from an image; ``path`` and a suffix name the files of its output, its pid and its exit."""
+    """A process that a server forks; its output, pid and exit status are files at ``path`` with a suffix."""
 
-    def __init__(self, image: "subprocess.Popen[str]", path: str, request: dict[str, Any]) -> None:
-        self._image, self._path = image, path
+    def __init__(self, server: "subprocess.Popen[str]", path: str, request: dict[str, Any]) -> None:
+        self._server, self._path = server, path
         Path(f"{path}.log").touch()
-        assert image.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the image has ended, which poll() tells
-            image.stdin.write(json.dumps({**request, "path": path}) + "\n")
-            image.stdin.flush()
+        assert server.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the server has ended, which poll() reports
+            server.stdin.write(json.dumps({**request, "path": path}) + "\n")
+            server.stdin.flush()
 
     def poll(self) -> int | None:
         """The exit status, negative for a signal; None while the process runs."""
         status = self._read("exit")
-        if status is None and self._image.poll() is not None:
-            return self._image.returncode or 1
+        if status is None and self._server.poll() is not None:
+            return self._server.returncode or 1
         return status
 
     def end(self) -> None:
@@ -123,13 +123,13 @@ class _Process:
             time.sleep(0.02)
 
     def _read(self, what: str) -> int | None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ValueError):  # not written yet, or not to the end
             return int(Path(f"{self._path}.{what}").read_text())
         return None
 
 
 @functools.cache
-def _image(env: tuple[tuple[str, str], ...]) -> "subprocess.Popen[str]":
+def _fork_server(env: tuple[tuple[str, str], ...]) -> "subprocess.Popen[str]":
     environment = {
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "-1",
@@ -139,16 +139,16 @@ def _image(env: tuple[tuple[str, str], ...]) -> "subprocess.Popen[str]":
     }
     environment.pop("TF_CONFIG", None)
     command = [sys.executable, "-X", "faulthandler", __file__]
-    image = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True)
-    assert image.stdin is not None
+    server = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True)
+    assert server.stdin is not None
 
     def close() -> None:
         with contextlib.suppress(BrokenPipeError):  # it has failed already
-            image.stdin.close()
-        image.wait()
+            server.stdin.close()
+        server.wait()
 
     atexit.register(close)
-    return image
+    return server
 
 
 def _free_ports(count: int) -> list[int]:
@@ -160,11 +160,11 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _serve() -> None:
-    """Fork a process for each request."""
+    """Fork a process for each request; end those that still run at the end of stdin."""
     import tensorflow as tf
 
     assert tf.keras.Model  # imports Keras, the one that the environment selects
-    gc.freeze()  # a collection in a process would otherwise copy every page of the image
+    gc.freeze()  # a collection in a process would otherwise copy every page of the server
     running: dict[int, str] = {}
 
     def reap(*_: object) -> None:
@@ -172,13 +172,13 @@ def _serve() -> None:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 del running[pid]
-                with contextlib.suppress(FileNotFoundError):  # nobody waits for it any more
+                with contextlib.suppress(FileNotFoundError):  # the group has been given up
                     Path(f"{path}.exit").write_text(str(os.waitstatus_to_exitcode(status)))
 
     signal.signal(signal.SIGCHLD, reap)
     for line in sys.stdin:
         request = json.loads(line)
-        # A process that ends at once must be known by then.
+        # A process may end before it is recorded.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         pid = os.fork()
         if pid == 0:
@@ -188,12 +188,13 @@ def _serve() -> None:
         running[pid] = request["path"]
         Path(f"{request['path']}.pid").write_text(str(pid))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-    for pid in running:
-        os.kill(pid, signal.SIGKILL)
+    for pid in list(running):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _run_forked(request: dict[str, Any]) -> None:
-    """Be a process of its own from here on: its output, folder, environment, random numbers, and end."""
+    """Run a request in a forked process, and end the process."""
     status = 1
     try:
         output = os.open(f"{request['path']}.log", os.O_WRONLY | os.O_APPEND)
