@@ -17,6 +17,7 @@ from ..errors import ClusterError, ConfigurationError, DistributorError, Seriali
 from ..runtime import devices
 from ..runtime.devices import DEFAULT_ENV
 from ..training.autograph_files import keep_no_generated_files
+from ..training.keras_api import keras_of
 from .features import Input, Inputs
 from .model import ModelSpec, archive_library
 
@@ -204,8 +205,7 @@ def of_keras(model: Any) -> LoadedModel:
         return model(features, training=False)
 
     names = getattr(model, "output_names", None)
-    legacy = any(base.__module__.startswith("tf_keras.") for base in type(model).__mro__)
-    return LoadedModel(call, _inputs_of(model), names, model, autograph=legacy)
+    return LoadedModel(call, _inputs_of(model), names, model, autograph=keras_of(model) == "tf_keras")
 
 
 def _inputs_of(model: Any) -> Inputs:

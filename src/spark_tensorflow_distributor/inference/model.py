@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigurationError, SerializationError
+from ..training.keras_api import keras_of, selected_keras
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
 _KERAS = ("keras", "tf_keras")
@@ -61,8 +62,8 @@ def pack(model: Any, custom_objects: Mapping[str, Any] | None, safe_mode: bool) 
         kind, library, data, url = _read(os.fspath(model))
         custom = dict(custom_objects or {})
     else:
-        library = _library_of(model)
-        if not library:
+        library = keras_of(model)
+        if not library or not callable(getattr(model, "save", None)):
             raise ConfigurationError(
                 f"model is a {type(model).__name__}; it must be a Keras model or the path of a saved one. Save a "
                 "tf.Module with tf.saved_model.save and pass the path."
@@ -81,7 +82,7 @@ def _read(path: str) -> tuple[str, str, bytes, str]:
     """Kind, library, bytes, URL."""
     path = path.removeprefix("file://")
     if _URL.match(path):
-        return "url", _legacy(), b"", path
+        return "url", _legacy_library(), b"", path
     path = os.path.expanduser(path)
     if not os.path.exists(path):
         raise ConfigurationError(
@@ -99,7 +100,7 @@ def _read(path: str) -> tuple[str, str, bytes, str]:
     with open(path, "rb") as file:
         data = file.read()
     if data[:8] == b"\x89HDF\r\n\x1a\n" and not path.endswith(".weights.h5"):
-        return "h5", _legacy(), data, ""
+        return "h5", _legacy_library(), data, ""
     library = archive_library(data)
     if library is None:
         raise ConfigurationError(
@@ -122,8 +123,8 @@ def _fingerprint(kind: str, data: bytes) -> bytes:
     return digest.digest()
 
 
-def _legacy() -> str:
-    return "tf_keras" if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true") else ""
+def _legacy_library() -> str:
+    return "tf_keras" if selected_keras() == "tf_keras" else ""
 
 
 def archive_library(data: bytes) -> str | None:
@@ -147,11 +148,6 @@ def _zipped(folder: str) -> bytes:
                 with open(path, "rb") as file:
                     archive.writestr(entry, file.read())
     return target.getvalue()
-
-
-def _library_of(model: Any) -> str:
-    roots = [base.__module__.split(".")[0] for base in type(model).__mro__ if base.__name__ == "Model"]
-    return next((root for root in roots if root in _KERAS), "")
 
 
 def _save(model: Any) -> bytes:

@@ -25,7 +25,7 @@ from ...errors import SerializationError
 from ...resume.interval import CheckpointInterval
 from ...resume.settings import CheckpointSettings
 from ...training.autograph_files import keep_no_generated_files
-from ...training.strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
+from ...training.ports import PortTakenError, wait_for_leader
 from .. import barrier
 from ..failures import pickle_exception
 from ..specs import SILENT_SECONDS
@@ -155,11 +155,11 @@ def _train(
 ) -> dict[str, Any]:
     control.phase("import")
     try:
-        tf = _import_tensorflow()
+        from ...training import strategy  # imports TensorFlow
+
         keep_no_generated_files()
         barrier.carry_in(request["barrier"])
-        for warning in configure(
-            tf,
+        for warning in strategy.configure(
             threads=request["threads"],
             gpus=request["gpus"],
             gpu_is_shared=request["gpu_is_shared"],
@@ -176,8 +176,9 @@ def _train(
         os.close(fds["port"])
         if not request["use_custom_strategy"]:
             wait_for_leader(json.loads(os.environ["TF_CONFIG"]))
-            stay_in_scope(
-                tf, multi_worker_strategy(tf, silent_seconds=SILENT_SECONDS, gpu_is_shared=request["gpu_is_shared"])
+            is_shared = request["gpu_is_shared"]
+            strategy.stay_in_scope(
+                strategy.multi_worker_strategy(silent_seconds=SILENT_SECONDS, gpu_is_shared=is_shared)
             )
         data = control.wait_for_data() if request["has_data"] else ({}, [])
         call = _load_program(fds["payload"], request, _shards(request, *data))
@@ -217,16 +218,17 @@ def _read_along(value: Any) -> None:
         cloudpickle.dump(value, nowhere)
 
 
-def _import_tensorflow() -> Any:
+def _prepare_keras(context: WorkerContext, control: Control, request: dict[str, Any]) -> None:
     import tensorflow as tf
 
-    return tf
-
-
-def _prepare_keras(context: WorkerContext, control: Control, request: dict[str, Any]) -> None:
     from ...training import keras_api, patches, progress, shard_feeding
+    from ...training.private_names import missing_names_warning
 
     if context.world_size > 1:
+        keras = keras_api.keras_for_workers()
+        warning = missing_names_warning([tf] if keras is None else [tf, keras])
+        if warning is not None:
+            control.send({"type": "warning", "text": warning})
         patches.patch_tensorflow(request["seed"])
         patched = patches.apply_patches()
         if patched:
