@@ -1,6 +1,6 @@
-"""Worker groups of plain processes on this machine: no Spark, only TF_CONFIG, Keras and the code under test.
+"""Groups of plain processes on this machine: no Spark, only TF_CONFIG, Keras and the code under test.
 
-Run as a program it is one of those processes: ``python mwms.py REQUEST``, where REQUEST is a JSON object.
+As a program, it is one of those processes: ``python mwms.py REQUEST``, where REQUEST is a JSON object.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _PORT_TAKEN = "Could not start gRPC server"
 
 
 class GroupFailed(AssertionError):
-    """A process of the group failed or did not end in time; the text has the end of each one's output."""
+    """A process of the group failed or timed out; the message has the end of each process's output."""
 
 
 def run_group(
@@ -33,21 +33,21 @@ def run_group(
     without: Sequence[str] = (),
     **arguments: Any,
 ) -> list[Any]:
-    """Calls ``function(strategy, **arguments)`` in each process of a new group, and returns what it returned, by rank.
+    """Call ``function(strategy, **arguments)`` in each process of a new group, and return the results by rank.
 
     Args:
-        function: ``"module:name"``; the module is looked for beside this file, too.
-        workers: processes; with 1 there is no group, and ``strategy`` is TensorFlow's default one.
-        timeout: seconds for the whole group; what still runs then is killed, as all are when one fails.
+        function: ``"module:name"``; the module may be in the folder of this file.
+        workers: number of processes; 1 means no group, and TensorFlow's default ``strategy``.
+        timeout: seconds for the whole group, after which it is killed, as it is when one process fails.
         env: added to the environment.
-        without: mends to leave out.
-        arguments: must fit into JSON.
+        without: patches to leave out.
+        arguments: serialisable as JSON.
     """
     for attempt in (1, 2, 3):
         try:
             return _run_once(function, workers, timeout, env or {}, {"without": list(without), "arguments": arguments})
         except GroupFailed as error:
-            # Another program took the port between its choice and its use.
+            # Another program took the port after it was chosen.
             if attempt == 3 or _PORT_TAKEN not in str(error):
                 raise
     raise AssertionError("not reached")
@@ -108,7 +108,7 @@ def _wait(processes: list[subprocess.Popen[bytes]], directory: str, timeout: flo
             f"---- rank {rank}, {'still running' if status is None else f'exit status {status}'}\n{log}"
             for rank, (status, log) in enumerate(zip(statuses, logs, strict=True))
         )
-        raise GroupFailed(f"the group did not end well within {timeout} s\n{text}")
+        raise GroupFailed(f"the group did not succeed within {timeout} s\n{text}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -130,7 +130,7 @@ def _main(request: dict[str, Any]) -> None:
 
     from spark_tensorflow_distributor.training import keras_api, patches
 
-    # Two processes share two cores here: more threads would only take turns.
+    # Several processes share two cores: more threads would not help.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(4)
     patched = []
@@ -143,7 +143,7 @@ def _main(request: dict[str, Any]) -> None:
     value = getattr(importlib.import_module(module), name)(strategy, **request["arguments"])
     value["patched"] = patched
     Path(request["result"]).write_bytes(pickle.dumps(value))
-    # TensorFlow's own end waits for threads of the collectives, and now and then does not come back.
+    # TensorFlow's exit waits for threads of the collectives, and occasionally hangs.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
