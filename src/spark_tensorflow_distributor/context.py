@@ -9,7 +9,7 @@ from .errors import DistributorError
 class Checkpoints(Protocol):
     """Saves and loads the training function's own checkpoints."""
 
-    def save(self, state: Any) -> None: ...
+    def save(self, state: object) -> None: ...
     def latest(self) -> Any: ...
 
 
@@ -40,7 +40,7 @@ class WorkerContext:
         """Whether this is rank 0."""
         return self.rank == 0
 
-    def save_checkpoint(self, state: Any) -> None:
+    def save_checkpoint(self, state: object) -> None:
         """Save the progress of a custom training loop; ``fit`` does not need it.
 
         Every rank calls it, at the same step; rank 0's state is the one that is kept. The state is copied immediately

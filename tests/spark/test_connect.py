@@ -35,5 +35,5 @@ def test_over_connect(tmp_path):
     assert result["rows"] == 10
     kind, message, seconds = result["too_few"]
     assert kind == "RendezvousTimeoutError", message
-    assert "0 of 4 workers came within start_timeout=3 s" in message
+    assert "0 of 4 workers connected within start_timeout=3 s" in message
     assert seconds < 25

@@ -93,7 +93,7 @@ def test_a_killed_fork_server(drive):
     os.kill(server_of(pids), signal.SIGKILL)
     result = result_of(process)
     assert result["error"] == "TrainingFailedError", result
-    assert "Out of memory" in result["message"]
+    assert "ran out of memory" in result["message"]
     assert wait_until(lambda: not any(map(is_running, pids)))
 
 

@@ -136,7 +136,8 @@ def test_sys_exit(runner):
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(signal.SIGKILL, "likely out of memory"), (signal.SIGSEGV, "crash in native code")]
+    ("number", "words"),
+    [(signal.SIGKILL, "most likely by the out-of-memory killer"), (signal.SIGSEGV, "crash in native code")],
 )
 def test_a_killed_trainer(runner, number, words):
     def train():

@@ -2,9 +2,16 @@
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
+
+# A callback of Keras 3 or tf_keras.
+Callback: TypeAlias = Any
+# What Keras passes to callbacks.
+Logs: TypeAlias = Mapping[str, Any]
+# A callback's class, and its attributes.
+CallbackState = TypedDict("CallbackState", {"class": str, "state": dict[str, object]})
 
 _SIMPLE = (type(None), bool, int, float, str, np.ndarray, np.generic)
 
@@ -14,8 +21,8 @@ _NOT_STATE = ("model", "_model", "params", "validation_data", "append", "append_
 
 
 def callback_states(
-    callbacks: Iterable[Any], baseline: Iterable[Mapping[str, Any]] | None = None
-) -> list[dict[str, Any]]:
+    callbacks: Iterable[Callback], baseline: Iterable[CallbackState] | None = None
+) -> list[CallbackState]:
     """Return the plain attributes of each callback: the best value so far, epochs waited, and the like.
 
     Args:
@@ -23,7 +30,7 @@ def callback_states(
         baseline: what this function returned when training began. Attributes that have not changed since are left
             out: they are constructor arguments, which may differ between ranks.
     """
-    states = []
+    states: list[CallbackState] = []
     before = [each["state"] for each in baseline or ()]
     for index, callback in enumerate(callbacks):
         state, old = _plain_attributes(callback), before[index] if before else {}
@@ -32,7 +39,7 @@ def callback_states(
     return states
 
 
-def restore_callbacks(callbacks: Sequence[Any], states: Sequence[Mapping[str, Any]]) -> None:
+def restore_callbacks(callbacks: Sequence[Callback], states: Sequence[CallbackState]) -> None:
     """Restore what :func:`callback_states` returned.
 
     Callbacks are matched by class, and by order within a class: some may exist on rank 0 only, such as those that
@@ -43,10 +50,10 @@ def restore_callbacks(callbacks: Sequence[Any], states: Sequence[Mapping[str, An
         found = next((state for state in waiting if state["class"] == type(callback).__name__), None)
         if found is not None:
             waiting.remove(found)
-            vars(callback).update(found["state"])
+            callback.__dict__.update(found["state"])
 
 
-def history_of(model: Any, ended: tuple[int, Mapping[str, Any]] | None) -> tuple[dict[str, list[Any]], list[int]]:
+def history_of(model: Any, ended: tuple[int, Logs] | None) -> tuple[dict[str, list[object]], list[int]]:
     """Return the values and the epochs of a model's history.
 
     Args:
@@ -63,7 +70,7 @@ def history_of(model: Any, ended: tuple[int, Mapping[str, Any]] | None) -> tuple
     return {name: [_plain_value(each) for each in values] for name, values in history.items()}, epochs
 
 
-def restore_history(model: Any, history: Mapping[str, list[Any]], epochs: Sequence[int]) -> None:
+def restore_history(model: Any, history: Mapping[str, list[object]], epochs: Sequence[int]) -> None:
     """Put back what :func:`history_of` returned, in front of what was recorded since; calling it again is harmless."""
     recorded = model.history
     recorded.epoch[:0] = [each for each in epochs if each not in recorded.epoch]
@@ -72,15 +79,15 @@ def restore_history(model: Any, history: Mapping[str, list[Any]], epochs: Sequen
             recorded.history[name] = list(values)
 
 
-def _is_same(one: Any, other: Any) -> bool:
+def _is_same(one: object, other: object) -> bool:
     return type(one) is type(other) and bool(np.all(one == other))
 
 
-def _plain_attributes(callback: Any) -> dict[str, Any]:
+def _plain_attributes(callback: Callback) -> dict[str, object]:
     return {name: value for name, value in vars(callback).items() if name not in _NOT_STATE and _is_simple(value)}
 
 
-def _is_simple(value: Any) -> bool:
+def _is_simple(value: object) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str | int) and _is_simple(each) for key, each in value.items())
     if isinstance(value, list | tuple):
@@ -88,7 +95,7 @@ def _is_simple(value: Any) -> bool:
     return isinstance(value, _SIMPLE) and getattr(getattr(value, "dtype", None), "kind", "") != "O"
 
 
-def _plain_value(value: Any) -> Any:
+def _plain_value(value: Any) -> object:
     with contextlib.suppress(TypeError, ValueError):
         return float(value)
     return np.asarray(value).tolist()

@@ -2,16 +2,15 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
 
 from ..context import WorkerContext
 from ..training.collectives import Collectives
 from ..training.random_state import random_state
 from . import snapshot
-from .callback_state import callback_states, history_of
+from .callback_state import Callback, CallbackState, Logs, callback_states, history_of
 from .interval import CheckpointInterval
 from .model_state import ModelState, describe
 from .names import checkpoint_name
@@ -65,11 +64,11 @@ class FitSaver:
         self._checkpointing, self._context, self._collectives = checkpointing, context, collectives
         self._model_state, self._position, self._data_use = model_state, position, data_use
         self._clock = SaveClock(checkpointing.interval)
-        self._callbacks: Sequence[Any] = ()
-        self._callback_baseline: list[dict[str, Any]] = []
+        self._callbacks: Sequence[Callback] = ()
+        self._callback_baseline: list[CallbackState] = []
         self.sequence = 0
 
-    def begin(self, callbacks: Sequence[Any]) -> None:
+    def begin(self, callbacks: Sequence[Callback]) -> None:
         """Save these callbacks, too; training begins now, and no checkpoint has been restored yet."""
         self._callbacks, self._callback_baseline = callbacks, callback_states(callbacks)
 
@@ -92,7 +91,7 @@ class FitSaver:
             self._save(self._position.epoch, self._position.step)
         self._clock.schedule(steps)
 
-    def end_epoch(self, epoch: int, logs: Mapping[str, Any]) -> None:
+    def end_epoch(self, epoch: int, logs: Logs) -> None:
         """Save a checkpoint at the end of an epoch."""
         self._save(epoch + 1, 0, ended=(epoch, logs))
         self._clock.epoch_saved()
@@ -101,9 +100,7 @@ class FitSaver:
         """Save a checkpoint of the complete ``fit``."""
         self._save(epochs, 0, complete=True)
 
-    def _save(
-        self, epoch: int, step: int, *, complete: bool = False, ended: tuple[int, Mapping[str, Any]] | None = None
-    ) -> None:
+    def _save(self, epoch: int, step: int, *, complete: bool = False, ended: tuple[int, Logs] | None = None) -> None:
         """Capture a checkpoint from which training resumes at this epoch and step, and queue it for writing."""
         started = time.monotonic()
         part = BytesIO()

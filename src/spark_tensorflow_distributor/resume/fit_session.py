@@ -1,11 +1,14 @@
 """One call of ``fit``: restores it from its last checkpoint, and saves it as it proceeds."""
 
+from __future__ import annotations
+
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from ..context import WorkerContext
 from ..data.dataset import ShardState, shard_states_of
@@ -13,7 +16,7 @@ from ..errors import CheckpointError
 from ..training.collectives import Collectives
 from ..training.keras_api import given_callbacks, keras_of
 from . import snapshot
-from .callback_state import restore_callbacks, restore_history
+from .callback_state import Logs, restore_callbacks, restore_history
 from .fit_saver import Checkpointing, FitSaver
 from .model_state import ModelState
 from .random_replay import RandomReplay
@@ -210,7 +213,7 @@ class FitSession:
         if self._saver is not None:
             self._saver.after_step(count, is_last=is_last)
 
-    def end_epoch(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
+    def end_epoch(self, epoch: int, logs: Logs | None) -> None:
         """Save a checkpoint at the end of an epoch, after all other callbacks but the history."""
         self.data_use.epoch_steps = self.position.step
         is_last = epoch + 1 >= self._epochs or self._model.stop_training
@@ -238,7 +241,7 @@ class FitSession:
                 iter(data)
 
 
-def _spans_all_workers(strategy: Any, context: WorkerContext) -> bool:
+def _spans_all_workers(strategy: tf.distribute.Strategy, context: WorkerContext) -> bool:
     if context.world_size == 1 or strategy.num_replicas_in_sync >= context.world_size:
         return True
     _log.warning(

@@ -14,11 +14,12 @@ from typing import Any, BinaryIO, Protocol
 from ..context import WorkerContext, set_checkpoints
 from ..training.keras_api import by_name, defining_class, joined, keras_packages
 from ..training.step_hooks import hook_step_loops
+from .callback_state import Logs
 from .fit_saver import Checkpointing
 from .fit_session import FitSession
 from .manual import ManualCheckpoints
 from .resume_point import Position
-from .settings import CheckpointSettings, Report
+from .settings import CheckpointSettings, Message, Report
 from .store import open_store
 from .writer import CheckpointWriter
 
@@ -28,15 +29,23 @@ _REPORT_SECONDS = 1.0
 class AgentLink(Protocol):
     """The connection to the agent."""
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: Message) -> None:
         """Send a message."""
 
-    def send_file(self, message: dict[str, Any], file: BinaryIO) -> None:
+    def send_file(self, message: Message, file: BinaryIO) -> None:
         """Send a message with an open file."""
 
 
-def track_fits(settings: CheckpointSettings, context: WorkerContext, agent: AgentLink) -> "FitTracker":
+def track_fits(
+    settings: CheckpointSettings, files: Mapping[str, int], context: WorkerContext, agent: AgentLink
+) -> "FitTracker":
     """Track every ``fit`` of this process, and save checkpoints if the settings say so.
+
+    Args:
+        settings: where checkpoints are kept, and how often one is saved.
+        files: file descriptors of the checkpoints that came from the driver, by name.
+        context: this worker's context.
+        agent: the connection to the agent.
 
     Raises:
         CheckpointError: the folder of the settings cannot be used.
@@ -45,7 +54,7 @@ def track_fits(settings: CheckpointSettings, context: WorkerContext, agent: Agen
     def warn(text: str) -> None:
         agent.send({"type": "warning", "text": text})
 
-    def report_written(details: dict[str, Any]) -> None:
+    def report_written(details: Message) -> None:
         # What the driver keeps is committed when it arrives there; the driver knows that by itself.
         agent.send({"type": "written" if settings.folder is None else "committed", **details})
 
@@ -53,7 +62,7 @@ def track_fits(settings: CheckpointSettings, context: WorkerContext, agent: Agen
         agent.send_file({"type": "commit", "name": name}, file)
 
     checkpointing = None
-    store = open_store(settings, context.is_chief, send_file)
+    store = open_store(settings, files, context.is_chief, send_file)
     if store is not None:
         writer = CheckpointWriter(store, report_written, warn)
         checkpointing = Checkpointing(store, writer, settings.interval, settings.run_id)
@@ -179,14 +188,14 @@ class _SessionCallback:
         super().__init__()
         self._session = session
 
-    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: Logs | None = None) -> None:
         self._session.begin()
 
-    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self._session.begin_epoch(epoch)
 
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         self._session.end_epoch(epoch, logs)
 
-    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: Logs | None = None) -> None:
         self._session.end()

@@ -25,7 +25,7 @@ class ManualCheckpoints:
         self._store, self._writer, self._is_chief, self._warn = store, writer, is_chief, warn
         self._sequence: int | None = None
 
-    def save(self, state: Any) -> None:
+    def save(self, state: object) -> None:
         """Copy the state and queue it for writing.
 
         Raises:

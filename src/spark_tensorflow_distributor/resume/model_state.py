@@ -7,7 +7,7 @@ statistics of tf_keras), and the value is the sum or the mean of the parts, whic
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +17,9 @@ from ..training.keras_api import keras_of
 from ..training.patches.layer_state import average_state
 from ..training.random_state import global_seed
 from .resume_point import VariableSpec
+
+# A variable of TensorFlow, Keras 3 or tf_keras.
+Variable: TypeAlias = Any
 
 
 class ModelState:
@@ -61,7 +64,7 @@ class ModelState:
             average_state(self.model)
 
     @property
-    def weights(self) -> list[Any]:
+    def weights(self) -> list[Variable]:
         """Variables of model and optimizer, including random seeds, in an order that is the same in each process."""
         optimizer = getattr(self.model, "optimizer", None)
         slots = getattr(optimizer, "variables", ())
@@ -73,7 +76,7 @@ class ModelState:
         return [each for each in _unique(variables) if id(each) not in metrics]
 
     @property
-    def metrics(self) -> list[Any]:
+    def metrics(self) -> list[Variable]:
         """Variables of the metrics, which Keras resets in each epoch."""
         return _unique(variable for metric in self.model.metrics for variable in metric.variables)
 
@@ -89,7 +92,7 @@ class ModelState:
         """
         values = iter([list(of_ranks) for of_ranks in zip(*parts, strict=True)])
 
-        def value(variable: Any) -> np.ndarray:
+        def value(variable: Variable) -> np.ndarray:
             return _merged(variable, next(values)) if _is_partial(variable) else self._local(variable)
 
         return [value(each) for each in self.weights], [value(each) for each in self.metrics]
@@ -121,22 +124,22 @@ class ModelState:
             self._assign(variable, value, add=after_a_step)
         return True
 
-    def _local(self, variable: Any) -> np.ndarray:
+    def _local(self, variable: Variable) -> np.ndarray:
         parts = [np.asarray(each.numpy()) for each in self._components(variable)]
         return _merged(variable, parts) if _is_partial(variable) and len(parts) > 1 else parts[0]
 
-    def _components(self, variable: Any) -> Sequence[tf.Variable]:
+    def _components(self, variable: Variable) -> Sequence[tf.Variable]:
         components: Sequence[tf.Variable] = self._strategy.experimental_local_results(_tf_variable(variable))
         return components
 
-    def _assign(self, variable: Any, value: np.ndarray, *, add: bool = False) -> None:
+    def _assign(self, variable: Variable, value: np.ndarray, *, add: bool = False) -> None:
         is_sum = _is_partial(variable) and _aggregation(variable) == "SUM"
         for index, component in enumerate(self._components(variable)):
             part = value if not is_sum or (self._is_chief and index == 0) else np.zeros_like(value)
             component.assign(component.numpy() + part if add else part)
 
 
-def describe(variables: Iterable[Any]) -> list[VariableSpec]:
+def describe(variables: Iterable[Variable]) -> list[VariableSpec]:
     """Return name, shape and type of each variable."""
     return [
         VariableSpec(
@@ -169,40 +172,40 @@ def _example_inputs(data: Any) -> Any:
     return tf.nest.map_structure(lambda array: tf.convert_to_tensor(np.asarray(array)[:1]), data)
 
 
-def _unique(variables: Iterable[Any]) -> list[Any]:
+def _unique(variables: Iterable[Variable]) -> list[Variable]:
     return list({id(each): each for each in map(_without_autocast, variables)}.values())
 
 
-def _tf_variable(variable: Any) -> Any:
+def _tf_variable(variable: Variable) -> Variable:
     """Return TensorFlow's variable inside Keras 3's."""
     return variable if _is_tensorflows(variable) else variable.value
 
 
-def _without_autocast(variable: Any) -> Any:
+def _without_autocast(variable: Variable) -> Variable:
     """Return the variable inside the wrapper that tf_keras uses for mixed precision."""
     return variable._variable if keras_of(variable) == "tf_keras" else variable
 
 
-def _loss_scale(optimizer: Any) -> list[Any]:
+def _loss_scale(optimizer: Any) -> list[Variable]:
     """Return what a LossScaleOptimizer of tf_keras keeps outside of its variables."""
     return list(getattr(getattr(optimizer, "_loss_scale", None), "_weights", {}).values())
 
 
-def _is_tensorflows(variable: Any) -> bool:
+def _is_tensorflows(variable: Variable) -> bool:
     # By its type: reading an attribute that a distributed variable lacks may read its value, which is a collective.
     return type(variable).__module__.startswith("tensorflow.")
 
 
-def _is_partial(variable: Any) -> bool:
+def _is_partial(variable: Variable) -> bool:
     inner = _tf_variable(variable)
     return getattr(getattr(inner, "synchronization", None), "name", "") == "ON_READ" and hasattr(inner, "values")
 
 
-def _aggregation(variable: Any) -> str:
+def _aggregation(variable: Variable) -> str:
     return str(getattr(getattr(_tf_variable(variable), "aggregation", None), "name", "NONE"))
 
 
-def _merged(variable: Any, parts: Sequence[np.ndarray]) -> np.ndarray:
+def _merged(variable: Variable, parts: Sequence[np.ndarray]) -> np.ndarray:
     kind = _aggregation(variable)
     if kind == "SUM":
         return np.asarray(np.sum(parts, axis=0, dtype=parts[0].dtype))

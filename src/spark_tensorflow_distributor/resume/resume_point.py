@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .callback_state import CallbackState
+from .snapshot import Facts
+
 
 class VariableSpec(NamedTuple):
     """A variable's name, shape and type; names may differ between two processes that build the same model."""
@@ -74,11 +77,11 @@ class CheckpointFacts:
     world_size: int
     variables: list[VariableSpec]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, facts: Mapping[str, Any]) -> "CheckpointFacts":
+    def from_json(cls, facts: Facts) -> "CheckpointFacts":
         variables = [VariableSpec(*each) for each in facts["variables"]]
         return cls(**{each.name: facts[each.name] for each in fields(cls)} | {"variables": variables})
 
@@ -99,8 +102,8 @@ class FitState:
     weights: list[np.ndarray]
     metrics: list[np.ndarray]
     random: list[dict[str, Any]]
-    callbacks: list[dict[str, Any]]
-    history: dict[str, list[Any]]
+    callbacks: list[CallbackState]
+    history: dict[str, list[object]]
     epochs: list[int]
 
 
@@ -113,6 +116,6 @@ class ResumePoint:
     state: FitState
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any], state: Mapping[str, Any]) -> "ResumePoint":
+    def of(cls, facts: Facts, state: Mapping[str, Any]) -> "ResumePoint":
         """Make one of what :func:`.snapshot.read` returns."""
         return cls(facts["name"], CheckpointFacts.from_json(facts), FitState(**state))

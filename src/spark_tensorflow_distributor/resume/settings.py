@@ -1,13 +1,14 @@
 """What a worker needs to know to save and resume a training. Pure."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .interval import DEFAULT_INTERVAL, CheckpointInterval
 
-# Sends a message to the driver.
-Report: TypeAlias = Callable[[dict[str, Any]], None]
+# A message to the driver.
+Message: TypeAlias = dict[str, Any]
+Report: TypeAlias = Callable[[Message], None]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,6 @@ class CheckpointSettings:
         interval: the runner's ``checkpoint_every``.
         run_id: identifies the run.
         expected: names of the checkpoints that earlier attempts of the run are known to have saved in ``folder``.
-        files: file descriptors of the checkpoints that came from the driver, by name.
     """
 
     folder: str | None = None
@@ -30,4 +30,3 @@ class CheckpointSettings:
     interval: CheckpointInterval = DEFAULT_INTERVAL
     run_id: str = ""
     expected: tuple[str, ...] = ()
-    files: Mapping[str, int] = field(default_factory=dict)

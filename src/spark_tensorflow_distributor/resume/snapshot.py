@@ -9,18 +9,21 @@ import base64
 import json
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
 from ..errors import CheckpointError
 
 FORMAT = "spark_tensorflow_distributor checkpoint 1"
+# What a checkpoint says about itself, as JSON.
+Facts: TypeAlias = Mapping[str, Any]
+
 _FACTS, _STATE = "facts.json", "state.json"
 _PLAIN = (type(None), bool, int, float, str)
 
 
-def write(file: BinaryIO, facts: Mapping[str, Any], state: Any) -> None:
+def write(file: BinaryIO, facts: Facts, state: object) -> None:
     """Write a checkpoint at the file's current position.
 
     Args:
@@ -44,7 +47,7 @@ def write(file: BinaryIO, facts: Mapping[str, Any], state: Any) -> None:
                 np.lib.format.write_array(part, array, allow_pickle=False)
 
 
-def copy_state(state: Any) -> Any:
+def copy_state(state: object) -> Any:
     """Return a copy of the state, made of plain values and NumPy arrays.
 
     Raises:
@@ -56,7 +59,7 @@ def copy_state(state: Any) -> Any:
     return _rebuild(skeleton, copies.__getitem__)
 
 
-def read_facts(file: BinaryIO) -> dict[str, Any]:
+def read_facts(file: BinaryIO) -> Facts:
     """Read the facts only.
 
     Raises:
@@ -64,7 +67,7 @@ def read_facts(file: BinaryIO) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            facts: dict[str, Any] = json.loads(archive.read(_FACTS))
+            facts: Facts = json.loads(archive.read(_FACTS))
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError) as error:
         raise CheckpointError(f"it is damaged, incomplete or not a checkpoint of this library: {error}") from error
     if facts.get("format") != FORMAT:
@@ -72,7 +75,7 @@ def read_facts(file: BinaryIO) -> dict[str, Any]:
     return facts
 
 
-def read(file: BinaryIO) -> tuple[dict[str, Any], Any]:
+def read(file: BinaryIO) -> tuple[Facts, Any]:
     """Read facts and state, and verify every checksum.
 
     Raises:
@@ -94,7 +97,7 @@ def read(file: BinaryIO) -> tuple[dict[str, Any], Any]:
         raise CheckpointError(f"it is damaged: {error}") from error
 
 
-def _flatten(value: Any, arrays: list[np.ndarray], where: str) -> Any:
+def _flatten(value: object, arrays: list[np.ndarray], where: str) -> object:
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, bytes):
@@ -119,13 +122,13 @@ def _flatten(value: Any, arrays: list[np.ndarray], where: str) -> Any:
     )
 
 
-def _flatten_array(array: np.ndarray, arrays: list[np.ndarray], where: str, *, is_scalar: bool) -> Any:
+def _flatten_array(array: np.ndarray, arrays: list[np.ndarray], where: str, *, is_scalar: bool) -> object:
     if array.dtype.kind == "O":
         if array.size and not all(isinstance(each, bytes | str) for each in array.flat):
             raise CheckpointError(f"{where} is an array of Python objects, which a checkpoint cannot hold.")
         texts = [each.encode() if isinstance(each, str) else each for each in array.flat]
         return {"texts": [base64.b64encode(each).decode() for each in texts], "shape": list(array.shape)}
-    entry: dict[str, Any] = {"array": len(arrays)}
+    entry: dict[str, object] = {"array": len(arrays)}
     if is_scalar:
         entry["scalar"] = True
     if array.dtype.kind == "V" or array.dtype.type.__module__ != "numpy":

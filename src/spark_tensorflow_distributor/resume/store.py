@@ -62,7 +62,7 @@ class StoredCheckpoint:
 
     name: str
     data: bytes
-    facts: Mapping[str, Any]
+    facts: snapshot.Facts
     state: Any
 
 
@@ -79,12 +79,16 @@ def newest_checkpoint(store: CheckpointStore, lane: str, warn: Callable[[str], N
 
 
 def open_store(
-    settings: CheckpointSettings, is_chief: bool, send_file: Callable[[str, BinaryIO], None]
+    settings: CheckpointSettings,
+    files: Mapping[str, int],
+    is_chief: bool,
+    send_file: Callable[[str, BinaryIO], None],
 ) -> CheckpointStore | None:
     """Return the store that the settings ask for; None if nothing is to be saved.
 
     Args:
         settings: where checkpoints are kept.
+        files: file descriptors of the checkpoints that came from the driver, by name.
         is_chief: whether this is rank 0, which verifies the folder.
         send_file: sends a checkpoint's name and file to the driver.
 
@@ -92,7 +96,7 @@ def open_store(
         CheckpointError: the folder cannot be used, or lacks a checkpoint that an earlier attempt saved.
     """
     if settings.folder is None:
-        return DriverStore(settings.files, send_file) if settings.at_driver else None
+        return DriverStore(files, send_file) if settings.at_driver else None
     store = FolderStore(settings.folder, settings.run_id)
     missing = sorted(set(settings.expected) - set(store.names())) if is_chief else []
     if missing:

@@ -1,9 +1,9 @@
 """Writes checkpoints in the background."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from . import snapshot
 from .background import Background
@@ -15,8 +15,8 @@ from .store import CheckpointStore
 @dataclass(frozen=True)
 class _Checkpoint:
     name: str
-    facts: Mapping[str, Any]
-    state: Any
+    facts: snapshot.Facts
+    state: object
 
 
 class CheckpointWriter:
@@ -37,7 +37,7 @@ class CheckpointWriter:
         self._background = Background("spark-tensorflow-checkpoints", self._write)
         self.seconds = 0.0
 
-    def put(self, name: str, facts: Mapping[str, Any], state: Any) -> None:
+    def put(self, name: str, facts: snapshot.Facts, state: object) -> None:
         """Queue a checkpoint; it replaces one of the same lane that is still waiting.
 
         Args:

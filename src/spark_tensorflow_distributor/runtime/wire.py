@@ -13,16 +13,32 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from dataclasses import is_dataclass
+from typing import Any, BinaryIO, TypeVar, get_origin, get_type_hints
 
 from ..errors import RendezvousError
 
 HANDSHAKE_SECONDS = 5.0
+CHUNK_BYTES = 1 << 20
 
 _HEADER = struct.Struct(">I")
 _MAX_FRAME = 64 << 20
 # Linux takes 253 with one message.
 _FILES_AT_ONCE = 200
+
+Record = TypeVar("Record")
+
+
+def from_json(kind: type[Record], data: Mapping[str, Any]) -> Record:
+    """Rebuild a dataclass, its tuples and its nested dataclasses from what ``asdict`` and JSON made of it."""
+    hints = get_type_hints(kind)
+    return kind(**{name: _restored(hints[name], value) for name, value in data.items()})
+
+
+def _restored(hint: Any, value: Any) -> Any:
+    if isinstance(hint, type) and is_dataclass(hint):
+        return from_json(hint, value)
+    return tuple(value) if get_origin(hint) is tuple else value
 
 
 def frame(message: Mapping[str, Any]) -> bytes:
@@ -156,9 +172,6 @@ def prove_to_agent(sock: socket.socket, secret: bytes) -> bool:
 
 def _sign(secret: bytes, role: bytes, challenge: bytes) -> bytes:
     return hmac.new(secret, role + challenge, hashlib.sha256).digest()
-
-
-CHUNK_BYTES = 1 << 20
 
 
 def chunks(data: memoryview) -> Iterator[memoryview]:

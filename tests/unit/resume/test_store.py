@@ -97,23 +97,31 @@ def test_a_folder_that_cannot_be_created(tmp_path):
 def test_checkpoints_that_an_earlier_attempt_saved_must_be_there(tmp_path):
     settings = CheckpointSettings(str(tmp_path), run_id="run", expected=("fit0-00000000",))
     with pytest.raises(CheckpointError, match=r"fit0-00000000.*checkpoint_dir must be a location that all hosts share"):
-        store.open_store(settings, is_chief=True, send_file=print)
-    assert store.open_store(settings, is_chief=False, send_file=print).names() == []
+        store.open_store(settings, {}, is_chief=True, send_file=print)
+    assert store.open_store(settings, {}, is_chief=False, send_file=print).names() == []
     put(store.FolderStore(str(tmp_path), "run"), "fit0-00000000")
-    assert store.open_store(settings, is_chief=True, send_file=print).names() == ["fit0-00000000"]
+    assert store.open_store(settings, {}, is_chief=True, send_file=print).names() == ["fit0-00000000"]
 
 
 def test_the_driver_keeps_checkpoints_for_a_run_without_a_folder(tmp_path):
     sent = {}
+
+    def send(name, file):
+        file.seek(0)
+        sent[name] = file.read()
+
     with open(tmp_path / "kept", "w+b") as file:
         snapshot.write(file, {}, "kept")
         file.flush()
-        settings = CheckpointSettings(at_driver=True, files={"fit0-00000003": file.fileno()})
-        kept = store.open_store(settings, True, lambda name, file: sent.update({name: file.seek(0) or file.read()}))
+        settings = CheckpointSettings(at_driver=True)
+        files = {"fit0-00000003": file.fileno()}
+        kept = store.open_store(
+            settings, files, True, lambda name, file: sent.update({name: file.seek(0) or file.read()})
+        )
         assert store.newest_checkpoint(kept, "fit0", print).state == "kept"
     put(kept, "fit0-00000004", "new")
     assert snapshot.read(io.BytesIO(sent["fit0-00000004"]))[1] == "new"
-    assert store.open_store(CheckpointSettings(), True, print) is None
+    assert store.open_store(CheckpointSettings(), {}, True, print) is None
 
 
 def test_fsspec_provides_other_file_systems():

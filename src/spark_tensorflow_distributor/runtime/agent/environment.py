@@ -1,14 +1,39 @@
-"""What a worker finds on its host, and what its trainer gets of it."""
+"""Where a worker stands in its group, what it finds on its host, and the environment of its trainer."""
 
 import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...context import WorkerContext
 from ..devices import DEFAULT_ENV
+
+
+def hosts_of(addresses: Sequence[str]) -> list[str]:
+    """Return the hosts of Spark's ``host:port`` task addresses; an IPv6 host keeps its brackets."""
+    return [address.rsplit(":", 1)[0] if ":" in address else address for address in addresses]
+
+
+def worker_contexts(hosts: Sequence[str]) -> list[WorkerContext]:
+    """Assign ranks; returns a context for each partition, in the order of the partitions. Pure.
+
+    Spark assigns partitions to hosts in no particular order (A B B A). Ranks are assigned host by host, so that
+    neighbours in the collective's ring share a host, and partition 0 stays rank 0: its value is what the run returns.
+
+    Args:
+        hosts: of each partition.
+    """
+    by_host: dict[str, list[int]] = {}
+    for partition, host in enumerate(hosts):
+        by_host.setdefault(host, []).append(partition)
+    contexts: dict[int, WorkerContext] = {}
+    for node_rank, partitions in enumerate(by_host.values()):
+        for local_rank, partition in enumerate(partitions):
+            contexts[partition] = WorkerContext(len(contexts), len(hosts), local_rank, len(partitions), node_rank)
+    return [contexts[partition] for partition in range(len(hosts))]
 
 
 def trainer_environment(

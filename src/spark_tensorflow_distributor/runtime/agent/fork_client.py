@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ...errors import ClusterError
@@ -18,6 +19,7 @@ from .. import _importer
 from ..devices import DEFAULT_ENV
 from ..process_tools import BOOT, kill_group, peer_uid, start_time
 from ..shipping import PACKAGE, importer_source, own_sources
+from ..specs import TrainerSpec
 from ..wire import FrameReader, frame
 
 # Environment that TensorFlow and what lies under it read when they are imported: images that differ in it differ.
@@ -64,10 +66,10 @@ class ForkClient:
     def fileno(self) -> int:
         return self.connection.fileno()
 
-    def launch(self, request: Mapping[str, Any], fds: Sequence[int]) -> None:
+    def launch(self, spec: TrainerSpec, fds: Sequence[int]) -> None:
         """Ask for a trainer. ``fds`` in the order of ``forkserver.FD_NAMES``; they may be closed afterwards."""
         socket.send_fds(self.connection, [b"L"], list(fds))
-        self.connection.sendall(frame(request))
+        self.connection.sendall(frame(asdict(spec)))
 
     def receive(self) -> Iterator[dict[str, Any]]:
         """What the server tells: ``ready``, ``started``, ``exited``.

@@ -1,4 +1,4 @@
-"""What the exit of a trainer's process means. Pure."""
+"""A trainer's process as seen from outside: its state, its stacks, and how it ended."""
 
 import contextlib
 import os
@@ -8,20 +8,23 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from ..failures import Failure
+
 
 @dataclass
 class TrainerOutcome:
     """How a trainer ended.
 
     Attributes:
-        failure: a record (see ``protocol.failure_record``); None where the function returned.
+        failure: None if the function returned.
         result_bytes: size of the pickled value in the result file.
         exit: words for the report ("ok", "exit status 3", "killed by signal 9 (SIGKILL)", "stopped").
-        peak_rss: bytes.
-        phases: when each phase began, seconds since the epoch.
+        peak_rss: peak resident set size in bytes.
+        phases: when each phase began, in seconds since the epoch.
+        warnings: what the user was warned about.
     """
 
-    failure: dict[str, Any] | None = None
+    failure: Failure | None = None
     result_bytes: int = 0
     exit: str = "ok"
     peak_rss: int = 0
@@ -51,8 +54,8 @@ def explain_exit(code: int, peak_rss: int) -> tuple[str, str, str]:
     short = f"killed by signal {-code} ({name})"
     if -code == signal.SIGKILL:
         why = (
-            "likely out of memory: the kernel and cluster managers end a process so. Give the workers more memory "
-            "(spark.executor.memoryOverhead), use a smaller batch, or run fewer workers on a host"
+            "most likely by the out-of-memory killer of the kernel or the cluster manager. Give the workers "
+            "more memory (spark.executor.memoryOverhead), use a smaller batch, or run fewer workers on a host"
         )
     elif -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
         why = "a crash in native code; the last lines hold Python's stack at that moment"

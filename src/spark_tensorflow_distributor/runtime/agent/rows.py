@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BrokenInputError, DistributorError
-from ..failures import failure_record, pickle_exception
+from ..failures import Failure
 from ..wire import send_files
 from .link import DriverLink
 
@@ -93,16 +93,8 @@ class RowDelivery:
         except (OSError, DistributorError) as error:
             self.error = error
 
-    def failure(self, rank: int, host: str, log_tail: list[str]) -> dict[str, Any]:
-        """The record of :attr:`error`."""
-        error = self.error
-        assert error is not None
-        return failure_record(
-            rank,
-            host,
-            "input" if isinstance(error, BrokenInputError) else "startup",
-            str(error) if isinstance(error, DistributorError) else f"{type(error).__name__}: {error}",
-            error_type=type(error).__name__,
-            pickled=pickle_exception(error),
-            log_tail=log_tail,
-        )
+    def failure(self, rank: int, host: str) -> Failure:
+        """Describe :attr:`error` as the worker's failure."""
+        assert self.error is not None
+        kind = "input" if isinstance(self.error, BrokenInputError) else "startup"
+        return Failure.from_exception(rank, host, kind, self.error, with_traceback=False)

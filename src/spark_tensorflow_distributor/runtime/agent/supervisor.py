@@ -10,10 +10,12 @@ import selectors
 import socket
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, BinaryIO
 
-from ..failures import failure_record
+from ..failures import Failure
+from ..specs import TrainerSpec
 from ..wire import FrameReader, frame
 from .checkpoints import CheckpointTransfer
 from .fork_client import ForkClient
@@ -90,7 +92,7 @@ class Supervisor:
 
     def start(
         self,
-        request: Mapping[str, Any],
+        spec: TrainerSpec,
         payload: bytes,
         directory: str,
         port: socket.socket,
@@ -99,11 +101,11 @@ class Supervisor:
         """Have the trainer started; returns the file into which it will write its result.
 
         Args:
-            request: what the trainer is told (see ``trainer.main``).
+            spec: of the trainer.
             payload: the pickled program.
             directory: where the two files live, without a name: nothing of them can stay behind.
             port: the socket that holds this worker's port.
-            checkpoints: files that the trainer may begin with, in the order of the request's names.
+            checkpoints: files that the trainer may begin with, in the order of the spec's names.
         """
         out_write, err_write = self._pipes.open("stdout"), self._pipes.open("stderr")
         ours, theirs = socket.socketpair()
@@ -114,7 +116,7 @@ class Supervisor:
             program.flush()
             fds = [out_write, err_write, theirs.fileno(), program.fileno(), result.fileno(), port.fileno()]
             fds += [file.fileno() for file in (self._vitals.file, *checkpoints)]
-            self._launcher.launch(request, fds)
+            self._launcher.launch(spec, fds)
         os.close(out_write)
         os.close(err_write)
         theirs.close()
@@ -141,11 +143,11 @@ class Supervisor:
         if failure is None and self._stopped is None:
             self._report({"type": "done"}, state="done")
         elif failure is not None:
-            self._report({"type": "failed", "failure": failure}, state="failed")
+            self._report({"type": "failed", "failure": failure.to_json()}, state="failed")
         if self._has_channel and self._stopped is None and (self._ends_together or failure is not None):
             self._wait_for_verdict(failure is not None)
         if self._stopped is not None and failure is None:
-            failure = self._failure("stopped", self._stopped)
+            failure = self._failed("stopped", self._stopped)
         self._ending.failure = failure
         return self._ending
 
@@ -299,32 +301,35 @@ class Supervisor:
                 with contextlib.suppress(KeyError, ValueError):
                     self._on_control(0)
 
-    def _conclude(self) -> dict[str, Any] | None:
+    def _conclude(self) -> Failure | None:
         """What the trainer's outcome or exit means."""
         outcome, exited = self._outcome, self._exited
         if self._rows is not None and self._rows.error is not None:
             self._ending.exit = type(self._rows.error).__name__
-            self._pipes.drain()
-            return self._rows.failure(self._rank, self._host, list(self._tail.get()))
-        if outcome is not None and outcome["ok"]:
+            return self._with_log_tail(self._rows.failure(self._rank, self._host))
+        if outcome is not None and "failure" in outcome:
+            failure = Failure.from_json(outcome["failure"])
+            self._ending.exit = failure.message.split("\n")[0][:200]
+            return self._with_log_tail(failure)
+        if outcome is not None:
             self._ending.result_bytes = int(outcome.get("size", 0))
             return None
-        if outcome is not None:
-            self._ending.exit = outcome["message"].split("\n")[0][:200]
-            return self._failure(**{name: value for name, value in outcome.items() if name not in ("type", "ok")})
         if exited is None:
             self._ending.exit = "stopped"
             return None
         if "error" in exited:
             self._ending.exit = exited["error"]
-            return self._failure("signal", f"The trainer is gone: {exited['error']}. Out of memory, likely.")
+            return self._failed("signal", f"The trainer is gone: {exited['error']}. It probably ran out of memory.")
         self._ending.peak_rss = int(exited.get("peak_rss", 0))
         kind, self._ending.exit, message = explain_exit(int(exited["code"]), self._ending.peak_rss)
-        return self._failure(kind, message)
+        return self._failed(kind, message)
 
-    def _failure(self, kind: str, message: str, **details: Any) -> dict[str, Any]:
+    def _failed(self, kind: str, message: str) -> Failure:
+        return self._with_log_tail(Failure(self._rank, self._host, kind, message))
+
+    def _with_log_tail(self, failure: Failure) -> Failure:
         self._pipes.drain()
-        return failure_record(self._rank, self._host, kind, message, log_tail=self._tail.get(), **details)
+        return replace(failure, log_tail=self._tail.get())
 
     def _report(self, message: dict[str, Any], *, state: str) -> None:
         self._link.update_hello(state=state, **{k: v for k, v in message.items() if k != "type"})

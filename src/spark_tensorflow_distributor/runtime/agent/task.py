@@ -11,23 +11,28 @@ import os
 import pickle
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
-from ...errors import CheckpointError, ClusterError, DistributorError, SerializationError
+from ...errors import CheckpointError, ClusterError, SerializationError
 from .. import devices
 from ..barrier import carry_out
-from ..failures import encode_failure, failure_record, pickle_exception
-from ..specs import TaskSpec, WorkerReport, tensorflow_version
+from ..failures import Failure
+from ..specs import TaskSpec, TrainerSpec, WorkerReport, tensorflow_version
 from ..wire import chunks
 from .checkpoints import CheckpointTransfer
-from .environment import host_cores, local_directory, phase_seconds, trainer_environment
+from .environment import (
+    host_cores,
+    hosts_of,
+    local_directory,
+    phase_seconds,
+    trainer_environment,
+    worker_contexts,
+)
 from .fork_client import ForkClient, import_path
 from .link import DriverLink
 from .output import Tail
-from .placement import hosts_of, placements
 from .process import TrainerOutcome
 from .rendezvous import Stopped, cluster_spec, deadline_after, hold_port, meet
 from .rows import RowDelivery
@@ -68,13 +73,18 @@ class Agent:
         self._context = context
         self._partition = int(context.partitionId())
         hosts = hosts_of([info.address for info in context.getTaskInfos()])
-        self._place = placements(hosts)[self._partition]
+        self._worker = replace(
+            worker_contexts(hosts)[self._partition],
+            attempt=spec.attempt,
+            checkpoint_dir=spec.config.checkpoint_dir,
+        )
+        self._rank, self._host = self._worker.rank, hosts[self._partition]
         self._tail = Tail()
         self._started = time.time()
         self._times: dict[str, float] = {}
         self._facts: dict[str, Any] = {}
         self._warnings: list[str] = []
-        hello = {"type": "hello", "rank": self._place.rank, "host": self._place.host, "pid": os.getpid()}
+        hello = {"type": "hello", "rank": self._rank, "host": self._host, "pid": os.getpid()}
         self._link = DriverLink(spec.driver_addresses, spec.secret, hello)
         self._intake: Any = None
         if spec.frames:
@@ -83,10 +93,10 @@ class Agent:
             self._intake = RowReceiver(
                 spec.frames,
                 batches,
-                rank=self._place.rank,
-                world_size=self._place.world_size,
+                rank=self._rank,
+                world_size=self._worker.world_size,
                 directory=local_directory(),
-                sharing=self._place.local_world_size,
+                sharing=self._worker.local_world_size,
             )
         else:
             for _ in batches:  # Spark's own placeholder, a row or none
@@ -104,12 +114,13 @@ class Agent:
             except Exception as error:
                 ending = self._own_failure(error)
             taken = self._hand_over(result, ending)
-            tells = {"report": asdict(self._report(ending)), "failure": ending.failure}
+            failure = None if ending.failure is None else ending.failure.to_json()
+            tells = {"report": asdict(self._report(ending)), "failure": failure}
             self._link.send({"type": "report", **tells})
             self._link.close()
             if ending.failure is not None and not has_channel:
-                raise WorkerFailedError(encode_failure(ending.failure))
-            yield self._place.rank, "report", 0, json.dumps(tells).encode()
+                raise WorkerFailedError(ending.failure.to_spark_error())
+            yield self._rank, "report", 0, json.dumps(tells).encode()
             if result is not None and ending.failure is None and not taken:
                 yield from self._result_rows(result, ending.result_bytes)
         finally:
@@ -120,28 +131,30 @@ class Agent:
                 result.close()
 
     def _work(self) -> tuple[TrainerOutcome, BinaryIO]:
-        spec, place = self._spec, self._place
+        spec, worker = self._spec, self._worker
         gpus = self._gpus()
-        threads = devices.threads_for(host_cores(), place.local_world_size, int(self._context.cpus()))
+        threads = devices.threads_for(host_cores(), worker.local_world_size, int(self._context.cpus()))
         self._facts.update(threads=threads, devices=gpus or ("CPU",), tensorflow=tensorflow_version())
         courier = self._courier()
-        launcher = ForkClient(warm=spec.warm_start, env=spec.env, preload=_PRELOAD, warm_seconds=spec.warm_seconds)
+        launcher = ForkClient(
+            warm=spec.warm_start, env=spec.config.env, preload=_PRELOAD, warm_seconds=spec.warm_seconds
+        )
         try:
             port = hold_port(range(*spec.worker_ports) if spec.worker_ports else None)
             with port:
                 member = {
-                    "rank": place.rank,
-                    "host": place.host,
+                    "rank": self._rank,
+                    "host": self._host,
                     "port": port.getsockname()[1],
                     "tensorflow": self._facts["tensorflow"],
                 }
-                deadline = deadline_after(spec.start_timeout)
-                members, way = meet(member, place.world_size, self._link, self._context, deadline)
+                deadline = deadline_after(spec.config.start_timeout)
+                members, way = meet(member, worker.world_size, self._link, self._context, deadline)
                 self._times["met"] = time.time()
                 self._facts["way"] = way
                 supervisor = Supervisor(
-                    place.rank,
-                    place.host,
+                    self._rank,
+                    self._host,
                     launcher,
                     self._link,
                     self._tail,
@@ -152,8 +165,8 @@ class Agent:
                     courier=courier,
                 )
                 kept = self._fetch(courier) if courier is not None else {}
-                request = self._request(cluster_spec(members, loopback=spec.loopback), gpus, threads, kept)
-                result = supervisor.start(request, spec.payload, local_directory(), port, list(kept.values()))
+                trainer = self._trainer_spec(cluster_spec(members, loopback=spec.loopback), gpus, threads, kept)
+                result = supervisor.start(trainer, spec.payload, local_directory(), port, list(kept.values()))
                 for file in kept.values():
                     file.close()
         except BaseException:
@@ -171,7 +184,7 @@ class Agent:
     def _courier(self) -> CheckpointTransfer | None:
         """For checkpoints, where the driver keeps them and can be reached."""
         spec = self._spec
-        if not spec.checkpoints.at_driver:
+        if not spec.trainer.checkpoints.at_driver:
             return None
         if not self._link.is_open:
             self._warn(
@@ -179,7 +192,7 @@ class Agent:
                 "place that all hosts share, or open the driver's channel (tensorflow.spark.distributor.driverPort)."
             )
             return None
-        return CheckpointTransfer(spec.driver_addresses, spec.secret, self._place.rank, local_directory())
+        return CheckpointTransfer(spec.driver_addresses, spec.secret, self._rank, local_directory())
 
     def _warn(self, text: str) -> None:
         self._warnings.append(text)
@@ -190,7 +203,7 @@ class Agent:
             return courier.fetch(self._link.tell_alive)
         except (OSError, EOFError) as error:
             raise CheckpointError(
-                f"The checkpoints that the driver keeps did not reach rank {self._place.rank} @ {self._place.host}: "
+                f"The checkpoints that the driver keeps did not reach rank {self._rank} @ {self._host}: "
                 f"{type(error).__name__}: {error}."
             ) from error
 
@@ -201,74 +214,55 @@ class Agent:
 
     def _gpus(self) -> tuple[str, ...]:
         spec = self._spec
-        if not spec.use_gpu:
+        if not spec.config.use_gpu:
             return ()
         resources = {name: info.addresses for name, info in self._context.resources().items()}
-        addresses = devices.task_addresses(resources, spec.gpu_resource_name)
-        count = spec.gpus_by_rank[self._place.rank]
+        addresses = devices.task_addresses(resources, spec.config.gpu_resource_name)
+        count = spec.gpus_by_rank[self._rank]
         return devices.visible_devices(addresses, count, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
-    def _request(
-        self, cluster: Mapping[str, Any], gpus: tuple[str, ...], threads: int, kept: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        spec, place = self._spec, self._place
-        return {
-            "env": trainer_environment(os.environ, spec.env, cluster, place.rank, gpus, threads),
-            "path": import_path(spec.env),
-            "argv": [sys.argv[0] if sys.argv else ""],
-            "cwd": os.getcwd(),
-            "barrier": carry_out(self._context),
-            "threads": threads,
-            "gpus": list(gpus),
-            "gpu_is_shared": spec.gpu_is_shared,
-            "use_custom_strategy": spec.use_custom_strategy,
-            "is_script": spec.is_script,
-            "max_result_bytes": spec.max_result_bytes,
-            "has_data": bool(spec.frames),
-            "seed": spec.seed,
-            "partition": self._partition,
-            "checkpoints": {
-                **asdict(spec.checkpoints),
-                "at_driver": spec.checkpoints.at_driver and self._link.is_open,
-                "names": list(kept),
-            },
-            "context": {
-                "rank": place.rank,
-                "world_size": place.world_size,
-                "local_rank": place.local_rank,
-                "local_world_size": place.local_world_size,
-                "node_rank": place.node_rank,
-                "attempt": spec.attempt,
-                "checkpoint_dir": spec.checkpoints.folder,
-            },
-        }
+    def _trainer_spec(
+        self, cluster: Mapping[str, Any], gpus: tuple[str, ...], threads: int, kept: Mapping[str, BinaryIO]
+    ) -> TrainerSpec:
+        spec = self._spec
+        checkpoints = spec.trainer.checkpoints
+        at_driver = checkpoints.at_driver and self._link.is_open
+        return TrainerSpec(
+            context=self._worker,
+            settings=replace(spec.trainer, checkpoints=replace(checkpoints, at_driver=at_driver)),
+            host=self._host,
+            partition=self._partition,
+            env=trainer_environment(os.environ, spec.config.env, cluster, self._rank, gpus, threads),
+            path=tuple(import_path(spec.config.env)),
+            argv=(sys.argv[0] if sys.argv else "",),
+            cwd=os.getcwd(),
+            barrier=carry_out(self._context),
+            threads=threads,
+            gpus=gpus,
+            has_data=bool(spec.frames),
+            checkpoint_names=tuple(kept),
+        )
 
     def _own_failure(self, error: Exception) -> TrainerOutcome:
-        """An error of the agent itself, told as the worker's failure."""
+        """Report an error of the agent itself as the worker's failure."""
+        rank, host, name = self._rank, self._host, type(error).__name__
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             error = ClusterError(
-                f"The disk of {local_directory()} on {self._place.host} is full: {error}. Free space there, or point "
+                f"The disk of {local_directory()} on {host} is full: {error}. Free space there, or point "
                 "spark.local.dir (SPARK_LOCAL_DIRS on the executors) to a larger disk."
             )
-        name = type(error).__name__
-        stopped = isinstance(error, Stopped)
-        record = failure_record(
-            self._place.rank,
-            self._place.host,
-            "stopped" if stopped else "startup",
-            str(error) if isinstance(error, DistributorError | Stopped) else f"{name}: {error}",
-            error_type="" if stopped else name,
-            traceback="" if stopped else "".join(traceback.format_exception(error)),
-            pickled=None if stopped else pickle_exception(error),
-            log_tail=self._tail.get(),
-        )
-        self._link.send({"type": "failed", "failure": record})
-        return TrainerOutcome(failure=record, exit="stopped" if stopped else name)
+        if isinstance(error, Stopped):
+            name = "stopped"
+            failure = Failure(rank, host, name, str(error), log_tail=self._tail.get())
+        else:
+            failure = Failure.from_exception(rank, host, "startup", error, log_tail=self._tail.get())
+        self._link.send({"type": "failed", "failure": failure.to_json()})
+        return TrainerOutcome(failure=failure, exit=name)
 
     def _report(self, ending: TrainerOutcome) -> WorkerReport:
         return WorkerReport(
-            rank=self._place.rank,
-            host=self._place.host,
+            rank=self._rank,
+            host=self._host,
             partition=self._partition,
             pid=os.getpid(),
             devices=tuple(self._facts.get("devices", ())),
@@ -308,4 +302,4 @@ class Agent:
         with mmap.mmap(result.fileno(), size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
             for seq, piece in enumerate(chunks(view)):
                 with piece:
-                    yield self._place.rank, "result", seq, bytes(piece)
+                    yield self._rank, "result", seq, bytes(piece)

@@ -97,7 +97,7 @@ class _NoCheckpoints:
     def __init__(self) -> None:
         self._has_warned = False
 
-    def save(self, state: Any) -> None:
+    def save(self, state: object) -> None:
         if not self._has_warned:
             self._has_warned = True
             _log.warning(

@@ -30,7 +30,8 @@ from typing import Any
 
 from ...training.fork_safety import has_eager_context
 from ..process_tools import BOOT, die_with_parent, is_alive, kill_group, peer_uid
-from ..wire import frame, receive
+from ..specs import TrainerSpec
+from ..wire import frame, from_json, receive
 
 # The descriptors that travel with a launch, in this order.
 FD_NAMES = ("stdout", "stderr", "control", "payload", "result", "port", "stacks")
@@ -178,8 +179,8 @@ class Server:
             mark, fds, _, _ = socket.recv_fds(connection, 1, _MOST_FILES)
             if not mark:
                 raise EOFError
-            request = receive(connection)
-        except (OSError, EOFError, ValueError):
+            spec = from_json(TrainerSpec, receive(connection))
+        except (OSError, EOFError, ValueError, TypeError):
             self._drop(connection)
             return
         try:
@@ -189,8 +190,8 @@ class Server:
             pid = -1
         if pid == 0:
             named = dict(zip(FD_NAMES, fds, strict=False))
-            named |= dict(zip(request["checkpoints"]["names"], fds[len(FD_NAMES) :], strict=True))
-            self._become_trainer(request, named)
+            named |= dict(zip(spec.checkpoint_names, fds[len(FD_NAMES) :], strict=True))
+            self._become_trainer(spec, named)
         for fd in fds:
             os.close(fd)
         if pid > 0:
@@ -198,7 +199,7 @@ class Server:
             self._connections[connection] = pid
             self._tell(connection, {"type": "started", "pid": pid})
 
-    def _become_trainer(self, request: dict[str, Any], fds: dict[str, int]) -> None:
+    def _become_trainer(self, spec: TrainerSpec, fds: dict[str, int]) -> None:
         """In the child. Never returns."""
         status = 1
         try:
@@ -213,7 +214,7 @@ class Server:
                     sock.close()
             from .main import run_trainer
 
-            status = run_trainer(request, fds)
+            status = run_trainer(spec, fds)
         except BaseException:
             traceback.print_exc()
         finally:

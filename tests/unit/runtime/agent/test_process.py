@@ -9,7 +9,7 @@ from spark_tensorflow_distributor.runtime.agent.process import explain_exit
     ("code", "kind", "short", "words"),
     [
         (3, "exit", "exit status 3", "before the function returned"),
-        (-signal.SIGKILL, "signal", "killed by signal 9 (SIGKILL)", "likely out of memory"),
+        (-signal.SIGKILL, "signal", "killed by signal 9 (SIGKILL)", "most likely by the out-of-memory killer"),
         (-signal.SIGSEGV, "signal", "killed by signal 11 (SIGSEGV)", "a crash in native code"),
         (-signal.SIGTERM, "signal", "killed by signal 15 (SIGTERM)", "sent by another process"),
         (-99, "signal", "killed by signal 99 (unknown)", "sent by another process"),

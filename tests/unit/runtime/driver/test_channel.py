@@ -23,7 +23,7 @@ SECRET = b"s" * 32
 def channel():
     with (
         closing(DriverCheckpointStore()) as commits,
-        closing(Channel(SECRET, "127.0.0.1", ("127.0.0.1",), commits=commits)) as made,
+        closing(Channel(SECRET, "127.0.0.1", ("127.0.0.1",), checkpoints=commits)) as made,
     ):
         made.kept = commits
         yield made

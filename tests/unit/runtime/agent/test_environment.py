@@ -1,8 +1,10 @@
-from spark_tensorflow_distributor.runtime.agent.placement import hosts_of, placements
+"""Where the workers of a group stand."""
+
+from spark_tensorflow_distributor.runtime.agent.environment import hosts_of, worker_contexts
 
 
 def test_neighbours_share_a_host_and_partition_0_is_rank_0():
-    placed = placements(["a", "b", "b", "a"])
+    placed = worker_contexts(["a", "b", "b", "a"])
     assert [p.rank for p in placed] == [0, 2, 3, 1]
     assert [p.local_rank for p in placed] == [0, 0, 1, 1]
     assert [p.node_rank for p in placed] == [0, 1, 1, 0]
@@ -11,8 +13,8 @@ def test_neighbours_share_a_host_and_partition_0_is_rank_0():
 
 
 def test_uneven_hosts():
-    placed = placements(["b", "a", "b"])
-    assert [(p.host, p.rank, p.local_world_size) for p in placed] == [("b", 0, 2), ("a", 2, 1), ("b", 1, 2)]
+    placed = worker_contexts(["b", "a", "b"])
+    assert [(p.rank, p.local_world_size) for p in placed] == [(0, 2), (2, 1), (1, 2)]
 
 
 def test_the_host_of_an_address():
