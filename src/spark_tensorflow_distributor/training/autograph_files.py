@@ -6,8 +6,6 @@ there: with dozens of files from each trainer of a failed run, and from each of 
 temporary directory would fill up.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import linecache

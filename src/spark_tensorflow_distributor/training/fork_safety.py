@@ -1,7 +1,5 @@
 """What the fork server asks about TensorFlow, without importing it."""
 
-from __future__ import annotations
-
 from .private_names import EAGER_CONTEXT
 
 

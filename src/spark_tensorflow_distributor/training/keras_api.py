@@ -1,7 +1,5 @@
 """The Keras package in use, and tools for wrapping its methods."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib

@@ -1,7 +1,5 @@
 """The port of a worker's TensorFlow server."""
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Nobody promised to keep them, so a trainer checks them once at its start. Nothing here imports TensorFlow or Keras.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import sys
@@ -91,7 +89,7 @@ DISTRIBUTED_VALUES = PrivateModule(
 EAGER_CONTEXT = PrivateModule(
     "tensorflow.python.eager.context",
     ("context", "global_seed"),
-    "sets the heartbeat timeout; tells whether the program set a seed, and whether a process is safe to fork",
+    "sets the heartbeat timeout; shows whether the program set a seed, and whether a process is safe to fork",
 )
 GRAPH_STACK = PrivateModule(
     "tensorflow.python.framework.ops", ("_default_graph_stack.reset",), "keeps the strategy's scope after clear_session"

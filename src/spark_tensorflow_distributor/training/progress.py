@@ -1,7 +1,5 @@
 """Reports the progress of ``fit`` through a callback that the training function does not see."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect
@@ -63,7 +61,7 @@ def report_fit_progress(send: Send) -> None:
 
 def _reporting(original: Callable[..., Any], callbacks_module: ModuleType) -> Callable[..., Any]:
     signature = inspect.signature(original)
-    # The class has a name of Keras' own, because tf_keras times the hooks of all others.
+    # The class is named like Keras' own, because tf_keras times the hooks of all others.
     reporter_class = type("Callback", (_FitReporter, callbacks_module.Callback), {})
 
     @functools.wraps(original)
@@ -151,7 +149,7 @@ def _floats(logs: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def _global_batch(x: Any = None, y: Any = None, batch_size: int | None = None, **other: object) -> int | None:
-    """Return the number of rows per step over all workers, if the arguments of fit tell."""
+    """Return the number of rows per step over all workers, if the arguments of fit show it."""
     if batch_size or y is not None:  # arrays, with Keras' default
         return batch_size or 32
     try:

@@ -1,7 +1,5 @@
 """The state of this process's random generators, to be saved and restored."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Makes Keras and tf.distribute take a shard's dataset for this worker's own part of the data.
+"""Makes Keras and tf.distribute treat a shard's dataset as this worker's part of the data.
 
 Under a strategy of several workers, ``fit`` takes every dataset for the whole data and divides each of its batches by
 the number of workers. Of a shard, that would silently lose half of the rows on two workers.

@@ -4,8 +4,6 @@ Between two steps, training can be saved, and can skip what an earlier attempt h
 life. A callback would not do: Keras 3 may call it late and on another thread, and it cannot reach the data.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable, Iterator

@@ -2,11 +2,9 @@
 
 Keras 3 cannot ``fit`` under ``tf.distribute.MultiWorkerMirroredStrategy``, and many of its features give other numbers
 than in one process. Each module here patches one kind of fault, and each patch says what the fault is. If one process
-can tell whether a release has the fault, the patch checks; if only a group of workers could, the patch applies to all
+can see whether a release has the fault, the patch checks; if only a group of workers can, the patch applies to all
 releases, and a test fails once it is no longer needed. A release of an unknown kind is left unchanged, with a warning.
 """
-
-from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection

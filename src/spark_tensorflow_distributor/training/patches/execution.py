@@ -1,7 +1,5 @@
 """Patches for how a step is executed."""
 
-from __future__ import annotations
-
 import functools
 import threading
 from collections.abc import Callable, Iterator

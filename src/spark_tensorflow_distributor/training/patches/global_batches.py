@@ -27,7 +27,7 @@ _knows_parts: contextvars.ContextVar[bool] = contextvars.ContextVar("knows_parts
 def global_batches(keras: ModuleType) -> bool:
     """Cut each batch of a dataset into the workers' parts.
 
-    tf.distribute deals batches out by rewriting the dataset. The result cannot tell how large the global batch was, so
+    tf.distribute deals batches out by rewriting the dataset. The result does not know the size of the global batch, so
     the parts of a remainder count as much as any other; it takes whole batches of a PyDataset for parts; and it asks
     all workers in each step whether one of them has rows left.
     """
@@ -226,6 +226,6 @@ def _parts(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy, *, with_p
             )
         )
     options = tf.data.Options()
-    # Its thread can delay the end of an iterator, and so that of fit, by up to half a minute.
+    # Its thread can delay the end of an iterator, and of fit, by up to half a minute.
     options.autotune.enabled = False
     return divided.prefetch(2).with_options(options)

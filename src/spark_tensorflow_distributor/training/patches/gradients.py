@@ -19,7 +19,7 @@ _PACK_BYTES = 4 << 20
 
 _state = threading.local()
 
-# The rows of each replica: a number if static shapes tell and it is the same for all, else a tensor, [replicas].
+# The number of rows per replica: an int if it is known statically, else a tensor, [replicas].
 RowCounts: TypeAlias = "int | tf.Tensor"
 
 

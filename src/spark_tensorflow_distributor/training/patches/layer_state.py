@@ -1,7 +1,5 @@
 """Patches for variables that no gradient updates."""
 
-from __future__ import annotations
-
 import functools
 import json
 import zlib

@@ -1,7 +1,5 @@
 """Patches for models that are built when they see their first batch."""
 
-from __future__ import annotations
-
 import functools
 import types
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Tells strategies of several workers apart, and stands in for one."""
+"""Recognises strategies of several workers, and stands in for one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Patches for files that a program writes on all workers at once."""
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import functools
