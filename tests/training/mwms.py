@@ -1,21 +1,30 @@
 """Groups of plain processes on this machine: no Spark, only TF_CONFIG, Keras and the code under test.
 
-As a program, it is one of those processes: ``python mwms.py REQUEST``, where REQUEST is a JSON object.
+As a program, it is the image that the processes are forked from: TensorFlow is imported once per environment, not once
+per process. It reads requests from stdin, one JSON object per line, and ends with its stdin.
 """
 
+import atexit
 import contextlib
+import functools
+import gc
 import importlib
 import json
 import os
 import pickle
+import random
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 _PORT_TAKEN = "Could not start gRPC server"
 
@@ -56,53 +65,30 @@ def run_group(
 def _run_once(function: str, workers: int, timeout: float, env: dict[str, str], more: dict[str, Any]) -> list[Any]:
     ports = _free_ports(workers)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    image = _image(tuple(sorted(env.items())))
     with tempfile.TemporaryDirectory(prefix="mwms-") as directory, contextlib.ExitStack() as cleanup:
         processes = []
         for rank in range(workers):
-            request = {
-                "function": function,
-                **more,
-                "rank": rank,
-                "workers": workers,
-                "result": f"{directory}/{rank}.pickle",
-            }
-            environment = {
-                **os.environ,
-                "CUDA_VISIBLE_DEVICES": "-1",
-                "TF_CPP_MIN_LOG_LEVEL": "2",
-                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
-                **env,
-            }
-            environment.pop("TF_CONFIG", None)
-            if workers > 1:
-                task = {"type": "worker", "index": rank}
-                environment["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
-            output = cleanup.enter_context(open(f"{directory}/{rank}.log", "w+", errors="replace"))
-            process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", __file__, json.dumps(request)],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=directory,
-            )
-            cleanup.callback(_end, process)
-            processes.append(process)
+            task = {"cluster": cluster, "task": {"type": "worker", "index": rank}}
+            environment = {"TF_CONFIG": json.dumps(task)} if workers > 1 else {}
+            request = {"function": function, **more, "rank": rank, "workers": workers}
+            processes.append(process := _Process(image, f"{directory}/{rank}", {**request, "environment": environment}))
+            cleanup.callback(process.end)
         _wait(processes, directory, timeout)
         return [pickle.loads(Path(directory, f"{rank}.pickle").read_bytes()) for rank in range(workers)]
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], directory: str, timeout: float) -> None:
+def _wait(processes: "list[_Process]", directory: str, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while any(process.poll() is None for process in processes):
         late = time.monotonic() > deadline
         if late or any(process.poll() for process in processes):
             break
-        time.sleep(0.05)
+        time.sleep(0.02)
     statuses = [process.poll() for process in processes]
     if any(status != 0 for status in statuses):
         for process in processes:
-            _end(process)
+            process.end()
         logs = [Path(directory, f"{rank}.log").read_text(errors="replace")[-6000:] for rank in range(len(processes))]
         text = "\n".join(
             f"---- rank {rank}, {'still running' if status is None else f'exit status {status}'}\n{log}"
@@ -111,10 +97,58 @@ def _wait(processes: list[subprocess.Popen[bytes]], directory: str, timeout: flo
         raise GroupFailed(f"the group did not succeed within {timeout} s\n{text}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.kill()  # TensorFlow swallows SIGTERM
-        process.wait()
+class _Process:
+    """A process forked from an image; ``path`` and a suffix name the files of its output, its pid and its exit."""
+
+    def __init__(self, image: "subprocess.Popen[str]", path: str, request: dict[str, Any]) -> None:
+        self._image, self._path = image, path
+        Path(f"{path}.log").touch()
+        assert image.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the image has ended, which poll() tells
+            image.stdin.write(json.dumps({**request, "path": path}) + "\n")
+            image.stdin.flush()
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while the process runs."""
+        status = self._read("exit")
+        if status is None and self._image.poll() is not None:
+            return self._image.returncode or 1
+        return status
+
+    def end(self) -> None:
+        while self.poll() is None:
+            if (pid := self._read("pid")) is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)  # TensorFlow swallows SIGTERM
+            time.sleep(0.02)
+
+    def _read(self, what: str) -> int | None:
+        with contextlib.suppress(FileNotFoundError):
+            return int(Path(f"{self._path}.{what}").read_text())
+        return None
+
+
+@functools.cache
+def _image(env: tuple[tuple[str, str], ...]) -> "subprocess.Popen[str]":
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+        **dict(env),
+    }
+    environment.pop("TF_CONFIG", None)
+    command = [sys.executable, "-X", "faulthandler", __file__]
+    image = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True)
+    assert image.stdin is not None
+
+    def close() -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has failed already
+            image.stdin.close()
+        image.wait()
+
+    atexit.register(close)
+    return image
 
 
 def _free_ports(count: int) -> list[int]:
@@ -123,6 +157,62 @@ def _free_ports(count: int) -> list[int]:
         for one in held:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in held]
+
+
+def _serve() -> None:
+    """Fork a process for each request."""
+    import tensorflow as tf
+
+    assert tf.keras.Model  # imports Keras, the one that the environment selects
+    gc.freeze()  # a collection in a process would otherwise copy every page of the image
+    running: dict[int, str] = {}
+
+    def reap(*_: object) -> None:
+        for pid, path in list(running.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                del running[pid]
+                with contextlib.suppress(FileNotFoundError):  # nobody waits for it any more
+                    Path(f"{path}.exit").write_text(str(os.waitstatus_to_exitcode(status)))
+
+    signal.signal(signal.SIGCHLD, reap)
+    for line in sys.stdin:
+        request = json.loads(line)
+        # A process that ends at once must be known by then.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            _run_forked(request)
+        running[pid] = request["path"]
+        Path(f"{request['path']}.pid").write_text(str(pid))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _run_forked(request: dict[str, Any]) -> None:
+    """Be a process of its own from here on: its output, folder, environment, random numbers, and end."""
+    status = 1
+    try:
+        output = os.open(f"{request['path']}.log", os.O_WRONLY | os.O_APPEND)
+        for descriptor in (1, 2):
+            os.dup2(output, descriptor)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.chdir(os.path.dirname(request["path"]))
+        os.environ.update(request["environment"])
+        random.seed()
+        np.random.seed()
+        _main(request)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # TensorFlow's own end waits for threads of the collectives, and now and then does not come back.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _main(request: dict[str, Any]) -> None:
@@ -142,12 +232,8 @@ def _main(request: dict[str, Any]) -> None:
     module, _, name = request["function"].partition(":")
     value = getattr(importlib.import_module(module), name)(strategy, **request["arguments"])
     value["patched"] = patched
-    Path(request["result"]).write_bytes(pickle.dumps(value))
-    # TensorFlow's exit waits for threads of the collectives, and occasionally hangs.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    Path(f"{request['path']}.pickle").write_bytes(pickle.dumps(value))
 
 
 if __name__ == "__main__":
-    _main(json.loads(sys.argv[1]))
+    _serve()

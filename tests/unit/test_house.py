@@ -29,26 +29,26 @@ WITH_NUMPY = [
         "data.intake",
         "data.spool",
         "data.preprocessing",
-        "data.dataset",
-        "data.checks",
         "training.random_state",
         "resume.callback_state",
         "resume.manual",
         "resume.random_replay",
         "resume.resume_point",
-        "data.shard",
         "resume.snapshot",
-        "data.store",
         "resume.store",
         "resume.writer",
         "runtime.trainer.main",
     )
 ]
 
-# Loaded only in trainers, like any other TensorFlow code.
+# Loaded only in processes that run TensorFlow, like any other TensorFlow code.
 WITH_TENSORFLOW = [
     f"spark_tensorflow_distributor.{name}"
     for name in (
+        "data.dataset",
+        "data.store",
+        "inference.loading",
+        "inference.predictor",
         "resume.fit_saver",
         "resume.fit_session",
         "resume.fit_tracker",

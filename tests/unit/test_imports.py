@@ -10,7 +10,7 @@ PACKAGE = "spark_tensorflow_distributor"
 ROOT = Path(std.__file__).parent
 
 # Each room may import itself and the rooms before it.
-ROOMS = ["errors", "context", "data", "training", "resume", "config", "runtime", "runner", "ml"]
+ROOMS = ["errors", "formatting", "context", "data", "training", "resume", "config", "runtime", "runner", "ml"]
 
 # Inference runs in Spark's ordinary tasks, beside the rooms above: it uses the data's and these tools of others.
 TOOLS_OF_INFERENCE = {
@@ -67,7 +67,7 @@ def process_of(module: str) -> str | None:
 def may_import(importer: str, imported: str) -> bool:
     rooms = importer.split(".")[0], imported.split(".")[0]
     if rooms[0] == "inference":
-        return rooms[1] in ("errors", "data", "inference") or imported in TOOLS_OF_INFERENCE
+        return rooms[1] in ("errors", "formatting", "data", "inference") or imported in TOOLS_OF_INFERENCE
     if rooms[1] == "inference":
         return False
     if not set(rooms) <= set(ROOMS) or ROOMS.index(rooms[1]) > ROOMS.index(rooms[0]):

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..context import WorkerContext
-from ..data.dataset import ShardState, shard_states_of
+from ..data.passes import ShardState, shard_states_of
 from ..errors import CheckpointError
 from ..training.collectives import Collectives
 from ..training.keras_api import given_callbacks, keras_of
@@ -194,7 +194,7 @@ class FitSession:
             return steps, steps  # the order of a shard's rows depends on the epoch's number only
         consumed = epochs * int(steps_per_epoch) + steps
         for state in shard_states:
-            state.passes = state.first + consumed // state.whole.steps
+            state.next_pass = state.first_pass + consumed // state.whole.steps
         return steps, consumed % shard_states[0].whole.steps
 
     def arrive(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ..data.dataset import ShardState, shard_states_of
+from ..data.passes import ShardState, shard_states_of
 from ..errors import DataError
 from .keras_api import by_name, defining_class, keras_packages
 from .private_names import DEVICE_ITERATORS
@@ -33,7 +33,7 @@ def feed_shards() -> None:
 
 
 def _disable_device_autotuning() -> None:
-    """Turn autotuning off in the dataset that tf.distribute appends for devices, too (see ``dataset.options``).
+    """Turn autotuning off in the dataset that tf.distribute appends for devices, too (see ``dataset_options``).
 
     It is a new dataset without the options of the one before it, and its iterator can take as long to end.
     """

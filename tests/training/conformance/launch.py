@@ -3,6 +3,7 @@
 To run some of them: ``python -m conformance.launch PACKAGE WORKERS [CASE ...]`` in ``tests/training``.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -91,6 +92,7 @@ def run_here(package: str, names: list[str], folder: str, workers: int) -> None:
         rank = get_context().rank
     keras = tf.keras
     assert keras.Model.__module__.split(".")[0] == package
+    gc.freeze()  # clear_session looks for garbage after each case: not among what is imported
     for name in names:
         try:
             result: Any = run_case(name, folder, workers)

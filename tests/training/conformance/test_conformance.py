@@ -14,7 +14,7 @@ PACKAGES = ["keras", "tf_keras"]
 @pytest.fixture(scope="module")
 def results(request, spark, tmp_path_factory):
     """Return the results of the selected cases of a package in a group of some size; the first test runs them all."""
-    known = {}
+    singles, groups = {}, {}
     folder = tmp_path_factory.mktemp("results")  # pytest's factory is not thread-safe
     chosen = {
         (item.callspec.params["package"], item.callspec.params["name"])
@@ -28,14 +28,16 @@ def results(request, spark, tmp_path_factory):
         return launch(package, workers, names, str(here), spark=spark)
 
     def results(package, workers):
-        if (package, workers) not in known:
-            known[package, workers] = run(package, workers)
-        return known[package, workers]
+        if package not in singles:  # a single process leaves a core to the groups
+            singles[package] = pool.submit(run, package, 0)
+        if not workers:
+            return singles[package].result()
+        if (package, workers) not in groups:
+            groups[package, workers] = run(package, workers)
+        return groups[package, workers]
 
-    # A single process leaves a core for the group.
     with ThreadPoolExecutor() as pool:
-        singles = {package: pool.submit(run, package, 0) for package in PACKAGES}
-        yield lambda package, workers: results(package, workers) if workers else singles[package].result()
+        yield results
 
 
 @pytest.mark.parametrize("workers", [2, 3])

@@ -52,7 +52,7 @@ class RowDelivery:
         try:
             messages = self._intake.acknowledge()
             if self._all_gather is not None:
-                self._intake.share_by_all_gather(self._all_gather)
+                self._intake.balance_by_all_gather(self._all_gather)
                 messages = []
         except Exception as error:
             self.error = error
@@ -82,10 +82,10 @@ class RowDelivery:
             return
         self._is_done = True
         try:
-            layout, files = self._intake.layout()
+            layouts, files = self._intake.layout()
             # As a file, because a long message to a trainer that does not read yet would hold this process up.
             with tempfile.TemporaryFile() as plan:
-                plan.write(json.dumps(layout).encode())
+                plan.write(json.dumps([layout.to_json() for layout in layouts]).encode())
                 plan.flush()
                 send_files(self._trainer, {"type": "data"}, [plan, *files])
         except ConnectionError:

@@ -96,7 +96,7 @@ class Agent:
                 rank=self._rank,
                 world_size=self._worker.world_size,
                 directory=local_directory(),
-                sharing=self._worker.local_world_size,
+                local_world_size=self._worker.local_world_size,
             )
         else:
             for _ in batches:  # Spark's own placeholder, a row or none

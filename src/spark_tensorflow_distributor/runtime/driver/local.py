@@ -116,26 +116,26 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
         yield {}
         return
     from ...data.intake import RowReceiver
-    from ...data.shard import ShardId, shards
+    from ...data.shard import ShardId, open_shards
 
     intake = RowReceiver(
-        frames.specs, frames.local_batches(), rank=0, world_size=1, directory=tempfile.gettempdir(), sharing=1
+        frames.specs, frames.local_batches(), rank=0, world_size=1, directory=tempfile.gettempdir(), local_world_size=1
     )
     try:
         select.select([intake], [], [])
         intake.acknowledge()
-        layout, files = intake.layout()
-        place = ShardId(rank=0, world_size=1, partition=0, seed=secrets.randbits(31))
-        made = shards(layout["frames"], [os.dup(file.fileno()) for file in files], place)
+        layouts, files = intake.layout()
+        shard_id = ShardId(rank=0, world_size=1, partition=0, seed=secrets.randbits(31))
+        shards = open_shards(layouts, [os.dup(file.fileno()) for file in files], shard_id)
     except BrokenInputError as error:
         # What Spark says of the DataFrame's own plan is the user's to see.
         raise unwrapped(error.__cause__ or error) from None
     finally:
         intake.close()
     try:
-        yield dict(made)
+        yield dict(shards)
     finally:
-        for shard in made.values():
+        for shard in shards.values():
             shard.close()
         # Datasets and models refer to each other in circles; until those are broken, the rows stay on the disk.
         gc.collect()

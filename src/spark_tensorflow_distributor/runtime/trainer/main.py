@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ...context import set_context
+from ...data.layout import ShardLayout
 from ...errors import SerializationError
 from ...training.autograph_files import keep_no_generated_files
 from ...training.ports import PortTakenError, wait_for_leader
@@ -71,15 +72,15 @@ class Control:
         """Report that a phase begins."""
         self.send({"type": "phase", "name": name, "time": time.time()})
 
-    def wait_for_data(self) -> tuple[dict[str, Any], list[int]]:
-        """Return the layout of this worker's rows and the descriptors of the files that it refers to."""
+    def wait_for_data(self) -> tuple[list[ShardLayout], list[int]]:
+        """Wait for this worker's rows; returns their layouts, and the descriptors of their files."""
         self.phase("data")
         while True:
             message, (plan, *files) = receive_files(self._socket)
             if message["type"] == "data":
                 with os.fdopen(plan, "rb") as file:
                     file.seek(0)
-                    return json.load(file), files
+                    return [ShardLayout.from_json(each) for each in json.load(file)], files
 
     def wait_for_release(self) -> bool:
         """Wait until all workers have returned; False if the agent is gone."""
@@ -218,12 +219,12 @@ class Trainer:
             progress.report_fit_progress(lambda message: control.send({"type": "progress", **message}))
 
     def _shards(self) -> dict[str, Any]:
-        from ...data.shard import ShardId, shards
+        from ...data.shard import ShardId, open_shards
 
-        layout, files = self._control.wait_for_data()
+        layouts, files = self._control.wait_for_data()
         context = self._spec.context
         shard_id = ShardId(context.rank, context.world_size, self._spec.partition, self._spec.settings.seed)
-        return dict(shards(layout["frames"], files, shard_id))
+        return dict(open_shards(layouts, files, shard_id))
 
     def _load_program(self, data: Mapping[str, Any]) -> Callable[[], Any]:
         """Load the user's function with its arguments, or the script, ready to be called."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ...data.dataset import shard_states_of
+from ...data.passes import shard_states_of
 from ...errors import DataError
 from ..collectives import Collectives
 from ..keras_api import by_name, defining_class

@@ -133,7 +133,7 @@ def test_a_stall_is_told_with_the_stacks_of_all_ranks():
     assert "stall_timeout=10" in message["reason"]
     assert "Rank 0 is behind (epoch 2, after step 6)" in message["reason"]
     assert {rank: each.kind for rank, each in group.failures.items()} == {0: "stalled", 1: "stalled"}
-    assert "waits for rank 0" in group.failures[1].message
+    assert "Rank 1 is waiting for rank 0" in group.failures[1].message
     assert group.failures[0].traceback == "Thread 0"
 
 
