@@ -241,7 +241,7 @@ class FitSession:
                 iter(data)
 
 
-def _spans_all_workers(strategy: tf.distribute.Strategy, context: WorkerContext) -> bool:
+def _spans_all_workers(strategy: "tf.distribute.Strategy", context: WorkerContext) -> bool:
     if context.world_size == 1 or strategy.num_replicas_in_sync >= context.world_size:
         return True
     _log.warning(

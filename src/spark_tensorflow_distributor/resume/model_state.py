@@ -128,7 +128,7 @@ class ModelState:
         parts = [np.asarray(each.numpy()) for each in self._components(variable)]
         return _merged(variable, parts) if _is_partial(variable) and len(parts) > 1 else parts[0]
 
-    def _components(self, variable: Variable) -> Sequence[tf.Variable]:
+    def _components(self, variable: Variable) -> "Sequence[tf.Variable]":
         components: Sequence[tf.Variable] = self._strategy.experimental_local_results(_tf_variable(variable))
         return components
 
