@@ -1,7 +1,5 @@
 """One call of ``fit``: restores it from its last checkpoint, and saves it as it proceeds."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from io import BytesIO

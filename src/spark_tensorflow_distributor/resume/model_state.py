@@ -4,8 +4,6 @@ A variable is either a copy of the same value on every rank, or partial: each ra
 statistics of tf_keras), and the value is the sum or the mean of the parts, which TensorFlow computes on each read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
