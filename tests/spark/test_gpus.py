@@ -71,7 +71,7 @@ def test_an_executors_own_list_is_indexed_by_sparks_addresses(cluster):
 def test_gpus_that_tensorflow_does_not_see_are_a_loud_warning(cluster):
     result, out = cluster.drive("gpu_run.py", "2", "1", "0", conf=conf("1"))
     assert len(result["runs"][0]) == 2
-    assert "WARNING: Spark dealt this worker the GPUs" in out
+    assert "WARNING: Spark assigned the GPUs" in out
     assert "TensorFlow sees 0 of 1" in out
 
 
