@@ -71,7 +71,7 @@ def test_sparks_addresses_are_positions_in_the_executors_list(cluster):
 def test_gpus_that_tensorflow_does_not_see_cause_a_warning(cluster):
     result, out = cluster.drive("gpu_run.py", "2", "1", "0", conf=conf("1"))
     assert len(result["runs"][0]) == 2
-    assert "WARNING: Spark dealt this worker the GPUs" in out
+    assert "WARNING: Spark assigned the GPUs" in out
     assert "TensorFlow sees 0 of 1" in out
 
 

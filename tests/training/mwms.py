@@ -1,4 +1,4 @@
-"""Worker groups of plain processes on this machine: no Spark, only TF_CONFIG, Keras and the code under test.
+"""Groups of plain processes on this machine: no Spark, only TF_CONFIG, Keras and the code under test.
 
 Run as a program, it is the server that forks these processes, so that TensorFlow is imported once per environment
 rather than once per process. It reads one JSON request per line from stdin, and ends when stdin closes.
@@ -30,7 +30,7 @@ _PORT_TAKEN = "Could not start gRPC server"
 
 
 class GroupFailed(AssertionError):
-    """A process of the group failed or did not end in time; the text has the end of each one's output."""
+    """A process of the group failed or timed out; the message has the end of each process's output."""
 
 
 def run_group(
@@ -42,21 +42,21 @@ def run_group(
     without: Sequence[str] = (),
     **arguments: Any,
 ) -> list[Any]:
-    """Calls ``function(strategy, **arguments)`` in each process of a new group, and returns what it returned, by rank.
+    """Call ``function(strategy, **arguments)`` in each process of a new group, and return the results by rank.
 
     Args:
-        function: ``"module:name"``; the module is looked for beside this file, too.
-        workers: processes; with 1 there is no group, and ``strategy`` is TensorFlow's default one.
-        timeout: seconds for the whole group; what still runs then is killed, as all are when one fails.
+        function: ``"module:name"``; the module may be in the folder of this file.
+        workers: number of processes; 1 means no group, and TensorFlow's default ``strategy``.
+        timeout: seconds for the whole group, after which it is killed, as it is when one process fails.
         env: added to the environment.
-        without: mends to leave out.
-        arguments: must fit into JSON.
+        without: patches to leave out.
+        arguments: serialisable as JSON.
     """
     for attempt in (1, 2, 3):
         try:
             return _run_once(function, workers, timeout, env or {}, {"without": list(without), "arguments": arguments})
         except GroupFailed as error:
-            # Another program took the port between its choice and its use.
+            # Another program took the port after it was chosen.
             if attempt == 3 or _PORT_TAKEN not in str(error):
                 raise
     raise AssertionError("not reached")
@@ -94,7 +94,7 @@ def _wait(processes: "list[_Process]", directory: str, timeout: float) -> None:
             f"---- rank {rank}, {'still running' if status is None else f'exit status {status}'}\n{log}"
             for rank, (status, log) in enumerate(zip(statuses, logs, strict=True))
         )
-        raise GroupFailed(f"the group did not end well within {timeout} s\n{text}")
+        raise GroupFailed(f"the group did not succeed within {timeout} s\n{text}")
 
 
 class _Process:
@@ -221,7 +221,7 @@ def _main(request: dict[str, Any]) -> None:
 
     from spark_tensorflow_distributor.training import keras_api, patches
 
-    # Two processes share two cores here: more threads would only take turns.
+    # Several processes share two cores: more threads would not help.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(4)
     patched = []

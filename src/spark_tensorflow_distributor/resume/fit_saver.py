@@ -85,7 +85,7 @@ class FitSaver:
         plan = b""
         if self._context.is_chief:
             plan = json.dumps(self._clock.plan(self._checkpointing.writer.seconds)).encode()
-        is_due, steps = json.loads(self._collectives.broadcast(plan) or b"[false, 1]")
+        is_due, steps = json.loads(self._collectives.broadcast_bytes(plan) or b"[false, 1]")
         if is_due:
             self._model_state.average_layer_state()
             self._save(self._position.epoch, self._position.step)
@@ -105,7 +105,7 @@ class FitSaver:
         started = time.monotonic()
         part = BytesIO()
         snapshot.write(part, {}, [random_state(), self._model_state.local_part()])
-        parts = self._collectives.gather(part.getvalue())
+        parts = self._collectives.gather_bytes(part.getvalue())
         if self._context.is_chief:
             by_rank = [snapshot.read(BytesIO(each))[1] for each in parts]
             weights, metrics = self._model_state.capture([local for _, local in by_rank])

@@ -12,7 +12,7 @@ from ..context import WorkerContext
 from ..data.passes import ShardState, shard_states_of
 from ..errors import CheckpointError
 from ..training.collectives import Collectives
-from ..training.keras_api import given_callbacks, is_keras_3
+from ..training.keras_api import given_callbacks, keras_of
 from . import snapshot
 from .callback_state import Logs, restore_callbacks, restore_history
 from .fit_saver import Checkpointing, FitSaver
@@ -86,7 +86,7 @@ class FitSession:
         self.data_use.epoch_steps = facts.epoch_steps
         self.position.epoch, self.position.step = facts.epoch, facts.step
         self.resume_epoch = self._epochs if facts.complete else facts.epoch
-        if is_keras_3(self._model):  # tf_keras asks for it later
+        if keras_of(self._model) == "keras":  # tf_keras asks for it later
             self._arguments["initial_epoch"] = self.resume_epoch
         for callback in self._callbacks:
             if hasattr(callback, "append") and hasattr(callback, "append_header"):
@@ -105,7 +105,7 @@ class FitSession:
         found = None
         if self._context.is_chief and self._checkpointing is not None:
             found = newest_checkpoint(self._checkpointing.store, f"fit{self.position.fit}", self._warn)
-        data = self._collectives.broadcast(None if found is None else found.data)
+        data = self._collectives.broadcast_bytes(None if found is None else found.data)
         if data is None:
             return None
         facts, state = (found.facts, found.state) if found else snapshot.read(BytesIO(data))

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..errors import CheckpointError
-from ..training.keras_api import is_keras_3
+from ..training.keras_api import keras_of
 from ..training.patches.layer_state import average_state
 from ..training.random_state import global_seed
 from .resume_point import VariableSpec
@@ -58,8 +58,8 @@ class ModelState:
         In Keras 3 each rank has moving statistics of its own. They are averages, so averaging them over the ranks once
         more in mid-epoch does not change what the average at the end of the epoch comes to.
         """
-        if is_keras_3(self.model):
-            average_state(tf, self.model)
+        if keras_of(self.model) == "keras":
+            average_state(self.model)
 
     @property
     def weights(self) -> list[Variable]:
@@ -181,7 +181,7 @@ def _tf_variable(variable: Variable) -> Variable:
 
 def _without_autocast(variable: Variable) -> Variable:
     """Return the variable inside the wrapper that tf_keras uses for mixed precision."""
-    return variable._variable if type(variable).__module__.startswith("tf_keras.") else variable
+    return variable._variable if keras_of(variable) == "tf_keras" else variable
 
 
 def _loss_scale(optimizer: Any) -> list[Variable]:

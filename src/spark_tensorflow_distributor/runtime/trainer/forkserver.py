@@ -28,6 +28,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from ...training.fork_safety import has_eager_context
 from ..process_tools import BOOT, die_with_parent, is_alive, kill_group, peer_uid
 from ..specs import TrainerSpec
 from ..wire import Message, frame, from_json, receive
@@ -69,9 +70,7 @@ def _unsafe_to_fork() -> str:
     """Return why this process must not be forked; "" if it may be."""
     if threading.active_count() > 1:
         return f"{threading.active_count() - 1} Python threads are running"
-    context = sys.modules.get("tensorflow.python.eager.context")
-    current = getattr(context, "_context", None)
-    if current is not None and getattr(current, "_context_handle", None) is not None:
+    if has_eager_context():
         return "an eager context exists"
     with contextlib.suppress(OSError):  # no /proc to look at
         for fd in os.listdir("/proc/self/fd"):

@@ -23,7 +23,7 @@ from ...context import set_context
 from ...data.layout import ShardLayout
 from ...errors import SerializationError
 from ...training.autograph_files import keep_no_generated_files
-from ...training.strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
+from ...training.ports import PortTakenError, wait_for_leader
 from .. import barrier
 from ..failures import Failure, one_line, type_name
 from ..specs import SILENT_SECONDS, TrainerSpec
@@ -172,12 +172,12 @@ class Trainer:
         """Set up TensorFlow, Keras, the strategy and the data; returns the user's call."""
         spec, control = self._spec, self._control
         control.phase("import")
-        import tensorflow as tf
+        from ...training.strategy import configure, multi_worker_strategy, stay_in_scope  # imports TensorFlow
 
         keep_no_generated_files()
         barrier.carry_in(spec.barrier)
         shared = spec.settings.gpu_is_shared
-        for warning in configure(tf, threads=spec.threads, gpus=spec.gpus, gpu_is_shared=shared):
+        for warning in configure(threads=spec.threads, gpus=spec.gpus, gpu_is_shared=shared):
             control.send({"type": "warning", "text": warning})
         set_context(spec.context)
         self._prepare_keras()
@@ -186,7 +186,7 @@ class Trainer:
         os.close(self._fds["port"])
         if not spec.settings.use_custom_strategy:
             wait_for_leader(json.loads(os.environ["TF_CONFIG"]))
-            stay_in_scope(tf, multi_worker_strategy(tf, silent_seconds=SILENT_SECONDS, gpu_is_shared=shared))
+            stay_in_scope(multi_worker_strategy(silent_seconds=SILENT_SECONDS, gpu_is_shared=shared))
         return self._load_program(self._shards() if spec.has_data else {})
 
     def _track_fits(self) -> None:
@@ -197,10 +197,17 @@ class Trainer:
         self._tracker = track_fits(spec.settings.checkpoints, files, spec.context, self._control)
 
     def _prepare_keras(self) -> None:
+        import tensorflow as tf
+
         from ...training import keras_api, patches, progress, shard_feeding
+        from ...training.private_names import missing_names_warning
 
         spec, control = self._spec, self._control
         if spec.context.world_size > 1:
+            keras = keras_api.keras_for_workers()
+            warning = missing_names_warning([tf] if keras is None else [tf, keras])
+            if warning is not None:
+                control.send({"type": "warning", "text": warning})
             patches.patch_tensorflow(spec.settings.seed)
             patched = patches.apply_patches()
             if patched:
