@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ..errors import BrokenInputError, DataError
+from ..formatting import one_line
 from .balance import Transfer, merge_facts, plan_transfers
 from .columns import split_array
 from .layout import FrameFacts, FrameSpec, ShardLayout
@@ -206,9 +207,7 @@ class RowReceiver:
         try:
             yield from batches
         except Exception as error:
-            raise BrokenInputError(
-                f"Spark stopped sending this worker's rows: {type(error).__name__}: {error}"
-            ) from error
+            raise BrokenInputError(f"Spark stopped sending this worker's rows: {one_line(error)}") from error
 
     def _add(self, batch: "pa.RecordBatch") -> None:
         ids, numbers = batch.column(0).to_numpy(), batch.column(1).to_numpy()

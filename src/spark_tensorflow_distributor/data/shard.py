@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .preprocessing import Adapter, Statistics
     from .store import MappedRows
 
-_log = logging.getLogger("spark_tensorflow_distributor")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .resume_point import DataUse, Position, ResumePoint
 from .settings import Report
 from .store import newest_checkpoint
 
-_log = logging.getLogger("spark_tensorflow_distributor")
+_log = logging.getLogger(__name__)
 
 
 class FitSession:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import DistributorError, WorkerFailure
+from ..formatting import one_line, type_name
 from .wire import Message, from_json
 
 # Marks a failure inside the text of a Spark error; see Failure.to_spark_error.
@@ -127,18 +128,6 @@ class Failure:
         """
         data = {name: value for name, value in vars(self).items() if name != "pickled"}
         return WorkerFailure(**data, exception=_rebuild_exception(self.pickled))
-
-
-def type_name(value: object) -> str:
-    """Return the name of a value's class, with its module unless that is obvious."""
-    cls = type(value)
-    return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception's class and text, as in the last line of a traceback."""
-    text = str(error).strip()
-    return f"{type_name(error)}: {text}" if text else type_name(error)
 
 
 def _pickle_exception(error: BaseException, dumps: Callable[[Any], bytes]) -> str | None:

@@ -20,7 +20,7 @@ from ..devices import visible_devices
 from ..process_tools import environment
 from .spark import unwrapped
 
-_log = logging.getLogger("spark_tensorflow_distributor")
+_log = logging.getLogger(__name__)
 
 
 def run_locally(

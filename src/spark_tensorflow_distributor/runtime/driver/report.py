@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...errors import WorkerFailure
+from ...formatting import mebibytes
 from ..specs import WorkerReport
 
 __all__ = ["AttemptReport", "RunReport", "WorkerReport"]
@@ -91,7 +92,7 @@ def _header(phases: Sequence[str]) -> tuple[str, ...]:
 
 def _row(worker: WorkerReport, phases: Sequence[str]) -> tuple[str, ...]:
     times = (f"{worker.seconds[name]:.2f}" if name in worker.seconds else "-" for name in phases)
-    rss = f"{worker.peak_rss / 2**20:.0f} MiB" if worker.peak_rss else "-"
+    rss = mebibytes(worker.peak_rss) if worker.peak_rss else "-"
     data = (f"{sum(worker.rows.values()):,}",) if "data" in phases else ()
     devices = ",".join(worker.devices) or "-"
     return (str(worker.rank), worker.host, devices, str(worker.threads), *data, *times, rss, worker.exit)

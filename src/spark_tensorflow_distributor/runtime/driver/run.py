@@ -12,10 +12,10 @@ from typing import Any
 from ...config import RunnerConfig
 from ...data.frames import Frames
 from ...errors import ClusterError, SerializationError
+from ...formatting import one_line
 from ...resume.driver_store import DriverCheckpointStore
 from ...resume.names import lane_of
 from ...resume.settings import CheckpointSettings
-from ..failures import one_line
 from ..shipping import spark_task
 from ..specs import TaskSpec, TrainerSettings, tensorflow_version
 from . import outcome, plan

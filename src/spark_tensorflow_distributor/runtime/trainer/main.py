@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ...context import set_context
 from ...data.layout import ShardLayout
 from ...errors import SerializationError
+from ...formatting import mebibytes, one_line, type_name
 from ...training.autograph_files import keep_no_generated_files
 from ...training.ports import PortTakenError, wait_for_leader
 from .. import barrier
-from ..failures import Failure, one_line, type_name
+from ..failures import Failure
 from ..specs import SILENT_SECONDS, TrainerSpec
 from ..wire import frame, receive, receive_files
 
@@ -262,8 +263,8 @@ class Trainer:
             size = file.tell()
         if limit and size > limit:
             return self._unsendable(
-                f"The function returned a value of {size / 2**20:.1f} MiB (pickled), but "
-                f"spark.driver.maxResultSize is {limit / 2**20:.1f} MiB. Raise that setting, with spark.driver.memory "
+                f"The function returned a value of {mebibytes(size)} (pickled), but "
+                f"spark.driver.maxResultSize is {mebibytes(limit)}. Raise that setting, with spark.driver.memory "
                 "at several times the size, or save the value to storage inside the function and return its path."
             )
         return {"size": size}
