@@ -175,7 +175,7 @@ class MirroredStrategyRunner:
             program = Program(pickling.pack_script(target, kwargs.get("args", ())), True, target, frames)
         else:
             name = getattr(target, "__name__", type(target).__name__)
-            program = Program(pickling.pack_function(target, arguments, frames.names), False, name, frames)
+            program = Program(pickling.pack_function(target, arguments), False, name, frames)
         self.report = RunReport(self._config.num_slots, run_plan.num_tasks)
         try:
             value = Run(self._config, self._gateway, program, self.report).execute(run_plan)

@@ -37,11 +37,6 @@ class Frames:
     specs: tuple[FrameSpec, ...] = ()
     frames: "tuple[DataFrame, ...]" = ()
 
-    @property
-    def names(self) -> list[str]:
-        """The names of the arguments."""
-        return [spec.name for spec in self.specs]
-
     def source(self, num_tasks: int) -> "DataFrame":
         """Return the rows of all DataFrames as one DataFrame of ``num_tasks`` partitions.
 
@@ -93,13 +88,13 @@ def frames_of(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Frames]:
     """Separate the DataFrames from the other arguments.
 
     Returns:
-        The other arguments, and the DataFrames.
+        The arguments, in their order and with None in place of each DataFrame; and the DataFrames.
 
     Raises:
         DataError: A column's type has no counterpart in TensorFlow.
         ConfigurationError: A frame is a stream, or belongs to pandas on Spark.
     """
-    others: dict[str, Any] = {}
+    others = dict(kwargs)
     specs: list[FrameSpec] = []
     frames: list[DataFrame] = []
     for name, value in kwargs.items():
@@ -109,8 +104,8 @@ def frames_of(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Frames]:
                 "index_col=... if you need its index."
             )
         if not is_dataframe(value):
-            others[name] = value
             continue
+        others[name] = None
         if value.isStreaming:
             raise ConfigurationError(
                 f"The DataFrame {name!r} is a stream, which has no end. To train on the rows that have arrived, read "

@@ -1,7 +1,15 @@
 """The wide schema of several DataFrames, and the keys by which Spark distributes rows."""
 
+from types import SimpleNamespace
+
 from spark_tensorflow_distributor.data.columns import Column
-from spark_tensorflow_distributor.data.frames import assign_positions, is_dataframe, partition_keys, spark_hash
+from spark_tensorflow_distributor.data.frames import (
+    assign_positions,
+    frames_of,
+    is_dataframe,
+    partition_keys,
+    spark_hash,
+)
 from spark_tensorflow_distributor.data.layout import FrameSpec
 
 
@@ -42,3 +50,16 @@ def test_every_partition_has_a_key():
 def test_other_values_are_not_dataframes():
     assert not is_dataframe([1])
     assert not is_dataframe("a")
+
+
+def test_arguments_keep_their_order_with_none_for_each_dataframe():
+    class DataFrame:
+        isStreaming = False
+        schema = SimpleNamespace(
+            jsonValue=lambda: {"fields": [{"name": "x", "type": "double", "nullable": True, "metadata": {}}]}
+        )
+
+    DataFrame.__module__ = "pyspark.sql.connect.dataframe"
+    arguments, frames = frames_of({"a": 1, "rows": DataFrame(), "b": 2})
+    assert list(arguments.items()) == [("a", 1), ("rows", None), ("b", 2)]
+    assert [spec.name for spec in frames.specs] == ["rows"]

@@ -17,13 +17,12 @@ _SPARK_HINTS = {
 }
 
 
-def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any], shards: Sequence[str] = ()) -> bytes:
+def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> bytes:
     """Pickle ``(function, kwargs)`` with PySpark's cloudpickle.
 
     Args:
         function: The training function.
-        kwargs: Its keyword arguments other than DataFrames.
-        shards: Names of the DataFrame arguments, for which each worker adds its ``DataShard``.
+        kwargs: Its keyword arguments, with None in place of each DataFrame: the worker puts its ``DataShard`` there.
 
     Raises:
         ConfigurationError: If ``function`` is not callable or does not accept these arguments.
@@ -34,7 +33,7 @@ def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any], shard
             f"run() got a {type(function).__name__} as its training function; it must be a function or the path of a "
             "Python script."
         )
-    check_arguments(function, [*kwargs, *shards])
+    check_arguments(function, list(kwargs))
     from pyspark import cloudpickle
 
     try:
