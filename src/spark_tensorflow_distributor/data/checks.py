@@ -114,8 +114,8 @@ def known_column(store: "MappedRows", what: str, name: str) -> Column:
         DataError: There is no such column.
     """
     if name not in store.columns:
-        hint = nearest(name, store.columns) or "; it has " + ", ".join(store.columns)
-        raise DataError(f"{what} has no column {name!r}{hint}.")
+        hint = nearest(name, store.columns) or f"; it has {', '.join(store.columns)}."
+        raise DataError(f"{what} has no column {name!r}{hint}")
     return store.columns[name]
 
 
