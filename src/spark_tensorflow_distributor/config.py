@@ -17,7 +17,7 @@ class RunnerConfig:
         checkpoint_interval: ``checkpoint_every``, parsed.
 
     Raises:
-        ConfigurationError: a value has the wrong type or is out of range.
+        ConfigurationError: A value has the wrong type or is out of range.
     """
 
     num_slots: int

@@ -19,12 +19,12 @@ class WorkerContext:
 
     Attributes:
         rank: 0 to ``world_size - 1``; rank 0 is the chief, whose return value the run returns.
-        world_size: number of workers.
+        world_size: Number of workers.
         local_rank: 0 to ``local_world_size - 1``, among the workers on this host.
-        local_world_size: number of workers on this host.
-        node_rank: number of this host, from 0 in the order of ranks.
+        local_world_size: Number of workers on this host.
+        node_rank: Number of this host, from 0 in the order of ranks.
         attempt: 0 for the first attempt; incremented by each restart.
-        checkpoint_dir: the runner's ``checkpoint_dir``, or None.
+        checkpoint_dir: The runner's ``checkpoint_dir``, or None.
     """
 
     rank: int
@@ -48,11 +48,11 @@ class WorkerContext:
         ``checkpoint_dir`` nothing is kept; in ``local_mode``, without ``checkpoint_dir``.
 
         Args:
-            state: numbers, strings, bytes, NumPy arrays, TensorFlow tensors and variables, and lists, tuples and dicts
+            state: Numbers, strings, bytes, NumPy arrays, TensorFlow tensors and variables, and lists, tuples and dicts
                 of these.
 
         Raises:
-            CheckpointError: the state holds something else.
+            CheckpointError: The state holds something else.
         """
         if _checkpoints is not None:
             _checkpoints.save(state)
@@ -74,7 +74,7 @@ def get_context() -> WorkerContext:
     """Return the context of the worker that the calling training function runs in.
 
     Raises:
-        DistributorError: called outside of a training function.
+        DistributorError: Called outside of a training function.
     """
     if _current is None:
         raise DistributorError(

@@ -69,7 +69,7 @@ class MirroredStrategyRunner:
         report: The :class:`RunReport` of the last run on the cluster, or None.
 
     Raises:
-        ConfigurationError: If an argument is invalid.
+        ConfigurationError: An argument is invalid.
         GpuConfigurationError: If ``use_gpu`` is set and Spark's settings do not schedule GPUs.
     """
 
@@ -133,7 +133,7 @@ class MirroredStrategyRunner:
         """Return the number of Spark tasks of a run, which is below ``num_slots`` if a task has several GPUs.
 
         Raises:
-            GpuConfigurationError: If Spark's settings do not schedule GPUs.
+            GpuConfigurationError: Spark's settings do not schedule GPUs.
         """
         if not self._config.use_gpu:
             return self._config.num_slots
@@ -152,12 +152,12 @@ class MirroredStrategyRunner:
             The value that the function returned on rank 0, or None for a script.
 
         Raises:
-            TrainingFailedError: If a worker failed; the original exception is its ``__cause__``.
-            ConfigurationError: If the function cannot be called with these arguments.
-            ClusterError: If the cluster, as it is configured, cannot run this.
-            SerializationError: If the function, an argument or the result cannot be serialised.
-            RendezvousTimeoutError: If the workers did not all start within ``start_timeout``.
-            DataError: If TensorFlow has no equivalent for a column's type, or the rows do not match what the function
+            TrainingFailedError: A worker failed; the original exception is its ``__cause__``.
+            ConfigurationError: The function cannot be called with these arguments.
+            ClusterError: The cluster, as it is configured, cannot run this.
+            SerializationError: The function, an argument or the result cannot be serialised.
+            RendezvousTimeoutError: The workers did not all start within ``start_timeout``.
+            DataError: TensorFlow has no equivalent for a column's type, or the rows do not match what the function
                 requires. Errors that Spark raises while it computes a DataFrame are raised unchanged.
         """
         target = os.fspath(train_fn) if isinstance(train_fn, str | os.PathLike) else train_fn

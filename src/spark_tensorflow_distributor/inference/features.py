@@ -50,7 +50,7 @@ def feature_names(features: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the column names in ``feature_columns``, which is a name or a list of names.
 
     Raises:
-        ConfigurationError: If it is neither, is empty, or repeats a name.
+        ConfigurationError: It is neither, is empty, or repeats a name.
     """
     names = (features,) if isinstance(features, str) else tuple(features or ())
     if not names or not all(isinstance(name, str) for name in names):
@@ -69,7 +69,7 @@ def select_columns(schema: Mapping[str, Any], names: Sequence[str]) -> list[Colu
         names: Column names, or ``outer.inner`` for a field of a struct.
 
     Raises:
-        DataError: If a column does not exist, or TensorFlow has no equivalent for its type.
+        DataError: A column does not exist, or TensorFlow has no equivalent for its type.
     """
     return [_select_column(schema["fields"], name) for name in names]
 
@@ -101,7 +101,7 @@ def check_stackable(columns: Sequence[Column]) -> None:
     """Check that the columns can be put side by side in one float32 tensor.
 
     Raises:
-        DataError: If a column is not numeric.
+        DataError: A column is not numeric.
     """
     for column in columns:
         if not column.is_number or column.depth > 1:
@@ -123,7 +123,7 @@ def match_inputs(names: Sequence[str], is_single: bool, inputs: Inputs) -> list[
         inputs: The model's inputs; not of unknown form.
 
     Raises:
-        DataError: If the features do not match the inputs.
+        DataError: The features do not match the inputs.
     """
     wanted = [each.name for each in inputs.inputs]
     given = f"feature_columns gives {len(names)} ({_shorten(names)})"
@@ -165,7 +165,7 @@ def reshape_dims(name: str, dims: Dims, dtype: str, wanted: Input) -> Dims | Non
         wanted: The input.
 
     Raises:
-        DataError: If they cannot be made to fit.
+        DataError: They cannot be made to fit.
     """
     if wanted.dtype and (wanted.dtype == "string") != (dtype == "string"):
         raise DataError(_mismatch(name, dims, dtype, wanted, "Convert the column in Spark."))

@@ -51,7 +51,7 @@ def load(spec: ModelSpec, read: Callable[[], bytes]) -> LoadedModel:
         read: Returns its bytes.
 
     Raises:
-        SerializationError: If the model cannot be loaded.
+        SerializationError: The model cannot be loaded.
     """
     try:
         if spec.kind == "url":

@@ -56,8 +56,8 @@ def pack(model: Any, custom_objects: Mapping[str, Any] | None, safe_mode: bool) 
         safe_mode: See ``ModelSpec``.
 
     Raises:
-        ConfigurationError: If the argument is not a model, or the file is missing or of an unknown format.
-        SerializationError: If the model or one of its custom objects cannot be serialised.
+        ConfigurationError: The argument is not a model, or the file is missing or of an unknown format.
+        SerializationError: The model or one of its custom objects cannot be serialised.
     """
     if isinstance(model, str | os.PathLike):
         kind, library, data, url = _read(os.fspath(model))

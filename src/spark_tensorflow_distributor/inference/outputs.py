@@ -49,7 +49,7 @@ def spark_type(outputs: Sequence[Output]) -> str:
     """Return the Spark type of a prediction as a DDL string: that of a single output, or a struct of several.
 
     Raises:
-        DataError: If Spark has no equivalent for an output's type.
+        DataError: Spark has no equivalent for an output's type.
     """
     if len(outputs) == 1:
         return _type_of(outputs[0])

@@ -77,10 +77,10 @@ def predict(
             CPU. Default: ``"gpu"``.
 
     Raises:
-        ConfigurationError: If an argument is invalid, or the model does not exist.
-        DataError: If a column is missing, or the type of a column or of the model's output has no equivalent.
-        SerializationError: If the model cannot be saved or loaded.
-        ClusterError: If the executors do not have TensorFlow.
+        ConfigurationError: An argument is invalid, or the model does not exist.
+        DataError: A column is missing, or the type of a column or of the model's output has no equivalent.
+        SerializationError: The model cannot be saved or loaded.
+        ClusterError: The executors do not have TensorFlow.
     """
     _check(batch_size, output_column)
     names = feature_names(feature_columns)
@@ -186,7 +186,7 @@ def _payload(spark: Any, data: bytes) -> bytes | Broadcast:
     """Return the model's bytes, or a broadcast of them: a Python worker that has cached the model never reads it.
 
     Raises:
-        SerializationError: If the model is too large for Spark Connect.
+        SerializationError: The model is too large for Spark Connect.
     """
     if is_connect(spark) and len(data) > _CONNECT_LIMIT:
         raise SerializationError(

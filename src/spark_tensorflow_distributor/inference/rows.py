@@ -58,7 +58,7 @@ def rows_from_arrow(array: "pa.Array", names: Sequence[str]) -> Rows:
         names: Its name, or the names of the columns that Spark has combined into one array, in this order.
 
     Raises:
-        DataError: If the array contains nulls, or TensorFlow has no equivalent for its type.
+        DataError: The array contains nulls, or TensorFlow has no equivalent for its type.
     """
     column = column_from_arrow(array, names[0])
     if column.conversion:
@@ -79,7 +79,7 @@ def column_from_arrow(array: "pa.Array", name: str) -> Column:
     """Return the column that an Arrow array stands for, as a DataFrame's schema would describe it.
 
     Raises:
-        DataError: If the array contains structs, or TensorFlow has no equivalent for its type.
+        DataError: The array contains structs, or TensorFlow has no equivalent for its type.
     """
     import pyarrow as pa
     from pyspark.sql.pandas.types import from_arrow_type
@@ -139,7 +139,7 @@ def stack(parts: Sequence[Rows]) -> Rows:
     """Put features side by side in one ``[rows, k]`` array of float32.
 
     Raises:
-        DataError: If a feature is not numeric, or has arrays of different lengths.
+        DataError: A feature is not numeric, or has arrays of different lengths.
     """
     import numpy as np
 
@@ -168,7 +168,7 @@ def rows_to_arrow(pieces: Sequence[Rows], kind: "pa.DataType") -> "pa.Array":
         kind: The Arrow type.
 
     Raises:
-        DataError: If the output does not have the type's levels of arrays.
+        DataError: The output does not have the type's levels of arrays.
     """
     import pyarrow as pa
 

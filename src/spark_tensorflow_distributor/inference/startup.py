@@ -13,7 +13,7 @@ def start_tensorflow(gpu_resource_name: str) -> None:
     """Import TensorFlow and, if that is its first import in this process, assign the task's CPUs and GPUs to it.
 
     Raises:
-        ClusterError: If TensorFlow cannot be imported.
+        ClusterError: TensorFlow cannot be imported.
     """
     from pyspark import TaskContext
 

@@ -13,8 +13,8 @@ class Background(Generic[Item]):
     The thread exists only while there is work.
 
     Args:
-        name: name of the thread.
-        work: processes one item; must not raise.
+        name: Name of the thread.
+        work: Processes one item; must not raise.
     """
 
     def __init__(self, name: str, work: Callable[[Item], None]) -> None:

@@ -26,8 +26,8 @@ def callback_states(
     """Return the plain attributes of each callback: the best value so far, epochs waited, and the like.
 
     Args:
-        callbacks: the callbacks of a ``fit``.
-        baseline: what this function returned when training began. Attributes that have not changed since are left
+        callbacks: The callbacks of a ``fit``.
+        baseline: What this function returned when training began. Attributes that have not changed since are left
             out: they are constructor arguments, which may differ between ranks.
     """
     states: list[CallbackState] = []
@@ -57,8 +57,8 @@ def history_of(model: Any, ended: tuple[int, Logs] | None) -> tuple[dict[str, li
     """Return the values and the epochs of a model's history.
 
     Args:
-        model: the model in training.
-        ended: number and logs of an epoch that has just ended, which the history may not have recorded yet.
+        model: The model in training.
+        ended: Number and logs of an epoch that has just ended, which the history may not have recorded yet.
     """
     recorded = getattr(model, "history", None)
     history = {name: list(values) for name, values in getattr(recorded, "history", {}).items()}

@@ -20,7 +20,7 @@ class DriverCheckpointStore:
         """Store a checkpoint, completely or not at all.
 
         Raises:
-            OSError: the disk is full.
+            OSError: The disk is full.
         """
         file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (kept)
         try:

@@ -48,7 +48,7 @@ def open_filesystem(path: str) -> Filesystem:
     """Return the directory at a path or URL.
 
     Raises:
-        CheckpointError: neither TensorFlow nor fsspec supports the URL's scheme.
+        CheckpointError: Neither TensorFlow nor fsspec supports the URL's scheme.
     """
     scheme, separator, rest = path.partition("://")
     if not separator:
@@ -196,8 +196,8 @@ class FsspecFilesystem(_RemoteFilesystem):
     """A directory that fsspec supports.
 
     Args:
-        system: an ``fsspec.AbstractFileSystem``.
-        path: the directory's path in it.
+        system: An ``fsspec.AbstractFileSystem``.
+        path: The directory's path in it.
     """
 
     def __init__(self, system: Any, path: str) -> None:

@@ -25,10 +25,10 @@ class Checkpointing:
     """How this process saves checkpoints.
 
     Attributes:
-        store: where they are kept.
-        writer: writes them to the store.
-        interval: how often ``fit`` saves one.
-        run_id: identifies the run.
+        store: Where they are kept.
+        writer: Writes them to the store.
+        interval: How often ``fit`` saves one.
+        run_id: Identifies the run.
     """
 
     store: CheckpointStore
@@ -41,15 +41,15 @@ class FitSaver:
     """Decides when to save a checkpoint of a ``fit``, and captures it on all ranks.
 
     Args:
-        checkpointing: how to save.
-        context: this worker's context.
-        collectives: the group's collectives.
-        model_state: the model in training.
-        position: where the fit is; changes as it proceeds.
-        data_use: how much of its data it has consumed; changes as it proceeds.
+        checkpointing: How to save.
+        context: This worker's context.
+        collectives: The group's collectives.
+        model_state: The model in training.
+        position: Where the fit is; changes as it proceeds.
+        data_use: How much of its data it has consumed; changes as it proceeds.
 
     Attributes:
-        sequence: number of the next checkpoint.
+        sequence: Number of the next checkpoint.
     """
 
     def __init__(

@@ -29,16 +29,16 @@ class FitSession:
     """One call of ``fit``.
 
     Args:
-        number: number of the call in this process, from 0.
-        arguments: the arguments of the call by name; ``self`` is the model.
-        context: this worker's context.
-        report: sends messages to the driver.
-        checkpointing: how to save checkpoints; None to save and resume nothing.
+        number: Number of the call in this process, from 0.
+        arguments: The arguments of the call by name; ``self`` is the model.
+        context: This worker's context.
+        report: Sends messages to the driver.
+        checkpointing: How to save checkpoints; None to save and resume nothing.
 
     Attributes:
-        position: where the fit is.
-        data_use: how much of its data it has consumed.
-        resume_epoch: the epoch with which Keras has to begin, if a checkpoint says so.
+        position: Where the fit is.
+        data_use: How much of its data it has consumed.
+        resume_epoch: The epoch with which Keras has to begin, if a checkpoint says so.
     """
 
     def __init__(

@@ -42,13 +42,13 @@ def track_fits(
     """Track every ``fit`` of this process, and save checkpoints if the settings say so.
 
     Args:
-        settings: where checkpoints are kept, and how often one is saved.
-        files: file descriptors of the checkpoints that came from the driver, by name.
-        context: this worker's context.
-        agent: the connection to the agent.
+        settings: Where checkpoints are kept, and how often one is saved.
+        files: File descriptors of the checkpoints that came from the driver, by name.
+        context: This worker's context.
+        agent: The connection to the agent.
 
     Raises:
-        CheckpointError: the folder of the settings cannot be used.
+        CheckpointError: The folder of the settings cannot be used.
     """
 
     def warn(text: str) -> None:
@@ -76,9 +76,9 @@ class FitTracker:
     """Follows the calls of ``fit`` in this process, one at a time.
 
     Args:
-        context: this worker's context.
-        report: sends messages to the driver.
-        checkpointing: how to save checkpoints; None to save nothing.
+        context: This worker's context.
+        report: Sends messages to the driver.
+        checkpointing: How to save checkpoints; None to save nothing.
     """
 
     def __init__(self, context: WorkerContext, report: Report, checkpointing: Checkpointing | None = None) -> None:

@@ -11,8 +11,8 @@ class CheckpointInterval:
     """The time between two checkpoints of ``fit``; exactly one of the attributes is set.
 
     Attributes:
-        seconds: seconds between two checkpoints, approximately.
-        steps: steps between two checkpoints.
+        seconds: Seconds between two checkpoints, approximately.
+        steps: Steps between two checkpoints.
     """
 
     seconds: float | None = None
@@ -23,7 +23,7 @@ class CheckpointInterval:
         """Parse the runner's ``checkpoint_every``: seconds, or a string such as ``"500 steps"``.
 
         Raises:
-            ValueError: the value is neither.
+            ValueError: The value is neither.
         """
         if isinstance(value, str):
             count, _, unit = value.strip().partition(" ")
@@ -45,9 +45,9 @@ class CheckpointInterval:
         """Return the number of steps until the next checkpoint.
 
         Args:
-            seconds_per_step: the present speed of training.
-            elapsed: seconds since the last checkpoint.
-            cost: seconds that the last checkpoint took, from capturing the state until the file was written.
+            seconds_per_step: The present speed of training.
+            elapsed: Seconds since the last checkpoint.
+            cost: Seconds that the last checkpoint took, from capturing the state until the file was written.
         """
         if self.steps is not None:
             return self.steps

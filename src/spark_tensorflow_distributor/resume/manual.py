@@ -13,10 +13,10 @@ class ManualCheckpoints:
     """Saves and loads the training function's own checkpoints.
 
     Args:
-        store: where they are kept.
-        writer: writes them to the store.
-        is_chief: whether this is rank 0, the only one that writes.
-        warn: called with a message for the driver.
+        store: Where they are kept.
+        writer: Writes them to the store.
+        is_chief: Whether this is rank 0, the only one that writes.
+        warn: Called with a message for the driver.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class ManualCheckpoints:
         """Copy the state and queue it for writing.
 
         Raises:
-            CheckpointError: the state holds something that a checkpoint cannot.
+            CheckpointError: The state holds something that a checkpoint cannot.
         """
         copied = copy_state(state)
         if not self._is_chief:

@@ -24,8 +24,8 @@ class ModelState:
     """The variables of a model in training, on this rank.
 
     Args:
-        model: a model of Keras 3 or tf_keras.
-        is_chief: whether this is rank 0, which holds the whole of a restored sum.
+        model: A model of Keras 3 or tf_keras.
+        is_chief: Whether this is rank 0, which holds the whole of a restored sum.
     """
 
     def __init__(self, model: Any, is_chief: bool) -> None:
@@ -37,7 +37,7 @@ class ModelState:
         """Create the variables that Keras would otherwise create in the first step.
 
         Args:
-            data: the ``x`` of ``fit``; only shapes and types matter.
+            data: The ``x`` of ``fit``; only shapes and types matter.
         """
         if not self.model.built:  # tf_keras
             inputs = _example_inputs(data)
@@ -86,7 +86,7 @@ class ModelState:
         """Return the values of :attr:`weights` and :attr:`metrics`.
 
         Args:
-            parts: what :meth:`local_part` returned on each rank.
+            parts: What :meth:`local_part` returned on each rank.
         """
         values = iter([list(of_ranks) for of_ranks in zip(*parts, strict=True)])
 
@@ -99,7 +99,7 @@ class ModelState:
         """Set the variables of model and optimizer.
 
         Raises:
-            CheckpointError: the values belong to another model.
+            CheckpointError: The values belong to another model.
         """
         variables = self.weights
         present = describe(variables)
@@ -112,8 +112,8 @@ class ModelState:
         """Set the metrics; returns False if they do not exist yet (tf_keras creates them in the first step).
 
         Args:
-            values: the values.
-            after_a_step: whether the metrics hold the result of the first step, to which the values are added.
+            values: The values.
+            after_a_step: Whether the metrics hold the result of the first step, to which the values are added.
         """
         variables = self.metrics
         if len(variables) != len(values):

@@ -13,7 +13,7 @@ class RandomReplay:
     original order, the generators go back to the state in which this process began the training.
 
     Args:
-        saved: this rank's generators as the checkpoint has them; None if it was saved by another number of workers.
+        saved: This rank's generators as the checkpoint has them; None if it was saved by another number of workers.
     """
 
     def __init__(self, saved: Mapping[str, Any] | None) -> None:
@@ -31,7 +31,7 @@ class RandomReplay:
         """Return to the present, if epochs have been skipped since the last call.
 
         Args:
-            mid_epoch: whether training resumes within an epoch. Then the checkpoint's state already includes what
+            mid_epoch: Whether training resumes within an epoch. Then the checkpoint's state already includes what
                 callbacks draw at the beginning of that epoch.
         """
         if self._current is None:

@@ -23,9 +23,9 @@ class Position:
     """Where a ``fit`` is.
 
     Attributes:
-        fit: number of the call, from 0.
-        epoch: from 0.
-        step: steps completed in this epoch.
+        fit: Number of the call, from 0.
+        epoch: From 0.
+        step: Steps completed in this epoch.
     """
 
     fit: int
@@ -41,8 +41,8 @@ class DataUse:
     """How much of its data a ``fit`` has consumed.
 
     Attributes:
-        epoch_steps: steps of the last complete epoch; 0 before its end.
-        iterators: iterators that Keras has made of the training data.
+        epoch_steps: Steps of the last complete epoch; 0 before its end.
+        iterators: Iterators that Keras has made of the training data.
     """
 
     epoch_steps: int = 0
@@ -54,16 +54,16 @@ class CheckpointFacts:
     """What a checkpoint of ``fit`` says about itself.
 
     Attributes:
-        run: identifies the run.
-        fit: number of the call of ``fit``, from 0.
-        epoch: the epoch in which to resume, from 0.
-        step: steps completed in that epoch.
-        epoch_steps: see :class:`DataUse`.
-        iterators: see :class:`DataUse`.
-        sequence: number of the checkpoint within its lane.
-        complete: whether the ``fit`` had ended.
-        world_size: number of workers.
-        variables: the model's and the optimizer's variables, in the order of ``FitState.weights``.
+        run: Identifies the run.
+        fit: Number of the call of ``fit``, from 0.
+        epoch: The epoch in which to resume, from 0.
+        step: Steps completed in that epoch.
+        epoch_steps: See :class:`DataUse`.
+        iterators: See :class:`DataUse`.
+        sequence: Number of the checkpoint within its lane.
+        complete: Whether the ``fit`` had ended.
+        world_size: Number of workers.
+        variables: The model's and the optimizer's variables, in the order of ``FitState.weights``.
     """
 
     run: str
@@ -91,12 +91,12 @@ class FitState:
     """What a checkpoint of ``fit`` holds.
 
     Attributes:
-        weights: variables of model and optimizer.
-        metrics: variables of the metrics.
-        random: the state of the random generators, by rank.
-        callbacks: what each callback has learned so far.
-        history: the history's values by name.
-        epochs: the history's epochs.
+        weights: Variables of model and optimizer.
+        metrics: Variables of the metrics.
+        random: The state of the random generators, by rank.
+        callbacks: What each callback has learned so far.
+        history: The history's values by name.
+        epochs: The history's epochs.
     """
 
     weights: list[np.ndarray]

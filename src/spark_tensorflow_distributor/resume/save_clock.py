@@ -19,8 +19,8 @@ class SaveClock:
     """Paces the checkpoints of one ``fit``.
 
     Args:
-        interval: how often checkpoints are wanted.
-        now: a monotonic clock, in seconds.
+        interval: How often checkpoints are wanted.
+        now: A monotonic clock, in seconds.
     """
 
     def __init__(self, interval: CheckpointInterval, now: Callable[[], float] = time.monotonic) -> None:
@@ -44,7 +44,7 @@ class SaveClock:
         """Decide, on rank 0, whether to save at this meeting, and how many steps later to meet again.
 
         Args:
-            write_seconds: seconds that writing the last checkpoint took.
+            write_seconds: Seconds that writing the last checkpoint took.
         """
         now = self._now()
         elapsed = now - self._last_save

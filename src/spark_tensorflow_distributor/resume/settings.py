@@ -18,11 +18,11 @@ class CheckpointSettings:
     Without a ``folder`` and with ``at_driver`` False nothing is saved.
 
     Attributes:
-        folder: the runner's ``checkpoint_dir``, or None.
-        at_driver: whether the driver keeps the checkpoints.
-        interval: the runner's ``checkpoint_every``.
-        run_id: identifies the run.
-        expected: names of the checkpoints that earlier attempts of the run are known to have saved in ``folder``.
+        folder: The runner's ``checkpoint_dir``, or None.
+        at_driver: Whether the driver keeps the checkpoints.
+        interval: The runner's ``checkpoint_every``.
+        run_id: Identifies the run.
+        expected: Names of the checkpoints that earlier attempts of the run are known to have saved in ``folder``.
     """
 
     folder: str | None = None

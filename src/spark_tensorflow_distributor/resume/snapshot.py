@@ -27,14 +27,14 @@ def write(file: BinaryIO, facts: Facts, state: object) -> None:
     """Write a checkpoint at the file's current position.
 
     Args:
-        file: a binary file.
-        facts: what the checkpoint says about itself, as JSON.
+        file: A binary file.
+        facts: What the checkpoint says about itself, as JSON.
         state: None, booleans, numbers, strings, bytes, arrays, and lists, tuples and dicts of these. An object with a
             ``numpy()`` method, such as a TensorFlow tensor or variable, is saved as an array.
 
     Raises:
-        CheckpointError: the state holds something else.
-        OSError: the file cannot be written.
+        CheckpointError: The state holds something else.
+        OSError: The file cannot be written.
     """
     arrays: list[np.ndarray] = []
     skeleton = _flatten(state, arrays, "state")
@@ -51,7 +51,7 @@ def copy_state(state: object) -> Any:
     """Return a copy of the state, made of plain values and NumPy arrays.
 
     Raises:
-        CheckpointError: it holds something that a checkpoint cannot.
+        CheckpointError: It holds something that a checkpoint cannot.
     """
     arrays: list[np.ndarray] = []
     skeleton = _flatten(state, arrays, "state")
@@ -63,7 +63,7 @@ def read_facts(file: BinaryIO) -> Facts:
     """Read the facts only.
 
     Raises:
-        CheckpointError: the file is not a checkpoint, or is damaged.
+        CheckpointError: The file is not a checkpoint, or is damaged.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -79,7 +79,7 @@ def read(file: BinaryIO) -> tuple[Facts, Any]:
     """Read facts and state, and verify every checksum.
 
     Raises:
-        CheckpointError: the file is not a checkpoint, or is damaged.
+        CheckpointError: The file is not a checkpoint, or is damaged.
     """
     facts = read_facts(file)
     try:

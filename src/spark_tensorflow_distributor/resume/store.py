@@ -39,7 +39,7 @@ class CheckpointStore(Protocol):
         """Store a checkpoint, and delete those that are outdated.
 
         Raises:
-            OSError: it could not be written.
+            OSError: It could not be written.
         """
 
     def describe(self, name: str) -> str:
@@ -54,10 +54,10 @@ class StoredCheckpoint:
     """A checkpoint that was read.
 
     Attributes:
-        name: its name.
-        data: the contents of its file.
-        facts: what it says about itself.
-        state: what it holds.
+        name: Its name.
+        data: The contents of its file.
+        facts: What it says about itself.
+        state: What it holds.
     """
 
     name: str
@@ -87,13 +87,13 @@ def open_store(
     """Return the store that the settings ask for; None if nothing is to be saved.
 
     Args:
-        settings: where checkpoints are kept.
-        files: file descriptors of the checkpoints that came from the driver, by name.
-        is_chief: whether this is rank 0, which verifies the folder.
-        send_file: sends a checkpoint's name and file to the driver.
+        settings: Where checkpoints are kept.
+        files: File descriptors of the checkpoints that came from the driver, by name.
+        is_chief: Whether this is rank 0, which verifies the folder.
+        send_file: Sends a checkpoint's name and file to the driver.
 
     Raises:
-        CheckpointError: the folder cannot be used, or lacks a checkpoint that an earlier attempt saved.
+        CheckpointError: The folder cannot be used, or lacks a checkpoint that an earlier attempt saved.
     """
     if settings.folder is None:
         return DriverStore(files, send_file) if settings.at_driver else None
@@ -112,11 +112,11 @@ class FolderStore:
     """Keeps checkpoints in a directory.
 
     Args:
-        path: a path, or a URL that TensorFlow or fsspec supports; the directory is created if necessary.
-        run_id: identifies the run, so that a later run does not resume from one that has finished.
+        path: A path, or a URL that TensorFlow or fsspec supports; the directory is created if necessary.
+        run_id: Identifies the run, so that a later run does not resume from one that has finished.
 
     Raises:
-        CheckpointError: the directory cannot be used.
+        CheckpointError: The directory cannot be used.
     """
 
     def __init__(self, path: str, run_id: str) -> None:
@@ -179,8 +179,8 @@ class DriverStore:
     """A worker's view of the checkpoints that the driver keeps.
 
     Args:
-        files: file descriptors of the checkpoints that came from the driver, by name.
-        send_file: sends a checkpoint's name and file to the driver.
+        files: File descriptors of the checkpoints that came from the driver, by name.
+        send_file: Sends a checkpoint's name and file to the driver.
     """
 
     def __init__(self, files: Mapping[str, int], send_file: Callable[[str, BinaryIO], None]) -> None:

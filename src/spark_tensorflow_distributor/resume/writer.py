@@ -24,13 +24,13 @@ class CheckpointWriter:
     """Writes checkpoints on a background thread, one at a time.
 
     Args:
-        store: where they go.
-        report: called after each write with the checkpoint's name, its size in bytes, the seconds the write took, and
+        store: Where they go.
+        report: Called after each write with the checkpoint's name, its size in bytes, the seconds the write took, and
             its position in ``fit``.
-        warn: called with a message when a write fails.
+        warn: Called with a message when a write fails.
 
     Attributes:
-        seconds: how long the last write took.
+        seconds: How long the last write took.
     """
 
     def __init__(self, store: CheckpointStore, report: Report, warn: Callable[[str], None]) -> None:
@@ -42,9 +42,9 @@ class CheckpointWriter:
         """Queue a checkpoint; it replaces one of the same lane that is still waiting.
 
         Args:
-            name: its name.
-            facts: what it says about itself, as JSON; its name and the time are added.
-            state: what it holds (see ``snapshot.write``); must not change any more.
+            name: Its name.
+            facts: What it says about itself, as JSON; its name and the time are added.
+            state: What it holds (see ``snapshot.write``); must not change any more.
         """
         checkpoint = _Checkpoint(name, {**facts, "name": name, "time": time.time()}, state)
         self._background.put(lane_of(name), checkpoint)

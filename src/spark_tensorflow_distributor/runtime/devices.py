@@ -22,14 +22,14 @@ def visible_devices(addresses: Sequence[str], count: int, executor_visible: str 
     """Return the entries of this rank's CUDA_VISIBLE_DEVICES.
 
     Args:
-        addresses: the GPUs that Spark assigned to the task: indices (``"0"``) or UUIDs (``"GPU-..."``, ``"MIG-..."``).
-        count: how many of them this rank uses. It uses the first ones, so that a rank keeps its devices between runs.
-        executor_visible: the executor's own CUDA_VISIBLE_DEVICES, or None if it is not set. A process that sees only
+        addresses: The GPUs that Spark assigned to the task: indices (``"0"``) or UUIDs (``"GPU-..."``, ``"MIG-..."``).
+        count: How many of them this rank uses. It uses the first ones, so that a rank keeps its devices between runs.
+        executor_visible: The executor's own CUDA_VISIBLE_DEVICES, or None if it is not set. A process that sees only
             some of the host's GPUs numbers them from 0, and so does a discovery script that runs in it: Spark's
             indices are positions in this list.
 
     Raises:
-        GpuConfigurationError: an address is neither an index nor a UUID, or is not in the executor's list, or there
+        GpuConfigurationError: An address is neither an index nor a UUID, or is not in the executor's list, or there
             are fewer addresses than ``count``.
     """
     for address in addresses:

@@ -28,9 +28,9 @@ class Failure:
     """How one worker failed: :class:`~spark_tensorflow_distributor.WorkerFailure` in a form that travels as JSON.
 
     Attributes:
-        rank, host, kind, message, error_type, traceback, place, log_tail: as in ``WorkerFailure``.
-        pickled: base64 of the pickled exception; None if it does not pickle or exceeds 1 MiB.
-        seconds: when the driver recorded it, on the driver's clock; set by the driver.
+        rank, host, kind, message, error_type, traceback, place, log_tail: As in ``WorkerFailure``.
+        pickled: Base64 of the pickled exception; None if it does not pickle or exceeds 1 MiB.
+        seconds: When the driver recorded it, on the driver's clock; set by the driver.
     """
 
     rank: int
@@ -60,14 +60,14 @@ class Failure:
         """Describe an exception.
 
         Args:
-            rank: the worker's rank.
-            host: the worker's host.
-            kind: see ``WorkerFailure``.
-            error: the exception.
-            message: the text to show; by default the exception's own.
-            with_traceback: include the traceback, with the exceptions that led to this one.
-            dumps: pickles the exception.
-            details: further attributes.
+            rank: The worker's rank.
+            host: The worker's host.
+            kind: See ``WorkerFailure``.
+            error: The exception.
+            message: The text to show; by default the exception's own.
+            with_traceback: Include the traceback, with the exceptions that led to this one.
+            dumps: Pickles the exception.
+            details: Further attributes.
         """
         if message is None:
             message = str(error) if isinstance(error, DistributorError) else one_line(error)

@@ -26,8 +26,8 @@ def environment(changes: Mapping[str, str | None], *, restore_all: bool = False)
     """Change environment variables, and restore them afterwards.
 
     Args:
-        changes: values by name; None unsets a variable.
-        restore_all: also undo every other change that is made in the meantime.
+        changes: Values by name; None unsets a variable.
+        restore_all: Also undo every other change that is made in the meantime.
     """
     before = dict(os.environ)
     _set_variables(changes)

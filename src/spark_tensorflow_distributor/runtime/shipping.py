@@ -42,7 +42,7 @@ def spark_task(spec: bytes) -> BatchFunction:
     """Return the body of a run's Spark task, which becomes the agent.
 
     Args:
-        spec: a pickled ``TaskSpec``.
+        spec: A pickled ``TaskSpec``.
     """
     return shipped("runtime.agent.task", "run_task", spec)
 
@@ -53,9 +53,9 @@ def shipped(module: str, name: str, *fixed: object) -> BatchFunction:
     It is a nested function that refers to nothing in this package, so that it is pickled by value.
 
     Args:
-        module: the module within this package, such as ``"runtime.agent.task"``.
-        name: the name of a function in it that takes ``(*fixed, batches)`` and returns an iterator.
-        fixed: the first arguments; their classes must not be this package's.
+        module: The module within this package, such as ``"runtime.agent.task"``.
+        name: The name of a function in it that takes ``(*fixed, batches)`` and returns an iterator.
+        fixed: The first arguments; their classes must not be this package's.
     """
     package = PACKAGE
     installer = importer_source()

@@ -32,12 +32,12 @@ class TrainerSettings:
     """The settings of a run that go from the driver to every trainer unchanged.
 
     Attributes:
-        is_script: the program is a script, not a function.
-        use_custom_strategy: the function builds its own strategy.
-        gpu_is_shared: several tasks share one GPU (``spark.task.resource.<name>.amount`` below 1).
+        is_script: The program is a script, not a function.
+        use_custom_strategy: The function builds its own strategy.
+        gpu_is_shared: Several tasks share one GPU (``spark.task.resource.<name>.amount`` below 1).
         max_result_bytes: Spark's ``spark.driver.maxResultSize``; 0 for no limit.
-        seed: orders the rows of DataFrames if the user gives no seed; the same in all attempts of a run.
-        checkpoints: where checkpoints are kept, and how often one is saved.
+        seed: Orders the rows of DataFrames if the user gives no seed; the same in all attempts of a run.
+        checkpoints: Where checkpoints are kept, and how often one is saved.
     """
 
     is_script: bool
@@ -53,26 +53,26 @@ class TaskSpec:
     """Everything that an agent needs to know, the same on every rank.
 
     Attributes:
-        config: the runner's arguments, without the resource profile.
-        trainer: the settings that the agent hands on to its trainer.
+        config: The runner's arguments, without the resource profile.
+        trainer: The settings that the agent hands on to its trainer.
         attempt: 0 for the first launch; counts the restarts that ``max_restarts`` allows.
-        world_size: number of Spark tasks, each with one worker.
-        secret: key of the launch, known only to the driver and the agents.
+        world_size: Number of Spark tasks, each with one worker.
+        secret: Key of the launch, known only to the driver and the agents.
         driver_addresses: ``(host, port)`` pairs of the driver's channel, in the order in which to try them.
-        driver_is_client: a driver that refuses connections is dead. This holds under Spark Connect, whose server
+        driver_is_client: A driver that refuses connections is dead. This holds under Spark Connect, whose server
             continues the job of a client that has died; classic Spark ends the tasks itself.
-        payload: the pickled ``(train_fn, kwargs)`` or ``(script name, source, args)``.
-        gpus_by_rank: how many of the GPUs that Spark assigned to its task each rank uses; empty for CPU training.
-        max_row_bytes: the largest result that may go through Spark's own rows if the channel cannot take it. Spark
+        payload: The pickled ``(train_fn, kwargs)`` or ``(script name, source, args)``.
+        gpus_by_rank: How many of the GPUs that Spark assigned to its task each rank uses; empty for CPU training.
+        max_row_bytes: The largest result that may go through Spark's own rows if the channel cannot take it. Spark
             holds several copies of it in the heap of the driver's JVM.
-        warm_start: fork the trainer from a process that has already imported TensorFlow.
-        warm_seconds: how long such a process is kept after its last use.
-        submitted_at: when the driver submitted the job, in seconds since the epoch.
-        loopback: all workers run on the driver's own host (Spark's master is ``local``).
-        log_to_executor: copy the trainer's output to the executor's stderr. False if that is the driver's own stderr,
+        warm_start: Fork the trainer from a process that has already imported TensorFlow.
+        warm_seconds: How long such a process is kept after its last use.
+        submitted_at: When the driver submitted the job, in seconds since the epoch.
+        loopback: All workers run on the driver's own host (Spark's master is ``local``).
+        log_to_executor: Copy the trainer's output to the executor's stderr. False if that is the driver's own stderr,
             which shows the lines anyway.
-        worker_ports: first port for TensorFlow and last port plus one; empty for any port.
-        frames: the DataFrames among the function's arguments.
+        worker_ports: First port for TensorFlow and last port plus one; empty for any port.
+        frames: The DataFrames among the function's arguments.
     """
 
     config: RunnerConfig
@@ -99,19 +99,19 @@ class TrainerSpec:
     """Describes one trainer, for the fork server.
 
     Attributes:
-        context: the worker's context, for ``get_context``.
-        settings: the settings of the run.
-        host: the worker's host, as Spark names it.
-        partition: number of the worker's partition of the stage.
-        env: the trainer's whole environment.
-        path: the trainer's ``sys.path``.
-        argv: the trainer's ``sys.argv``.
-        cwd: the trainer's working directory.
-        barrier: state of Spark's barrier context (see ``barrier.carry_out``).
-        threads: the worker's share of the host's cores.
-        gpus: entries of CUDA_VISIBLE_DEVICES; empty for CPU training.
-        has_data: rows of DataFrames will follow.
-        checkpoint_names: names of the driver's checkpoints, whose files follow the ``forkserver.FD_NAMES``.
+        context: The worker's context, for ``get_context``.
+        settings: The settings of the run.
+        host: The worker's host, as Spark names it.
+        partition: Number of the worker's partition of the stage.
+        env: The trainer's whole environment.
+        path: The trainer's ``sys.path``.
+        argv: The trainer's ``sys.argv``.
+        cwd: The trainer's working directory.
+        barrier: State of Spark's barrier context (see ``barrier.carry_out``).
+        threads: The worker's share of the host's cores.
+        gpus: Entries of CUDA_VISIBLE_DEVICES; empty for CPU training.
+        has_data: Rows of DataFrames will follow.
+        checkpoint_names: Names of the driver's checkpoints, whose files follow the ``forkserver.FD_NAMES``.
     """
 
     context: WorkerContext
@@ -134,22 +134,22 @@ class WorkerReport:
     """What an agent reports about its worker at the end.
 
     Attributes:
-        rank: the worker's rank.
-        host: its host, as Spark names it.
-        partition: number of its partition of the stage; rank 0 has partition 0.
-        pid: process id of the agent.
-        devices: the GPUs that it used, or ``("CPU",)``.
-        threads: its share of the host's cores.
-        tensorflow: version of TensorFlow.
-        rendezvous: how it met its peers, ``"channel"`` or ``"allGather"``.
-        seconds: duration of each phase.
-        peak_rss: the trainer's peak resident set size, in bytes.
-        rows: rows of its shard, by DataFrame.
-        spooled_bytes: size of these rows on disk.
-        exit: how the trainer ended: ``"ok"``, or a phrase such as ``"exit status 3"``.
-        dropped_lines: log lines that were dropped because the driver could not keep up.
-        log_tail: the last lines of output.
-        warnings: the warnings shown to the user.
+        rank: The worker's rank.
+        host: Its host, as Spark names it.
+        partition: Number of its partition of the stage; rank 0 has partition 0.
+        pid: Process id of the agent.
+        devices: The GPUs that it used, or ``("CPU",)``.
+        threads: Its share of the host's cores.
+        tensorflow: Version of TensorFlow.
+        rendezvous: How it met its peers, ``"channel"`` or ``"allGather"``.
+        seconds: Duration of each phase.
+        peak_rss: The trainer's peak resident set size, in bytes.
+        rows: Rows of its shard, by DataFrame.
+        spooled_bytes: Size of these rows on disk.
+        exit: How the trainer ended: ``"ok"``, or a phrase such as ``"exit status 3"``.
+        dropped_lines: Log lines that were dropped because the driver could not keep up.
+        log_tail: The last lines of output.
+        warnings: The warnings shown to the user.
     """
 
     rank: int

@@ -58,7 +58,7 @@ class FrameReader:
         """Add received bytes; yields every message that is now complete.
 
         Raises:
-            ValueError: the peer does not speak this protocol.
+            ValueError: The peer does not speak this protocol.
         """
         self._buffer += data
         while len(self._buffer) >= _HEADER.size:
@@ -74,8 +74,8 @@ def receive(sock: socket.socket) -> Message:
     """Read exactly one message from a blocking socket.
 
     Raises:
-        EOFError: the peer closed the connection.
-        ValueError: the peer does not speak this protocol.
+        EOFError: The peer closed the connection.
+        ValueError: The peer does not speak this protocol.
     """
     return _parsed(_receive_exactly(sock, _frame_size(_receive_exactly(sock, _HEADER.size))))
 
@@ -98,7 +98,7 @@ def receive_bytes(sock: socket.socket, size: int) -> Iterator[bytes]:
     """Read the ``size`` bytes that follow a message, in pieces of up to 1 MiB.
 
     Raises:
-        EOFError: the peer closed the connection too early.
+        EOFError: The peer closed the connection too early.
     """
     while size > 0:
         piece = _receive_exactly(sock, min(size, CHUNK_BYTES))
@@ -129,7 +129,7 @@ def receive_files(sock: socket.socket) -> tuple[Message, list[int]]:
     """Read the next message with the descriptors of its files.
 
     Raises:
-        EOFError: the peer closed the connection.
+        EOFError: The peer closed the connection.
     """
     message = receive(sock)
     descriptors: list[int] = []
@@ -148,7 +148,7 @@ def prove_to_driver(sock: socket.socket, secret: bytes) -> None:
     directions. The role is part of the signed data, so that a response cannot be reflected to the challenger.
 
     Raises:
-        RendezvousError: the other side does not hold the secret.
+        RendezvousError: The other side does not hold the secret.
     """
     challenge = _receive_exactly(sock, 32)
     counter_challenge = secrets.token_bytes(32)
@@ -161,7 +161,7 @@ def prove_to_agent(sock: socket.socket, secret: bytes) -> bool:
     """Perform the driver's half of the handshake; returns whether the peer holds the secret.
 
     Raises:
-        TimeoutError: the peer took longer than ``HANDSHAKE_SECONDS``.
+        TimeoutError: The peer took longer than ``HANDSHAKE_SECONDS``.
     """
     challenge = secrets.token_bytes(32)
     sock.sendall(challenge)

@@ -17,9 +17,9 @@ class Collectives:
     """One rank's end of the collectives.
 
     Args:
-        strategy: a ``MultiWorkerMirroredStrategy`` if there are several workers.
-        rank: this worker's rank.
-        world_size: the number of workers.
+        strategy: A ``MultiWorkerMirroredStrategy`` if there are several workers.
+        rank: This worker's rank.
+        world_size: The number of workers.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy, rank: int, world_size: int) -> None:

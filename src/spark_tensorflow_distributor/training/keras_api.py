@@ -48,7 +48,7 @@ def keras_for_workers() -> ModuleType | None:
     None if it is not installed, or if Keras 3 uses another backend than TensorFlow.
 
     Raises:
-        ConfigurationError: it is a release of Keras 3 that is too old.
+        ConfigurationError: It is a release of Keras 3 that is too old.
     """
     name = selected_keras()
     keras = import_package(name)

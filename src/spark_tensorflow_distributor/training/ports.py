@@ -18,7 +18,7 @@ def wait_for_leader(config: Mapping[str, Any], seconds: float = 60.0) -> None:
 
     Args:
         config: TF_CONFIG.
-        seconds: how long to wait; after that, TensorFlow itself reports what is wrong.
+        seconds: How long to wait; after that, TensorFlow itself reports what is wrong.
     """
     if config["task"]["index"] == 0:
         return

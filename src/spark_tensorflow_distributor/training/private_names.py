@@ -15,9 +15,9 @@ class PrivateModule(NamedTuple):
     """A private module and the names that are used from it.
 
     Attributes:
-        path: the module's full name.
-        names: attributes, dotted where they are attributes of a class.
-        reason: what they are used for.
+        path: The module's full name.
+        names: Attributes, dotted where they are attributes of a class.
+        reason: What they are used for.
     """
 
     path: str

@@ -50,7 +50,7 @@ def report_fit_progress(send: Send) -> None:
     - ``fit_end``: nothing else; also sent after an exception.
 
     Args:
-        send: receives one message at a time, possibly on a thread of Keras. If it raises, reporting stops for good.
+        send: Receives one message at a time, possibly on a thread of Keras. If it raises, reporting stops for good.
     """
     _Receiver.send = send
     for package in keras_packages():

@@ -37,7 +37,7 @@ class StepListener(Protocol):
         """Return where the first epoch begins.
 
         Args:
-            skip_epochs: skips a number of epochs with a number of steps each, so that the next epoch has the order of
+            skip_epochs: Skips a number of epochs with a number of steps each, so that the next epoch has the order of
                 rows that it would have had; returns how many batches remain to be skipped.
 
         Returns:
@@ -57,8 +57,8 @@ class StepListener(Protocol):
         """Note that training steps are done.
 
         Args:
-            count: how many.
-            is_last: no other step follows in this epoch. False if the length of the epoch is not known yet.
+            count: How many.
+            is_last: No other step follows in this epoch. False if the length of the epoch is not known yet.
         """
 
     def alive(self) -> None:
@@ -117,9 +117,9 @@ def _report_steps(steps: Iterator[Any], listener: StepListener, size: Callable[[
     """Yield the steps of an epoch, and report each one as soon as it is known whether another one follows.
 
     Args:
-        steps: of an epoch of training.
-        listener: receives the reports.
-        size: returns how many steps the last execution had; the next one may be shorter.
+        steps: Of an epoch of training.
+        listener: Receives the reports.
+        size: Returns how many steps the last execution had; the next one may be shorter.
     """
     count = 0
     for step in steps:

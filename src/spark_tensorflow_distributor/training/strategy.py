@@ -24,9 +24,9 @@ def configure(*, threads: int, gpus: Sequence[str] | None, gpu_is_shared: bool) 
     """Set threads and GPU memory, before TensorFlow initialises its devices; return warnings for the driver.
 
     Args:
-        threads: this worker's share of the host's cores.
-        gpus: what CUDA_VISIBLE_DEVICES lists; empty or None for CPU training.
-        gpu_is_shared: other workers use the same GPU.
+        threads: This worker's share of the host's cores.
+        gpus: What CUDA_VISIBLE_DEVICES lists; empty or None for CPU training.
+        gpu_is_shared: Other workers use the same GPU.
     """
     if not os.environ.get("TF_NUM_INTRAOP_THREADS"):
         tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -64,11 +64,11 @@ def multi_worker_strategy(*, silent_seconds: float, gpu_is_shared: bool = False)
     """Create a MultiWorkerMirroredStrategy from TF_CONFIG; block until all workers have joined.
 
     Args:
-        silent_seconds: how long a worker may be silent before its peers consider it dead.
-        gpu_is_shared: several workers use one GPU.
+        silent_seconds: How long a worker may be silent before its peers consider it dead.
+        gpu_is_shared: Several workers use one GPU.
 
     Raises:
-        PortTakenError: another process has taken this worker's port.
+        PortTakenError: Another process has taken this worker's port.
     """
     options = None
     if gpu_is_shared:

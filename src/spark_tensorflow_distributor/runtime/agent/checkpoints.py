@@ -23,13 +23,13 @@ class CheckpointTransfer:
     """Fetches a worker's checkpoints from the driver and sends new ones in the background.
 
     Args:
-        addresses: the addresses of the driver's channel.
-        secret: key of the launch.
-        rank: this worker's rank.
-        directory: where to keep fetched checkpoints, in unnamed files.
+        addresses: The addresses of the driver's channel.
+        secret: Key of the launch.
+        rank: This worker's rank.
+        directory: Where to keep fetched checkpoints, in unnamed files.
 
     Attributes:
-        warnings: warnings about failed transfers, which the caller removes; filled by another thread.
+        warnings: Warnings about failed transfers, which the caller removes; filled by another thread.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class CheckpointTransfer:
         """Fetch the checkpoints that the driver keeps for this rank, by name.
 
         Args:
-            heartbeat: called after each piece.
+            heartbeat: Called after each piece.
 
         Raises:
-            OSError: the driver cannot be reached, or the disk is full.
-            EOFError: the connection was lost.
+            OSError: The driver cannot be reached, or the disk is full.
+            EOFError: The connection was lost.
         """
         files: dict[str, BinaryIO] = {}
         with self._connect({"type": "fetch"}) as connection:

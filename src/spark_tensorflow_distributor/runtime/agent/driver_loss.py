@@ -16,7 +16,7 @@ class DriverLossPolicy:
     """Decides when to reconnect, how long to wait for the driver, and when to give up.
 
     Args:
-        driver_is_client: see ``TaskSpec``.
+        driver_is_client: See ``TaskSpec``.
     """
 
     def __init__(self, *, driver_is_client: bool) -> None:
@@ -39,9 +39,9 @@ class DriverLossPolicy:
         """Handle a failed attempt to reconnect.
 
         Args:
-            now: the time.
-            refused_since: when the driver's host began to refuse connections; None if it does not answer at all.
-            last_activity: when the trainer last printed or reported anything.
+            now: The time.
+            refused_since: When the driver's host began to refuse connections; None if it does not answer at all.
+            last_activity: When the trainer last printed or reported anything.
 
         Returns:
             The reason to stop this worker, or None.
@@ -60,10 +60,10 @@ class DriverLossPolicy:
         until all workers have returned, because its peers still need its trainer.
 
         Args:
-            now: the time.
-            ended_at: when the function ended.
-            has_failed: whether the worker failed.
-            has_exited: whether the trainer's process has ended.
+            now: The time.
+            ended_at: When the function ended.
+            has_failed: Whether the worker failed.
+            has_exited: Whether the trainer's process has ended.
         """
         if has_failed and now - ended_at > VERDICT_SECONDS:
             return False

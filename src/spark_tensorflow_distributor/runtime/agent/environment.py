@@ -23,7 +23,7 @@ def worker_contexts(hosts: Sequence[str]) -> list[WorkerContext]:
     neighbours in the collective's ring share a host. Partition 0 is always rank 0: the run returns its value.
 
     Args:
-        hosts: the host of each partition.
+        hosts: The host of each partition.
     """
     by_host: dict[str, list[int]] = {}
     for partition, host in enumerate(hosts):
@@ -46,12 +46,12 @@ def trainer_environment(
     """Return the trainer's environment. Pure: Spark reuses the Python worker, so its own environment must not change.
 
     Args:
-        base: the Python worker's environment.
-        extra: the run's ``env``.
+        base: The Python worker's environment.
+        extra: The run's ``env``.
         cluster: TF_CONFIG's ``cluster``.
-        rank: this worker's index in it.
-        gpus: entries of CUDA_VISIBLE_DEVICES; none hides all GPUs, as in 1.0.0.
-        threads: this worker's share of the host's cores.
+        rank: This worker's index in it.
+        gpus: Entries of CUDA_VISIBLE_DEVICES; none hides all GPUs, as in 1.0.0.
+        threads: This worker's share of the host's cores.
     """
     env = {**DEFAULT_ENV, **base}
     env.pop("PYTHONHASHSEED", None)  # Spark sets it for its own shuffles
@@ -74,11 +74,11 @@ def phase_seconds(
     pickling the value and waiting for the other workers.
 
     Args:
-        submitted: when the driver submitted the job.
-        started: when the agent started.
-        met: when all addresses were known, or None.
-        phases: when each of the trainer's phases began.
-        ended: when the worker ended.
+        submitted: When the driver submitted the job.
+        started: When the agent started.
+        met: When all addresses were known, or None.
+        phases: When each of the trainer's phases began.
+        ended: When the worker ended.
     """
     marks = [("start", started), ("meet", met)]
     marks += [("import", phases.get("strategy")), ("strategy", phases.get("data", phases.get("train")))]

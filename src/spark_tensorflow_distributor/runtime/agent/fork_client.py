@@ -43,14 +43,14 @@ class ForkClient:
     """A connection to a fork server.
 
     Args:
-        warm: share the executor's server, which has already imported TensorFlow; otherwise start a private server for
+        warm: Share the executor's server, which has already imported TensorFlow; otherwise start a private server for
             this task, which imports nothing.
-        env: the run's ``env``.
-        preload: modules that a warm server imports.
-        warm_seconds: how long a warm server outlives its last use.
+        env: The run's ``env``.
+        preload: Modules that a warm server imports.
+        warm_seconds: How long a warm server outlives its last use.
 
     Attributes:
-        trainer_pid: process id of the trainer, or None before it is started.
+        trainer_pid: Process id of the trainer, or None before it is started.
     """
 
     def __init__(self, *, warm: bool, env: Mapping[str, str], preload: Sequence[str], warm_seconds: float) -> None:
@@ -73,8 +73,8 @@ class ForkClient:
         """Ask for a trainer.
 
         Args:
-            spec: describes the trainer.
-            fds: descriptors in the order of ``forkserver.FD_NAMES``, followed by the checkpoints'. They may be closed
+            spec: Describes the trainer.
+            fds: Descriptors in the order of ``forkserver.FD_NAMES``, followed by the checkpoints'. They may be closed
                 afterwards.
         """
         socket.send_fds(self._connection, [b"L"], list(fds))
@@ -84,7 +84,7 @@ class ForkClient:
         """Yield the server's messages: ``ready``, ``started``, ``exited``.
 
         Raises:
-            EOFError: the server is gone, and the trainer with it.
+            EOFError: The server is gone, and the trainer with it.
         """
         try:
             data = self._connection.recv(1 << 16)

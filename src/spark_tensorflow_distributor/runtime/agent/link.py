@@ -28,13 +28,13 @@ class DriverLink:
     """A connection to the driver that never blocks while sending.
 
     Args:
-        addresses: the driver's addresses, in the order in which to try them.
-        secret: key of the launch.
-        hello: the first message on every new connection; it names the rank.
+        addresses: The driver's addresses, in the order in which to try them.
+        secret: Key of the launch.
+        hello: The first message on every new connection; it names the rank.
 
     Attributes:
-        dropped_lines: number of log lines that were dropped.
-        refused_since: when the driver began to refuse connections, by ``time.monotonic()``; None if it does not.
+        dropped_lines: Number of log lines that were dropped.
+        refused_since: When the driver began to refuse connections, by ``time.monotonic()``; None if it does not.
     """
 
     def __init__(self, addresses: Sequence[tuple[str, int]], secret: bytes, hello: Mapping[str, object]) -> None:
@@ -60,7 +60,7 @@ class DriverLink:
         """Try each address once, for at most ``seconds``; returns whether one accepted.
 
         Raises:
-            RendezvousError: the process at that address does not hold the launch's secret.
+            RendezvousError: The process at that address does not hold the launch's secret.
         """
         sock, refused = open_connection(self._addresses, self._secret, self._hello, seconds)
         if sock is not None:
@@ -139,11 +139,11 @@ class DriverLink:
         """Wait for the driver's next message, and send heartbeats in the meantime.
 
         Args:
-            deadline: when to give up, by ``time.monotonic()``.
-            silence: the error's text in that case.
+            deadline: When to give up, by ``time.monotonic()``.
+            silence: The error's text in that case.
 
         Raises:
-            RendezvousError: the connection was lost, or no message arrived in time.
+            RendezvousError: The connection was lost, or no message arrived in time.
         """
         while True:
             remaining = deadline - time.monotonic()
@@ -210,7 +210,7 @@ def open_connection(
         The socket, or None if no address accepted; and whether an address refused the connection.
 
     Raises:
-        RendezvousError: the process at an address does not hold the launch's secret.
+        RendezvousError: The process at an address does not hold the launch's secret.
     """
     refused = False
     for address in addresses:

@@ -64,13 +64,13 @@ class OutputPipes:
     """The pipes through which a trainer prints.
 
     Args:
-        selector: the event loop's selector.
-        link: receives the lines.
-        tail: keeps the last lines.
-        log_to_executor: see ``TaskSpec``.
+        selector: The event loop's selector.
+        link: Receives the lines.
+        tail: Keeps the last lines.
+        log_to_executor: See ``TaskSpec``.
 
     Attributes:
-        last_output: when the trainer last printed, by ``time.monotonic()``.
+        last_output: When the trainer last printed, by ``time.monotonic()``.
     """
 
     def __init__(

@@ -26,11 +26,11 @@ class TrainerOutcome:
 
     Attributes:
         failure: None if the function returned.
-        result_bytes: size of the pickled value in the result file.
-        exit: words for the report ("ok", "exit status 3", "killed by signal 9 (SIGKILL)", "stopped").
-        peak_rss: peak resident set size in bytes.
-        phases: when each phase began, in seconds since the epoch.
-        warnings: warnings shown to the user.
+        result_bytes: Size of the pickled value in the result file.
+        exit: Words for the report ("ok", "exit status 3", "killed by signal 9 (SIGKILL)", "stopped").
+        peak_rss: Peak resident set size in bytes.
+        phases: When each phase began, in seconds since the epoch.
+        warnings: Warnings shown to the user.
     """
 
     failure: Failure | None = None
@@ -44,10 +44,10 @@ class TrainerOutcome:
         """Set how the trainer ended.
 
         Args:
-            rank: the worker's rank.
-            host: the worker's host.
-            outcome: the outcome that the trainer reported, or None.
-            exited: the exit that the fork server reported, or None if the trainer is still running.
+            rank: The worker's rank.
+            host: The worker's host.
+            outcome: The outcome that the trainer reported, or None.
+            exited: The exit that the fork server reported, or None if the trainer is still running.
         """
         if outcome is not None and "failure" in outcome:
             self.failure = Failure.from_json(outcome["failure"])
@@ -78,8 +78,8 @@ def explain_exit(code: int, peak_rss: int) -> ExitCause:
     """Explain the exit of a trainer that ended without reporting an outcome.
 
     Args:
-        code: the exit status, or the negative number of the signal.
-        peak_rss: peak resident set size in bytes.
+        code: The exit status, or the negative number of the signal.
+        peak_rss: Peak resident set size in bytes.
     """
     peak = f"peak RSS {gibibytes(peak_rss)}" if peak_rss else "peak RSS unknown"
     if code >= 0:
@@ -110,7 +110,7 @@ class TrainerProbe:
     """Observes a trainer's process.
 
     Args:
-        directory: where to keep the unnamed file to which the trainer writes its stacks.
+        directory: Where to keep the unnamed file to which the trainer writes its stacks.
     """
 
     def __init__(self, directory: str) -> None:

@@ -33,10 +33,10 @@ def hold_port(ports: range | None = None) -> socket.socket:
     this socket keeps other processes from taking it.
 
     Args:
-        ports: the ports to choose from; None for any.
+        ports: The ports to choose from; None for any.
 
     Raises:
-        ClusterError: all of ``ports`` are taken.
+        ClusterError: All of ``ports`` are taken.
     """
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     holder = socket.socket(family, socket.SOCK_STREAM)
@@ -63,19 +63,19 @@ def meet(
     """Exchange addresses with the other ranks.
 
     Args:
-        member: describes this rank.
-        world_size: number of ranks.
-        link: the driver's channel, connected or not.
+        member: Describes this rank.
+        world_size: Number of ranks.
+        link: The driver's channel, connected or not.
         all_gather: Spark's allGather in this task.
-        deadline: when to give up waiting for the driver, by ``time.monotonic()``.
+        deadline: When to give up waiting for the driver, by ``time.monotonic()``.
 
     Returns:
         All members by rank, and the method by which they met: ``"channel"`` or ``"allGather"``.
 
     Raises:
-        Stopped: another worker failed, or not all workers joined in time.
-        RendezvousError: the connection to the driver was lost in the meantime.
-        ClusterError: the workers have different versions of TensorFlow.
+        Stopped: Another worker failed, or not all workers joined in time.
+        RendezvousError: The connection to the driver was lost in the meantime.
+        ClusterError: The workers have different versions of TensorFlow.
     """
     members: Sequence[Member] | None = None
     if link.is_open:
@@ -102,7 +102,7 @@ def check_versions(members: Sequence[Member]) -> None:
     """Reject a group whose workers have different versions of TensorFlow.
 
     Raises:
-        ClusterError: they differ in more than the patch version.
+        ClusterError: They differ in more than the patch version.
     """
     by_version: dict[str, list[str]] = {}
     for member in members:
@@ -120,8 +120,8 @@ def cluster_spec(members: Sequence[Member], *, loopback: bool) -> dict[str, list
     """Return TF_CONFIG's ``cluster``: the workers' ``host:port`` in rank order.
 
     Args:
-        members: the result of :func:`meet`.
-        loopback: all workers run on the driver's own host (Spark's master is ``local``). The loopback address then
+        members: The result of :func:`meet`.
+        loopback: All workers run on the driver's own host (Spark's master is ``local``). The loopback address then
             works even if the machine's network changes.
     """
     return {"worker": [f"{'127.0.0.1' if loopback else m['host']}:{m['port']}" for m in members]}

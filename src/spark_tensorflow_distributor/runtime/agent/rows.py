@@ -19,12 +19,12 @@ class RowDelivery:
     """Hands a worker's share of the rows to its trainer once it is complete.
 
     Args:
-        receiver: receives the rows from Spark.
-        link: the driver's channel, through which the ranks balance their shares.
+        receiver: Receives the rows from Spark.
+        link: The driver's channel, through which the ranks balance their shares.
         all_gather: Spark's allGather, if the ranks met without the driver; else None.
 
     Attributes:
-        error: why the rows cannot be delivered, or None.
+        error: Why the rows cannot be delivered, or None.
     """
 
     def __init__(self, receiver: "RowReceiver", link: DriverLink, all_gather: AllGather | None) -> None:

@@ -39,16 +39,16 @@ class Supervisor:
     """Supervises one trainer.
 
     Args:
-        rank: this worker's rank, for its failures.
-        host: this worker's host, for its failures.
-        fork_client: a connection to the fork server.
-        link: the driver's channel, connected or not.
-        tail: keeps the last lines of output.
-        driver_is_client: see ``TaskSpec``.
-        log_to_executor: see ``TaskSpec``.
-        released_by_driver: the driver announces when all workers have returned; otherwise Spark's barrier does.
-        rows: delivers the rows that the trainer waits for; None if there are none.
-        transfer: sends checkpoints to the driver; None if the driver keeps none.
+        rank: This worker's rank, for its failures.
+        host: This worker's host, for its failures.
+        fork_client: A connection to the fork server.
+        link: The driver's channel, connected or not.
+        tail: Keeps the last lines of output.
+        driver_is_client: See ``TaskSpec``.
+        log_to_executor: See ``TaskSpec``.
+        released_by_driver: The driver announces when all workers have returned; otherwise Spark's barrier does.
+        rows: Delivers the rows that the trainer waits for; None if there are none.
+        transfer: Sends checkpoints to the driver; None if the driver keeps none.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class Supervisor:
         """Start the trainer; returns the file to which it will write its result.
 
         Args:
-            spec: describes the trainer.
-            payload: the pickled program.
-            directory: where to keep program and result, in unnamed files that cannot be left behind.
-            port: the socket that holds this worker's port.
-            checkpoints: the files of ``spec.checkpoint_names``, in the same order.
+            spec: Describes the trainer.
+            payload: The pickled program.
+            directory: Where to keep program and result, in unnamed files that cannot be left behind.
+            port: The socket that holds this worker's port.
+            checkpoints: The files of ``spec.checkpoint_names``, in the same order.
         """
         out_write, err_write = self._pipes.open("stdout"), self._pipes.open("stderr")
         ours, theirs = socket.socketpair()

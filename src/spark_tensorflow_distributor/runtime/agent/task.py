@@ -73,9 +73,9 @@ class Agent:
     """One rank's side of a run, for the whole life of its Spark task.
 
     Args:
-        spec: what the driver asks for.
+        spec: What the driver asks for.
         context: Spark's context of this task.
-        batches: the stage's input, Arrow batches with the rows of the run's DataFrames.
+        batches: The stage's input, Arrow batches with the rows of the run's DataFrames.
     """
 
     def __init__(self, spec: TaskSpec, context: "BarrierTaskContext", batches: Iterator["pa.RecordBatch"]) -> None:

@@ -28,15 +28,15 @@ class Channel:
     """Listens until closed.
 
     Args:
-        secret: key of the launch.
-        bind_address: the interface to listen on.
-        advertised: host names or addresses at which agents may reach it, best first.
+        secret: Key of the launch.
+        bind_address: The interface to listen on.
+        advertised: Host names or addresses at which agents may reach it, best first.
         port: 0 for any free port.
-        checkpoints: keeps the checkpoints that agents send; None if the driver keeps none.
+        checkpoints: Keeps the checkpoints that agents send; None if the driver keeps none.
 
     Attributes:
         events: ``(rank, message)`` in the order of arrival, with ``connected`` and ``disconnected`` as messages.
-        dropped_lines: number of log lines that were dropped.
+        dropped_lines: Number of log lines that were dropped.
     """
 
     def __init__(

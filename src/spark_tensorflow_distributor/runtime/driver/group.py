@@ -30,19 +30,19 @@ class Group:
     """The state of one launch. Its methods return the commands that follow from each event.
 
     Args:
-        world_size: number of ranks.
-        stall_timeout: seconds without progress after which the group fails; None for never.
+        world_size: Number of ranks.
+        stall_timeout: Seconds without progress after which the group fails; None for never.
 
     Attributes:
-        members: address and version of each rank that has joined, by rank.
-        connected: ranks that are connected now.
-        ever_connected: ranks that have ever connected.
-        done: ranks whose function has returned.
-        failures: failures by rank.
-        steps: steps made and position in ``fit``, of each rank that has reported any.
-        vitals: the last known state of each trainer's process.
-        uses_all_gather: the ranks meet through Spark's allGather.
-        stop_reason: why all ranks were stopped, or None.
+        members: Address and version of each rank that has joined, by rank.
+        connected: Ranks that are connected now.
+        ever_connected: Ranks that have ever connected.
+        done: Ranks whose function has returned.
+        failures: Failures by rank.
+        steps: Steps made and position in ``fit``, of each rank that has reported any.
+        vitals: The last known state of each trainer's process.
+        uses_all_gather: The ranks meet through Spark's allGather.
+        stop_reason: Why all ranks were stopped, or None.
     """
 
     def __init__(self, world_size: int, *, stall_timeout: float | None = None) -> None:

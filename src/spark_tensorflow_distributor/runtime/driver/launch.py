@@ -36,18 +36,18 @@ class LaunchResult:
     """The result of one launch.
 
     Attributes:
-        value: pickled value of rank 0, in chunks; None if the launch failed.
-        reports: by rank; ranks that Spark lost have none.
-        failures: by rank; their ``seconds`` count from the start of the launch.
-        spark_error: what Spark raised, or None.
-        cancelled: the job was cancelled by something other than this run.
-        start_timed_out: how many workers had connected when ``start_timeout`` expired; None if it did not.
-        stop_reason: why the workers were stopped, or None.
-        seconds: duration of the launch.
-        hosts: by rank, of each rank that has connected.
-        had_data: the launch computed DataFrames.
-        commits: names of the checkpoints that were saved.
-        resumed: positions in ``fit`` at which training resumed.
+        value: Pickled value of rank 0, in chunks; None if the launch failed.
+        reports: By rank; ranks that Spark lost have none.
+        failures: By rank; their ``seconds`` count from the start of the launch.
+        spark_error: What Spark raised, or None.
+        cancelled: The job was cancelled by something other than this run.
+        start_timed_out: How many workers had connected when ``start_timeout`` expired; None if it did not.
+        stop_reason: Why the workers were stopped, or None.
+        seconds: Duration of the launch.
+        hosts: By rank, of each rank that has connected.
+        had_data: The launch computed DataFrames.
+        commits: Names of the checkpoints that were saved.
+        resumed: Positions in ``fit`` at which training resumed.
     """
 
     value: list[bytes] | None = None
@@ -77,10 +77,10 @@ class Launch:
     """The event loop of one launch.
 
     Args:
-        spec: the agents' instructions.
-        channel: an open channel; the caller closes it.
-        console: shows the workers' output.
-        stall_timeout: see :class:`~spark_tensorflow_distributor.MirroredStrategyRunner`.
+        spec: The agents' instructions.
+        channel: An open channel; the caller closes it.
+        console: Shows the workers' output.
+        stall_timeout: See :class:`~spark_tensorflow_distributor.MirroredStrategyRunner`.
     """
 
     def __init__(self, spec: TaskSpec, channel: Channel, console: Console, stall_timeout: float | None) -> None:

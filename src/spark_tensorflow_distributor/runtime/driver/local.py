@@ -33,11 +33,11 @@ def run_locally(
     """Call the function here, on one worker.
 
     Args:
-        config: the runner's arguments.
-        function: the training function, or the path of a script whose command line is ``kwargs["args"]``.
-        kwargs: its arguments.
-        gpus: entries of CUDA_VISIBLE_DEVICES; None for CPU training.
-        frames: the DataFrames among the arguments.
+        config: The runner's arguments.
+        function: The training function, or the path of a script whose command line is ``kwargs["args"]``.
+        kwargs: Its arguments.
+        gpus: Entries of CUDA_VISIBLE_DEVICES; None for CPU training.
+        frames: The DataFrames among the arguments.
     """
     from ...context import WorkerContext, set_context
 
@@ -163,11 +163,11 @@ def local_gpus(config: RunnerConfig, addresses: Sequence[str] | None) -> tuple[s
     """The driver's GPUs that the run uses.
 
     Args:
-        config: the runner's arguments.
-        addresses: what Spark gave the driver under the resource's name; None where it gave nothing.
+        config: The runner's arguments.
+        addresses: What Spark gave the driver under the resource's name; None where it gave nothing.
 
     Raises:
-        GpuConfigurationError: the driver has no such resource, or fewer GPUs than ``num_slots``.
+        GpuConfigurationError: The driver has no such resource, or fewer GPUs than ``num_slots``.
     """
     name = config.gpu_resource_name
     if addresses is None:

@@ -67,7 +67,7 @@ class RestartPolicy:
     """Decides whether a failed attempt is followed by another one, and after which pause.
 
     Args:
-        max_restarts: the runner's argument.
+        max_restarts: The runner's argument.
     """
 
     def __init__(self, max_restarts: int) -> None:

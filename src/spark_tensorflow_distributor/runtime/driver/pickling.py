@@ -26,7 +26,7 @@ def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> by
 
     Raises:
         ConfigurationError: If ``function`` is not callable or does not accept these arguments.
-        SerializationError: If something cannot be pickled; the message names it.
+        SerializationError: Something cannot be pickled; the message names it.
     """
     if not callable(function):
         raise ConfigurationError(
@@ -46,7 +46,7 @@ def pack_script(path: str, args: Sequence[str]) -> bytes:
     """Pickle a script's path, source and command line.
 
     Raises:
-        ConfigurationError: If the script cannot be read, is not valid Python, or an argument is not a string.
+        ConfigurationError: The script cannot be read, is not valid Python, or an argument is not a string.
     """
     import tokenize
 
@@ -69,7 +69,7 @@ def check_arguments(function: Callable[..., Any], names: Sequence[str]) -> None:
     """Check the names of the function's keyword arguments before any work starts on the cluster.
 
     Raises:
-        ConfigurationError: If the call would raise a TypeError.
+        ConfigurationError: The call would raise a TypeError.
     """
     try:
         signature = inspect.signature(function)

@@ -77,7 +77,7 @@ def num_tasks_for(config: RunnerConfig, facts: ClusterFacts) -> int:
     """Return the number of Spark tasks for ``num_slots``.
 
     Raises:
-        GpuConfigurationError: If the number of GPUs per task is not set or invalid.
+        GpuConfigurationError: The number of GPUs per task is not set or invalid.
     """
     if not config.use_gpu:
         return config.num_slots
@@ -89,8 +89,8 @@ def make_plan(config: RunnerConfig, facts: ClusterFacts) -> RunPlan:
 
     Raises:
         GpuConfigurationError: See :func:`num_tasks_for`.
-        EncryptionUnsupportedError: If the cluster requires encryption.
-        ClusterError: If dynamic allocation is enabled.
+        EncryptionUnsupportedError: The cluster requires encryption.
+        ClusterError: Dynamic allocation is enabled.
     """
     num_tasks = num_tasks_for(config, facts)
     warnings = _check_encryption(facts)
@@ -197,7 +197,7 @@ def is_true(value: str | None, key: str) -> bool:
     """Parse a boolean Spark setting; unset means false.
 
     Raises:
-        ClusterError: If it is neither true nor false.
+        ClusterError: It is neither true nor false.
     """
     lower = (value or "false").strip().lower()
     if lower not in ("true", "false"):
@@ -209,7 +209,7 @@ def number(value: str, key: str) -> float:
     """Parse a setting that is a non-negative number.
 
     Raises:
-        ClusterError: If it is not.
+        ClusterError: It is not.
     """
     try:
         parsed = float(value)
@@ -224,7 +224,7 @@ def ports(value: str, key: str) -> tuple[int, ...]:
     """Parse a range of ports, such as ``20000-20099``, into its first port and the one after its last; unset is empty.
 
     Raises:
-        ClusterError: If it is not a range of ports.
+        ClusterError: It is not a range of ports.
     """
     if not value:
         return ()
@@ -238,7 +238,7 @@ def parse_bytes(value: str, key: str) -> int:
     """Parse a size in Spark's notation, such as ``1g``, ``512m`` or ``1048576``, into bytes.
 
     Raises:
-        ClusterError: If it is not a size.
+        ClusterError: It is not a size.
     """
     match = re.fullmatch(r"(\d+)([a-z]*)", value.strip().lower())
     if match is None or match[2] not in _UNITS:

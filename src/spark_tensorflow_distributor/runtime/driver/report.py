@@ -17,12 +17,12 @@ class AttemptReport:
 
     Attributes:
         attempt: 0 for the first.
-        seconds: from submission to the end of the Spark job.
-        workers: reports by rank; a rank that Spark lost has none.
-        failures: failures by rank.
-        root_cause: the rank whose failure caused the others, or None.
-        checkpoints: names of the checkpoints that were saved.
-        resumed: the positions at which training resumed: ``fit``, ``epoch`` and ``step``, counted from 0.
+        seconds: From submission to the end of the Spark job.
+        workers: Reports by rank; a rank that Spark lost has none.
+        failures: Failures by rank.
+        root_cause: The rank whose failure caused the others, or None.
+        checkpoints: Names of the checkpoints that were saved.
+        resumed: The positions at which training resumed: ``fit``, ``epoch`` and ``step``, counted from 0.
     """
 
     attempt: int
@@ -39,12 +39,12 @@ class RunReport:
     """The report of a run.
 
     Attributes:
-        num_slots: the runner's argument.
-        num_tasks: number of Spark tasks that ran it.
-        seconds: duration of the whole run.
-        succeeded: whether it returned a value.
-        attempts: every launch, in order.
-        dropped_lines: log lines of the workers that were dropped because the driver could not print them fast enough.
+        num_slots: The runner's argument.
+        num_tasks: Number of Spark tasks that ran it.
+        seconds: Duration of the whole run.
+        succeeded: Whether it returned a value.
+        attempts: Every launch, in order.
+        dropped_lines: Log lines of the workers that were dropped because the driver could not print them fast enough.
     """
 
     num_slots: int

@@ -36,10 +36,10 @@ class Program:
     """What the workers run.
 
     Attributes:
-        payload: the pickled program (see ``TaskSpec``).
-        is_script: it is a script, not a function.
-        name: shown in Spark's web UI.
-        frames: the DataFrames among the function's arguments.
+        payload: The pickled program (see ``TaskSpec``).
+        is_script: It is a script, not a function.
+        name: Shown in Spark's web UI.
+        frames: The DataFrames among the function's arguments.
     """
 
     payload: bytes
@@ -52,10 +52,10 @@ class Run:
     """Launches the group, again if necessary, until the run succeeds or fails for good.
 
     Args:
-        config: the runner's arguments.
-        gateway: the Spark session.
-        program: what the workers run.
-        report: receives a report of each attempt.
+        config: The runner's arguments.
+        gateway: The Spark session.
+        program: What the workers run.
+        report: Receives a report of each attempt.
     """
 
     def __init__(self, config: RunnerConfig, gateway: SparkGateway, program: Program, report: RunReport) -> None:
@@ -106,7 +106,7 @@ class Run:
         """Wait while executors are registering; a relaunch may shrink to ``min_slots``.
 
         Raises:
-            InsufficientSlotsError: there are too few slots and no more can be expected. Its cause is the error of the
+            InsufficientSlotsError: There are too few slots and no more can be expected. Its cause is the error of the
                 previous attempt, if there was one.
         """
         started = time.monotonic()

@@ -71,8 +71,8 @@ class SparkGateway:
     """A session and what a run needs of it.
 
     Args:
-        spark: the user's session. It is never stopped, and its settings are never changed.
-        resource_profile: of the job, or None.
+        spark: The user's session. It is never stopped, and its settings are never changed.
+        resource_profile: Of the job, or None.
     """
 
     def __init__(self, spark: Any, resource_profile: Any = None) -> None:
@@ -209,10 +209,10 @@ class SparkGateway:
         """Run ``task`` once in each of ``num_tasks`` barrier tasks, in the background.
 
         Args:
-            task: maps Arrow batches to Arrow batches of ``ROW_SCHEMA``.
-            num_tasks: number of tasks.
-            description: shown in Spark's web UI if the user has set no description.
-            source: a DataFrame of ``num_tasks`` partitions whose rows the tasks receive; None for a placeholder.
+            task: Maps Arrow batches to Arrow batches of ``ROW_SCHEMA``.
+            num_tasks: Number of tasks.
+            description: Shown in Spark's web UI if the user has set no description.
+            source: A DataFrame of ``num_tasks`` partitions whose rows the tasks receive; None for a placeholder.
         """
         options = {} if self._profile is None else {"profile": self._profile}
         if source is None:
@@ -230,13 +230,13 @@ class SparkJob:
     """One Spark job on a thread of its own.
 
     Args:
-        gateway: the session.
-        frame: the DataFrame to collect.
-        description: shown in Spark's web UI if the user has set no description.
+        gateway: The session.
+        frame: The DataFrame to collect.
+        description: Shown in Spark's web UI if the user has set no description.
 
     Attributes:
-        error: what the action raised, or None.
-        rows: its result, once it has ended.
+        error: What the action raised, or None.
+        rows: Its result, once it has ended.
     """
 
     def __init__(self, gateway: SparkGateway, frame: Any, description: str) -> None:

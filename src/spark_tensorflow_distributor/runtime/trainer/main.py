@@ -130,9 +130,9 @@ class Trainer:
     """Calls the user's function on this worker.
 
     Args:
-        spec: what to run, and where this worker stands in the group.
-        fds: descriptors by name, see ``forkserver.FD_NAMES``; the driver's checkpoints under their own names.
-        control: the connection to the agent.
+        spec: What to run, and where this worker stands in the group.
+        fds: Descriptors by name, see ``forkserver.FD_NAMES``; the driver's checkpoints under their own names.
+        control: The connection to the agent.
     """
 
     def __init__(self, spec: TrainerSpec, fds: Mapping[str, int], control: Control) -> None:

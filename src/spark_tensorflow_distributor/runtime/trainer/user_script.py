@@ -11,9 +11,9 @@ def script_call(name: str, source: str, args: Sequence[str]) -> Callable[[], Non
     """Return a function that runs a script.
 
     Args:
-        name: the path that was passed to ``run``, for tracebacks and ``sys.argv[0]``.
-        source: the script's text, read at the driver: the executors need not have the file.
-        args: its command-line arguments.
+        name: The path that was passed to ``run``, for tracebacks and ``sys.argv[0]``.
+        source: The script's text, read at the driver: the executors need not have the file.
+        args: Its command-line arguments.
     """
 
     def call() -> None:

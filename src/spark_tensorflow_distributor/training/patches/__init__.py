@@ -70,7 +70,7 @@ def patch_tensorflow(seed: int = 0) -> None:
     """Apply the patches that are independent of Keras. Call it before the strategy is created.
 
     Args:
-        seed: the same on all workers.
+        seed: The same on all workers.
     """
     try:
         random_numbers.shuffle_alike(seed)
@@ -91,7 +91,7 @@ def apply_patches(without: Collection[str] = ()) -> list[str]:
     nor a device. It does nothing without Keras, for a backend other than TensorFlow, and when called again.
 
     Args:
-        without: names of patches to leave out, to see what they are needed for.
+        without: Names of patches to leave out, to see what they are needed for.
 
     Returns:
         The names of the patches that were applied, for the log.

@@ -16,9 +16,9 @@ class BatchPart(NamedTuple):
     """The rows of a global batch that one replica works on.
 
     Attributes:
-        batch: the replica's rows, in the structure of the batch.
-        begin: index of the first of them in the global batch; int64 scalar.
-        global_rows: number of rows in the global batch; int64 scalar.
+        batch: The replica's rows, in the structure of the batch.
+        begin: Index of the first of them in the global batch; int64 scalar.
+        global_rows: Number of rows in the global batch; int64 scalar.
     """
 
     batch: Any
@@ -49,9 +49,9 @@ def part_of(batch: Any, replica: int, replicas: int) -> BatchPart:
     """Cut a replica's rows out of a batch: equally many for each, and the remainder goes to the first ones.
 
     Args:
-        batch: tensors, sparse and ragged ones included, of equal first dimensions; anything else is left unchanged.
-        replica: from 0.
-        replicas: of all workers.
+        batch: Tensors, sparse and ragged ones included, of equal first dimensions; anything else is left unchanged.
+        replica: From 0.
+        replicas: Of all workers.
     """
     first = next(leaf for leaf in tf.nest.flatten(batch) if _has_rows(leaf))
     static_rows = first.shape[0]

@@ -143,11 +143,11 @@ def divide_dataset(
     """Return what ``Strategy.experimental_distribute_dataset`` would return, but of parts.
 
     Args:
-        strategy: of several workers.
-        dataset: of global batches.
-        steps_per_epoch: as passed to ``fit``.
-        batches: how many there are, if Keras knows.
-        is_users: whether the program made it; only then may it choose a sharding policy.
+        strategy: Of several workers.
+        dataset: Of global batches.
+        steps_per_epoch: As passed to ``fit``.
+        batches: How many there are, if Keras knows.
+        is_users: Whether the program made it; only then may it choose a sharding policy.
     """
     if shard_states_of(dataset) or not _can_be_cut(dataset, is_users=is_users):
         return strategy.experimental_distribute_dataset(dataset)
@@ -160,9 +160,9 @@ def distribute_parts(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset,
     """Return the parts of a dataset's batches that this worker's replicas have, in the form that its strategy takes.
 
     Args:
-        strategy: of several workers.
-        dataset: of global batches.
-        has_known_length: whether all workers know in advance when it ends; otherwise they ask each other in each step.
+        strategy: Of several workers.
+        dataset: Of global batches.
+        has_known_length: Whether all workers know in advance when it ends; otherwise they ask each other in each step.
     """
     parts = _parts(dataset, strategy, with_position=_knows_parts.get())
     devices = strategy.extended.worker_devices

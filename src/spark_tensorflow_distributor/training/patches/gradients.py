@@ -99,9 +99,9 @@ def summed_gradients(
     """Return the sums over all replicas.
 
     Args:
-        replica: the replica context.
-        gradients: tensors or IndexedSlices; None stays None.
-        variables: the variable of each gradient.
+        replica: The replica context.
+        gradients: Tensors or IndexedSlices; None stays None.
+        variables: The variable of each gradient.
     """
     results = list(gradients)
     by_dtype: dict[tf.DType, list[tuple[int, tf.Tensor]]] = {}
