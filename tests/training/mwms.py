@@ -168,12 +168,12 @@ def _serve() -> None:
     running: dict[int, str] = {}
 
     def reap(*_: object) -> None:
-        for pid, path in list(running.items()):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                del running[pid]
+        # May be interrupted by itself, so no process is asked for by its pid.
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                path = running.pop(ended[0])
                 with contextlib.suppress(FileNotFoundError):  # the group has been given up
-                    Path(f"{path}.exit").write_text(str(os.waitstatus_to_exitcode(status)))
+                    Path(f"{path}.exit").write_text(str(os.waitstatus_to_exitcode(ended[1])))
 
     signal.signal(signal.SIGCHLD, reap)
     for line in sys.stdin:
