@@ -117,7 +117,7 @@ def _report_steps(steps: Iterator[Any], listener: StepListener, size: Callable[[
     """Yield the steps of an epoch, and report each one as soon as it is known whether another one follows.
 
     Args:
-        steps: Of an epoch of training.
+        steps: The steps of an epoch of training.
         listener: Receives the reports.
         size: Returns how many steps the last execution had; the next one may be shorter.
     """

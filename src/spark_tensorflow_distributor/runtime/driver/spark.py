@@ -72,7 +72,7 @@ class SparkGateway:
 
     Args:
         spark: The user's session. It is never stopped, and its settings are never changed.
-        resource_profile: Of the job, or None.
+        resource_profile: The job's resource profile, or None.
     """
 
     def __init__(self, spark: Any, resource_profile: Any = None) -> None:

@@ -51,7 +51,7 @@ def part_of(batch: Any, replica: int, replicas: int) -> BatchPart:
     Args:
         batch: Tensors, sparse and ragged ones included, of equal first dimensions; anything else is left unchanged.
         replica: From 0.
-        replicas: Of all workers.
+        replicas: Number of replicas on all workers.
     """
     first = next(leaf for leaf in tf.nest.flatten(batch) if _has_rows(leaf))
     static_rows = first.shape[0]

@@ -143,8 +143,8 @@ def divide_dataset(
     """Return what ``Strategy.experimental_distribute_dataset`` would return, but of parts.
 
     Args:
-        strategy: Of several workers.
-        dataset: Of global batches.
+        strategy: A strategy of several workers.
+        dataset: A dataset of global batches.
         steps_per_epoch: As passed to ``fit``.
         batches: How many there are, if Keras knows.
         is_users: Whether the program made it; only then may it choose a sharding policy.
@@ -160,8 +160,8 @@ def distribute_parts(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset,
     """Return the parts of a dataset's batches that this worker's replicas have, in the form that its strategy takes.
 
     Args:
-        strategy: Of several workers.
-        dataset: Of global batches.
+        strategy: A strategy of several workers.
+        dataset: A dataset of global batches.
         has_known_length: Whether all workers know in advance when it ends; otherwise they ask each other in each step.
     """
     parts = _parts(dataset, strategy, with_position=_knows_parts.get())
