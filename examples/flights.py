@@ -106,7 +106,7 @@ def hourly(weather):
 
 
 def train(train_data, validation_data, epochs, batch_size):
-    """Train on this worker's share of the rows; this is an ordinary Keras program."""
+    """Train on this worker's rows; this is an ordinary Keras program."""
     import tensorflow as tf
 
     tf.keras.utils.set_random_seed(1)
