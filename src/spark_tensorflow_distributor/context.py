@@ -1,4 +1,4 @@
-"""What a training function can ask about its worker."""
+"""The context of a worker, as its training function sees it."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol

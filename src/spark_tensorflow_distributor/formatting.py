@@ -18,6 +18,6 @@ def type_name(value: object) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception as the last line of a traceback shows it: ``"KeyError: 'name'"``."""
+    """Return an exception as in the last line of a traceback: ``"KeyError: 'name'"``."""
     text = str(error).strip()
     return f"{type_name(error)}: {text}" if text else type_name(error)

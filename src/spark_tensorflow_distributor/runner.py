@@ -50,7 +50,7 @@ class MirroredStrategyRunner:
         checkpoint_dir (str): Where to keep checkpoints: a path that all hosts share, or a URL of a file system that
             TensorFlow or fsspec supports; a later run with the same value resumes where this one stopped. Default:
             the driver keeps them until the run ends.
-        checkpoint_every (float or str): Time between two checkpoints of ``fit`` in seconds, or a text such as
+        checkpoint_every (float or str): Time between two checkpoints of ``fit`` in seconds, or a string such as
             ``"500 steps"``; the end of each epoch is saved as well. Default: 30.0.
         start_timeout (float): Seconds to wait for executors to register, and then for all workers to join the group.
             Default: 600.
@@ -70,7 +70,7 @@ class MirroredStrategyRunner:
 
     Raises:
         ConfigurationError: An argument is invalid.
-        GpuConfigurationError: If ``use_gpu`` is set and Spark's settings do not schedule GPUs.
+        GpuConfigurationError: ``use_gpu`` is set and Spark's settings do not schedule GPUs.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class MirroredStrategyRunner:
             train_fn: The function to call on every worker, under the strategy's scope unless ``use_custom_strategy``;
                 or the path of a Python script, which gets its command line from ``args=[...]``.
             **kwargs: The function's keyword arguments. A Spark DataFrame arrives as a :class:`DataShard`, which holds
-                this worker's share of the rows.
+                this worker's rows.
 
         Returns:
             The value that the function returned on rank 0, or None for a script.

@@ -1,1 +1,1 @@
-"""One function on a group of workers: driver, agents, trainers, and what they share."""
+"""Runs a function on a group of workers: the driver, the agents, the trainers and their shared code."""

@@ -26,7 +26,7 @@ def carry_out(context: "BarrierTaskContext") -> str:
 
 
 def carry_in(state: str) -> None:
-    """Make ``BarrierTaskContext.get()`` in this process return the context that :func:`carry_out` was given."""
+    """Make ``BarrierTaskContext.get()`` in this process return the context passed to :func:`carry_out`."""
     from pyspark import BarrierTaskContext, TaskContext
 
     on_class, on_object = pickle.loads(base64.b64decode(state))

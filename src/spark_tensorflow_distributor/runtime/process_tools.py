@@ -1,4 +1,4 @@
-"""Tools for processes: their environment, identity and end, and how the fork server is started."""
+"""Tools for processes: environment, identity, termination, and starting the fork server."""
 
 import contextlib
 import ctypes
@@ -64,7 +64,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def peer_uid(connection: socket.socket) -> int | None:
-    """Return the user id at the other end of a Unix socket; None if the system cannot tell."""
+    """Return the user id at the other end of a Unix socket; None if the system does not report it."""
     if not hasattr(socket, "SO_PEERCRED"):
         return None
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -86,7 +86,7 @@ def start_time(pid: int) -> str:
 
 
 def is_alive(pid: int, started: str) -> bool:
-    """Return whether this very process, and no later one with its pid, is still running."""
+    """Return whether this process, and not a later one with the same pid, is still running."""
     if started:
         return start_time(pid) == started
     try:

@@ -22,7 +22,7 @@ from ..resume.settings import CheckpointSettings
 # One row of the Spark job's output.
 ROW_SCHEMA = "rank int, kind string, seq int, data binary"
 
-# A worker that has been silent for this long, while no other worker made a step, is lost. Agents send heartbeats every
+# A worker that has been silent for this long, while no other worker completed a step, is lost. Agents send heartbeats every
 # two seconds.
 SILENT_SECONDS = 20.0
 
@@ -54,10 +54,10 @@ class TaskSpec:
 
     Attributes:
         config: The runner's arguments, without the resource profile.
-        trainer: The settings that the agent hands on to its trainer.
+        trainer: The settings that the agent passes to its trainer.
         attempt: 0 for the first launch; counts the restarts that ``max_restarts`` allows.
         world_size: Number of Spark tasks, each with one worker.
-        secret: Key of the launch, known only to the driver and the agents.
+        secret: The launch's secret, known only to the driver and the agents.
         driver_addresses: ``(host, port)`` pairs of the driver's channel, in the order in which to try them.
         driver_is_client: A driver that refuses connections is dead. This holds under Spark Connect, whose server
             continues the job of a client that has died; classic Spark ends the tasks itself.
@@ -141,7 +141,7 @@ class WorkerReport:
         devices: The GPUs that it used, or ``("CPU",)``.
         threads: Its share of the host's cores.
         tensorflow: Version of TensorFlow.
-        rendezvous: How it met its peers, ``"channel"`` or ``"allGather"``.
+        rendezvous: How it joined its peers, ``"channel"`` or ``"allGather"``.
         seconds: Duration of each phase.
         peak_rss: The trainer's peak resident set size, in bytes.
         rows: Rows of its shard, by DataFrame.

@@ -1,7 +1,7 @@
 """Messages on sockets, between driver and agent and between agent and trainer.
 
 A frame is a length in four bytes, most significant first, followed by a JSON object. It is JSON because nothing may be
-unpickled from a socket before its sender is known: the two ends of the driver's channel first prove to each other that
+unpickled from a socket before its sender is authenticated: the two ends of the driver's channel first prove to each other that
 they hold the launch's secret.
 """
 

@@ -1,6 +1,6 @@
 """Transfers checkpoints between a worker and the driver.
 
-Each travels over a connection of its own, so that a large one delays neither the worker's messages nor its training.
+Each transfer uses a separate connection, so that a large one delays neither the worker's messages nor its training.
 """
 
 import socket
@@ -24,7 +24,7 @@ class CheckpointTransfer:
 
     Args:
         addresses: The addresses of the driver's channel.
-        secret: Key of the launch.
+        secret: The launch's secret.
         rank: This worker's rank.
         directory: Where to keep fetched checkpoints, in unnamed files.
 

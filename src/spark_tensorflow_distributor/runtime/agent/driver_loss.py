@@ -1,12 +1,12 @@
-"""What a worker does when it has lost the driver's channel. Pure: no sockets, no clock."""
+"""Decides what a worker does after losing the driver's channel. Pure: no sockets, no clock."""
 
 RETRY_SECONDS = 1.0
 # A failed worker waits this long for the driver's verdict; the driver itself waits about a second for other failures.
 VERDICT_SECONDS = 10.0
-# A worker whose function has ended stays this long for its peers after it has lost the driver.
+# A worker whose function has ended waits this long for its peers after losing the driver.
 STAY_SECONDS = 10.0
 # A worker that has lost the driver and makes no progress for this long is cut off: its host's network is down, or the
-# driver has ended and the other workers with it.
+# driver and the other workers have ended.
 ISOLATED_SECONDS = 60.0
 # Under Spark Connect, a driver that refuses connections for this long is dead.
 DEAD_DRIVER_SECONDS = 5.0

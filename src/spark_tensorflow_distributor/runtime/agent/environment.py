@@ -50,7 +50,7 @@ def trainer_environment(
         extra: The run's ``env``.
         cluster: TF_CONFIG's ``cluster``.
         rank: This worker's index in it.
-        gpus: Entries of CUDA_VISIBLE_DEVICES; none hides all GPUs, as in 1.0.0.
+        gpus: Entries of CUDA_VISIBLE_DEVICES; if empty, all GPUs are hidden, as in 1.0.0.
         threads: This worker's share of the host's cores.
     """
     env = {**DEFAULT_ENV, **base}
@@ -104,7 +104,7 @@ def host_cores() -> int:
 
 
 def local_directory() -> str:
-    """Return Spark's local directory on this executor; of several, the one with the most free space."""
+    """Return Spark's local directory on this executor; if there are several, the one with the most free space."""
     folders = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")
     usable = [folder for folder in folders if os.path.isdir(folder) and os.access(folder, os.W_OK)]
     return max(usable, key=lambda folder: shutil.disk_usage(folder).free, default=tempfile.gettempdir())

@@ -1,4 +1,4 @@
-"""Finds or starts this executor's fork server, and asks it for this task's trainer."""
+"""Finds or starts this executor's fork server, and requests this task's trainer from it."""
 
 import contextlib
 import errno
@@ -70,7 +70,7 @@ class ForkClient:
         return self._connection.fileno()
 
     def launch(self, spec: TrainerSpec, fds: Sequence[int]) -> None:
-        """Ask for a trainer.
+        """Request a trainer.
 
         Args:
             spec: Describes the trainer.
@@ -141,7 +141,7 @@ class ForkClient:
             return connection
 
     def _start_shared(self, name: bytes) -> bool:
-        """Start the executor's server; returns False if another task was faster.
+        """Start the executor's server; returns False if another task has already done so.
 
         This process binds the name and listens on it before it starts the server. Binding decides which task starts
         the server, and tasks that connect in the meantime wait in the socket's queue until the import is done.
@@ -178,7 +178,7 @@ class ForkClient:
         self._process = subprocess.Popen(
             [sys.executable, "-c", BOOT],
             stdin=subprocess.PIPE,
-            # Output of the import goes to the executor's stderr, like that of Spark's Python worker.
+            # Like the output of Spark's Python worker, output of the import goes to the executor's stderr.
             stdout=2,
             stderr=2,
             env=self._env,

@@ -1,6 +1,6 @@
 """The agent's end of the driver's channel.
 
-Losing the channel after the workers have met never hurts training. Messages that cannot be sent at once wait in a
+Losing the channel after the workers have met never affects training. Messages that cannot be sent at once wait in a
 bounded buffer; log lines that exceed it are dropped and counted. A lost connection is retried once a second. Messages
 still waiting are lost with their connection, so the hello of the next one repeats what the driver must know.
 """
@@ -34,7 +34,7 @@ class DriverLink:
 
     Attributes:
         dropped_lines: Number of log lines that were dropped.
-        refused_since: When the driver began to refuse connections, by ``time.monotonic()``; None if it does not.
+        refused_since: When the driver began to refuse connections, by ``time.monotonic()``; None while it does not.
     """
 
     def __init__(self, addresses: Sequence[tuple[str, int]], secret: bytes, hello: Mapping[str, object]) -> None:
@@ -73,7 +73,7 @@ class DriverLink:
         return False
 
     def update_hello(self, **changes: object) -> None:
-        """Add to what the next connection says first."""
+        """Add fields to the hello of the next connection."""
         self._hello.update(changes)
 
     def send(self, message: Mapping[str, object]) -> None:
@@ -82,7 +82,7 @@ class DriverLink:
         self.flush()
 
     def send_heartbeat(self, **facts: object) -> None:
-        """Send a sign of life with ``facts``, at most every two seconds."""
+        """Send a heartbeat with ``facts``, at most every two seconds."""
         now = time.monotonic()
         if self._socket is not None and now - self._last_heartbeat >= _HEARTBEAT_SECONDS:
             self._last_heartbeat = now
@@ -140,7 +140,7 @@ class DriverLink:
 
         Args:
             deadline: When to give up, by ``time.monotonic()``.
-            silence: The error's text in that case.
+            silence: The error message in that case.
 
         Raises:
             RendezvousError: The connection was lost, or no message arrived in time.
@@ -155,7 +155,7 @@ class DriverLink:
             for message in self.receive() if ready else ():
                 return message
             if not self.is_open:
-                raise RendezvousError("The connection to the driver was lost while the workers were meeting.")
+                raise RendezvousError("The connection to the driver was lost while the workers were joining.")
 
     def send_result(self, result: BinaryIO, size: int) -> bool:
         """Send the first ``size`` bytes of a file; returns whether the driver has received all of them.
@@ -184,7 +184,7 @@ class DriverLink:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-            # The lost connection may have sent half a frame: the next one must start clean.
+            # The lost connection may have sent half a frame; the next one must start with a whole one.
             self._unsent.clear()
             self._unsent_bytes = 0
 

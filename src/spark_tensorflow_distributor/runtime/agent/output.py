@@ -1,4 +1,4 @@
-"""Reads a trainer's output: splits it into lines, forwards them, and keeps the last ones."""
+"""Splits a trainer's output into lines, forwards them, and keeps the last ones."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from collections import deque
 
 from .link import DriverLink
 
-# Longer lines are forwarded in pieces, so that a worker that never prints a newline does not fill the memory.
+# Longer lines are forwarded in pieces, so that a worker that never prints a newline does not fill memory.
 _MAX_LINE_BYTES = 8192
 
 

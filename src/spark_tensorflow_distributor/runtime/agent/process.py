@@ -27,7 +27,7 @@ class TrainerOutcome:
     Attributes:
         failure: None if the function returned.
         result_bytes: Size of the pickled value in the result file.
-        exit: Words for the report ("ok", "exit status 3", "killed by signal 9 (SIGKILL)", "stopped").
+        exit: Text for the report ("ok", "exit status 3", "killed by signal 9 (SIGKILL)", "stopped").
         peak_rss: Peak resident set size in bytes.
         phases: When each phase began, in seconds since the epoch.
         warnings: Warnings shown to the user.
@@ -41,7 +41,7 @@ class TrainerOutcome:
     warnings: list[str] = field(default_factory=list)
 
     def conclude(self, rank: int, host: str, outcome: Message | None, exited: Message | None) -> None:
-        """Set how the trainer ended.
+        """Record how the trainer ended.
 
         Args:
             rank: The worker's rank.

@@ -1,9 +1,8 @@
 """Exchanges the workers' addresses through the driver's channel or, if that is unreachable, Spark's allGather.
 
-The channel takes milliseconds. A call of allGather takes a full second whatever it carries, because Spark polls once a
-second, but it works wherever Spark works. All ranks must use the same method. A rank that cannot connect to the driver
-calls allGather; after missing a rank for some seconds, the driver tells all others to do the same (see
-``driver.group``).
+The channel takes milliseconds. A call of allGather takes a full second, because Spark polls once a second, but it works
+wherever Spark works. All ranks must use the same method. A rank that cannot connect to the driver calls allGather;
+if a rank has not joined after some seconds, the driver sends all others to allGather as well (see ``driver.group``).
 """
 
 import errno
@@ -70,7 +69,7 @@ def meet(
         deadline: When to give up waiting for the driver, by ``time.monotonic()``.
 
     Returns:
-        All members by rank, and the method by which they met: ``"channel"`` or ``"allGather"``.
+        All members by rank, and the method that they used: ``"channel"`` or ``"allGather"``.
 
     Raises:
         Stopped: Another worker failed, or not all workers joined in time.

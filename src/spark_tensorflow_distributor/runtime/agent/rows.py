@@ -16,12 +16,12 @@ if TYPE_CHECKING:  # it imports NumPy, which a run without DataFrames does not n
 
 
 class RowDelivery:
-    """Hands a worker's share of the rows to its trainer once it is complete.
+    """Passes a worker's shard to its trainer once it is complete.
 
     Args:
         receiver: Receives the rows from Spark.
-        link: The driver's channel, through which the ranks balance their shares.
-        all_gather: Spark's allGather, if the ranks met without the driver; else None.
+        link: The driver's channel, through which the ranks balance their shards.
+        all_gather: Spark's allGather, if the ranks joined without the driver; else None.
 
     Attributes:
         error: Why the rows cannot be delivered, or None.
@@ -48,7 +48,7 @@ class RowDelivery:
             self._link.send(message)
 
     def on_received(self) -> None:
-        """Balance the shares, now that Spark has delivered all rows or failed to."""
+        """Balance the shards, now that Spark has delivered all rows or failed to."""
         try:
             messages = self._receiver.acknowledge()
             if self._all_gather is not None:
@@ -88,7 +88,7 @@ class RowDelivery:
                 layout_file.flush()
                 send_files(self._trainer, {"type": "data"}, [layout_file, *files])
         except ConnectionError:
-            return  # the trainer is gone, which its exit reports
+            return  # the trainer has ended, and its exit is reported
         except (OSError, DistributorError) as error:
             self.error = error
 

@@ -1,7 +1,7 @@
 """Starts one trainer and watches it until it ends.
 
 A single event loop handles the trainer's output and messages, the fork server's report of its exit, and the driver's
-commands. Whatever the trainer does ends up in a :class:`TrainerOutcome`; it never raises here.
+commands. Whatever the trainer does is reported as a :class:`TrainerOutcome`, never raised here.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _RECONNECT_SECONDS = 0.5
 # How long a released trainer may spend in its exit handlers.
 _EXIT_SECONDS = 10.0
 _KILL_SECONDS = 5.0
-# How long a checkpoint that is being sent when the worker ends may still take.
+# Time limit for a checkpoint that is still being sent when the worker ends.
 _TRANSFER_SECONDS = 3.0
 
 
@@ -125,7 +125,7 @@ class Supervisor:
         return result
 
     def watch(self) -> TrainerOutcome:
-        """Watch until the function has returned or failed here, and the driver has decided how to proceed.
+        """Watch until the function has returned or failed, and the driver has decided how to proceed.
 
         If the function returned, the trainer is still alive afterwards; :meth:`finish` ends it.
         """
@@ -146,7 +146,7 @@ class Supervisor:
         return self._outcome
 
     def finish(self) -> TrainerOutcome:
-        """End the trainer: release it if the function returned, else kill it. No process of it is left afterwards."""
+        """End the trainer: release it if the function returned, else kill it. None of its processes remain."""
         if self._outcome.failure is None and self._control is not None:
             with contextlib.suppress(OSError):
                 self._control.sendall(frame({"type": "release"}))
@@ -215,7 +215,7 @@ class Supervisor:
             self._handle_events()
 
     def _handle_events(self) -> None:
-        """Handle what has happened, or wait for half a second."""
+        """Handle pending events, or wait up to half a second for one."""
         self._report_progress()
         if self._link.is_open:
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._link.has_unsent else 0)

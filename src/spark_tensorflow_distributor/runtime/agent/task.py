@@ -1,6 +1,6 @@
 """The agent: the program of a Spark barrier task.
 
-It starts loading TensorFlow in the fork server, meets its peers in the meantime, starts and watches the trainer, and
+It starts loading TensorFlow in the fork server, joins its peers in the meantime, starts and watches the trainer, and
 returns a report and, on rank 0, the function's value.
 """
 
@@ -70,10 +70,10 @@ def run_task(spec: bytes, batches: Iterator["pa.RecordBatch"]) -> Iterator["pa.R
 
 
 class Agent:
-    """One rank's side of a run, for the whole life of its Spark task.
+    """One rank's side of a run, for the lifetime of its Spark task.
 
     Args:
-        spec: What the driver asks for.
+        spec: The driver's instructions.
         context: Spark's context of this task.
         batches: The stage's input, Arrow batches with the rows of the run's DataFrames.
     """
@@ -290,8 +290,8 @@ class Agent:
         if limit and size > limit:
             error = SerializationError(
                 f"The function returned a value of {mebibytes(size)} (pickled). The executors cannot reach the "
-                f"driver's channel at {self._spec.driver_addresses}, and through Spark's own results the memory of "
-                f"the driver's JVM allows at most {mebibytes(limit)}. Open that address to the executors "
+                f"driver's channel at {self._spec.driver_addresses}, and Spark's own results are limited by the "
+                f"memory of the driver's JVM to {mebibytes(limit)}. Open that address to the executors "
                 "(tensorflow.spark.distributor.driverPort fixes its port), raise spark.driver.memory and "
                 "spark.driver.maxResultSize, or save the value to storage and return its path."
             )

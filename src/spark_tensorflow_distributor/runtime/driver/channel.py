@@ -2,7 +2,7 @@
 
 Only holders of the launch's secret can use it. One thread per connection puts what it reads into a single queue, which
 the thread that called ``run`` empties. Log lines that arrive faster than that thread prints them are dropped and
-counted, so that a slow terminal costs neither the driver memory nor the workers time.
+counted, so that a slow terminal neither fills the driver's memory nor delays the workers.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ _log = logging.getLogger(__name__)
 # Time limit for each piece of a checkpoint.
 _TRANSFER_SECONDS = 30.0
 
-# Most frames of log lines (each up to 64 KiB) that may wait to be printed.
+# Maximum number of frames of log lines (up to 64 KiB each) that wait to be printed.
 _WAITING_LOGS = 500
 
 
 class Channel:
-    """Listens until closed.
+    """Listens for agents until closed.
 
     Args:
-        secret: Key of the launch.
+        secret: The launch's secret.
         bind_address: The interface to listen on.
         advertised: Host names or addresses at which agents may reach it, best first.
         port: 0 for any free port.

@@ -1,4 +1,4 @@
-"""Shows a running training at the driver: the workers' output, and a progress bar for the chief's ``fit``."""
+"""Shows running training on the driver: the workers' output, and a progress bar for the chief's ``fit``."""
 
 import contextlib
 import logging

@@ -39,9 +39,9 @@ class Group:
         ever_connected: Ranks that have ever connected.
         done: Ranks whose function has returned.
         failures: Failures by rank.
-        steps: Steps made and position in ``fit``, of each rank that has reported any.
+        steps: Steps completed and position in ``fit``, of each rank that has reported any.
         vitals: The last known state of each trainer's process.
-        uses_all_gather: The ranks meet through Spark's allGather.
+        uses_all_gather: Whether the ranks join through Spark's allGather.
         stop_reason: Why all ranks were stopped, or None.
     """
 
@@ -71,11 +71,11 @@ class Group:
 
     @property
     def has_met(self) -> bool:
-        """Whether all ranks know each other, or are about to without the driver's help."""
+        """Whether all ranks have each other's addresses, or will exchange them without the driver."""
         return self.uses_all_gather or len(self.members) == self.world_size
 
     def connect(self, rank: int, hello: Mapping[str, Any], now: float) -> list[Command]:
-        """Handle a connection, the first one or a later one; ``hello`` says how far the rank has got."""
+        """Handle a connection, the first one or a later one; ``hello`` says how far the rank has progressed."""
         self.connected.add(rank)
         self.ever_connected.add(rank)
         self._lost_at.pop(rank, None)
@@ -229,7 +229,7 @@ class Group:
         return max(longest, min(since.values(), default=0.0)) > self._stall_timeout
 
     def _end_stall(self, now: float) -> list[Command]:
-        """Once all stacks have arrived, or time for them is up, name the rank that is behind."""
+        """Once all stacks have arrived or timed out, name the rank that is behind."""
         assert self._stalled_at is not None
         awaited = self.connected - self._stacks.keys()
         if awaited and now - self._stalled_at < STACKS_SECONDS:
@@ -245,7 +245,7 @@ class Group:
         return self.stop(f"Stopped. {why} {words[behind]}")
 
     def _silent(self, now: float) -> list[int]:
-        """Return ranks that have vanished. While others make steps no rank has: every step needs all of them."""
+        """Return the ranks that have vanished: none while others complete steps, because every step needs all ranks."""
         if not self.has_met or self.uses_all_gather:
             return []
         working = self.ever_connected - self.done - self.failures.keys()
@@ -272,7 +272,7 @@ class Group:
     def _declare_lost(self, ranks: list[int], now: float) -> list[Command]:
         for rank in ranks:
             text = (
-                f"This worker has been silent for {SILENT_SECONDS:g} s, and no other worker made a step meanwhile: its "
+                f"This worker has been silent for {SILENT_SECONDS:g} s, and no other worker completed a step: its "
                 "host, or the network to it, is down."
             )
             self._record_failure(rank, "lost", text, self._heard[rank])

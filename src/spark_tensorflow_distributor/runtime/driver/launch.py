@@ -126,7 +126,7 @@ class Launch:
             if not self._group.has_met and self._group.stop_reason is None:
                 if waited > self._start_timeout and self._has_not_started(job):
                     self._result.start_timed_out = len(self._group.members)
-                    self._command(self._group.stop(f"The workers did not meet within {self._start_timeout:g} s."))
+                    self._command(self._group.stop(f"The workers did not all join within {self._start_timeout:g} s."))
                 elif waited > _HINT_SECONDS and not self._group.ever_connected and not hinted:
                     hinted = True
                     _log.warning(
@@ -142,7 +142,7 @@ class Launch:
         self._drain()
 
     def _watch_computing(self, job: SparkJob, now: float) -> None:
-        """Hold back all timeouts while Spark computes the DataFrames, which may take long."""
+        """Suspend all timeouts while Spark computes the DataFrames, which may take long."""
         if not self._spec.frames or self._group.ever_connected or now < self._next_look:
             return
         self._next_look = now + _LOOK_SECONDS
@@ -150,7 +150,7 @@ class Launch:
             self._waiting_since = now
 
     def _name_missing(self, now: float) -> None:
-        """Log from time to time which ranks are missing while others wait for them."""
+        """Periodically log which ranks are missing while others wait for them."""
         group = self._group
         if group.has_met or group.stop_reason is not None or not group.ever_connected:
             self._next_missing = now + _MISSING_SECONDS
@@ -164,7 +164,7 @@ class Launch:
             )  # fmt: skip
 
     def _has_not_started(self, job: SparkJob) -> bool:
-        """Return False if the workers do run and merely cannot reach this driver; they meet without it then."""
+        """Return False if the workers are running but cannot reach this driver; they then join without it."""
         if not self._group.ever_connected and job.is_running_unseen(self._channel.addresses):
             self._group.uses_all_gather = True
             _log.warning(

@@ -1,4 +1,4 @@
-"""``local_mode``: the function runs in the driver's own process, which is left as it was."""
+"""``local_mode``: runs the function in the driver's own process, and restores its environment."""
 
 import contextlib
 import gc
@@ -95,7 +95,7 @@ def _checkpoints(config: RunnerConfig) -> Iterator[None]:
 
 
 class _NoCheckpoints:
-    """Warns, once in a run, that checkpoints are not kept."""
+    """Warns once per run that checkpoints are not kept."""
 
     def __init__(self) -> None:
         self._has_warned = False
@@ -114,7 +114,7 @@ class _NoCheckpoints:
 
 @contextlib.contextmanager
 def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
-    """The DataFrames' rows, all of them, in files of this process."""
+    """Yield the DataFrames' rows as shards, in files of this process."""
     if not frames.specs:
         yield {}
         return
@@ -131,7 +131,7 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
         shard_id = ShardId(rank=0, world_size=1, partition=0, seed=secrets.randbits(31))
         shards = open_shards(layouts, [os.dup(file.fileno()) for file in files], shard_id)
     except BrokenInputError as error:
-        # What Spark says of the DataFrame's own plan is the user's to see.
+        # Errors in the DataFrame's own plan are raised unchanged.
         raise unwrapped(error.__cause__ or error) from None
     finally:
         intake.close()
@@ -140,7 +140,7 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
     finally:
         for shard in shards.values():
             shard.close()
-        # Datasets and models refer to each other in circles; until those are broken, the rows stay on the disk.
+        # Datasets and models form reference cycles; until these are collected, the rows stay on the disk.
         gc.collect()
 
 
@@ -160,11 +160,11 @@ def _call(function: Callable[..., Any] | str, kwargs: Mapping[str, Any]) -> Any:
 
 
 def local_gpus(config: RunnerConfig, addresses: Sequence[str] | None) -> tuple[str, ...]:
-    """The driver's GPUs that the run uses.
+    """Return the driver's GPUs that the run uses.
 
     Args:
         config: The runner's arguments.
-        addresses: What Spark gave the driver under the resource's name; None where it gave nothing.
+        addresses: The addresses that Spark assigned to the driver under the resource's name; None if there are none.
 
     Raises:
         GpuConfigurationError: The driver has no such resource, or fewer GPUs than ``num_slots``.
@@ -172,13 +172,13 @@ def local_gpus(config: RunnerConfig, addresses: Sequence[str] | None) -> tuple[s
     name = config.gpu_resource_name
     if addresses is None:
         raise GpuConfigurationError(
-            f"local_mode with use_gpu=True needs the driver's GPUs, and Spark gave the driver no resource named "
-            f"{name!r}. Set spark.driver.resource.{name}.amount and spark.driver.resource.{name}.discoveryScript when "
+            f"local_mode with use_gpu=True needs the driver's GPUs, but Spark assigned the driver no resource "
+            f"named {name!r}. Set spark.driver.resource.{name}.amount and spark.driver.resource.{name}.discoveryScript when "
             "the application starts, or use_gpu=False."
         )
     if config.num_slots > len(addresses):
         raise GpuConfigurationError(
-            f"num_slots={config.num_slots} GPUs were asked for in local_mode, and the driver has {len(addresses)}: "
-            f"{list(addresses)}. Ask for at most {len(addresses)}, or raise spark.driver.resource.{name}.amount."
+            f"num_slots={config.num_slots} GPUs were requested in local_mode, but the driver has {len(addresses)}: "
+            f"{list(addresses)}. Request at most {len(addresses)}, or raise spark.driver.resource.{name}.amount."
         )
     return visible_devices(addresses, config.num_slots, os.environ.get("CUDA_VISIBLE_DEVICES"))

@@ -22,7 +22,7 @@ from .tracebacks import hide_own_frames, without_message
 # How often a group may be launched again, without counting as a restart, because another process took a port.
 LOST_PORT_LIMIT = 3
 
-# What TensorFlow says in a worker whose peer is gone: a consequence, not a cause.
+# TensorFlow's errors in a worker that has lost a peer: consequences, not causes.
 _COLLATERAL = re.compile(
     r"UnavailableError|AbortedError|CancelledError|Connection reset by peer|Socket closed|failed to connect to all"
     r"|Collective ops is aborted|unhealthy|heartbeat|[Pp]eer|coordination service|/job:worker/",
@@ -213,10 +213,10 @@ def _spark_error(result: LaunchResult, num_tasks: int) -> BaseException:
     missing = re.search(r"ModuleNotFoundError: No module named '(\w+)'", text)
     if missing or "PYTHON_VERSION_MISMATCH" in text or "PACKAGE_NOT_INSTALLED" in text:
         return ClusterError(
-            f"Spark's Python workers cannot run the task: {brief(text)}\nThe executors need pyarrow and pandas beside "
+            f"Spark's Python workers cannot run the task: {brief(text)}\nThe executors need pyarrow and pandas as well as "
             "TensorFlow, and the driver's Python version. They use the interpreter that spark.pyspark.python or the "
-            "environment variable PYSPARK_PYTHON names when the application starts, or else whatever 'python3' means "
-            "there. With a local master, set PYSPARK_PYTHON to sys.executable."
+            "environment variable PYSPARK_PYTHON names when the application starts, or else the 'python3' in their "
+            "PATH. With a local master, set PYSPARK_PYTHON to sys.executable."
         )
     if result.had_data and result.spark_error is not None and not result.hosts:
         # No worker has started, so the DataFrames' own plan failed: show the user its error.

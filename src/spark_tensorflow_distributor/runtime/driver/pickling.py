@@ -1,4 +1,4 @@
-"""Serialises the user's program, and names the culprit if that fails."""
+"""Serialises the user's program; if that fails, the error names the object that caused it."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +12,8 @@ _SPARK_HINTS = {
     "SparkContext": "A SparkContext exists only on the driver.",
     "DataFrame": "Pass the DataFrame to run() as a keyword argument of its own, and the function receives its rows.",
     "RDD": "An RDD exists only on the driver.",
-    "MirroredStrategyRunner": "The runner exists only on the driver. A method takes its whole object along, and that "
-    "object holds the runner: use a plain function.",
+    "MirroredStrategyRunner": "The runner exists only on the driver. A method is pickled with its object, which "
+    "holds the runner: use a plain function.",
 }
 
 
@@ -25,7 +25,7 @@ def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> by
         kwargs: Its keyword arguments, with None in place of each DataFrame: the worker puts its ``DataShard`` there.
 
     Raises:
-        ConfigurationError: If ``function`` is not callable or does not accept these arguments.
+        ConfigurationError: ``function`` is not callable or does not accept these arguments.
         SerializationError: Something cannot be pickled; the message names it.
     """
     if not callable(function):

@@ -60,7 +60,7 @@ class RunReport:
         return self.attempts[-1].workers if self.attempts else {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data, ready for JSON; exceptions become text."""
+        """Return the report as plain data, ready for JSON; exceptions become strings."""
         data = asdict(self)
         for attempt in data["attempts"]:
             for failure in attempt["failures"].values():

@@ -127,7 +127,7 @@ class Run:
             time.sleep(0.25)
 
     def _forget_lost_hosts(self, result: LaunchResult) -> None:
-        """Make Spark give up hosts that are gone, which it would notice only minutes later."""
+        """Make Spark drop hosts that are gone, which it would notice by itself only minutes later."""
         lost = {failure.host for failure in result.worker_failures.values() if failure.kind == "lost"}
         for host in sorted(lost - {"?"}):
             self._gateway.forget_host(host)

@@ -68,7 +68,7 @@ def unwrapped(error: BaseException) -> BaseException:
 
 
 class SparkGateway:
-    """A session and what a run needs of it.
+    """A session, with the operations that a run needs.
 
     Args:
         spark: The user's session. It is never stopped, and its settings are never changed.
@@ -172,7 +172,7 @@ class SparkGateway:
                 if executor.hostPort().rpartition(":")[0] == host and executor.id() != "driver":
                     context.killAndReplaceExecutor(executor.id())
                     _log.info("Gave up executor %s on %s.", executor.id(), host)
-        except Exception as error:  # internals of Spark, and cluster managers that cannot
+        except Exception as error:  # Spark's internals changed, or the cluster manager cannot
             _log.debug("Cannot give up the executors on %s: %s", host, error)
 
     def executors_reach(self, addresses: Sequence[tuple[str, int]]) -> bool:
@@ -219,7 +219,7 @@ class SparkGateway:
             source = self.spark.range(0, num_tasks, 1, num_tasks)
         try:
             frame = source.mapInArrow(task, ROW_SCHEMA, barrier=True, **options)
-        except TypeError as error:  # PySpark 3.5 does not know the argument
+        except TypeError as error:  # PySpark 3.5 lacks the argument
             raise ConfigurationError(
                 f"This version of PySpark does not support resource_profile ({error}). Use PySpark 4."
             ) from error
@@ -227,7 +227,7 @@ class SparkGateway:
 
 
 class SparkJob:
-    """One Spark job on a thread of its own.
+    """One Spark job on its own thread.
 
     Args:
         gateway: The session.
@@ -271,7 +271,7 @@ class SparkJob:
             self._thread.join(seconds)
 
     def is_running_unseen(self, addresses: Sequence[tuple[str, int]]) -> bool:
-        """Return whether the tasks run although none has connected to the driver's channel at ``addresses``."""
+        """Return whether the tasks are running although none has connected to the driver's channel at ``addresses``."""
         if self._gateway.is_connect:
             return not self._gateway.executors_reach(addresses)
         return any(active for _, active in self._stages())

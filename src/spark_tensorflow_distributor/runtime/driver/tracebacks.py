@@ -1,4 +1,4 @@
-"""Remote tracebacks as the user wants to read them: her own frames, without the library's. Pure."""
+"""Formats remote tracebacks: keeps the user's frames and hides the library's. Pure."""
 
 import re
 

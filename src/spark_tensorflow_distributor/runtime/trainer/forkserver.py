@@ -9,7 +9,7 @@ whether the import has left anything behind that does not survive a fork. If so,
 and every trainer imports TensorFlow itself. A cold start is the same program with ``preload=[]``.
 
 The server ends with the process that it watches (Spark's Python daemon) or after some idle time. A trainer ends with
-the connection of the agent that asked for it, or with the server.
+the connection of the agent that requested it, or with the server.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ def _unsafe_to_fork() -> str:
         return f"{threading.active_count() - 1} Python threads are running"
     if has_eager_context():
         return "an eager context exists"
-    with contextlib.suppress(OSError):  # no /proc to look at
+    with contextlib.suppress(OSError):  # no /proc
         for fd in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):  # the descriptor of the listing itself has been closed
                 if os.readlink(f"/proc/self/fd/{fd}").startswith("/dev/nvidia"):
@@ -232,7 +232,7 @@ class Server:
                 connection.close()
 
     def _drop(self, connection: socket.socket) -> None:
-        """Kill the trainer of an agent that has disconnected or asked for it; the agent then receives its exit."""
+        """Kill the trainer of an agent that has disconnected or requested it; the agent then receives its exit."""
         pid = self._connections.pop(connection, None)
         self._selector.unregister(connection)
         if pid is not None and pid in self._trainers:

@@ -1,6 +1,6 @@
 """The trainer: from a launch request to an outcome.
 
-It runs in a process of its own, freshly forked. It is given a :class:`TrainerSpec` and open files, and gives back
+It runs in its own, freshly forked process. It receives a :class:`TrainerSpec` and open files, and returns
 messages on ``control``, the pickled value in the file ``result``, and its exit status.
 """
 
@@ -46,8 +46,8 @@ def run_trainer(spec: TrainerSpec, fds: Mapping[str, int]) -> int:
     outcome = trainer.train()
     _flush()
     control.send({"type": "outcome", **outcome})
-    # This process is one end of the group's connections: if it exited now, its peers would fail in what they still
-    # have to do.
+    # This process is one end of the group's connections: if it exited now, its peers would fail in their
+    # remaining steps.
     if control.wait_for_release():
         trainer.finish()
     # Run the exit handlers that the function has registered, as any other process would.
@@ -130,7 +130,7 @@ class Trainer:
     """Calls the user's function on this worker.
 
     Args:
-        spec: What to run, and where this worker stands in the group.
+        spec: What to run, and this worker's position in the group.
         fds: Descriptors by name, see ``forkserver.FD_NAMES``; the driver's checkpoints under their own names.
         control: The connection to the agent.
     """
@@ -154,7 +154,7 @@ class Trainer:
             if error.code not in (None, 0):
                 return self._failed("exit", error, f"The function called sys.exit({error.code!r}).")
             value = None
-        except BaseException as error:  # KeyboardInterrupt and the like fail the worker, too
+        except BaseException as error:  # KeyboardInterrupt, for example, also fails the worker
             return self._failed("exception", error, one_line(error))
         self._control.phase("result")
         if self._tracker is not None:
@@ -273,7 +273,7 @@ class Trainer:
         return self._failed("result", SerializationError(message), message, with_traceback=False)
 
     def _failed(self, kind: str, error: BaseException, message: str | None = None, **details: Any) -> dict[str, Any]:
-        # Pickled by value, so that exception classes defined beside the user's function are the same class again at
+        # Pickled by value, so that exception classes defined next to the user's function are the same class again on
         # the driver.
         from pyspark.cloudpickle import dumps
 
@@ -295,8 +295,8 @@ def _read_along(value: Any) -> None:
     """Pickle what this rank returned, and discard it.
 
     When the chief pickles a model, it reads variables that are synchronised only on reading (BatchNorm's moving
-    statistics, metrics). Such a read is a collective: every rank must take part, or the chief waits for ever.
-    TensorFlow asks the same of programs that save a model under this strategy.
+    statistics, metrics). Such a read is a collective: every rank must take part, or the chief waits forever.
+    TensorFlow requires the same of programs that save a model under this strategy.
     """
     from pyspark import cloudpickle
 

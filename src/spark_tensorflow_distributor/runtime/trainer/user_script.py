@@ -27,7 +27,7 @@ def script_call(name: str, source: str, args: Sequence[str]) -> Callable[[], Non
         sys.argv[:] = [name, *args]
         sys.modules["__main__"] = module
         folder = os.path.dirname(os.path.abspath(name))
-        if os.path.isdir(folder):  # for modules beside the script, if the executors share that folder
+        if os.path.isdir(folder):  # for modules next to the script, if the executors share that folder
             sys.path.insert(0, folder)
         try:
             exec(code, module.__dict__)
