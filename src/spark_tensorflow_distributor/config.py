@@ -87,7 +87,7 @@ def _check_folder(folder: object) -> None:
     if folder is not None and not (isinstance(folder, str) and folder):
         raise ConfigurationError(
             f"checkpoint_dir is {folder!r}; it must be a path or URL that all hosts can reach, or None to keep the "
-            "checkpoints at the driver."
+            "checkpoints on the driver."
         )
 
 

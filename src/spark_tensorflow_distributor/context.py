@@ -85,14 +85,14 @@ def get_context() -> WorkerContext:
 
 
 def set_context(context: WorkerContext | None) -> WorkerContext | None:
-    """Set what :func:`get_context` returns in this process; returns the previous context."""
+    """Set what :func:`get_context` returns in this process; return the previous context."""
     global _current
     previous, _current = _current, context
     return previous
 
 
 def set_checkpoints(checkpoints: Checkpoints | None) -> Checkpoints | None:
-    """Set where :meth:`WorkerContext.save_checkpoint` saves in this process; returns what was set before."""
+    """Set where :meth:`WorkerContext.save_checkpoint` saves in this process; return what was set before."""
     global _checkpoints
     previous, _checkpoints = _checkpoints, checkpoints
     return previous

@@ -60,7 +60,7 @@ class DataError(DistributorError):
 
 
 class BrokenInputError(DataError):
-    """Spark could not deliver a worker's rows; Spark's own error at the driver gives the reason."""
+    """Spark could not deliver a worker's rows; Spark's own error on the driver gives the reason."""
 
 
 class CheckpointError(DistributorError):
@@ -94,7 +94,7 @@ class WorkerFailure:
         error_type: Class name of the exception, or ``""``.
         traceback: The remote traceback, or ``""``.
         log_tail: The last lines of the worker's output.
-        exception: The original exception, or None if it could not be unpickled at the driver.
+        exception: The original exception, or None if it could not be unpickled on the driver.
         place: Position in training as ``fit``, ``epoch`` and ``step``, counted from 0; empty outside of ``fit``.
         seconds: Time of the failure in seconds since the attempt started, by the driver's clock.
     """
@@ -114,7 +114,7 @@ class WorkerFailure:
 class TrainingFailedError(DistributorError):
     """A worker failed, so the run failed.
 
-    The original exception of the root cause, if it could be unpickled at the driver, is the ``__cause__``.
+    The original exception of the root cause, if it could be unpickled on the driver, is the ``__cause__``.
 
     Args:
         message: Text with the root cause's rank, host, traceback and last output lines.

@@ -57,7 +57,7 @@ class MirroredStrategyRunner:
         stall_timeout (float): Seconds without progress after which the attempt fails and reports the stacks of all
             workers; progress is a step of training, evaluation or prediction, or output outside of ``fit``. Default:
             never.
-        log_to_driver (bool): Whether to show the workers' output at the driver, each line as ``[rank 3 @ host] line``.
+        log_to_driver (bool): Whether to show the workers' output on the driver, each line as ``[rank 3 @ host] line``.
             Default: True.
         progress (bool): Whether to show a progress bar for ``fit`` on rank 0. Default: only in a terminal or notebook.
         env (Mapping[str, str]): Additional environment variables for the workers, except ``TF_CONFIG`` and

@@ -69,7 +69,7 @@ def test_two_workers_train_the_model_of_one(runner, optimizer):
 
 
 def test_a_model_comes_back(runner, monkeypatch):
-    """The returned model lives on at the driver, where it may need TensorFlow; so look in another process."""
+    """The returned model lives on on the driver, where it may need TensorFlow; so look in another process."""
 
     def train():
         import tensorflow as tf

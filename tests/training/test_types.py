@@ -249,8 +249,8 @@ REFUSED = {
     "fill_type": (("gaps",), {"fill_value": "x"}, "fill_value is 'x', but the column is of type double"),
 }
 MISTAKES = {
-    "weight_alone": (("id",), {"weight_column": "id"}, "weight_column='id' without label_columns"),
-    "batch": (("id",), {"batch_size": 1}, "batch_size is 1.*one row a worker: 2"),
+    "weight_alone": (("id",), {"weight_column": "id"}, "weight_column='id' requires label_columns"),
+    "batch": (("id",), {"batch_size": 1}, "batch_size is 1.*one row per worker: 2"),
     "fraction": (("id",), {"batch_size": 2.5}, "batch_size is 2.5"),
     "choice": (("ragged",), {"ragged": "yes"}, "ragged is 'yes' for the column 'ragged'"),
     "fill_name": (("gaps",), {"fill_value": {"gasp": 0}}, "'gasp', which is not a requested column; did you mean"),

@@ -1,7 +1,7 @@
-"""How the workers' shares are equalised, and how their facts are merged. Pure.
+"""Equalises the workers' shards, and merges their facts. Pure.
 
-Spark's shuffle distributes each of its partitions evenly, so the shares differ by a few rows. Workers hand these rows
-over to each other until no two shares differ by more than one row, so that no worker runs out of rows early.
+Spark's shuffle distributes each of its partitions evenly, so the shards differ by a few rows. Workers hand these rows
+over to each other until no two shards differ by more than one row, so that no worker runs out of rows early.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Transfer(NamedTuple):
 
 
 def plan_transfers(rows: Sequence[int]) -> list[Transfer]:
-    """Return the fewest transfers that make all shares equal, give or take one row.
+    """Return the fewest transfers that make all shards equal, to within one row.
 
     Every worker computes the same plan.
 
@@ -27,7 +27,7 @@ def plan_transfers(rows: Sequence[int]) -> list[Transfer]:
         rows: The number of rows of each rank.
     """
     least, extra = divmod(sum(rows), len(rows))
-    # The larger shares keep the extra row.
+    # The larger shards keep the extra row.
     by_size = sorted(range(len(rows)), key=lambda rank: (-rows[rank], rank))
     wanted = {rank: least + (position < extra) for position, rank in enumerate(by_size)}
     surplus = [[rank, rows[rank] - wanted[rank]] for rank in range(len(rows)) if rows[rank] > wanted[rank]]

@@ -1,4 +1,4 @@
-"""What ``to_tf`` rejects, and its messages. Pure; based on the facts of all workers' rows, so all ranks agree."""
+"""Rejects invalid calls of ``to_tf``. Pure; based on facts about all workers' rows, so all ranks agree."""
 
 from collections.abc import Mapping
 from numbers import Integral
@@ -97,7 +97,7 @@ class Checks:
             raise DataError(
                 f"{self._subject(name)}: its arrays have different lengths ({lengths[0][0]} to {longest[0]} at the "
                 "outermost level). Pass ragged='ragged' (for a RaggedTensor), 'pad' (to the longest) or a number (to "
-                "pad or cut to it)."
+                "pad or truncate to it)."
             )
         if choice == "ragged":
             return None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# From a Spark type, as named in a schema's JSON, to the type of its values here.
+# Maps a Spark type, as named in a schema's JSON, to the type of its values here.
 _SCALARS = {
     "boolean": "bool",
     "byte": "int8",
@@ -281,7 +281,7 @@ def _numbers(array: "pa.Array", column: Column) -> "npt.NDArray[Any]":
         array = array.cast(pa.uint8())
     elif not pa.types.is_primitive(array.type) or pa.types.is_decimal(array.type):
         raise DataError(f"The column {column.name!r} arrived as {array.type}, but {expected} was expected.")
-    if array.type.bit_width // 8 != expected.itemsize:  # a date in milliseconds, say
+    if array.type.bit_width // 8 != expected.itemsize:  # such as a date in milliseconds
         array = array.cast(pa.from_numpy_dtype(expected))
     # Read from the buffer: to_numpy() would turn integers with nulls into floats.
     return np.frombuffer(array.buffers()[1], expected)[array.offset : array.offset + len(array)]

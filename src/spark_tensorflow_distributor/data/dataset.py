@@ -1,8 +1,8 @@
 """Builds the ``tf.data.Dataset`` of a shard.
 
-The step's number alone determines a batch: the numbers of its rows in the order of the pass (a keyed permutation, so
-no list of rows exists), their positions in the files, and one gather per file. All of it runs in TensorFlow's threads,
-several batches at a time. Python runs once per pass, to provide the plan of the pass.
+A batch is computed from the step's number alone: the numbers of its rows in the order of the pass (a keyed permutation,
+so no list of rows exists), their positions in the files, and one gather per file. All of it runs in TensorFlow's
+threads, several batches at a time. Python runs once per pass, to provide the plan of the pass.
 """
 
 import os
@@ -83,7 +83,7 @@ class ColumnReader:
         return name in self._fill and self._store.facts(name).nulls > 0
 
     def _padding(self, name: str) -> Callable[[Tensor], Tensor]:
-        """Return a function that pads or cuts a column's arrays to the requested shape."""
+        """Return a function that pads or truncates a column's arrays to the requested shape."""
         shape, column = self._shapes[name], self._store.columns[name]
         if shape is None or shape == self._store.fixed_shape(name):
             return lambda value: value
@@ -160,7 +160,7 @@ def build_dataset(
     dataset = tf.data.Dataset.zip((tf.data.Dataset.range(state.whole.steps), plans))
     if repeat:
         dataset = dataset.repeat()
-    # AutoGraph has nothing to convert here: it would only take time and write files.
+    # AutoGraph has nothing to convert here; it would only take time and write files.
     function = tf.autograph.experimental.do_not_convert(read_batch)
     threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
     calls = min(max(2, threads), _MAX_PARALLEL_CALLS)

@@ -1,7 +1,7 @@
-"""Receives a worker's rows from Spark: from Arrow batches to files, and from there to equal shares.
+"""Receives a worker's rows from Spark: writes Arrow batches to files, and equalises the shards.
 
 A thread reads Spark's batches, so that the agent can watch the trainer in the meantime. Once all batches have arrived,
-the workers exchange their numbers of rows and hand over the few by which their shares differ.
+the workers exchange their numbers of rows and hand over the few by which their shards differ.
 """
 
 import base64
@@ -107,14 +107,14 @@ class RowReceiver:
         return [{"type": "rows", "facts": [each.to_json() for each in facts]}]
 
     def progress(self) -> Message | None:
-        """Return a sign of life for the driver, if one is due while rows arrive."""
+        """Return a progress message for the driver, if one is due while rows arrive."""
         if not self._thread.is_alive() or time.monotonic() - self._reported_at < _REPORT_SECONDS:
             return None
         self._reported_at = time.monotonic()
         return {"type": "intake", "rows": sum(self.rows.values()), "bytes": self.bytes}
 
     def on_message(self, message: Mapping[str, Any]) -> list[Message]:
-        """Handle a message from the driver; returns messages for it."""
+        """Handle a message from the driver; return messages for it."""
         if message["type"] == "shares" and self._expected is None:  # it is repeated after a reconnect
             self._note_facts(message["facts"])
             return self._balance()
@@ -123,7 +123,7 @@ class RowReceiver:
         return []
 
     def balance_by_all_gather(self, all_gather: Callable[[str], list[str]]) -> None:
-        """Equalise the shares through Spark's ``allGather`` instead of the driver."""
+        """Equalise the shards through Spark's ``allGather`` instead of the driver."""
         own = [each.to_json() for each in self._facts[self._rank]]
         self._note_facts(dict(json.loads(text) for text in all_gather(json.dumps([self._rank, own]))))
         outgoing = self._balance()
@@ -135,7 +135,7 @@ class RowReceiver:
 
     @property
     def is_complete(self) -> bool:
-        """Whether this worker has its whole share."""
+        """Whether this worker has its whole shard."""
         return self._expected is not None and self._expected <= self._received.keys()
 
     def layout(self) -> tuple[list[ShardLayout], list[BinaryIO]]:
@@ -161,7 +161,7 @@ class RowReceiver:
         self._wake.close()
         self._woken.close()
 
-    # Equal shares.
+    # Equal shards.
 
     def _note_facts(self, facts: Mapping[Any, Sequence[Mapping[str, Any]]]) -> None:
         self._facts = {int(rank): list(map(FrameFacts.from_json, frames)) for rank, frames in facts.items()}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ROW_BITS = 33
 
 Json: TypeAlias = dict[str, Any]
-# Consecutive rows of a share: where they begin in the files, and how many there are.
+# Consecutive rows of a shard: where they begin in the files, and how many there are.
 Run: TypeAlias = tuple[int, int]
 
 
@@ -130,9 +130,9 @@ class FrameLayout:
     """The files that hold one worker's rows of a DataFrame. Files are referred to by number.
 
     Attributes:
-        rows: Rows of the share.
+        rows: Rows of the shard.
         stored: Rows in the files, including those that were handed over to other workers.
-        runs: The rows of the files in the order of the DataFrame. Only the first ``rows`` of them are the share's.
+        runs: The rows of the files in the order of the DataFrame. Only the first ``rows`` of them are the shard's.
         columns: The layout of each column.
         null_file: The file of the null masks, uint8 ``[stored, columns]``; None if nothing is null.
     """
@@ -157,7 +157,7 @@ def _column_layout(data: Mapping[str, Any]) -> ColumnLayout:
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """Everything a trainer needs to know about its share of a DataFrame.
+    """Everything a trainer needs to know about its shard of a DataFrame.
 
     Attributes:
         name: The argument's name.

@@ -1,6 +1,6 @@
-"""How one pass over a share is cut into batches, so that all ranks take the same number of steps. Pure.
+"""Divides a pass over a shard into batches, so that all ranks take the same number of steps. Pure.
 
-No two shares differ by more than one row (see ``balance``).
+No two shards differ by more than one row (see ``balance``).
 """
 
 import zlib
@@ -15,7 +15,7 @@ class PassPlan:
     Attributes:
         steps: The number of batches, the same on every rank.
         batch: Rows in each of this rank's batches, except for the last one.
-        rows: Rows of the share that the pass takes. The order of rows changes, so each pass leaves out other ones.
+        rows: Rows of the shard that the pass uses. The order of rows changes, so each pass leaves out different rows.
         shift: Rows that the last batch takes from the one before it because it would otherwise be empty.
     """
 
@@ -81,12 +81,12 @@ def batch_bounds(step: Any, steps: Any, rows: Any, shift: Any, batch: int, xp: A
 
 @dataclass(frozen=True)
 class PassOrder:
-    """A random order of a share's rows for every pass.
+    """A random order of a shard's rows for every pass.
 
     Attributes:
-        rows: Rows of the share.
+        rows: Rows of the shard.
         seed: The seed of all orders.
-        share: The number of the share.
+        share: The number of the shard.
     """
 
     rows: int
@@ -106,8 +106,8 @@ class ShardState:
     Attributes:
         name: The name of the shard.
         global_batch: Rows per step on all workers together.
-        whole: The plan of passes that take every row; for a dataset that only trains the same as ``equal``.
-        equal: The plan of passes in which all ranks take equally many rows.
+        whole: The plan of passes that use every row; the same as ``equal`` for a dataset that only trains.
+        equal: The plan of passes in which all ranks use equally many rows.
         is_training: Whether the next pass follows ``equal`` rather than ``whole``.
         first_pass: The number of the first pass.
         next_pass: The number of the next pass.

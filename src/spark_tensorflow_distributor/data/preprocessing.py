@@ -1,7 +1,7 @@
 """Sets up preprocessing layers from the rows of all workers, identically on every rank.
 
 Keras' own ``adapt`` sees the rows of one worker only, so every rank would end up with a different vocabulary or mean.
-Here each rank counts its own share, the ranks exchange their counts, and each of them merges all counts.
+Here each rank counts its own shard, the ranks exchange their counts, and each of them merges all counts.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""DataShard: a worker's share of a DataFrame, as datasets.
+"""DataShard: a worker's part of a DataFrame, as datasets.
 
 The driver imports this module for its class, so TensorFlow is only imported where rows are read.
 """
@@ -28,11 +28,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShardId:
-    """Which share of a DataFrame a shard is.
+    """Identifies a shard of a DataFrame.
 
     Attributes:
         rank, world_size: The worker's.
-        partition: The number of the Spark partition that holds the share. After a restart it may have another rank,
+        partition: The number of the Spark partition that holds the shard. After a restart it may have another rank,
             but it has the same rows.
         seed: The run's seed.
     """
@@ -44,13 +44,13 @@ class ShardId:
 
 
 class DataShard:
-    """This worker's share of the rows of a DataFrame that was passed to ``run``.
+    """This worker's rows of a DataFrame that was passed to ``run``.
 
-    The shares of all workers are disjoint, random, and equal but for a row; together they are the whole DataFrame.
+    The shards of all workers are disjoint, random, and equal to within one row; together they are the whole DataFrame.
 
     Attributes:
         name: The name of the argument.
-        num_rows: Rows of this share.
+        num_rows: Rows of this shard.
         total_rows: Rows of the DataFrame.
     """
 
@@ -99,19 +99,19 @@ class DataShard:
         pad_value: float = 0,
         refuse_nan: bool = False,
     ) -> "tf.data.Dataset":
-        """Return this share as a ``tf.data.Dataset``.
+        """Return this shard as a ``tf.data.Dataset``.
 
-        One pass over the dataset is one epoch of this share: it has every row once, and the same number of batches on
+        One pass over the dataset is one epoch of this shard: it has every row once, and the same number of batches on
         every rank. In ``fit``, each pass leaves out fewer than ``world_size`` rows of the DataFrame, different ones
         each time, so that all ranks have the same number of rows at every step.
 
         Args:
-            feature_columns: One name gives one tensor, a list gives a dict of tensors by name.
+            feature_columns: One name gives one tensor; a list gives a dict of tensors by name.
             label_columns: The same for the labels; None for features alone.
             batch_size: The global batch: rows per step on all workers together, divided among them.
             weight_column: The weights of the rows, converted to float32; requires labels.
             stack: Concatenate a list of numeric columns into one float32 tensor ``[batch, k]`` instead of a dict.
-                Plain columns take one place each, arrays of a fixed length as many as they are long.
+                A plain column becomes one column of it, an array of fixed length n becomes n.
             shuffle: Use a new order for every pass; otherwise the DataFrame's.
             seed: Determines the orders. Default: derived from the run's seed, which all attempts of a run share.
             drop_remainder: Leave out a smaller final batch; all batches then have a static size.
@@ -120,7 +120,7 @@ class DataShard:
                 the same seed that skips k steps continues where another one was in pass e after k steps.
             fill_value: Replaces nulls in plain columns, strings included: a value, or a dict by column.
             ragged: How to treat arrays of different lengths: ``"ragged"`` (return a ``tf.RaggedTensor``), ``"pad"``
-                (to the longest on any worker), or a number (pad or cut to it); or a dict of these by column.
+                (to the longest on any worker), or a number (pad or truncate to it); or a dict of these by column.
             pad_value: The value that padding adds; strings are padded with "" instead of 0.
             refuse_nan: Reject columns that contain NaN.
 
@@ -206,7 +206,7 @@ class DataShard:
 
         features, labels, weights = _names(columns[0]), _names(columns[1]), _names(weight_column)
         if weights and not labels:
-            raise ConfigurationError(f"weight_column={weight_column!r} without label_columns has nothing to weigh.")
+            raise ConfigurationError(f"weight_column={weight_column!r} requires label_columns.")
         if not features:
             raise ConfigurationError("feature_columns names no column.")
         names = list(dict.fromkeys([*features, *labels, *weights]))
@@ -241,8 +241,8 @@ class DataShard:
         size = self._id.world_size
         if not is_integer(batch_size) or batch_size < size:
             raise ConfigurationError(
-                f"batch_size is {batch_size!r}. It is the batch of all workers together, and must be an integer of at "
-                f"least one row a worker: {size} here."
+                f"batch_size is {batch_size!r}. It is the global batch size, and must be an integer of at "
+                f"least one row per worker: {size} here."
             )
         batch = int(batch_size) // size
         if batch_size % size and self._id.rank == 0:
@@ -265,7 +265,7 @@ def open_shards(layouts: Sequence[ShardLayout], files: Sequence[int], shard_id: 
     Args:
         layouts: The layouts of the shards.
         files: The descriptors of all their files, in order.
-        shard_id: Which shares these are.
+        shard_id: Identifies the shards.
     """
     from .store import MappedRows
 

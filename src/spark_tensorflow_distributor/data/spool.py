@@ -44,7 +44,7 @@ class FrameSpool:
 
     Attributes:
         stored: Rows in the files.
-        rows: Rows of the share: those in the files, less those that were handed over to other workers.
+        rows: Rows of the shard: those in the files, less those that were handed over to other workers.
         bytes: The bytes written so far.
     """
 
@@ -118,7 +118,7 @@ class FrameSpool:
         return FrameFacts(self.rows, tuple(columns))
 
     def hand_over(self, rows: int) -> bytes:
-        """Remove the last rows from this share, and return them packed for another worker."""
+        """Remove the last rows from this shard, and return them packed for another worker."""
         self.rows -= rows
         positions = file_positions(self._runs.in_order(), np.arange(self.rows, self.rows + rows))
         arrays: dict[str, Array] = {}

@@ -1,6 +1,6 @@
-"""Maps a share's files as tensors, and reads rows of them as batches, with TensorFlow's own operations throughout.
+"""Maps a shard's files as tensors, and reads rows of them as batches, with TensorFlow's own operations throughout.
 
-A file is mapped into memory and passed to TensorFlow without a copy (DLPack), so a share may be larger than memory: the
+A file is mapped into memory and passed to TensorFlow without a copy (DLPack), so a shard may be larger than memory: the
 kernel reads the pages that a batch needs, and drops them when memory runs short.
 """
 
@@ -21,21 +21,21 @@ Array: TypeAlias = npt.NDArray[Any]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Tensor: TypeAlias = tf.Tensor | tf.RaggedTensor
 
-# Above this mean length, cutting every string out of the file costs less than joining it byte by byte: 10 us a row and
-# 0.1 ns a byte against 0.6 us a row and 20 ns a byte.
+# Above this mean length, slicing every string out of the file costs less than joining it byte by byte: 10 us per row
+# and 0.1 ns per byte, against 0.6 us per row and 20 ns per byte.
 _LONG_BYTES = 400
 
 
 class MappedRows:
-    """A share's rows, mapped from its files.
+    """A shard's rows, mapped from its files.
 
     Args:
         shard: The layout of the files.
-        files: Their descriptors, which this object owns from now on.
+        files: Their descriptors, which this object now owns.
 
     Attributes:
         columns: The columns by name.
-        rows: Rows of the share.
+        rows: Rows of the shard.
     """
 
     def __init__(self, shard: ShardLayout, files: Sequence[int]) -> None:
@@ -251,7 +251,7 @@ def _short_strings(data: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor) -> tf.Te
 
 
 def _long_strings(data: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
-    """Cut strings out one by one: a serialised tensor of bytes ends with these bytes in one piece."""
+    """Slice strings out one by one: a serialised tensor of bytes ends with these bytes in one piece."""
 
     def cut(bounds: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         length = tf.cast(bounds[1] - bounds[0], tf.int32)

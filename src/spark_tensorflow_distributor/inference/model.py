@@ -1,4 +1,4 @@
-"""Packs a model at the driver to send it to the executors.
+"""Packs a model on the driver to send it to the executors.
 
 This module does not import TensorFlow: a caller that has a model object has already imported it.
 """

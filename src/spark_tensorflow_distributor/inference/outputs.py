@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..errors import DataError
 from .features import Dims, shape_text
 
-# From TensorFlow's type names to Spark's. For half floats and unsigned integers, which Spark lacks, the next larger.
+# TensorFlow's type names to Spark's. Half floats and unsigned integers, which Spark lacks, become the next larger type.
 SPARK_TYPES = {
     "bool": "boolean",
     "int8": "tinyint",

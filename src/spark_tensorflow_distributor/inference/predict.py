@@ -1,4 +1,4 @@
-"""``predict`` and ``predict_udf``: a model as a column of predictions. Runs at the driver."""
+"""``predict`` and ``predict_udf``: a model as a column of predictions. Runs on the driver."""
 
 import itertools
 import json
@@ -190,7 +190,7 @@ def _payload(spark: Any, data: bytes) -> bytes | Broadcast:
     """
     if is_connect(spark) and len(data) > _CONNECT_LIMIT:
         raise SerializationError(
-            f"The model has {mebibytes(len(data))}. Spark Connect sends it in the query plan, which is limited to "
+            f"The model is {mebibytes(len(data))} large. Spark Connect sends it in the query plan, which is limited to "
             f"{mebibytes(_CONNECT_LIMIT)}. Save the model where the executors can read it and pass the URL (gs://, "
             "s3://, hdfs://)."
         )

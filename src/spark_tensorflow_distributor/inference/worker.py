@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MAX_CACHED = 2
 
-# By the model's key. Spark reuses its Python workers, so each of them loads a model once.
+# Predictors by their model's key. Spark reuses its Python workers, so each of them loads a model once.
 _predictors: "OrderedDict[str, Predictor]" = OrderedDict()
 
 

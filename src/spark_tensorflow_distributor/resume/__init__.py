@@ -1,1 +1,1 @@
-"""Saving a training, and resuming it after a failure."""
+"""Saves training, and resumes it after a failure."""

@@ -1,4 +1,4 @@
-"""Work on a background thread, of which only the newest item of each lane matters."""
+"""Runs work on a background thread; only the newest item of each lane matters."""
 
 import threading
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Background(Generic[Item]):
         self._thread: threading.Thread | None = None
 
     def put(self, lane: str, item: Item) -> Item | None:
-        """Queue an item; returns the waiting item of the same lane that it replaces, if any."""
+        """Queue an item; return the waiting item of the same lane that it replaces, if any."""
         with self._lock:
             replaced = self._waiting.pop(lane, None)
             self._waiting[lane] = item

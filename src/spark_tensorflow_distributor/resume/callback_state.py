@@ -23,7 +23,7 @@ _NOT_STATE = ("model", "_model", "params", "validation_data", "append", "append_
 def callback_states(
     callbacks: Iterable[Callback], baseline: Iterable[CallbackState] | None = None
 ) -> list[CallbackState]:
-    """Return the plain attributes of each callback: the best value so far, epochs waited, and the like.
+    """Return the plain attributes of each callback, such as the best value so far.
 
     Args:
         callbacks: The callbacks of a ``fit``.

@@ -1,4 +1,4 @@
-"""The checkpoints that the driver keeps for a run without a checkpoint_dir."""
+"""Keeps checkpoints on the driver, for a run without a ``checkpoint_dir``."""
 
 import contextlib
 import tempfile

@@ -69,19 +69,19 @@ class FitSaver:
         self.sequence = 0
 
     def begin(self, callbacks: Sequence[Callback]) -> None:
-        """Save these callbacks, too; training begins now, and no checkpoint has been restored yet."""
+        """Include these callbacks in checkpoints; called as training begins, before a checkpoint is restored."""
         self._callbacks, self._callback_baseline = callbacks, callback_states(callbacks)
 
     def after_step(self, count: int, *, is_last: bool) -> None:
         """Save a checkpoint between two steps if one is due.
 
-        Not after the last step of an epoch: its end is saved soon, and an epoch resumed there would have no logs.
+        Nothing is saved after an epoch's last step: its end is saved next, and resuming there would lose its logs.
         """
         self._clock.advance(count)
-        if not is_last and self._clock.is_meeting_due:
-            self._meet()
+        if not is_last and self._clock.is_sync_due:
+            self._synchronise()
 
-    def _meet(self) -> None:
+    def _synchronise(self) -> None:
         plan = b""
         if self._context.is_chief:
             plan = json.dumps(self._clock.plan(self._checkpointing.writer.seconds)).encode()

@@ -38,7 +38,7 @@ class FitSession:
     Attributes:
         position: Where the fit is.
         data_use: How much of its data it has consumed.
-        resume_epoch: The epoch with which Keras has to begin, if a checkpoint says so.
+        resume_epoch: The epoch with which Keras must begin, if a checkpoint was found.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class FitSession:
     # Skipping the data that was consumed before the checkpoint.
 
     def claim_loop(self, kind: str) -> bool:
-        """Return whether the loop that begins now, over an ``"epoch"`` or a whole ``"fit"``, is the training's own."""
+        """Return whether the loop that begins now, over an ``"epoch"`` or a whole ``"fit"``, is this session's."""
         is_expected = kind in self._unclaimed_loops
         self._unclaimed_loops.discard(kind)
         return is_expected
@@ -215,7 +215,7 @@ class FitSession:
         """Save a checkpoint at the end of an epoch, after all other callbacks but the history."""
         self.data_use.epoch_steps = self.position.step
         is_last = epoch + 1 >= self._epochs or self._model.stop_training
-        if self._saver is not None and not is_last:  # the end of the training is saved in a moment
+        if self._saver is not None and not is_last:  # the end of training is saved next
             self._saver.end_epoch(epoch, logs or {})
 
     def end(self) -> None:

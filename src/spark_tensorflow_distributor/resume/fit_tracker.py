@@ -110,14 +110,16 @@ class FitTracker:
     def finish(self) -> None:
         """Mark the run as finished."""
         if self._checkpointing is not None and self._context.is_chief:
-            with contextlib.suppress(Exception):  # at worst, the next run in this folder resumes from the end of this
+            with contextlib.suppress(
+                Exception
+            ):  # at worst, the next run in this folder resumes from the end of this one
                 self._checkpointing.store.finish()
 
     def _tracked(self, original: Callable[..., Any], callbacks_module: ModuleType) -> Callable[..., Any]:
         callback_class = type("Callback", (_SessionCallback, callbacks_module.Callback), {})
 
         def fit(call: inspect.BoundArguments) -> Any:
-            if self._current is not None:  # called by a callback of another fit, and part of that one
+            if self._current is not None:  # called by a callback of another fit, which covers it
                 return original(*call.args, **call.kwargs)
             checkpointing = self._checkpointing if self._can_save_fits else None
             session = FitSession(self._fits, call.arguments, self._context, self._report, checkpointing)

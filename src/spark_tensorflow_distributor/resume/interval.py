@@ -1,4 +1,4 @@
-"""How often checkpoints are saved. Pure."""
+"""Decides how often checkpoints are saved. Pure."""
 
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ class CheckpointInterval:
     def is_due(self, elapsed: float) -> bool:
         """Return whether to save a checkpoint now, ``elapsed`` seconds after the last one.
 
-        With an interval in steps it is always due: the ranks meet at those steps only.
+        With an interval in steps it is always due: the ranks synchronise at those steps only.
         """
         return self.steps is not None or elapsed >= 0.9 * (self.seconds or 0.0)
 

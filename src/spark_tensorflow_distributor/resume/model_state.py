@@ -53,10 +53,10 @@ class ModelState:
                 optimizer._create_all_weights(self.model.trainable_variables)
 
     def average_layer_state(self) -> None:
-        """Make the state of layers the same on all ranks; every rank has to call.
+        """Make the state of layers the same on all ranks; every rank must call this.
 
-        In Keras 3 each rank has moving statistics of its own. They are averages, so averaging them over the ranks once
-        more in mid-epoch does not change what the average at the end of the epoch comes to.
+        In Keras 3 each rank has moving statistics of its own. Averaging them over the ranks once more in mid-epoch does
+        not change their average at the end of the epoch.
         """
         if keras_of(self.model) == "keras":
             average_state(self.model)
@@ -109,7 +109,7 @@ class ModelState:
             self._assign(variable, value)
 
     def restore_metrics(self, values: Sequence[np.ndarray], *, after_a_step: bool = False) -> bool:
-        """Set the metrics; returns False if they do not exist yet (tf_keras creates them in the first step).
+        """Set the metrics; return False if they do not exist yet (tf_keras creates them in the first step).
 
         Args:
             values: The values.

@@ -28,8 +28,8 @@ def sequence_of(name: str) -> int:
 def outdated(names: Iterable[str]) -> list[str]:
     """Return the checkpoints that can be deleted: all but the last two of each lane.
 
-    The older of the two is the fallback if the newer turns out to be damaged. A ``fit`` that another one has followed
-    keeps only its last checkpoint, which hands its model to what comes after it.
+    The older of the two is the fallback if the newer turns out to be damaged. A ``fit`` that was followed by another
+    one keeps only its last checkpoint, which restores its model.
     """
     lanes: dict[str, list[str]] = {}
     for name in sorted(names):

@@ -9,11 +9,11 @@ from ..training.random_state import random_state, restore_random_state
 class RandomReplay:
     """Restores the random generators, and lets skipped epochs consume what they consumed originally.
 
-    A PyDataset, for one, draws its order from Python's or NumPy's generator in each epoch. To skip epochs in their
-    original order, the generators go back to the state in which this process began the training.
+    A PyDataset, for example, draws its order from Python's or NumPy's generator in each epoch. To skip epochs in their
+    original order, the generators go back to the state in which this process began training.
 
     Args:
-        saved: This rank's generators as the checkpoint has them; None if it was saved by another number of workers.
+        saved: This rank's generators in the checkpoint; None if it was saved by another number of workers.
     """
 
     def __init__(self, saved: Mapping[str, Any] | None) -> None:
@@ -23,12 +23,12 @@ class RandomReplay:
         self._restore()
 
     def begin_skipping(self) -> None:
-        """Go back to the beginning of the training."""
+        """Go back to the state at the beginning of training."""
         self._current = random_state()
         restore_random_state(self._initial)
 
     def end_skipping(self, *, mid_epoch: bool) -> None:
-        """Return to the present, if epochs have been skipped since the last call.
+        """Return to the current state, if epochs have been skipped since the last call.
 
         Args:
             mid_epoch: Whether training resumes within an epoch. Then the checkpoint's state already includes what

@@ -1,4 +1,4 @@
-"""What a checkpoint says about a ``fit``, and what it holds."""
+"""The facts and the state in a checkpoint of ``fit``."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -51,7 +51,7 @@ class DataUse:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What a checkpoint of ``fit`` says about itself.
+    """The facts in a checkpoint of ``fit``.
 
     Attributes:
         run: Identifies the run.
@@ -88,15 +88,15 @@ class CheckpointFacts:
 
 @dataclass
 class FitState:
-    """What a checkpoint of ``fit`` holds.
+    """The state in a checkpoint of ``fit``.
 
     Attributes:
         weights: Variables of model and optimizer.
         metrics: Variables of the metrics.
         random: The state of the random generators, by rank.
-        callbacks: What each callback has learned so far.
+        callbacks: The state of each callback.
         history: The history's values by name.
-        epochs: The history's epochs.
+        epochs: The history's epoch numbers.
     """
 
     weights: list[np.ndarray]
@@ -117,5 +117,5 @@ class ResumePoint:
 
     @classmethod
     def of(cls, facts: Facts, state: Mapping[str, Any]) -> "ResumePoint":
-        """Make one of what :func:`.snapshot.read` returns."""
+        """Create one from the result of :func:`.snapshot.read`."""
         return cls(facts["name"], CheckpointFacts.from_json(facts), FitState(**state))

@@ -1,7 +1,7 @@
-"""At which step the ranks meet next, and whether they save a checkpoint there. Pure.
+"""Decides at which steps the ranks synchronise, and whether they save a checkpoint there. Pure.
 
-All ranks have to save at the same step, but their clocks differ. So whenever the ranks meet, rank 0 converts the
-remaining seconds into steps and announces the step of the next meeting.
+All ranks have to save at the same step, but their clocks differ. So at each sync, rank 0 converts the
+remaining seconds into steps and announces the step of the next sync.
 """
 
 import time
@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from .interval import CheckpointInterval
 
-# Steps until the first meeting of a fit, whose speed is not known yet.
+# Steps until the first sync of a fit, whose speed is not known yet.
 _FIRST_STEPS = 10
-# The speed of training may change, so the distance between meetings grows by at most this factor each time.
+# The speed of training may change, so the distance between syncs grows by at most this factor each time.
 _MAX_GROWTH = 8
 
 
@@ -25,23 +25,23 @@ class SaveClock:
 
     def __init__(self, interval: CheckpointInterval, now: Callable[[], float] = time.monotonic) -> None:
         self._interval, self._now = interval, now
-        self._steps_done = self._last_meeting_step = 0
-        self._last_meeting = self._last_save = now()
+        self._steps_done = self._last_sync_step = 0
+        self._last_sync = self._last_save = now()
         self._distance = _FIRST_STEPS
-        self._next_meeting = interval.steps or _FIRST_STEPS
+        self._next_sync = interval.steps or _FIRST_STEPS
         self._capture_seconds = 0.0
 
     @property
-    def is_meeting_due(self) -> bool:
-        """Whether the ranks meet now; the same on all of them."""
-        return self._steps_done >= self._next_meeting
+    def is_sync_due(self) -> bool:
+        """Whether the ranks synchronise now; the same on all of them."""
+        return self._steps_done >= self._next_sync
 
     def advance(self, steps: int) -> None:
         """Count completed steps."""
         self._steps_done += steps
 
     def plan(self, write_seconds: float) -> tuple[bool, int]:
-        """Decide, on rank 0, whether to save at this meeting, and how many steps later to meet again.
+        """Decide, on rank 0, whether to save at this sync, and how many steps later to synchronise again.
 
         Args:
             write_seconds: Seconds that writing the last checkpoint took.
@@ -49,7 +49,7 @@ class SaveClock:
         now = self._now()
         elapsed = now - self._last_save
         is_due = self._interval.is_due(elapsed)
-        seconds_per_step = (now - self._last_meeting) / max(1, self._steps_done - self._last_meeting_step)
+        seconds_per_step = (now - self._last_sync) / max(1, self._steps_done - self._last_sync_step)
         cost = self._capture_seconds + write_seconds
         steps = self._interval.steps_until_next(seconds_per_step, 0.0 if is_due else elapsed, cost)
         if self._interval.steps is None:
@@ -57,15 +57,15 @@ class SaveClock:
         return is_due, steps
 
     def schedule(self, steps: int) -> None:
-        """End a meeting; the next one is after this number of steps."""
-        self._last_meeting, self._last_meeting_step = self._now(), self._steps_done
-        self._next_meeting = self._steps_done + steps
+        """End a sync; the next one is after this number of steps."""
+        self._last_sync, self._last_sync_step = self._now(), self._steps_done
+        self._next_sync = self._steps_done + steps
 
     def saved(self, capture_seconds: float) -> None:
-        """Record that a checkpoint was captured just now, at a meeting or at the end of an epoch."""
+        """Record that a checkpoint was captured just now, at a sync or at the end of an epoch."""
         self._last_save, self._capture_seconds = self._now(), capture_seconds
 
     def epoch_saved(self) -> None:
         """Count an interval in steps from the checkpoint at the end of an epoch."""
         if self._interval.steps is not None:
-            self._next_meeting = self._steps_done + self._interval.steps
+            self._next_sync = self._steps_done + self._interval.steps

@@ -1,4 +1,4 @@
-"""What a worker needs to know to save and resume a training. Pure."""
+"""A worker's settings for saving and resuming training. Pure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

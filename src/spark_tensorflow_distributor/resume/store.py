@@ -1,6 +1,6 @@
-"""Where checkpoints are kept: in a folder that all hosts share, or at the driver.
+"""Stores checkpoints in a folder that all hosts share, or on the driver.
 
-A checkpoint is one file, so it is either there or not. Within a lane, names sort by age (``fit0-00000012``); see
+A checkpoint is one file, so it is either complete or absent. Within a lane, names sort by age (``fit0-00000012``); see
 ``names.outdated`` for how many are kept.
 """
 
@@ -46,7 +46,7 @@ class CheckpointStore(Protocol):
         """Return a checkpoint's path or location, for messages."""
 
     def finish(self) -> None:
-        """Mark the run as finished, so that the next run in this folder starts fresh."""
+        """Mark the run as finished, so that the next run in this folder starts from scratch."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def open_store(
     is_chief: bool,
     send_file: Callable[[str, BinaryIO], None],
 ) -> CheckpointStore | None:
-    """Return the store that the settings ask for; None if nothing is to be saved.
+    """Return the store that the settings ask for; None if nothing is saved.
 
     Args:
         settings: Where checkpoints are kept.
@@ -188,7 +188,7 @@ class DriverStore:
         self._send_file = send_file
 
     def describe(self, name: str) -> str:
-        return f"{name}, kept at the driver"
+        return f"{name}, kept on the driver"
 
     def names(self) -> list[str]:
         return list(self._files)

@@ -24,7 +24,7 @@ class CheckpointWriter:
     """Writes checkpoints on a background thread, one at a time.
 
     Args:
-        store: Where they go.
+        store: Receives the checkpoints.
         report: Called after each write with the checkpoint's name, its size in bytes, the seconds the write took, and
             its position in ``fit``.
         warn: Called with a message when a write fails.

@@ -9,7 +9,7 @@ _INDEX = re.compile(r"0|[1-9][0-9]*")
 _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/\-]+")
 
 
-def deal_gpus(num_slots: int, num_tasks: int) -> tuple[int, ...]:
+def split_gpus(num_slots: int, num_tasks: int) -> tuple[int, ...]:
     """Return how many GPUs each rank uses, ``num_slots`` in total.
 
     If they do not divide evenly, the first ranks use one more, as in 1.0.0.

@@ -22,8 +22,8 @@ from ..resume.settings import CheckpointSettings
 # One row of the Spark job's output.
 ROW_SCHEMA = "rank int, kind string, seq int, data binary"
 
-# A worker that has been silent for this long, while no other worker completed a step, is lost. Agents send heartbeats every
-# two seconds.
+# A worker that has been silent for this long, while no other worker completed a step, is lost. Agents send heartbeats
+# every two seconds.
 SILENT_SECONDS = 20.0
 
 

@@ -1,8 +1,8 @@
 """Messages on sockets, between driver and agent and between agent and trainer.
 
 A frame is a length in four bytes, most significant first, followed by a JSON object. It is JSON because nothing may be
-unpickled from a socket before its sender is authenticated: the two ends of the driver's channel first prove to each other that
-they hold the launch's secret.
+unpickled from a socket before its sender is authenticated: the two ends of the driver's channel first prove to each
+other that they hold the launch's secret.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Add received bytes; yields every message that is now complete.
+        """Add received bytes; yield every message that is now complete.
 
         Raises:
             ValueError: The peer does not speak this protocol.
@@ -158,7 +158,7 @@ def prove_to_driver(sock: socket.socket, secret: bytes) -> None:
 
 
 def prove_to_agent(sock: socket.socket, secret: bytes) -> bool:
-    """Perform the driver's half of the handshake; returns whether the peer holds the secret.
+    """Perform the driver's half of the handshake; return whether the peer holds the secret.
 
     Raises:
         TimeoutError: The peer took longer than ``HANDSHAKE_SECONDS``.

@@ -1,9 +1,9 @@
 """Removes the files of code that TensorFlow's AutoGraph generates.
 
 AutoGraph writes each function that it converts into a file in the temporary directory, loads it as a module, and
-removes the file, but not the bytecode beside it, when the interpreter exits. A process that is killed does not get
-there: with dozens of files from each trainer of a failed run, and from each of Spark's Python workers, a host's
-temporary directory would fill up.
+removes the file, but not the bytecode next to it, when the interpreter exits. A killed process removes nothing: dozens
+of files from each trainer of a failed run, and from each of Spark's Python workers, would fill a host's temporary
+directory.
 """
 
 import contextlib

@@ -14,7 +14,7 @@ _CHUNK_VALUES = 16 << 20
 
 
 class Collectives:
-    """One rank's end of the collectives.
+    """The collectives, as one rank calls them.
 
     Args:
         strategy: A ``MultiWorkerMirroredStrategy`` if there are several workers.

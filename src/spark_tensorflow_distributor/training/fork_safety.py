@@ -1,4 +1,4 @@
-"""What the fork server asks about TensorFlow, without importing it."""
+"""Checks TensorFlow's state for the fork server, without importing it."""
 
 from .private_names import EAGER_CONTEXT
 

@@ -71,7 +71,7 @@ def import_package(name: str) -> ModuleType | None:
         return None
     try:
         return importlib.import_module(name)
-    except Exception:  # a broken Keras must not end a program that may never use it
+    except Exception:  # a broken Keras must not fail a program that may never use it
         _log.warning("%s is installed but cannot be imported", name, exc_info=True)
         return None
 
@@ -79,7 +79,7 @@ def import_package(name: str) -> ModuleType | None:
 def quiet_auto_verbose(is_chief: bool) -> None:
     """Make ``verbose="auto"`` mean 2 on the chief and 0 elsewhere, for fit, evaluate and predict in this process.
 
-    A worker's output is not a terminal. There Keras takes "auto" for 1 and prints many lines per epoch on every rank.
+    A worker's output is not a terminal. There Keras treats "auto" as 1 and prints many lines per epoch on every rank.
     """
     for package in keras_packages():
         for name in ("fit", "evaluate", "predict"):

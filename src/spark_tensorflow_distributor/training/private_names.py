@@ -1,6 +1,6 @@
 """The private names of TensorFlow and Keras that this package relies on.
 
-Nobody promised to keep them, so a trainer checks them once at its start. Nothing here imports TensorFlow or Keras.
+Any release may change them, so a trainer checks them once when it starts. Nothing here imports TensorFlow or Keras.
 """
 
 import functools
@@ -57,8 +57,8 @@ def missing_names_warning(packages: Iterable[ModuleType]) -> str | None:
         return None
     return (
         f"Internals of {' and '.join(releases)} have changed: this library relies on {', '.join(names)}, which this "
-        "release does not have. What depends on them is left out. If training fails or its numbers differ from those "
-        "of a single process, use another release."
+        "release does not have. Features that need them are left out. If training fails or its numbers differ from "
+        "those of a single process, use another release."
     )
 
 

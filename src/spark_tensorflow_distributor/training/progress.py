@@ -40,7 +40,7 @@ class _Receiver:  # one per process, like the wrapped fit
 def report_fit_progress(send: Send) -> None:
     """Make every ``fit`` in this process report its progress; a later call replaces the receiver.
 
-    Callbacks, history and model are left without a trace of it. The messages, by their ``"event"``:
+    It leaves no trace in callbacks, history or model. The messages, by their ``"event"``:
 
     - ``fit_begin``: ``epochs``; ``steps`` per epoch, or None if Keras does not know yet.
     - ``step``: ``epoch`` (from 0), ``step`` (in the epoch, from 1), ``loss`` (or None), ``samples`` (of all workers
@@ -50,7 +50,7 @@ def report_fit_progress(send: Send) -> None:
     - ``fit_end``: nothing else; also sent after an exception.
 
     Args:
-        send: Receives one message at a time, possibly on a thread of Keras. If it raises, reporting stops for good.
+        send: Receives one message at a time, possibly on a thread of Keras. If it raises, reporting stops permanently.
     """
     _Receiver.send = send
     for package in keras_packages():

@@ -1,7 +1,7 @@
 """Makes Keras and tf.distribute treat a shard's dataset as this worker's part of the data.
 
-Under a strategy of several workers, ``fit`` takes every dataset for the whole data and divides each of its batches by
-the number of workers. Of a shard, that would silently lose half of the rows on two workers.
+Under a strategy of several workers, ``fit`` treats every dataset as the whole data and divides each of its batches by
+the number of workers. With two workers, that would silently lose half of a shard's rows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Hooks into Keras' loops over epochs and steps, for a listener between the steps.
 
-Between two steps, training can be saved, and can skip what an earlier attempt has done; and each step is a sign of
-life. A callback would not do: Keras 3 may call it late and on another thread, and it cannot reach the data.
+Between two steps, training can be saved, and can skip what an earlier attempt has done; and each step shows progress. A
+callback does not suffice: Keras 3 may call it late and on another thread, and it cannot reach the data.
 """
 
 import functools
@@ -19,7 +19,7 @@ Step = tuple[Any, ...]
 
 
 class StepListener(Protocol):
-    """Is called between the steps of training."""
+    """Receives calls between the steps of training."""
 
     def claims_epoch(self) -> bool:
         """Return whether the loop that begins now is the current epoch of ``fit`` and not an evaluation."""
@@ -45,7 +45,7 @@ class StepListener(Protocol):
         """
 
     def arrive(self) -> None:
-        """Note that everything that had to be skipped is skipped; further calls have no effect.
+        """Note that skipping is complete; further calls have no effect.
 
         Random numbers that the data draws in skipped epochs are drawn between ``start`` and this call.
         """
@@ -74,8 +74,8 @@ def hook_step_loops(listener: StepListener) -> bool:
                 _hook_tf_keras(TF_KERAS_DATA.load().DataHandler, listener)
             else:
                 _hook_keras(KERAS_TRAINER.load().TFEpochIterator, listener)
-        except Exception as error:  # nobody promised to keep these internals
-            _log.warning("%s %s has loops of an unknown kind (%r)", package.__name__, package.__version__, error)
+        except Exception as error:  # these internals may change
+            _log.warning("%s %s has unrecognised training loops (%r)", package.__name__, package.__version__, error)
             is_hooked = False
     return is_hooked
 
@@ -149,11 +149,11 @@ def _skip_epochs(loop: Any, epoch_of: Callable[[Any], Iterator[Step]], count: in
     if not count:
         return 0
     if loop.steps_per_epoch or kind == "GeneratorDataAdapter":
-        for _ in range(count):  # a single stream over all epochs can only be read
+        for _ in range(count):  # a single stream over all epochs can only be read sequentially
             for *_, iterator in epoch_of(loop):
                 _skip_batches(iterator, loop.steps_per_execution)
         return 0
-    # A shuffle draws a new order for each iterator. So as many are created as Keras created, but over the plain
+    # A shuffle draws a new order for each iterator. So create as many as Keras created, but over the plain
     # dataset, whose iterators do not start to prefetch.
     distributed = loop._distributed_dataset
     if kind != "PyDatasetAdapter":  # its get_tf_dataset returns a new dataset each time

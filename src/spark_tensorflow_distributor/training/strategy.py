@@ -89,8 +89,8 @@ def multi_worker_strategy(*, silent_seconds: float, gpu_is_shared: bool = False)
 def _set_heartbeat_timeout(cluster: Mapping[str, Sequence[str]], silent_seconds: float) -> None:
     """Let a worker be silent for as long as the driver does, before its peers consider it dead.
 
-    TensorFlow's own limit of 10 s is exceeded by a link that is down for half of that: TCP doubles its delay after each
-    attempt, so as much time passes again before the next one.
+    A link that is down for 5 s already exceeds TensorFlow's own limit of 10 s: TCP doubles its delay after each
+    attempt, so the next attempt may come only after another 5 s.
     """
     job = COLLECTIVE_STRATEGY.load().coordination_config_pb2.CoordinatedJob
     EAGER_CONTEXT.load().context().configure_coordination_service(

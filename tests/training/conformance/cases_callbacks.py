@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from .table import BATCH, ROWS, case, dataset, dense, digits, fit, meet, outcome
+from .table import BATCH, ROWS, case, dataset, dense, digits, fit, outcome, wait_for_all
 
 
 def folder():
@@ -20,9 +20,9 @@ def model_checkpoint(keras):
         os.path.join(folder(), "best.keras"), monitor="val_loss", save_best_only=True, verbose=0
     )
     history = fit(model, x, y, epochs=3, validation_data=(x[:100], y[:100]), callbacks=[callback])
-    meet()
+    wait_for_all()
     best = keras.models.load_model(os.path.join(folder(), "best.keras"))
-    meet()
+    wait_for_all()
     return outcome(best, history, best=callback.best, files=len(os.listdir(folder())))
 
 
@@ -34,7 +34,7 @@ def model_checkpoint_by_batches(keras):
         os.path.join(folder(), "{epoch}-{batch}.weights.h5"), save_freq=3, save_weights_only=True
     )
     history = fit(model, x, y, callbacks=[callback])
-    meet()
+    wait_for_all()
     return outcome(model, history, files=len(os.listdir(folder())))
 
 
@@ -57,7 +57,7 @@ def backup_and_restore(keras):
         fit(model, x, y, epochs=4, callbacks=[keras.callbacks.BackupAndRestore(backup), Interrupt()])
     except Interrupted:
         pass
-    meet()
+    wait_for_all()
     keras.utils.set_random_seed(99)
     again = dense(keras)
     history = fit(again, x, y, epochs=4, callbacks=[keras.callbacks.BackupAndRestore(backup)])
@@ -95,9 +95,9 @@ def tensorboard(keras):
     model = dense(keras)
     callback = keras.callbacks.TensorBoard(folder(), histogram_freq=1, update_freq=2)
     history = fit(model, x, y, validation_data=(x[:100], y[:100]), callbacks=[callback])
-    meet()
+    wait_for_all()
     files = [name for _, _, names in os.walk(folder()) for name in names if "tfevents" in name]
-    meet()
+    wait_for_all()
     return outcome(model, history, files=len(files))
 
 
@@ -106,7 +106,7 @@ def csv_logger(keras):
     x, y = digits()
     model = dense(keras)
     history = fit(model, x, y, callbacks=[keras.callbacks.CSVLogger(os.path.join(folder(), "log.csv"), append=True)])
-    meet()
+    wait_for_all()
     with open(os.path.join(folder(), "log.csv")) as file:
         rows = [line.replace("NA", "nan").split(",") for line in file.read().strip().splitlines()[1:]]
     return outcome(model, history, rows=np.asarray(rows, "float64"))

@@ -4,7 +4,7 @@ import os
 import tempfile
 import threading
 
-from .table import BATCH, case, dataset, dense, digits, fit, meet, outcome
+from .table import BATCH, case, dataset, dense, digits, fit, outcome, wait_for_all
 
 
 @case()
@@ -78,14 +78,14 @@ def save_and_load(keras):
     path = os.path.join(folder, "model.keras")
     model.save(path)
     model.save(os.path.join(folder, "model.h5"))
-    meet()
+    wait_for_all()
     again = keras.models.load_model(path)
     model.save_weights(os.path.join(folder, "model.weights.h5"))
-    meet()
+    wait_for_all()
     other = dense(keras)
     fit(other, x, y, epochs=1)
     other.load_weights(os.path.join(folder, "model.weights.h5"))
-    meet()
+    wait_for_all()
     return outcome(again, fit(again, x, y, epochs=1), loaded=other.get_weights()[0], left=len(os.listdir(folder)))
 
 
@@ -101,7 +101,7 @@ def save_on_the_chief(keras):
     resolver = tf.distribute.get_strategy().cluster_resolver
     if resolver is None or resolver.task_id == 0:
         model.save(path)
-    meet()
+    wait_for_all()
     return outcome(keras.models.load_model(path), fit(model, x, y, epochs=1))
 
 

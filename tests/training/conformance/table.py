@@ -100,7 +100,7 @@ def outcome(model: Any, history: Any = None, **values: Any) -> dict[str, np.ndar
     return {**weights, **logs, **{name: np.asarray(value) for name, value in values.items()}}
 
 
-def meet() -> None:
+def wait_for_all() -> None:
     """Wait for all workers, so that the files of the chief exist."""
     import tensorflow as tf
 

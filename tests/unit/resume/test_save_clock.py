@@ -1,4 +1,4 @@
-"""At which steps the ranks meet, and when they save."""
+"""The steps at which the ranks synchronise and save."""
 
 import itertools
 
@@ -15,19 +15,19 @@ class Training:
         self.time, self.step, self.saves = 100.0, 0, []
         self.seconds_per_step, self.save_seconds = seconds_per_step, save_seconds
         self.clock = SaveClock(interval, now=lambda: self.time)
-        self.meetings = []
+        self.syncs = []
 
     def run(self, steps):
         for _ in range(steps):
             self.step += 1
             self.time += self.seconds_per_step
             self.clock.advance(1)
-            if self.clock.is_meeting_due:
-                self.meet()
+            if self.clock.is_sync_due:
+                self.synchronise()
         return self
 
-    def meet(self):
-        self.meetings.append(self.step)
+    def synchronise(self):
+        self.syncs.append(self.step)
         is_due, steps = self.clock.plan(write_seconds=self.save_seconds)
         if is_due:
             self.saves.append(self.step)
@@ -35,9 +35,9 @@ class Training:
         self.clock.schedule(steps)
 
 
-def test_the_first_meeting_measures_the_speed():
+def test_the_first_sync_measures_the_speed():
     training = Training(CheckpointInterval(seconds=30.0)).run(200)
-    assert training.meetings == [10, 60, 120, 180]
+    assert training.syncs == [10, 60, 120, 180]
     assert training.saves == [60, 120, 180]
 
 
@@ -45,7 +45,7 @@ def test_a_wrong_estimate_of_the_speed_is_not_followed_at_once():
     training = Training(CheckpointInterval(seconds=30.0), seconds_per_step=0.001).run(10)
     training.seconds_per_step = 1.0  # only the beginning was fast
     training.run(150)
-    assert training.meetings[:2] == [10, 90]
+    assert training.syncs[:2] == [10, 90]
     assert training.saves[0] == 90
 
 
@@ -59,14 +59,14 @@ def test_a_checkpoint_at_the_end_of_an_epoch_counts():
     training.clock.saved(capture_seconds=0.0)
     training.clock.epoch_saved()
     training.run(80)
-    assert training.meetings[:3] == [10, 60, 119]
+    assert training.syncs[:3] == [10, 60, 119]
     assert training.saves == [119]
 
 
 @pytest.mark.parametrize("seconds_per_step", [0.001, 60.0])
 def test_an_interval_in_steps_is_independent_of_the_speed(seconds_per_step):
     training = Training(CheckpointInterval(steps=7), seconds_per_step).run(30)
-    assert training.saves == training.meetings == [7, 14, 21, 28]
+    assert training.saves == training.syncs == [7, 14, 21, 28]
 
 
 def test_an_interval_in_steps_counts_from_the_end_of_an_epoch():

@@ -1,15 +1,15 @@
 import pytest
 
 from spark_tensorflow_distributor import GpuConfigurationError
-from spark_tensorflow_distributor.runtime.devices import deal_gpus, task_addresses, threads_for, visible_devices
+from spark_tensorflow_distributor.runtime.devices import split_gpus, task_addresses, threads_for, visible_devices
 
 
 @pytest.mark.parametrize(
-    ("num_slots", "num_tasks", "dealt"), [(8, 8, (1,) * 8), (8, 4, (2,) * 4), (7, 4, (2, 2, 2, 1)), (5, 2, (3, 2))]
+    ("num_slots", "num_tasks", "counts"), [(8, 8, (1,) * 8), (8, 4, (2,) * 4), (7, 4, (2, 2, 2, 1)), (5, 2, (3, 2))]
 )
-def test_gpus_total_num_slots_and_the_first_ranks_use_one_more(num_slots, num_tasks, dealt):
-    assert deal_gpus(num_slots, num_tasks) == dealt
-    assert sum(dealt) == num_slots
+def test_gpus_total_num_slots_and_the_first_ranks_use_one_more(num_slots, num_tasks, counts):
+    assert split_gpus(num_slots, num_tasks) == counts
+    assert sum(counts) == num_slots
 
 
 def test_addresses_are_used_unchanged():

@@ -17,7 +17,7 @@ def hosts_of(addresses: Sequence[str]) -> list[str]:
 
 
 def worker_contexts(hosts: Sequence[str]) -> list[WorkerContext]:
-    """Assign ranks; returns a context for each partition, in the order of the partitions. Pure.
+    """Assign ranks; return a context for each partition, in the order of the partitions. Pure.
 
     Spark assigns partitions to hosts in no particular order (A B B A). Ranks are assigned host by host, so that
     neighbours in the collective's ring share a host. Partition 0 is always rank 0: the run returns its value.

@@ -141,7 +141,7 @@ class ForkClient:
             return connection
 
     def _start_shared(self, name: bytes) -> bool:
-        """Start the executor's server; returns False if another task has already done so.
+        """Start the executor's server; return False if another task has already done so.
 
         This process binds the name and listens on it before it starts the server. Binding decides which task starts
         the server, and tasks that connect in the meantime wait in the socket's queue until the import is done.

@@ -57,7 +57,7 @@ class DriverLink:
         return -1 if self._socket is None else self._socket.fileno()
 
     def connect(self, seconds: float = _CONNECT_SECONDS) -> bool:
-        """Try each address once, for at most ``seconds``; returns whether one accepted.
+        """Try each address once, for at most ``seconds``; return whether one accepted.
 
         Raises:
             RendezvousError: The process at that address does not hold the launch's secret.
@@ -158,7 +158,7 @@ class DriverLink:
                 raise RendezvousError("The connection to the driver was lost while the workers were joining.")
 
     def send_result(self, result: BinaryIO, size: int) -> bool:
-        """Send the first ``size`` bytes of a file; returns whether the driver has received all of them.
+        """Send the first ``size`` bytes of a file; return whether the driver has received all of them.
 
         This is the only message that is followed by raw bytes. It blocks, since nothing else is left to do.
         """

@@ -24,7 +24,7 @@ class LineSplitter:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Add received bytes; returns the lines that are now complete, without their newlines."""
+        """Add received bytes; return the lines that are now complete, without their newlines."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         while len(self._rest) > _MAX_LINE_BYTES:
             lines.append(self._rest[:_MAX_LINE_BYTES])
@@ -81,7 +81,7 @@ class OutputPipes:
         self.last_output = time.monotonic()
 
     def open(self, stream: str) -> int:
-        """Open a pipe; returns the descriptor to write to."""
+        """Open a pipe; return the descriptor to write to."""
         read, write = os.pipe()
         os.set_blocking(read, False)
         self._splitters[read] = (stream, LineSplitter())

@@ -1,8 +1,8 @@
 """Exchanges the workers' addresses through the driver's channel or, if that is unreachable, Spark's allGather.
 
 The channel takes milliseconds. A call of allGather takes a full second, because Spark polls once a second, but it works
-wherever Spark works. All ranks must use the same method. A rank that cannot connect to the driver calls allGather;
-if a rank has not joined after some seconds, the driver sends all others to allGather as well (see ``driver.group``).
+wherever Spark works. All ranks must use the same method. A rank that cannot connect to the driver calls allGather; if a
+rank has not joined after some seconds, the driver sends all others to allGather as well (see ``driver.group``).
 """
 
 import errno
@@ -56,7 +56,7 @@ def hold_port(ports: range | None = None) -> socket.socket:
     )
 
 
-def meet(
+def exchange_addresses(
     member: Member, world_size: int, link: DriverLink, all_gather: AllGather, deadline: float
 ) -> tuple[list[Member], str]:
     """Exchange addresses with the other ranks.
@@ -92,7 +92,7 @@ def meet(
     by_rank = sorted(members, key=lambda each: int(each["rank"]))
     found = [each["rank"] for each in by_rank]
     if found != list(range(world_size)):
-        raise RendezvousError(f"Expected ranks 0 to {world_size - 1}, met {found}.")
+        raise RendezvousError(f"Expected ranks 0 to {world_size - 1}, found {found}.")
     check_versions(by_rank)
     return by_rank, method
 
@@ -119,7 +119,7 @@ def cluster_spec(members: Sequence[Member], *, loopback: bool) -> dict[str, list
     """Return TF_CONFIG's ``cluster``: the workers' ``host:port`` in rank order.
 
     Args:
-        members: The result of :func:`meet`.
+        members: The result of :func:`exchange_addresses`.
         loopback: All workers run on the driver's own host (Spark's master is ``local``). The loopback address then
             works even if the machine's network changes.
     """

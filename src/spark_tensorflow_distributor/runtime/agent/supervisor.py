@@ -92,7 +92,7 @@ class Supervisor:
         port: socket.socket,
         checkpoints: Sequence[BinaryIO] = (),
     ) -> BinaryIO:
-        """Start the trainer; returns the file to which it will write its result.
+        """Start the trainer; return the file to which it will write its result.
 
         Args:
             spec: Describes the trainer.

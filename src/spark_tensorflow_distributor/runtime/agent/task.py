@@ -35,7 +35,7 @@ from .fork_client import ForkClient, import_path
 from .link import DriverLink
 from .output import Tail
 from .process import TrainerOutcome
-from .rendezvous import Stopped, cluster_spec, deadline_after, hold_port, meet
+from .rendezvous import Stopped, cluster_spec, deadline_after, exchange_addresses, hold_port
 from .rows import RowDelivery
 from .supervisor import Supervisor
 
@@ -56,7 +56,7 @@ class WorkerFailedError(Exception):
 
 
 def run_task(spec: bytes, batches: Iterator["pa.RecordBatch"]) -> Iterator["pa.RecordBatch"]:
-    """Run the agent in a Spark task; takes the input's Arrow batches and yields rows of ``specs.ROW_SCHEMA``."""
+    """Run the agent in a Spark task: take the input's Arrow batches and yield rows of ``specs.ROW_SCHEMA``."""
     import pyarrow as pa
     from pyspark import BarrierTaskContext
 
@@ -96,7 +96,7 @@ class Agent:
         self._receiver = self._receive_rows(batches)
 
     def run(self) -> Iterator[Row]:
-        """Train; yields the rows that go back to the driver."""
+        """Train; yield the rows that go back to the driver."""
         result: BinaryIO | None = None
         outcome = TrainerOutcome()
         try:
@@ -150,7 +150,7 @@ class Agent:
         )
         try:
             with hold_port(range(*spec.worker_ports) if spec.worker_ports else None) as port:
-                cluster = self._meet(port.getsockname()[1])
+                cluster = self._exchange_addresses(port.getsockname()[1])
                 all_gather = self._context.allGather if self._report.rendezvous == "allGather" else None
                 supervisor = Supervisor(
                     self._rank,
@@ -182,11 +182,13 @@ class Agent:
             supervisor.finish()
         return outcome, result
 
-    def _meet(self, port: int) -> dict[str, list[str]]:
-        """Exchange addresses with the other ranks; returns TF_CONFIG's ``cluster``."""
+    def _exchange_addresses(self, port: int) -> dict[str, list[str]]:
+        """Exchange addresses with the other ranks; return TF_CONFIG's ``cluster``."""
         member = {"rank": self._rank, "host": self._host, "port": port, "tensorflow": self._report.tensorflow}
         deadline = deadline_after(self._spec.config.start_timeout)
-        members, method = meet(member, self._worker.world_size, self._link, self._context.allGather, deadline)
+        members, method = exchange_addresses(
+            member, self._worker.world_size, self._link, self._context.allGather, deadline
+        )
         self._met_at = time.time()
         self._report = replace(self._report, rendezvous=method)
         return cluster_spec(members, loopback=self._spec.loopback)
@@ -282,7 +284,7 @@ class Agent:
         )
 
     def _send_result(self, result: BinaryIO | None, outcome: TrainerOutcome) -> bool:
-        """Send the value over the channel; returns False if it has to go through Spark's rows instead."""
+        """Send the value over the channel; return False if it has to go through Spark's rows instead."""
         size = outcome.result_bytes
         if result is None or outcome.failure is not None or not size or self._link.send_result(result, size):
             return True

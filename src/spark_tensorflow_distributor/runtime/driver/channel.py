@@ -155,7 +155,7 @@ class Channel:
         try:
             checkpoints.put(name, receive_bytes(connection, size))
         except OSError as error:
-            connection.sendall(frame({"type": "commit_refused", "reason": f"at the driver: {error}"}))
+            connection.sendall(frame({"type": "commit_refused", "reason": f"on the driver: {error}"}))
             raise
         connection.sendall(frame({"type": "commit_taken"}))
         self.events.put((int(hello["rank"]), {"type": "committed", "name": name, "bytes": size}))

@@ -104,7 +104,7 @@ class Launch:
             job.start(lambda: self._channel.events.put((-1, {"type": "job_ended"})))
             self._loop(job)
         except BaseException:
-            self._command(self._group.stop("The run was interrupted at the driver."))
+            self._command(self._group.stop("The run was interrupted on the driver."))
             self._end(job, 3.0)
             raise
         self._take_rows(job)

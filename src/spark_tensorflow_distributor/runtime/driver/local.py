@@ -173,8 +173,8 @@ def local_gpus(config: RunnerConfig, addresses: Sequence[str] | None) -> tuple[s
     if addresses is None:
         raise GpuConfigurationError(
             f"local_mode with use_gpu=True needs the driver's GPUs, but Spark assigned the driver no resource "
-            f"named {name!r}. Set spark.driver.resource.{name}.amount and spark.driver.resource.{name}.discoveryScript when "
-            "the application starts, or use_gpu=False."
+            f"named {name!r}. Set spark.driver.resource.{name}.amount and spark.driver.resource.{name}.discoveryScript "
+            "when the application starts, or use_gpu=False."
         )
     if config.num_slots > len(addresses):
         raise GpuConfigurationError(

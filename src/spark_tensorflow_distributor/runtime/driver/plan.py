@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...config import RunnerConfig
 from ...errors import ClusterError, EncryptionUnsupportedError, GpuConfigurationError, InsufficientSlotsError
-from ..devices import deal_gpus
+from ..devices import split_gpus
 
 IGNORE_SSL = "tensorflow.spark.distributor.ignoreSsl"
 WARM_START = "tensorflow.spark.distributor.warmStart"
@@ -98,7 +98,7 @@ def make_plan(config: RunnerConfig, facts: ClusterFacts) -> RunPlan:
     if not config.use_gpu:
         return RunPlan(num_tasks, warnings=warnings)
     shared = _task_gpus(config, facts) < 1
-    return RunPlan(num_tasks, deal_gpus(config.num_slots, num_tasks), shared, warnings)
+    return RunPlan(num_tasks, split_gpus(config.num_slots, num_tasks), shared, warnings)
 
 
 def _task_gpus(config: RunnerConfig, facts: ClusterFacts) -> float:

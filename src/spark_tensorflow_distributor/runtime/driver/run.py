@@ -71,7 +71,7 @@ class Run:
         self._last_checkpoints: dict[str, str] = {}
 
     def execute(self, made: plan.RunPlan) -> Any:
-        """Train as planned; returns rank 0's value, or raises the error of the run."""
+        """Train as planned; return rank 0's value, or raises the error of the run."""
         with contextlib.closing(self._checkpoints):
             return self._attempts(made)
 
@@ -252,6 +252,6 @@ def _unpickle(result: LaunchResult) -> Any:
         return pickle.loads(b"".join(chunks))
     except Exception as error:
         raise SerializationError(
-            f"The function returned a value that cannot be loaded at the driver: {one_line(error)}. The driver needs "
+            f"The function returned a value that cannot be loaded on the driver: {one_line(error)}. The driver needs "
             "the packages that the value's classes come from, in the executors' versions."
         ) from error

@@ -37,7 +37,7 @@ _PICKLE_HINT = "Return plain data (numbers, arrays, dicts of them) or save the o
 
 
 def run_trainer(spec: TrainerSpec, fds: Mapping[str, int]) -> int:
-    """Become the trainer that ``spec`` describes, and train; returns the exit status."""
+    """Become the trainer that ``spec`` describes, and train; return the exit status."""
     _take_over(spec, fds)
     control = Control(socket.socket(fileno=fds["control"]))
     # The agent sends this signal to get the stacks of all threads when training has stalled.
@@ -74,7 +74,7 @@ class Control:
         self.send({"type": "phase", "name": name, "time": time.time()})
 
     def wait_for_data(self) -> tuple[list[ShardLayout], list[int]]:
-        """Wait for this worker's rows; returns their layouts, and the descriptors of their files."""
+        """Wait for this worker's rows; return their layouts, and the descriptors of their files."""
         self.phase("data")
         while True:
             message, (plan, *files) = receive_files(self._socket)
@@ -140,7 +140,7 @@ class Trainer:
         self._tracker: FitTracker | None = None
 
     def train(self) -> dict[str, Any]:
-        """Train; returns the outcome: ``size`` of the pickled value on the chief, or a ``failure``."""
+        """Train; return the outcome: ``size`` of the pickled value on the chief, or a ``failure``."""
         try:
             call = self._prepare()
         except PortTakenError as error:
@@ -160,7 +160,7 @@ class Trainer:
         if self._tracker is not None:
             self._tracker.flush()
         if not self._spec.context.is_chief:
-            _read_along(value)
+            _pickle_and_discard(value)
             return {}
         return self._write_result(value)
 
@@ -170,7 +170,7 @@ class Trainer:
             self._tracker.finish()
 
     def _prepare(self) -> Callable[[], Any]:
-        """Set up TensorFlow, Keras, the strategy and the data; returns the user's call."""
+        """Set up TensorFlow, Keras, the strategy and the data; return the user's call."""
         spec, control = self._spec, self._control
         control.phase("import")
         from ...training.strategy import configure, multi_worker_strategy, stay_in_scope  # imports TensorFlow
@@ -291,7 +291,7 @@ class Trainer:
         return {"failure": failure.to_json()}
 
 
-def _read_along(value: Any) -> None:
+def _pickle_and_discard(value: Any) -> None:
     """Pickle what this rank returned, and discard it.
 
     When the chief pickles a model, it reads variables that are synchronised only on reading (BatchNorm's moving

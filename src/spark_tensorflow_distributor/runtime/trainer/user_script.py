@@ -12,7 +12,7 @@ def script_call(name: str, source: str, args: Sequence[str]) -> Callable[[], Non
 
     Args:
         name: The path that was passed to ``run``, for tracebacks and ``sys.argv[0]``.
-        source: The script's text, read at the driver: the executors need not have the file.
+        source: The script's text, read on the driver: the executors need not have the file.
         args: Its command-line arguments.
     """
 

@@ -1,9 +1,9 @@
 """Patches for what TensorFlow and Keras get wrong on several workers.
 
-Keras 3 cannot ``fit`` under ``tf.distribute.MultiWorkerMirroredStrategy``, and many of its features give other numbers
-than in one process. Each module here patches one kind of fault, and each patch says what the fault is. If one process
-can see whether a release has the fault, the patch checks; if only a group of workers can, the patch applies to all
-releases, and a test fails once it is no longer needed. A release of an unknown kind is left unchanged, with a warning.
+Keras 3 cannot ``fit`` under ``tf.distribute.MultiWorkerMirroredStrategy``, and many of its features produce different
+numbers than in one process. Each module here patches one kind of fault, and each patch describes the fault. If one
+process can see whether a release has the fault, the patch checks; if only a group of workers can, the patch applies to
+all releases, and a test fails once it is no longer needed. Unrecognised internals are left unchanged, with a warning.
 """
 
 import logging
@@ -78,7 +78,7 @@ def patch_tensorflow(seed: int = 0) -> None:
             execution.without_merge_calls()
     except (ImportError, AttributeError) as error:
         _log.warning(
-            f"TensorFlow {tf.__version__} has internals of an unknown kind ({error!r}). Without a seed from the "
+            f"TensorFlow {tf.__version__} has unrecognised internals ({error!r}). Without a seed from the "
             "program, workers may shuffle differently; gradient accumulation and loss scaling may fail with several "
             "workers."
         )
@@ -91,7 +91,7 @@ def apply_patches(without: Collection[str] = ()) -> list[str]:
     nor a device. It does nothing without Keras, for a backend other than TensorFlow, and when called again.
 
     Args:
-        without: Names of patches to leave out, to see what they are needed for.
+        without: Names of patches to leave out, for tests that show why they are needed.
 
     Returns:
         The names of the patches that were applied, for the log.
@@ -110,9 +110,9 @@ def apply_patches(without: Collection[str] = ()) -> list[str]:
         try:
             if name not in without and patch(keras):
                 applied.append(name)
-        except Exception as error:  # of any type: a patch goes through internals that nobody promised to keep
+        except Exception as error:  # of any type: patches use internals that may change
             _log.warning(
-                f"{package} {keras.__version__} has a {name} of an unknown kind ({error!r}), which was left unchanged. "
+                f"{package} {keras.__version__} has an unrecognised {name} ({error!r}), which was left unchanged. "
                 f"If training fails with several workers, {advice}."
             )
     return applied

@@ -18,16 +18,16 @@ _state = threading.local()
 def without_merge_calls() -> None:
     """Let a replica reduce and update variables by itself.
 
-    By default, TensorFlow leaves the replica's function for that ("merge call"), which is impossible within a branch or
+    By default, TensorFlow leaves the replica's function to do so ("merge call"), which is impossible within a branch or
     a loop. As a result, ``gradient_accumulation_steps``, a LossScaleOptimizer and ``ema_overwrite_frequency`` raise.
-    TensorFlow has the direct way for functions compiled for GPUs, and tests it with all of its strategies.
+    TensorFlow does this directly in functions compiled for GPUs, and tests that with all of its strategies.
     """
     extended, values = COLLECTIVE_STRATEGY.load().CollectiveAllReduceExtended, DISTRIBUTED_VALUES.load()
     original, aggregate = extended._use_merge_call, values.apply_aggregation_replica_context
     only_first = tf.VariableAggregation.ONLY_FIRST_REPLICA
 
     def has_one_replica(strategy: object) -> bool:
-        # Several replicas in a process would have to meet in eager mode, and to copy the first one's value.
+        # Several replicas in a process would have to synchronise in eager mode, and copy the first one's value.
         return isinstance(strategy, extended) and len(strategy.worker_devices) == 1
 
     @functools.wraps(original)
@@ -47,8 +47,8 @@ def without_merge_calls() -> None:
 def steps_per_execution(keras: ModuleType) -> bool:
     """Run the steps of an execution one after the other.
 
-    Keras runs them in a TensorFlow loop, where collectives find no key. So there are as few calls of callbacks as asked
-    for, but as many calls of TensorFlow as there are steps.
+    Keras runs them in a TensorFlow loop, in which collectives get no key. Callbacks are therefore called as rarely as
+    requested, but TensorFlow is called once per step.
     """
     trainer = KERAS_TRAINER.load()
     model = trainer.TensorFlowTrainer

@@ -27,8 +27,8 @@ _knows_parts: contextvars.ContextVar[bool] = contextvars.ContextVar("knows_parts
 def global_batches(keras: ModuleType) -> bool:
     """Cut each batch of a dataset into the workers' parts.
 
-    tf.distribute deals batches out by rewriting the dataset. The result does not know the size of the global batch, so
-    the parts of a remainder count as much as any other; it takes whole batches of a PyDataset for parts; and it asks
+    tf.distribute divides batches by rewriting the dataset. The result does not know the size of the global batch, so
+    the parts of a remainder count as much as any other; it treats whole batches of a PyDataset as parts; and it asks
     all workers in each step whether one of them has rows left.
     """
     trainer = KERAS_TRAINER.load()
@@ -140,14 +140,14 @@ def divide_dataset(
     *,
     is_users: bool = False,
 ) -> Any:
-    """Return what ``Strategy.experimental_distribute_dataset`` would return, but of parts.
+    """Return what ``Strategy.experimental_distribute_dataset`` would return, but with parts of batches.
 
     Args:
         strategy: A strategy of several workers.
         dataset: A dataset of global batches.
         steps_per_epoch: As passed to ``fit``.
-        batches: How many there are, if Keras knows.
-        is_users: Whether the program made it; only then may it choose a sharding policy.
+        batches: The number of batches, if Keras knows it.
+        is_users: Whether the program created the dataset; only then may it choose a sharding policy.
     """
     if shard_states_of(dataset) or not _can_be_cut(dataset, is_users=is_users):
         return strategy.experimental_distribute_dataset(dataset)
@@ -157,7 +157,7 @@ def divide_dataset(
 
 
 def distribute_parts(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset, has_known_length: bool) -> Any:
-    """Return the parts of a dataset's batches that this worker's replicas have, in the form that its strategy takes.
+    """Return the parts of a dataset's batches that this worker's replicas have, in the form that its strategy expects.
 
     Args:
         strategy: A strategy of several workers.
@@ -183,8 +183,8 @@ def _can_be_cut(dataset: Any, *, is_users: bool) -> bool:
     if not is_users:
         return True
     policy, policies = dataset.options().experimental_distribute.auto_shard_policy, tf.data.experimental.AutoShardPolicy
-    # AUTO would deal out files if it finds some: whole ones, and none to a surplus worker, whatever they contain.
-    # Programs that want that ask for FILE.
+    # AUTO would assign whole files if it finds any, whatever they contain, and none to a surplus worker.
+    # Programs that want this set FILE.
     return policy in (policies.AUTO, policies.DATA)
 
 
@@ -226,6 +226,6 @@ def _parts(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy, *, with_p
             )
         )
     options = tf.data.Options()
-    # Its thread can delay the end of an iterator, and of fit, by up to half a minute.
+    # The autotuning thread can delay the end of an iterator, and of fit, by up to half a minute.
     options.autotune.enabled = False
     return divided.prefetch(2).with_options(options)

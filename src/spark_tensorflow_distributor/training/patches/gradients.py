@@ -26,8 +26,8 @@ RowCounts: TypeAlias = "int | tf.Tensor"
 def gradients(keras: ModuleType) -> bool:
     """Sum gradients when ``apply`` begins.
 
-    Keras sums them at the last moment. By then, each worker has clipped its own part, whose norm differs from that of
-    the whole, and has looked for overflow in its own part, so that it may be the only one to skip a step.
+    Keras sums them at the last moment. By then, each worker has clipped its own part, whose norm differs from
+    the whole gradient's, and has checked only its own part for overflow, so one worker may skip a step alone.
     """
     optimizer = keras.optimizers.Optimizer
     if not _clips_before_the_sum(optimizer):

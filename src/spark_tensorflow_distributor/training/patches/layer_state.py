@@ -33,9 +33,9 @@ def moving_statistics(keras: ModuleType) -> bool:
 
 
 def average_state(model: Any) -> None:
-    """Average those of a model's non-trainable variables that differ among the workers.
+    """Average the non-trainable variables of a model that differ among the workers.
 
-    Every worker has to call it. Integers are not averaged: all workers get the chief's.
+    Every worker must call this. Integers are not averaged: all workers get the chief's.
     """
     strategy = model.distribute_strategy
     variables = model.non_trainable_variables

@@ -17,7 +17,7 @@ from ..keras_api import by_name, given_callbacks
 from ..private_names import KERAS_TRAINER
 from .probe import probe_strategy, spans_workers
 
-# Whether a callback on any worker reads the logs of single steps; None outside of ``fit`` and its kind.
+# Whether a callback on any worker reads the logs of single steps; None outside of ``fit`` and similar methods.
 _logs_are_read: contextvars.ContextVar[bool | None] = contextvars.ContextVar("logs_are_read", default=None)
 
 
@@ -45,7 +45,7 @@ def reduce_per_replica(keras: ModuleType) -> bool:
 
 
 def _reduce_over_workers(values: Any, strategy: tf.distribute.Strategy, operation: str) -> Any:
-    """Reduce the tensors of a structure. Scalars of a type go together, as each collective costs a round trip."""
+    """Reduce the tensors of a structure. Scalars of one type are combined: each collective costs a round trip."""
     leaves = tf.nest.flatten(values)
     scalars: dict[tf.DType, list[int]] = {}
     for index, leaf in enumerate(leaves):
@@ -61,7 +61,7 @@ def _reduce_over_workers(values: Any, strategy: tf.distribute.Strategy, operatio
 
 
 def unread_logs(keras: ModuleType) -> bool:
-    """Do not average the logs of single steps over the workers if nobody reads them; average those of an epoch's end.
+    """Average the logs of an epoch over the workers, and those of single steps only if a callback reads them.
 
     Keras averages the logs of each step: a collective, which takes as long as a third of a small step.
     """
@@ -81,7 +81,7 @@ def unread_logs(keras: ModuleType) -> bool:
     return True
 
 
-# For which case a model's functions were made.
+# The case for which a model's functions were made.
 _made_for: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 

@@ -1,4 +1,4 @@
-"""Patches for how much a worker's part of a batch contributes to the loss."""
+"""Patches for the contribution of a worker's part of a batch to the loss."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _state = threading.local()
 
 
 def weight_losses(keras: ModuleType) -> bool:
-    """Weight a worker's loss by the rows, words or weights that it has of the global batch.
+    """Weight a worker's loss by its fraction of the global batch's rows, words or weights.
 
     Keras divides each worker's mean by the number of workers. If the parts are not equal (the remainder of a dataset),
-    or if the mean covers only what a mask or the weights leave, the sum is not the mean over the global batch.
+    or if a mask or weights exclude some of the values, the sum is not the mean over the global batch.
     """
     module: Any = KERAS_LOSS.load()
     scale, unscale = module.scale_loss_for_distribution, module.unscale_loss_for_distribution

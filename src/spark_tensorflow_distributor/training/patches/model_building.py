@@ -15,8 +15,8 @@ from .probe import probe_strategy, spans_workers
 def symbolic_build(keras: ModuleType) -> bool:
     """Build a model from the shapes and types of its data.
 
-    Keras takes a batch for that and averages it over the workers, which fails if shapes differ. It also consumes the
-    batch: a generator's first one is not trained, and a shuffled dataset continues in its second order.
+    Keras uses a batch for this and averages it over the workers, which fails if shapes differ. It also consumes the
+    batch: a generator's first batch is not trained on, and a shuffled dataset continues in its second order.
     """
     trainer_class = KERAS_TRAINER.load().TensorFlowTrainer
     original = trainer_class._maybe_symbolic_build

@@ -1,4 +1,4 @@
-"""Recognises strategies of several workers, and stands in for one."""
+"""Recognises strategies of several workers, and provides a stub of one."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ def shuffle_alike(seed: int) -> None:
     """Give all workers the same random order if the program sets no seed.
 
     They take their parts of the same batches. If each shuffled by itself, some rows would be in several parts and
-    others in none. So Python, NumPy and ``tf.data`` begin with the same seed on all workers, in all attempts of a run.
+    others in none. Therefore Python, NumPy and ``tf.data`` begin with the same seed on all workers, in all attempts of
+    a run.
     """
     global _seeds
     _seeds = itertools.count(seed % (1 << 30))
@@ -78,7 +79,7 @@ def _has_no_seed() -> bool:
 def dropout(keras: ModuleType) -> bool:
     """Give each row of a global batch its own mask.
 
-    All workers have the same seed, so Keras drops the same units in the first row of each part, in the second and so
+    All workers have the same seed, so Keras drops the same units in the first row of every part, in the second, and so
     on. Here the masks of a part are those that its rows would have in one process: the generator is counter-based, and
     starts at the part's position (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
     """
@@ -130,13 +131,13 @@ def noise(keras: ModuleType) -> bool:
     for name in ("normal", "uniform"):
         setattr(module, name, drawing_for_all(getattr(module, name)))
     mark_noise(keras.layers)
-    legacy = KERAS_LEGACY_LAYERS.load().AlphaDropout  # the one of tf.keras
+    legacy = KERAS_LEGACY_LAYERS.load().AlphaDropout  # the one in tf.keras
     legacy.call = _marking(legacy.call)
     return True
 
 
 def mark_noise(layers: ModuleType) -> None:
-    """Make it known when one of the layers draws."""
+    """Mark when one of the layers draws."""
     for layer in (layers.GaussianNoise, layers.GaussianDropout, layers.AlphaDropout):
         layer.call = _marking(layer.call)
 

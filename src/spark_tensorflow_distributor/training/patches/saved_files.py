@@ -88,7 +88,7 @@ def callbacks(keras: ModuleType) -> bool:
     """Let Keras' callbacks write on the chief only.
 
     All workers have the same model and the same logs, and would write the same files at once. A worker that restores a
-    backup would be alone in that if the others cannot see its folder.
+    backup would be the only one to do so if the others cannot see its folder.
     """
     module = keras.callbacks
     module.ModelCheckpoint._save_model = _saving_once(module.ModelCheckpoint._save_model)

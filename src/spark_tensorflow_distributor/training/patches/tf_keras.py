@@ -30,7 +30,7 @@ from .probe import spans_workers
 from .random_numbers import drawing_for_all, mark_noise, with_a_seed
 from .saved_files import atomically, on_the_chief
 
-# Set on what a metric has returned within a step.
+# Set on the values that a metric returns within a step.
 _OF_ALL_WORKERS = "_spark_tensorflow_distributor_of_all_workers"
 
 
@@ -76,7 +76,7 @@ def _dividing_one(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def weight_losses(keras: ModuleType) -> bool:
-    """Weight a worker's loss by the rows and words that it has of the global batch, as for Keras 3."""
+    """Weight a worker's loss by its fraction of the global batch's rows and words, as for Keras 3."""
     module: Any = TF_KERAS_LOSSES.load()
     module.scale_loss_for_distribution = scaling(module.scale_loss_for_distribution, operator.mul)
     module.apply_valid_mask = _masking(module)
@@ -86,7 +86,7 @@ def weight_losses(keras: ModuleType) -> bool:
 
 
 class _TensorFlow:
-    """Stands in for TensorFlow where tf_keras asks the strategy by what to multiply a loss that is a sum.
+    """Replaces TensorFlow where tf_keras asks the strategy for the factor of a loss that is a sum.
 
     The factor makes the mean over the workers, weighted by rows, equal to the whole sum.
     """
@@ -103,7 +103,7 @@ class _TensorFlow:
 
 
 class _Divisor:
-    """Stands in for a strategy and its number of replicas: the inverse of a worker's batch fraction."""
+    """Replaces a strategy and its number of replicas by the inverse of a worker's batch fraction."""
 
     def __init__(self, fraction: tf.Tensor) -> None:
         self._fraction = fraction
@@ -179,7 +179,7 @@ def step_logs(keras: ModuleType) -> bool:
 
     A metric's value already covers all workers. tf_keras sums it over the workers once more, so that callbacks and the
     progress bar see a multiple of each step's loss. What a custom step returns is still summed, as tf_keras does: its
-    losses are the workers' shares of the whole.
+    losses are the workers' parts of the whole.
     """
     metrics: Any = TF_KERAS_METRICS.load()
     training: Any = TF_KERAS_TRAINING.load()

@@ -9,8 +9,8 @@ from spark_tensorflow_distributor.runtime.agent.rendezvous import (
     check_versions,
     cluster_spec,
     deadline_after,
+    exchange_addresses,
     hold_port,
-    meet,
 )
 
 
@@ -28,7 +28,7 @@ def all_gather_with(*others):
 
 def test_all_gather_returns_the_members_in_rank_order():
     all_gather = all_gather_with(member(2), member(0))
-    members, method = meet(member(1), 3, no_channel(), all_gather, deadline_after(1))
+    members, method = exchange_addresses(member(1), 3, no_channel(), all_gather, deadline_after(1))
     assert [each["rank"] for each in members] == [0, 1, 2]
     assert method == "allGather"
     assert cluster_spec(members, loopback=False) == {"worker": ["h:5000", "h:5001", "h:5002"]}
@@ -36,8 +36,8 @@ def test_all_gather_returns_the_members_in_rank_order():
 
 
 def test_a_missing_rank_is_an_error():
-    with pytest.raises(RendezvousError, match=r"Expected ranks 0 to 2, met \[1\]"):
-        meet(member(1), 3, no_channel(), all_gather_with(), deadline_after(1))
+    with pytest.raises(RendezvousError, match=r"Expected ranks 0 to 2, found \[1\]"):
+        exchange_addresses(member(1), 3, no_channel(), all_gather_with(), deadline_after(1))
 
 
 def test_different_versions_of_tensorflow_are_rejected():

@@ -1,4 +1,4 @@
-"""The workers' output and the progress bar at the driver."""
+"""The workers' output and the progress bar on the driver."""
 
 import io
 import sys

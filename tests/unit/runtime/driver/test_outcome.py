@@ -113,7 +113,7 @@ def failed(place=None, message="boom", kind="exception", error_type="ValueError"
 
 def test_restarts_only_where_they_can_help():
     assert RestartPolicy(1).pause(TrainingFailedError("x")) == 1
-    assert RestartPolicy(1).pause(RendezvousError("the driver was lost while the workers were meeting")) == 1
+    assert RestartPolicy(1).pause(RendezvousError("the driver was lost while the workers were joining")) == 1
     assert RestartPolicy(0).pause(TrainingFailedError("x")) is None
     assert RestartPolicy(1).pause(SerializationError("x")) is None
     assert RestartPolicy(1).pause(WorkerDataError("a null in a column")) is None
