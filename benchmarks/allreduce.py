@@ -1,11 +1,11 @@
-"""How long a sum over the workers takes, by its size: ours, plain collectives of TensorFlow, and what loopback allows.
+"""Measures an all-reduce by size: ours, TensorFlow's plain collectives, and the lower bound of loopback TCP.
 
     .venv/bin/python benchmarks/allreduce.py --workers 2
 
-Gradients of a model come as many tensors: here as ``--tensors`` of equal size. ``packed`` is how ours sums them;
-``plain`` sums each by itself, as a custom loop with ``strategy.reduce`` does; ``one`` is a single tensor of the whole
-size, the least that TensorFlow takes. ``loopback`` is what a sum of that size costs two processes at the least: each
-sends all its bytes to a neighbour over TCP and adds what it receives. In each round all take turns.
+A model has many gradients: here, ``--tensors`` of equal size. ``packed`` sums them as ours does; ``plain`` sums each
+separately, as a custom loop with ``strategy.reduce`` does; ``one`` sums a single tensor of the full size, the minimum
+for TensorFlow. ``loopback`` is the minimum for two processes: each sends all its bytes to a neighbour over TCP and adds
+what it receives. The systems take turns in each round.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main():
 
 
 def work(options):
-    """One of the processes; rank 0 prints."""
+    """Run one of the processes; rank 0 prints the results."""
     import tensorflow as tf
 
     from spark_tensorflow_distributor.training import patches
@@ -63,7 +63,7 @@ def work(options):
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     neighbours = Neighbours(options.rank, options.ports)
     if options.rank == 0:
-        print(f"{options.workers} workers, {os.cpu_count()} cores; ms a sum, median (ratio to loopback)")
+        print(f"{options.workers} workers, {os.cpu_count()} cores; ms per sum, median (ratio to loopback)")
         print(f"{'bytes':>12} {'tensors':>8}" + "".join(f"{kind:>20}" for kind in KINDS))
     for size in SIZES:
         count = max(1, min(options.tensors, size // 4))
@@ -104,7 +104,7 @@ def work(options):
 
 
 class Neighbours:
-    """A ring of sockets, in which each process sends to the next one and receives from the one before."""
+    """A ring of sockets, in which each process sends to the next one and receives from the previous one."""
 
     def __init__(self, rank, ports):
         import numpy as np

@@ -1,21 +1,21 @@
-"""How fast the rows of a Spark DataFrame reach TensorFlow on two workers: ours and other ways, side by side.
+"""Measures how fast the rows of a Spark DataFrame reach TensorFlow on two workers: ours and other systems.
 
     .venv/bin/python benchmarks/data.py
     .venv/bin/python benchmarks/data.py --systems ours --data tabular --rows 500000 1000000 4000000
 
-Two data sets, ``tabular`` (20 float32 columns and an int64 label, 88 bytes a row) and ``images`` (an array of 784
-float32 and a label, 3,144 bytes), both read by Spark from Parquet of eight equal files. Each system reads them in a
-driver process of its own: once cold, with workers that have to start, and then warm. Measured in the workers:
+Two data sets, ``tabular`` (20 float32 columns and an int64 label, 88 bytes per row) and ``images`` (an array of 784
+float32 and a label, 3,144 bytes), both read by Spark from eight equal Parquet files. Each system reads them in a
+separate driver process: first cold, with workers that have to start, and then warm. Measured in the workers:
 
-- first: seconds from the call to the end of the first epoch, the hand-off of all rows included.
-- later: rows a second in shuffled epochs after that, in batches of 1,024 on each of two workers, without a model.
+- first: seconds from the call to the end of the first epoch, including the hand-off of all rows.
+- later: rows per second in later, shuffled epochs, in batches of 1,024 on each of two workers, without a model.
 - memory of a worker: anonymous memory before the first batch and at its peak, and the peak of all resident memory,
-  which has mapped files in it that Linux takes back when it needs to.
+  which includes mapped files that Linux can reclaim.
 
-Cold workers of ours come with the fork server's start and the import of TensorFlow; cold workers of the others import
-it, too, while Spark hands off. ``floor`` is what Spark itself takes: a barrier job of two tasks that read the rows as
-Arrow and drop them. Slow systems get fewer rows. Petastorm comes from PyPI into an environment of its own, with
-the newest pyarrow that it works with; the others are in peers.py.
+Ours, cold, includes starting the fork server and importing TensorFlow; the others also import it when cold, while Spark
+hands off the rows. ``floor`` is Spark alone: a barrier job of two tasks that read the rows as Arrow and drop them. Slow
+systems get fewer rows. Petastorm is installed from PyPI into a separate environment, with the newest compatible
+pyarrow; the others are in peers.py.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import time
 import venv
 from pathlib import Path
 
-from drivers import tell, told
+from drivers import parse_result, print_result
 from peers import BATCH, PEERS, WORKERS
 
 HERE = Path(__file__).parent
@@ -58,7 +58,7 @@ def main():
     parser.add_argument("--data", nargs="+", default=list(BYTES), choices=list(BYTES))
     parser.add_argument("--rows", type=int, nargs="+", help="default: 1,000,000 and 60,000")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3, help="warm runs of each driver process")
+    parser.add_argument("--repeats", type=int, default=3, help="warm runs per driver process")
     parser.add_argument("--rounds", type=int, default=1, help="driver processes for each system, in turn")
     parser.add_argument("--timeout", type=int, default=600, help="seconds for each driver process")
     parser.add_argument("--as", dest="role", help=argparse.SUPPRESS)
@@ -93,7 +93,7 @@ def compare(options):
 
 
 def call(role, data, rows, options):
-    """What one driver process measured, its cold run first; or what went wrong in it, as a text."""
+    """Return the measurements of one driver process, the cold run first; or the failure as a string."""
     path = os.pathsep.join([str(HERE), *([] if role == "petastorm" else [str(HERE.parent / "src")])])
     env = {
         **os.environ,
@@ -101,10 +101,10 @@ def call(role, data, rows, options):
         "PYSPARK_PYTHON": python(role),
         "SPARK_LOCAL_IP": "127.0.0.1",
         "TF_CPP_MIN_LOG_LEVEL": "2",
-        "PYTHONWARNINGS": "ignore",  # petastorm warns with each batch
+        "PYTHONWARNINGS": "ignore",  # petastorm warns for every batch
     }
     command = [python(role), __file__, "--as", role, "--data", data, "--rows", str(rows)]
-    # The output goes to a file: a pipe would be held open by whatever outlives the driver.
+    # The output goes to a file: a pipe would be held open by any process that outlives the driver.
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             [*command, "--epochs", str(options.epochs), "--repeats", str(options.repeats)],
@@ -118,10 +118,10 @@ def call(role, data, rows, options):
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            return f"not done after {options.timeout} s"
+            return f"not finished after {options.timeout} s"
         output.seek(0)
         text = output.read()
-    if (found := told(text)) is not None:
+    if (found := parse_result(text)) is not None:
         return found
     print(text[-4000:], file=sys.stderr)
     return f"failed with exit code {process.returncode}"
@@ -162,15 +162,15 @@ def write_source(data, rows):
         df = ids.select(image.alias("image"), label)
     df.write.mode("overwrite").parquet(f"{source(data, rows)}.part")
     Path(f"{source(data, rows)}.part").rename(source(data, rows))
-    tell("written")
+    print_result("written")
 
 
 def drive(system, data, rows, epochs, repeats):
-    """The driver process of one system."""
+    """Run the driver process of one system."""
     spark = session()
     spark.sparkContext.setLogLevel("ERROR")
     df = spark.read.parquet(str(source(data, rows)))
-    df.write.format("noop").mode("overwrite").save()  # so that the source's first reading is nobody's
+    df.write.format("noop").mode("overwrite").save()  # so that no system pays for the first read of the source
     peer = PEERS[system]() if system in PEERS else None
     spark.range(0, WORKERS, 1, WORKERS).mapInArrow(warm(peer), "value long").collect()
     runs = []
@@ -181,7 +181,7 @@ def drive(system, data, rows, epochs, repeats):
             runs.append(run_ours(spark, df, epochs))
         else:
             runs.append(run_peer(system, peer, df, data, epochs, kind))
-    tell(runs)
+    print_result(runs)
     spark.stop()
 
 
@@ -218,7 +218,7 @@ def run_ours(spark, df, epochs):
     runner = MirroredStrategyRunner(num_slots=WORKERS, use_gpu=False, spark=spark, progress=False)
     started = time.time()
     measured = runner.run(train, data=df, features=features if len(features) > 1 else features[0], epochs=epochs)
-    # Those of rank 0; both workers have the same number of rows.
+    # Rank 0's; both workers have the same number of rows.
     return result([{**measured, "rows": [WORKERS * rows for rows in measured["rows"]]}], started)
 
 
@@ -260,7 +260,7 @@ def answer(worker):
 
 
 def work(system, rank, folder, epochs):
-    """A worker process of a peer."""
+    """Run a worker process of a peer."""
     peer = PEERS[system]()
     peer.start(folder, rank)
     import tensorflow as tf
@@ -272,7 +272,7 @@ def work(system, rank, folder, epochs):
 
 
 def walk(batches, epochs):
-    """Read all epochs; the time at which each begins and ends, its rows, and what memory the process took."""
+    """Read all epochs; return when each began and ended, its rows, and the memory of the process."""
     import tensorflow as tf
 
     def memory(*names):
@@ -304,7 +304,7 @@ def walk(batches, epochs):
 
 
 def result(parts, started):
-    """Of all workers together: an epoch is over when the slowest is done, and it is the largest whose memory counts."""
+    """Combine all workers: an epoch ends with the slowest worker, and the largest memory counts."""
     epochs = range(len(parts[0]["ends"]))
     seconds = [max(p["ends"][epoch] - p["starts"][epoch] for p in parts) for epoch in epochs]
     rows = [sum(p["rows"][epoch] for p in parts) for epoch in epochs]
@@ -314,7 +314,9 @@ def result(parts, started):
 
 
 def show(data, measured):
-    print(f"\n{data}, {BYTES[data]} bytes a row, {WORKERS} workers on {os.cpu_count()} cores; medians, ratios to ours")
+    print(
+        f"\n{data}, {BYTES[data]} bytes per row, {WORKERS} workers on {os.cpu_count()} cores; medians, ratios to ours"
+    )
     print(f"  {'':9} {'rows':>9} {'cold s':>7} {'first s':>8} {'rows/s':>9} {'MB/s':>6} {'':>7}", end="")
     print(f" {'later rows/s':>13} {'MB/s':>6} {'':>7}   anonymous MB: before, peak   resident MB, peak")
     rates = {key: rates_of(key[1], results) for key, results in measured.items()}
@@ -338,7 +340,7 @@ def show(data, measured):
 
 
 def rates_of(rows, results):
-    """The medians over all runs of all rounds that did not fail; None where all did."""
+    """Return the medians over all successful runs of all rounds; None if all failed."""
     good = [runs for runs in results if isinstance(runs, list)]
     if not good:
         return None

@@ -1,11 +1,11 @@
-"""What it costs to start: ``run(lambda: 1)``, first and repeated, ours and 1.0.0 side by side.
+"""Measures start-up time: ``run(lambda: 1)``, first and repeated, with ours and 1.0.0.
 
     .venv/bin/python benchmarks/launch.py --slots 2 8 --rounds 3
 
-Each round starts one driver process per system, in turn, so that a machine whose speed changes changes for all. In it:
-a Spark session with one warm-up job (so that Spark's own start is nobody's), then the first run, then repeated ones.
-``floor`` is the same barrier job without TensorFlow: what Spark itself takes. 1.0.0 is installed from PyPI into a
-folder of its own and runs with tf_keras, on the same Python, PySpark and TensorFlow.
+Each round starts one driver process per system, in turn, so that a change in the machine's speed affects all of
+them. Each process starts a Spark session and runs one warm-up job (which excludes Spark's own start-up), the first run,
+and the repeated runs. ``floor`` is the same barrier job without TensorFlow. 1.0.0 is installed from PyPI into a
+separate folder and runs with tf_keras, on the same Python, PySpark and TensorFlow.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from drivers import install_peer, measure, tell
+from drivers import install_peer, measure, print_result
 
 SYSTEMS = ("ours", "cold", "1.0.0", "floor")
 
@@ -26,7 +26,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slots", type=int, nargs="+", default=[2])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=4, help="runs after the first, in each round")
+    parser.add_argument("--repeats", type=int, default=4, help="runs after the first, per round")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     parser.add_argument("--as", dest="role", choices=SYSTEMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -47,7 +47,7 @@ def main():
 
 
 def drive(system, slots, repeats):
-    """The driver process of one system; seconds of its first and its further runs."""
+    """Run the driver process of one system; report the seconds of its first and repeated runs."""
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.master(f"local[{slots}]").config("spark.ui.enabled", "false")
@@ -65,7 +65,7 @@ def drive(system, slots, repeats):
     def barrier_job():
         spark.range(0, slots, 1, slots).mapInArrow(bare, "value long", barrier=True).collect()
 
-    barrier_job()  # Spark's own start, its Python workers included
+    barrier_job()  # excludes the start of Spark and its Python workers
     if system == "floor":
         run = barrier_job
     else:
@@ -82,12 +82,12 @@ def drive(system, slots, repeats):
         run()
         seconds.append(round(time.perf_counter() - started, 3))
         time.sleep(0.3)
-    tell({"first": seconds[0], "repeated": seconds[1:], "rss": resident()})
+    print_result({"first": seconds[0], "repeated": seconds[1:], "rss": resident()})
     spark.stop()
 
 
 def resident():
-    """Proportional set size of all Python processes below this driver, in MB: what stays between runs."""
+    """Return the proportional set size of this driver's Python descendants in MB: the memory kept between runs."""
     total = 0
     for pid in descendants(os.getpid()):
         try:
@@ -100,7 +100,7 @@ def resident():
 
 
 def descendants(pid):
-    """All processes started by ``pid``, directly or not, and those that started a session of their own among them."""
+    """Return all descendants of ``pid``, including those in sessions of their own."""
     listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.split()
     pairs = list(zip(map(int, listing[::2]), map(int, listing[1::2]), strict=True))
     found, grown = {pid}, True
@@ -111,7 +111,7 @@ def descendants(pid):
 
 
 def show(slots, measured):
-    print(f"\n{slots} slots on {os.cpu_count()} cores; seconds, median (least to most); ratio to 1.0.0")
+    print(f"\n{slots} slots on {os.cpu_count()} cores; seconds, median (minimum to maximum); ratio to 1.0.0")
     base = measured.get("1.0.0")
     for system, numbers in measured.items():
         cells = []

@@ -1,8 +1,8 @@
-"""Other ways for a Spark DataFrame to get into tf.data: what data.py compares with.
+"""Other ways to get a Spark DataFrame into tf.data, which data.py compares with ours.
 
-Each has two halves. ``hand_off`` runs in the driver and uses Spark; what it returns goes to the worker processes as
-JSON. ``batches`` runs in those and gives the batches of an epoch: pairs of features, ``[rows, width]``, and labels.
-Where there was a choice, it is the faster one of those tried.
+Each has two halves. ``hand_off`` runs in the driver and uses Spark; its result is sent to the worker processes as
+JSON. ``batches`` runs in the workers and yields the batches of an epoch: pairs of features, ``[rows, width]``, and
+labels. Where there were alternatives, the fastest one is used.
 """
 
 import pickle
@@ -12,25 +12,25 @@ from pathlib import Path
 
 WORKERS = 2
 BATCH = 1024
-# Rows among which a streaming system shuffles; ours and ``memory`` shuffle among all of a worker's.
+# Size of the shuffle buffer of streaming systems; ours and ``memory`` shuffle all rows of a worker.
 POOL = 16 * BATCH
 
 
 class Peer:
-    """What a system may do besides ``hand_off`` and ``batches``."""
+    """Optional methods of a system, besides ``hand_off`` and ``batches``."""
 
     def warm_up(self):
-        """In Spark's Python workers, before anything is measured: import what the hand-off uses."""
+        """Import in Spark's Python workers what the hand-off uses; not measured."""
 
     def start(self, folder, rank):
-        """In a worker process, before it imports TensorFlow."""
+        """Runs in a worker process before it imports TensorFlow."""
 
     def feed(self, df, folder, epochs):
-        """In the driver, while the workers read."""
+        """Runs in the driver while the workers read."""
 
 
 class Parquet(Peer):
-    """Spark writes Parquet, and pyarrow reads it anew in each epoch, shuffled in pools."""
+    """Spark writes Parquet, and pyarrow reads it again in each epoch, shuffled in buffers."""
 
     def hand_off(self, df, width, folder):
         df.write.parquet(f"{folder}/parquet")
@@ -77,7 +77,7 @@ class Memory(Parquet):
         if self._kept is None:
             source = pyarrow.dataset.dataset(handed["files"][rank::WORKERS])
             features, labels = zip(*[numbers(batch) for batch in source.to_batches()], strict=True)
-            # Variables: a dataset's function would have constants copied into its graph.
+            # Variables: a dataset's function would copy constants into its graph.
             self._kept = tf.Variable(np.concatenate(features)), tf.Variable(np.concatenate(labels))
         features, labels = self._kept
         order = tf.data.Dataset.from_tensor_slices(tf.random.shuffle(tf.range(labels.shape[0]), seed=epoch))
@@ -85,7 +85,7 @@ class Memory(Parquet):
 
 
 class TFRecord(Peer):
-    """Spark's Python workers write TFRecords, which tf.data reads and parses anew in each epoch."""
+    """Spark's Python workers write TFRecords, which tf.data reads and parses again in each epoch."""
 
     def warm_up(self):
         import tensorflow  # noqa: F401
@@ -127,7 +127,7 @@ class TFRecord(Peer):
 
 
 class Petastorm(Peer):
-    """Petastorm's converter writes Parquet, and its reader gives rows of it. It runs in an environment of its own."""
+    """Petastorm's converter writes Parquet, and its reader yields the rows. It runs in a separate environment."""
 
     def hand_off(self, df, width, folder):
         from petastorm.spark import SparkDatasetConverter, make_spark_converter
@@ -153,7 +153,7 @@ class Petastorm(Peer):
 
 
 class RowQueue(Peer):
-    """Spark's Python workers put row after row into a queue of the worker's, as TensorFlowOnSpark does it."""
+    """Spark's Python workers put rows one by one into the worker's queue, as TensorFlowOnSpark does."""
 
     def start(self, folder, rank):
         self._manager = QueueManager(address=f"{folder}/queue-{rank}", authkey=b"benchmark")
@@ -211,7 +211,8 @@ def signature(*shape):
 
 
 def numbers(batch):
-    """Features and labels of an Arrow batch, as arrays: of one array column or of many plain ones, the label last."""
+    """Return features and labels of an Arrow batch as arrays. The features are one array column or many plain ones; the
+    label is last."""
     import numpy as np
 
     columns = batch.columns

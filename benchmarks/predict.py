@@ -1,17 +1,17 @@
-"""Batch inference, ours and PySpark's side by side: rows a second, on local[2].
+"""Measures batch inference with ours and with PySpark: rows per second, on local[2].
 
     .venv/bin/python benchmarks/predict.py --rounds 3
 
-Each round starts one driver process per system and model, in turn, so that a machine whose speed changes changes for
-all. In it: a Spark session, a cached DataFrame of two partitions, one warm-up job without TensorFlow; then the first
-prediction of all rows (``cold``: import of TensorFlow and loading of the model in both Python workers), then repeated
-ones (``warm``). Predictions go to Spark's noop sink. ``cpu`` is the processor time that the JVM and the Python workers
-took for the warm ones, which other programs on the machine change little.
+Each round starts one driver process per system and model, in turn, so that a change in the machine's speed
+affects all of them. Each process starts a Spark session, caches a DataFrame of two partitions, and runs one warm-up job
+without TensorFlow; then the first prediction of all rows (``cold``, which includes importing TensorFlow and loading the
+model in both Python workers) and repeated ones (``warm``). Predictions go to Spark's noop sink. ``cpu`` is the
+processor time of the JVM and the Python workers for the warm ones, which other programs hardly affect.
 
 ``ours``: ``predict``. ``udf``: ``predict_udf`` on the same columns. ``batch best``: ``pyspark.ml.functions.
-predict_batch_udf`` with a tf.function, batches as large as Spark's, one thread a task. ``batch docs``: the same in the
-pattern of Spark's documentation, ``model.predict`` in batches of 100. ``pandas``: a pandas UDF that calls
-``model.predict`` once an Arrow batch. ``floor``: an Arrow function that returns its first argument: Spark's own part.
+predict_batch_udf`` with a tf.function, batches as large as Spark's, one thread per task. ``batch docs``: the same as in
+Spark's documentation, ``model.predict`` in batches of 100. ``pandas``: a pandas UDF that calls
+``model.predict`` once per Arrow batch. ``floor``: Spark alone, with an Arrow function that returns its first argument.
 
 Models: ``dense``, 20 float columns, 20-64-64-1. ``cnn``, an array of 784 floats as 28x28x1, 10 classes.
 """
@@ -27,18 +27,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from drivers import measure, tell
+from drivers import measure, print_result
 from launch import descendants
 
 SYSTEMS = ("ours", "udf", "batch best", "batch docs", "pandas", "floor")
-# Rows of a job; fewer where a row takes a hundred times longer.
+# Rows per job; fewer for systems that take a hundred times longer per row.
 ROWS = {"dense": {"batch docs": 40_000, "": 2_000_000}, "cnn": {"batch docs": 10_000, "": 60_000}}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3, help="predictions after the first, in each round")
+    parser.add_argument("--repeats", type=int, default=3, help="predictions after the first, per round")
     parser.add_argument("--models", nargs="+", default=["dense", "cnn"], choices=list(ROWS))
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     parser.add_argument("--batch-size", type=int, default=4096, help="ours")
@@ -61,7 +61,7 @@ def main():
 
 
 def drive(system, model, repeats, batch_size):
-    """The driver process of one system: seconds of its first prediction, rows a second of the others."""
+    """Run the driver process of one system; report seconds of the first prediction, rows per second of the others."""
     from pyspark.sql import SparkSession
     from pyspark.sql import functions as F
 
@@ -80,7 +80,7 @@ def drive(system, model, repeats, batch_size):
         df = rows_df.select("id", pixels.alias("image"))
     df = df.cache()
     df.count()
-    drain(df.withColumn("prediction", floor_udf()(*columns)))  # Spark's own start, its Python workers included
+    drain(df.withColumn("prediction", floor_udf()(*columns)))  # excludes the start of Spark and its Python workers
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/model.keras"
         subprocess.run([sys.executable, "-c", SAVE[model], path], check=True, capture_output=True)
@@ -95,7 +95,7 @@ def drive(system, model, repeats, batch_size):
             drain(made)
             warm.append(round(rows / (time.perf_counter() - started)))
         used = (cpu_seconds() - used) / (repeats * rows / 1e6)
-    tell({"cold": round(cold, 2), "warm": warm, "cpu": round(used, 2)})
+    print_result({"cold": round(cold, 2), "warm": warm, "cpu": round(used, 2)})
     spark.stop()
 
 
@@ -116,7 +116,7 @@ keras.Sequential(layers).save(sys.argv[1])
 
 
 def cpu_seconds():
-    """Processor time of all processes below this driver so far."""
+    """Return the processor time of this driver's descendants so far."""
     ticks = 0
     for pid in descendants(os.getpid()):
         try:
@@ -132,7 +132,7 @@ def drain(df):
 
 
 def maker(system, model, path, columns, batch_size):
-    """A function from the DataFrame to the one with predictions."""
+    """Return a function that adds predictions to the DataFrame."""
     kind = "float" if model == "dense" else "array<float>"
     shape = [20] if model == "dense" else [28, 28, 1]
     if system == "ours":
@@ -154,7 +154,7 @@ def maker(system, model, path, columns, batch_size):
         from pyspark.sql import functions as F
 
         function = batch_udf(path, shape, kind, best=system == "batch best")
-        if model == "dense":  # one struct: to_numpy gives the tensor; an array would be put together row by row
+        if model == "dense":  # one struct: to_numpy gives the tensor; an array would be built row by row
             return lambda df: df.withColumn("prediction", function(F.struct(*columns)))
     return lambda df: df.withColumn("prediction", function(*columns))
 
@@ -227,7 +227,7 @@ def pandas_udf(path, shape, kind):
 
 
 def show(model, measured):
-    print(f"\n{model}, local[2] on {os.cpu_count()} cores; median (least to most); ours to this one")
+    print(f"\n{model}, local[2] on {os.cpu_count()} cores; median (minimum to maximum); ratio of ours to this one")
     ours = measured.get("ours")
     for system, numbers in measured.items():
         warm, cold = statistics.median(numbers["warm"]), statistics.median(numbers["cold"])

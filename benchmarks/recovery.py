@@ -1,15 +1,15 @@
-"""How long a run takes to go on after a fault, and what checkpoints cost.
+"""Measures the recovery time after a fault, and the cost of checkpoints.
 
     .venv/bin/python benchmarks/recovery.py --what recovery   # as root: three hosts, see scripts/cluster
     .venv/bin/python benchmarks/recovery.py --what cost
 
-recovery: seconds from a fault to the first step after it, where all workers have made one; and beside it, in the same
-driver, the seconds from a call of ``run`` to the first step, cold (new executors, TensorFlow to be imported) and warm.
-The faults are done by rank 1 to itself: its trainer is killed, its Python worker with it, or the JVM of its executor.
+recovery: seconds from a fault until all workers have completed a step; and for comparison, in the same driver, seconds
+from a call of ``run`` to the first step, cold (new executors, which must import TensorFlow) and warm. Rank 1 injects
+the faults into itself: it kills its trainer, its Python worker, or the JVM of its executor.
 
-cost: seconds of a step with checkpoints and without, two workers in local mode, in turn. ``cnn`` is a small CNN (0.32 M
-parameters), ``dense`` has 24 M, so that a checkpoint with Adam's moments is 285 MB. Checkpoints every 30 seconds are
-the default; every 10 seconds shows what one costs.
+cost: seconds per step with and without checkpoints, in turn, with two workers on a local master. ``cnn`` is a small CNN
+(0.32 M parameters), ``dense`` has 24 M, so that a checkpoint with Adam's moments is 285 MB. Checkpoints every 30
+seconds are the default; every 10 seconds shows what one costs.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", choices=("recovery", "cost"), nargs="+", default=["recovery", "cost"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=70, help="of training for each measurement of cost")
+    parser.add_argument("--seconds", type=float, default=70, help="of training per measurement of cost")
     parser.add_argument("--models", choices=("cnn", "dense"), nargs="+", default=["cnn", "dense"])
     parser.add_argument("--as", dest="role", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -61,7 +61,7 @@ def recovery(options):
             hosts.command(0, *command), env=environment, stdout=subprocess.PIPE, text=True, check=True
         )
     measured = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    print("seconds until all three workers have made a step; median (least to most)")
+    print("seconds until all three workers have completed a step; median (minimum to maximum)")
     for name in ("cold start", "warm start", *(f"after the {fault} was killed" for fault in FAULTS)):
         values = sorted(each["seconds"] for each in measured if each["name"] == name)
         print(f"  {name:36s} {statistics.median(values):6.1f} ({values[0]:.1f} to {values[-1]:.1f})")
@@ -86,7 +86,7 @@ def drive_faults(rounds):
         session.sparkContext.setLogLevel("ERROR")
         return session
 
-    def tell(name, seconds):
+    def record(name, seconds):
         print("RESULT " + json.dumps({"name": name, "seconds": seconds}), flush=True)
 
     for _ in range(rounds):
@@ -94,7 +94,7 @@ def drive_faults(rounds):
         for name in ("cold start", "warm start"):
             started = time.time()
             runner = MirroredStrategyRunner(num_slots=3, use_gpu=False, spark=spark, log_to_driver=False)
-            tell(name, runner.run(faulty_training(), fault=None)["first"] - started)
+            record(name, runner.run(faulty_training(), fault=None)["first"] - started)
         for fault in FAULTS:
             runner = MirroredStrategyRunner(
                 num_slots=3, use_gpu=False, spark=spark, max_restarts=1, checkpoint_every="5 steps", log_to_driver=False
@@ -102,7 +102,7 @@ def drive_faults(rounds):
             with tempfile.TemporaryDirectory() as folder:
                 note = f"{folder}/killed"
                 first = runner.run(faulty_training(), fault=fault, note=note)["first"]
-                tell(f"after the {fault} was killed", first - float(Path(note).read_text()))
+                record(f"after the {fault} was killed", first - float(Path(note).read_text()))
         spark.stop()
 
 
@@ -121,7 +121,7 @@ def faulty_training():
         seen = []
 
         def of_this_host(text):
-            """Processes with this text in their command line, and their parents."""
+            """Return the processes whose command line contains this text, and their parents."""
             found, own = {}, os.readlink("/proc/self/ns/net")
             for pid in filter(str.isdigit, os.listdir("/proc")):
                 try:
@@ -157,7 +157,7 @@ def faulty_training():
         model.compile("adam", "mse")
         rows = np.zeros((960, 64), "float32"), np.zeros((960, 10), "float32")
         model.fit(*rows, batch_size=96, epochs=4, shuffle=False, callbacks=[Watch()])
-        return {"first": seen[0]}  # a step ends when all workers have made it
+        return {"first": seen[0]}  # a step ends when all workers have completed it
 
     return train
 
@@ -188,7 +188,7 @@ def cost(options):
                 )
                 steps[way].append(runner.run(steady_training(), kind=model, seconds=options.seconds))
                 commits[way] += len(runner.report.attempts[-1].checkpoints)
-        print(f"{model}: milliseconds a step, two workers on {os.cpu_count()} cores, {options.rounds} rounds in turn")
+        print(f"{model}: milliseconds per step, two workers on {os.cpu_count()} cores, {options.rounds} rounds in turn")
         for way in ways:
             mean = statistics.mean(steps[way])
             ratio = mean / statistics.mean(steps["none"])
@@ -228,7 +228,7 @@ def steady_training():
                 self.times.append(time.time())
 
             def seconds(self):
-                """Between two steps, after the first ones: neither a start nor an end is in it."""
+                """Return the seconds between steps, excluding the first ones and the end."""
                 return self.times[-1] - self.times[3]
 
         watch = Watch()

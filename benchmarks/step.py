@@ -1,18 +1,17 @@
-"""What a step of ``fit`` costs: one process, workers started by hand, 1.0.0 on Spark, and ours.
+"""Measures a step of ``fit``: one process, workers started by hand, 1.0.0 on Spark, and ours.
 
     .venv/bin/python benchmarks/step.py --workers 2 4 --rounds 3
 
-In each round every system trains every model for some epochs, in turn, so that a machine whose speed changes changes
-for all; the first epoch, in which the step is traced, is left out. All systems have the same arrays, global batch,
-optimizer and callbacks, and the function is the one that a user would write; the loss of the last epoch is compared,
-too.
+In each round every system trains every model for some epochs, in turn, so that a change in the machine's speed
+affects all of them; the first epoch, in which the step is traced, is excluded. All systems use the same arrays, global
+batch, optimizer and callbacks, and the function that a user would write; the loss of the last epoch is compared, too.
 
 - ``one``: one process with all cores, Keras 3.
-- ``apart``: as many processes as workers, each with its part of the batch and its share of the cores, that have nothing
-  to do with each other: what the computation takes where nothing is summed. Its loss is that of a part.
-- ``hand``: MultiWorkerMirroredStrategy by TF_CONFIG and plain processes, Keras 3 with its two faults patched that keep
-  ``fit`` from running at all.
-- ``hand-tf_keras``: the same with tf_keras, where nothing has to be patched.
+- ``apart``: as many independent processes as workers, each with its part of the batch and of the cores: the cost of the
+  computation without communication. Its loss is the loss of one part.
+- ``hand``: MultiWorkerMirroredStrategy with TF_CONFIG and plain processes; Keras 3, with patches for the two faults
+  that keep ``fit`` from running at all.
+- ``hand-tf_keras``: the same with tf_keras, which needs no patches.
 - ``1.0.0``: spark-tensorflow-distributor 1.0.0 from PyPI on Spark, with tf_keras.
 - ``ours``: this library on Spark, Keras 3; ``ours-tf_keras``: with tf_keras.
 """
@@ -27,7 +26,7 @@ import subprocess
 import sys
 import time
 
-from drivers import install_peer, measure, tell
+from drivers import install_peer, measure, print_result
 
 SYSTEMS = ("one", "apart", "hand", "hand-tf_keras", "1.0.0", "ours", "ours-tf_keras")
 MODELS = ("cnn", "wide", "dense", "lstm")
@@ -35,7 +34,7 @@ BATCH = 256
 
 
 def train(model_name, steps, epochs, batch=256):
-    """The user's function; nested imports, as it travels."""
+    """The user's function; it imports inside because it is pickled."""
     import time
 
     import numpy as np
@@ -92,7 +91,7 @@ def main():
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=0, help="of an epoch; default: about two seconds' worth")
+    parser.add_argument("--steps", type=int, default=0, help="per epoch; default: about two seconds' worth")
     parser.add_argument("--as", dest="role", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -115,7 +114,7 @@ def main():
 
 
 def measure_one(system, model, workers, options):
-    """Milliseconds a step in each epoch, and the last loss."""
+    """Return the milliseconds per step of each epoch, and the last loss."""
     steps = options.steps or {"cnn": 60, "wide": 100, "dense": 6, "lstm": 40}[model]
     env = {"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
     if system.endswith("tf_keras"):
@@ -125,7 +124,7 @@ def measure_one(system, model, workers, options):
 
 
 def drive(options):
-    """The driver process of one system."""
+    """Run the driver process of one system."""
     system, model, workers = options.role, options.models[0], options.workers[0]
     if options.rank is not None:
         result = worker_apart(model, options) if system == "apart" else worker_by_hand(model, options)
@@ -144,11 +143,11 @@ def drive(options):
         runner = MirroredStrategyRunner(num_slots=workers, use_gpu=False)
         result = runner.run(train, model_name=model, steps=options.steps, epochs=options.epochs)
         spark.stop()
-    tell(result)
+    print_result(result)
 
 
 def start_workers(workers):
-    """Start a process for each worker; rank 0 prints what was measured."""
+    """Start a process per worker; rank 0 prints the measurements."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(workers)]
         for each in sockets:
@@ -185,12 +184,12 @@ def worker_by_hand(model, options):
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     with strategy.scope():
         result = train(model, options.steps, options.epochs)
-    tell(result)
+    print_result(result)
     os._exit(0)
 
 
 def mend_by_hand(tf):
-    """What a user would have to write so that Keras 3 runs at all."""
+    """Apply the patches without which Keras 3 does not run at all."""
     from keras.src.backend.tensorflow import trainer
 
     build, reduce_per_replica = trainer.TensorFlowTrainer._maybe_symbolic_build, trainer.reduce_per_replica
@@ -212,7 +211,9 @@ def mend_by_hand(tf):
 
 
 def show(model, workers, measured, losses):
-    print(f"\n{model}, {workers} workers, batch {BATCH}, {os.cpu_count()} cores; ms a step, median (least to most)")
+    print(
+        f"\n{model}, {workers} workers, batch {BATCH}, {os.cpu_count()} cores; ms per step, median (minimum to maximum)"
+    )
     base = {name: statistics.median(times) for name, times in measured.items()}
     for system, times in measured.items():
         ratios = [

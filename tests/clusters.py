@@ -20,7 +20,7 @@ class StandaloneCluster:
 
     Args:
         folder: logs and work directories.
-        worker_conf: settings of the workers (GPU resources above all).
+        worker_conf: settings of the workers (mainly GPU resources).
     """
 
     def __init__(self, folder, worker_conf=None):
@@ -81,7 +81,7 @@ class StandaloneCluster:
         return driver
 
     def close(self):
-        for driver in self._drivers:  # one that a failed test has left
+        for driver in self._drivers:  # any that a failed test has left
             if driver.poll() is None:
                 driver.kill()
                 driver.communicate()

@@ -1,4 +1,4 @@
-"""What all tests share: one Spark session for the process, and a watch over what a test leaves behind."""
+"""Fixtures of all tests: one Spark session per process, and a check of what each test leaves behind."""
 
 import importlib.metadata
 import os
@@ -9,17 +9,17 @@ import threading
 
 import pytest
 
-# Tests kill processes that have no time to tidy up, JVMs above all. In /tmp itself that would stay for good.
+# Tests kill processes, mainly JVMs, before they can clean up. In /tmp itself their files would stay forever.
 os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="stfd-tests-")
 tempfile.tempdir = None
 # Workers write what they would write at a user's.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-from helpers import QUICK_JVM, wait_until  # noqa: E402 (it tells JVMs of this directory)
+from helpers import QUICK_JVM, wait_until  # noqa: E402 (it passes this directory to JVMs)
 
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
-# The machine's own name need not resolve, and nothing here is for other machines.
+# The machine's own name need not resolve, and nothing here is used from other machines.
 os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 # Of drivers, and of Spark's masters and workers.
 for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
@@ -27,7 +27,7 @@ for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
 
 
 def pytest_configure(config):
-    if importlib.metadata.version("pyspark").startswith("3."):  # it leaves its sockets to the garbage collector
+    if importlib.metadata.version("pyspark").startswith("3."):  # it leaves its sockets open until garbage collection
         config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
 
 
@@ -50,12 +50,12 @@ def pytest_runtest_logfinish(nodeid):
 
 
 def pytest_terminal_summary(terminalreporter):
-    for test in sorted(_running):  # in another process: an interruption shows no traceback of it
+    for test in sorted(_running):  # in another process, of which an interruption shows no traceback
         terminalreporter.write_line(f"STILL RUNNING {test}")
 
 
 def pytest_sessionfinish(session, exitstatus):
-    if exitstatus == pytest.ExitCode.OK:  # else there is something to look at
+    if exitstatus == pytest.ExitCode.OK:  # else keep the files for inspection
         shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
@@ -82,7 +82,7 @@ def nothing_left_behind():
     """A test must leave the environment, the working directory and our threads as they were."""
     environment, folder = dict(os.environ), os.getcwd()
     yield
-    own = "PYTEST_CURRENT_TEST"  # pytest's, and another by now
+    own = "PYTEST_CURRENT_TEST"  # set by pytest; its value has changed
     assert {**os.environ, own: ""} == {**environment, own: ""}
     assert os.getcwd() == folder
     assert wait_until(lambda: not [t.name for t in threading.enumerate() if t.name.startswith("spark-tensorflow-")])

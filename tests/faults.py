@@ -1,4 +1,4 @@
-"""A driver on a host of the test cluster, and what its workers tell; see ``programs/fault_driver.py``."""
+"""Controls a driver on a host of the test cluster, and reads its workers' events; see ``programs/fault_driver.py``."""
 
 import json
 import os
@@ -25,12 +25,12 @@ CONF = {
 
 OPTIONS = {"max_restarts": 2, "checkpoint_every": "5 steps"}
 
-# From one worker's end to that of the whole group, in seconds.
+# Time limit from the end of one worker to the end of the whole group, in seconds.
 GROUP_ENDS = 5
 
 
 class Driver:
-    """A driver program on host 0, which starts runs as it is told."""
+    """A driver program on host 0, which starts runs on request."""
 
     def __init__(self, hosts, *words):
         self.hosts, self._words = hosts, words or ("serve",)
@@ -42,7 +42,7 @@ class Driver:
         self.open()
 
     def open(self):
-        """Start it, if it does not run."""
+        """Start it, unless it is running."""
         if self.process is not None:
             return
         settings = {"spark.master": self.hosts.master, "spark.driver.host": self.hosts.address(0), **CONF}
@@ -67,43 +67,43 @@ class Driver:
                 self._results.put(json.loads(line[7:]))
 
     def start(self, events, rows=None, id=None, **kwargs):
-        """Begin a run; see ``order_of``."""
+        """Start a run; see ``order_of``."""
         self._count += 1
         order = order_of(id or f"run{self._count}", events, rows, **kwargs)
-        self._tell(order)
+        self._send(order)
         return order["id"]
 
-    def _tell(self, order):
+    def _send(self, order):
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
 
     def result(self, id, seconds=100):
-        """What a run came to, which takes half a minute, and on a busy machine some times that."""
+        """Wait for a run's outcome: half a minute, or several times that on a busy machine."""
         end = time.monotonic() + seconds
         while id not in self._kept:
             try:
-                told = self._results.get(timeout=max(0.1, end - time.monotonic()))
+                outcome = self._results.get(timeout=max(0.1, end - time.monotonic()))
             except queue.Empty:
                 raise AssertionError(f"{id} is not over after {seconds} s:\n{self.output()}") from None
-            self._kept[told.get("id")] = told
+            self._kept[outcome.get("id")] = outcome
         return self._kept.pop(id)
 
     def probe(self, slots, seconds=80):
-        """Slots that a job gets at once."""
+        """Return how many slots a job gets at once."""
         self._count += 1
-        self._tell({"id": f"probe{self._count}", "probe": slots})
+        self._send({"id": f"probe{self._count}", "probe": slots})
         return self.result(f"probe{self._count}", seconds)["slots"]
 
     def output(self, last=80):
         return "".join(self.lines[-last:])
 
     def kill(self):
-        """As a driver's host would: its Python and its JVM."""
+        """Kill its Python process and its JVM, as if its host had died."""
         self.hosts.kill_processes(0, "fault_driver")
         self.hosts.kill_processes(0, "SparkSubmit")
 
     def interrupt(self):
-        """Ctrl-C: all processes of the terminal get it."""
+        """Send Ctrl-C to all its processes, as a terminal does."""
         for pid, line in self.hosts.pids(0, "fault_driver").items():
             if line.startswith(sys.executable):
                 os.kill(pid, signal.SIGINT)
@@ -123,7 +123,7 @@ class Driver:
 
 
 def order_of(id, events, rows=None, **kwargs):
-    """What a driver is told of a run; ``kwargs`` of the runner and, by their names, of the training function."""
+    """Return the request for a run; ``kwargs`` are arguments of the runner or, by name, of the training function."""
     of_function = {"epochs", "watch", "pause", "faults", "value_kills", "dropout"}
     order = {
         "id": id,
@@ -136,7 +136,7 @@ def order_of(id, events, rows=None, **kwargs):
 
 
 def wait_for(events, name, seconds=120):
-    """The text of an event."""
+    """Wait for an event, and return its text."""
     path, end = events / name, time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > end:
@@ -151,7 +151,7 @@ def weights(events):
 
 
 def trainers(hosts):
-    """The processes that fork servers have forked."""
+    """Return the processes that fork servers have forked."""
     return {pid: host for host in (1, 2, 3) for pid in hosts.forked(host, "forkserver.main")}
 
 
@@ -164,17 +164,17 @@ def wait_until_free(hosts):
 
 
 def check_group_ends(events):
-    """All trainers of the first attempt end, wherever they are; the fault has just been."""
+    """Check that all trainers of the first attempt end soon after the fault."""
     pids = [int(wait_for(events, f"began-0-{rank}")) for rank in range(3)]
     assert wait_until(lambda: not any(map(is_running, pids)), GROUP_ENDS), [pid for pid in pids if is_running(pid)]
 
 
-def check_same(events, told, reference, **arguments):
-    """The run ended as if nothing had happened."""
-    assert "error" not in told, f"{told['message']}\n{told['traceback']}"
+def check_same(events, outcome, reference, **arguments):
+    """Check that the run ended as if nothing had happened."""
+    assert "error" not in outcome, f"{outcome['message']}\n{outcome['traceback']}"
     expected, history = reference(**arguments)
     for mine, theirs in zip(weights(events), expected, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
-    assert told["history"].keys() == history.keys()
+    assert outcome["history"].keys() == history.keys()
     for name, values in history.items():
-        np.testing.assert_allclose(told["history"][name], values, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(outcome["history"][name], values, atol=1e-4, err_msg=name)

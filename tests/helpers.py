@@ -1,4 +1,4 @@
-"""What tests of several folders use; importable on the workers, too (see ``WORKER_PATH``)."""
+"""Helpers for tests in several folders; importable on the workers, too (see ``WORKER_PATH``)."""
 
 import os
 import re
@@ -12,12 +12,12 @@ STUBS = str(_HERE / "stubs")
 # PYTHONPATH of workers that train with the stand-in for TensorFlow.
 WORKER_PATH = os.pathsep.join([STUBS, str(_HERE)])
 
-# Of Java: none of the JVMs lives long enough for its better compiler to pay, or its parallel collector.
+# Java options: no JVM here lives long enough to benefit from the optimising compiler or the parallel collector.
 QUICK_JVM = f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Djava.io.tmpdir={tempfile.gettempdir()}"
 
 
 class OwnError(Exception):
-    """An exception of the user's with arguments of its own."""
+    """A user's exception with constructor arguments."""
 
     def __init__(self, code, text):
         super().__init__(code, text)
@@ -25,7 +25,7 @@ class OwnError(Exception):
 
 
 def processes(pattern: str) -> dict[int, str]:
-    """The running processes, no zombies, in whose command line the regular expression is found."""
+    """Return the running processes, without zombies, whose command line matches the regular expression."""
     found = {}
     for line in subprocess.run(["ps", "-wweo", "pid=,stat=,args="], capture_output=True, text=True).stdout.splitlines():
         pid, state, args = line.split(None, 2)
@@ -35,7 +35,7 @@ def processes(pattern: str) -> dict[int, str]:
 
 
 def wait_until(condition, seconds: float = 10.0) -> bool:
-    """Whether ``condition()`` becomes true within ``seconds``."""
+    """Return whether ``condition()`` becomes true within ``seconds``."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -45,7 +45,7 @@ def wait_until(condition, seconds: float = 10.0) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process runs; a zombie does not."""
+    """Return whether the process is running; a zombie is not."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"

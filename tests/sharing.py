@@ -1,10 +1,10 @@
-"""How tests are dealt to several processes (``scripts/test -n 3``): which stay together, and in which order."""
+"""Distributes tests over several processes (``scripts/test -n 3``): which tests stay together, and in which order."""
 
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 # The two longest groups start first. The cluster tests mostly wait and the conformance tests keep the cores busy, so
-# tests without TensorFlow run beside them. Short groups come last: all processes then end at about the same time.
+# tests without TensorFlow run alongside them. Short groups come last: all processes then end at about the same time.
 _ORDER = (
     "tests/cluster/",
     "tests/training/conformance/",

@@ -54,9 +54,9 @@ def reference(shared_driver, tmp_path_factory):
         if key not in known:
             events = tmp_path_factory.mktemp("reference")
             options = {"max_restarts": 1, "checkpoint_every": "5 steps", "pause": 0, **arguments}
-            told = shared_driver.result(shared_driver.start(events, **options))
-            assert "error" not in told, told
-            known[key] = weights(events), told["history"]
+            outcome = shared_driver.result(shared_driver.start(events, **options))
+            assert "error" not in outcome, outcome
+            known[key] = weights(events), outcome["history"]
         return known[key]
 
     return look

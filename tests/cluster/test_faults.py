@@ -39,10 +39,10 @@ def test_a_process_is_killed(hosts, driver, events, reference, fault, rank):
     run = driver.start(events, **OPTIONS)
     fault(hosts, int(wait_for(events, f"step-0-{rank}")))
     check_group_ends(events)
-    told = driver.result(run)
-    check_same(events, told, reference)
+    outcome = driver.result(run)
+    check_same(events, outcome, reference)
     # Not more than one interval of five steps, and what was under way, is lost of the twenty.
-    resumed = told["attempts"][1]["resumed"][0]
+    resumed = outcome["attempts"][1]["resumed"][0]
     assert resumed["epoch"] * 14 + resumed["step"] >= 14
 
 
@@ -53,9 +53,9 @@ def test_a_host_dies_and_comes_back(hosts, driver, events, reference):
     check_group_ends(events)
     time.sleep(3)
     hosts.start_worker(host)
-    told = driver.result(run)
-    check_same(events, told, reference)
-    assert told["workers"] == 3
+    outcome = driver.result(run)
+    check_same(events, outcome, reference)
+    assert outcome["workers"] == 3
 
 
 def test_a_host_dies_for_good(hosts, driver, events, reference):
@@ -64,10 +64,10 @@ def test_a_host_dies_for_good(hosts, driver, events, reference):
     host = hosts.host_of(int(wait_for(events, "step-0-1")))
     hosts.kill_host(host)
     check_group_ends(events)
-    told = driver.result(run)
+    outcome = driver.result(run)
     hosts.start_worker(host)
-    check_same(events, told, reference, dropout=False)
-    assert told["workers"] == 2
+    check_same(events, outcome, reference, dropout=False)
+    assert outcome["workers"] == 2
 
 
 def test_a_link_is_down_for_good(hosts, driver, events, reference):
@@ -76,14 +76,14 @@ def test_a_link_is_down_for_good(hosts, driver, events, reference):
     host = hosts.host_of(int(wait_for(events, "step-0-1")))
     hosts.set_link(host, up=False)
     try:
-        told = driver.result(run)
+        outcome = driver.result(run)
     finally:
         hosts.kill_host(host)
         hosts.set_link(host, up=True)
         hosts.start_worker(host)
-    check_same(events, told, reference, dropout=False)
-    assert told["workers"] == 2
-    assert told["attempts"][0]["kinds"]["1"] == "lost"
+    check_same(events, outcome, reference, dropout=False)
+    assert outcome["workers"] == 2
+    assert outcome["attempts"][0]["kinds"]["1"] == "lost"
 
 
 def test_a_link_is_down_for_five_seconds(hosts, driver, events, reference):
@@ -92,16 +92,16 @@ def test_a_link_is_down_for_five_seconds(hosts, driver, events, reference):
     hosts.set_link(host, up=False)
     time.sleep(5)
     hosts.set_link(host, up=True)
-    told = driver.result(run)
-    check_same(events, told, reference)
-    assert len(told["attempts"]) == 1
+    outcome = driver.result(run)
+    check_same(events, outcome, reference)
+    assert len(outcome["attempts"]) == 1
 
 
 def test_a_poor_link(hosts, driver, events, reference):
     with hosts.poor_link(2, delay=0.1, loss=0.01):  # 200 ms for a round trip
-        told = driver.result(driver.start(events, **OPTIONS, epochs=1))
-    check_same(events, told, reference, epochs=1)
-    assert len(told["attempts"]) == 1
+        outcome = driver.result(driver.start(events, **OPTIONS, epochs=1))
+    check_same(events, outcome, reference, epochs=1)
+    assert len(outcome["attempts"]) == 1
 
 
 @pytest.mark.parametrize("stall_timeout", [4, None])
@@ -109,21 +109,21 @@ def test_a_trainer_is_stopped(driver, events, reference, stall_timeout):
     """TensorFlow notices it, too, when its heartbeats are missing for twenty seconds; not who it was."""
     run = driver.start(events, **OPTIONS, stall_timeout=stall_timeout)
     os.kill(int(wait_for(events, "step-0-1")), signal.SIGSTOP)
-    told = driver.result(run)
-    check_same(events, told, reference)
-    first = told["attempts"][0]
+    outcome = driver.result(run)
+    check_same(events, outcome, reference)
+    first = outcome["attempts"][0]
     assert (first["root"], first["kinds"]["1"]) == (1, "stalled")
 
 
 def test_a_rank_hangs(driver, events):
-    """Without restarts, for what the user is told."""
+    """Without restarts, for what the user is outcome."""
     run = driver.start(events, stall_timeout=6, faults=[{"rank": 2, "at": 20, "do": "hang"}])
-    told = driver.result(run)
-    assert told["error"] == "TrainingFailedError"
-    assert "Rank 2 is behind" in told["message"]
-    assert "it is at suffer (" in told["message"].split("Threads of rank 0")[0]
-    assert "Rank 0 is waiting for rank 2" in told["message"]
-    assert "Threads of rank 1" in told["message"]
+    outcome = driver.result(run)
+    assert outcome["error"] == "TrainingFailedError"
+    assert "Rank 2 is behind" in outcome["message"]
+    assert "it is at inject (" in outcome["message"].split("Threads of rank 0")[0]
+    assert "Rank 0 is waiting for rank 2" in outcome["message"]
+    assert "Threads of rank 1" in outcome["message"]
 
 
 @pytest.mark.parametrize(
@@ -133,20 +133,20 @@ def test_a_rank_fails_once(driver, events, reference, fault, kind):
     run = driver.start(events, **OPTIONS, faults=[{"rank": 1, "at": 20, "do": fault}])
     wait_for(events, "step-0-1")
     check_group_ends(events)
-    told = driver.result(run)
-    check_same(events, told, reference)
-    first = told["attempts"][0]
+    outcome = driver.result(run)
+    check_same(events, outcome, reference)
+    first = outcome["attempts"][0]
     assert first["root"] == 1
     assert first["kinds"]["1"] == kind
 
 
 def test_the_same_exception_at_the_same_step(driver, events):
     faults = [{"rank": 1, "at": 20, "do": "raise", "attempt": attempt} for attempt in range(3)]
-    told = driver.result(driver.start(events, **OPTIONS, faults=faults))
-    assert told["error"] == "TrainingFailedError"
-    assert "RuntimeError" in told["cause"]
-    assert len(told["attempts"]) == 2
-    assert "the same exception twice at the same step (epoch 2, after step 5)" in told["notes"][-1]
+    outcome = driver.result(driver.start(events, **OPTIONS, faults=faults))
+    assert outcome["error"] == "TrainingFailedError"
+    assert "RuntimeError" in outcome["cause"]
+    assert len(outcome["attempts"]) == 2
+    assert "the same exception twice at the same step (epoch 2, after step 5)" in outcome["notes"][-1]
 
 
 def test_the_disk_of_the_rows_is_full(hosts, driver, events):
@@ -155,18 +155,18 @@ def test_the_disk_of_the_rows_is_full(hosts, driver, events):
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     filler.write_bytes(bytes(free - (120 << 10)))
     try:
-        told = driver.result(driver.start(events, rows=0))
+        outcome = driver.result(driver.start(events, rows=0))
     finally:
         filler.unlink()
-    assert told["error"] in ("DataError", "ClusterError"), told["traceback"]
-    assert "spark.local.dir" in told["message"]
+    assert outcome["error"] in ("DataError", "ClusterError"), outcome["traceback"]
+    assert "spark.local.dir" in outcome["message"]
 
 
 def test_the_disk_of_the_checkpoints_is_full(hosts, driver, events, reference):
     small_disk = hosts.folder / "small"
-    told = driver.result(driver.start(events, **OPTIONS, checkpoint_dir=str(small_disk)))
-    check_same(events, told, reference)
-    (attempt,) = told["attempts"]
+    outcome = driver.result(driver.start(events, **OPTIONS, checkpoint_dir=str(small_disk)))
+    check_same(events, outcome, reference)
+    (attempt,) = outcome["attempts"]
     assert any("could not be written: OSError: [Errno 28]" in text for text in attempt["warnings"])
     # The first one is there still, and nothing half-written.
     assert sorted(os.listdir(small_disk)) == ["stfd-finished.json", "stfd-fit0-00000000.npz"]
@@ -176,18 +176,18 @@ def test_the_disk_of_the_checkpoints_is_full(hosts, driver, events, reference):
 def test_the_chief_dies_while_it_writes_a_checkpoint(driver, events, reference, tmp_path, place):
     where = {"checkpoint_dir": str(tmp_path / "checkpoints")} if place == "folder" else {}
     faults = [{"rank": 0, "at": 18, "do": "half a checkpoint"}]
-    told = driver.result(driver.start(events, **OPTIONS, **where, faults=faults))
-    check_same(events, told, reference)
-    resumed = told["attempts"][1]["resumed"][0]
+    outcome = driver.result(driver.start(events, **OPTIONS, **where, faults=faults))
+    check_same(events, outcome, reference)
+    resumed = outcome["attempts"][1]["resumed"][0]
     assert resumed["epoch"] * 14 + resumed["step"] >= 14
     if place == "folder":
         assert [name for name in os.listdir(tmp_path / "checkpoints") if name.startswith(".")] == []
 
 
 def test_the_chief_dies_while_it_returns_the_value(driver, events, reference):
-    told = driver.result(driver.start(events, **OPTIONS, value_kills=True))
-    check_same(events, told, reference)
-    assert told["attempts"][1]["resumed"][0]["epoch"] == 4
+    outcome = driver.result(driver.start(events, **OPTIONS, value_kills=True))
+    check_same(events, outcome, reference)
+    assert outcome["attempts"][1]["resumed"][0]["epoch"] == 4
 
 
 def test_a_host_dies_during_the_start(hosts, driver, events, reference):
@@ -203,18 +203,18 @@ def test_a_host_dies_while_it_is_given_rows(hosts, driver, events, tmp_path):
     expected = weights(events)
     run = driver.start(events, **options, rows=0.3)
     kill_executor(hosts, first_trainer(hosts))
-    told = driver.result(run)
-    check_same(events, told, lambda: (expected, whole["history"]))
-    assert len(told["attempts"]) == 2
+    outcome = driver.result(run)
+    check_same(events, outcome, lambda: (expected, whole["history"]))
+    assert len(outcome["attempts"]) == 2
 
 
 def test_a_second_fault_in_the_relaunch(hosts, driver, events, reference):
     run = driver.start(events, **OPTIONS)
     kill_executor(hosts, int(wait_for(events, "step-0-1")))
     kill_trainer(hosts, int(wait_for(events, "began-1-2")))
-    told = driver.result(run)
-    check_same(events, told, reference)
-    assert len(told["attempts"]) == 3
+    outcome = driver.result(run)
+    check_same(events, outcome, reference)
+    assert len(outcome["attempts"]) == 3
 
 
 def test_two_runs_at_once_of_which_one_fails(driver, events, reference, tmp_path):

@@ -38,10 +38,10 @@ def test_the_driver_dies_and_is_run_again(free_hosts, events, reference, tmp_pat
             damage(kept[-1])
         (events / "step-0-0").unlink()
     last = once(free_hosts, events, **options)
-    told = last.result("run")
+    outcome = last.result("run")
     last.close()
-    check_same(events, told, reference)
-    (attempt,) = told["attempts"]
+    check_same(events, outcome, reference)
+    (attempt,) = outcome["attempts"]
     assert len(attempt["resumed"]) == 1
     check_skipped([text for text in attempt["warnings"] if "Skipping checkpoint" in text], named)
 
@@ -67,8 +67,8 @@ def test_ctrl_c(free_hosts, events):
     wait_for(events, "step-0-1")
     driver.interrupt()
     started = time.monotonic()
-    told = driver.result("run", 20)
-    assert told["error"] == "KeyboardInterrupt"
+    outcome = driver.result("run", 20)
+    assert outcome["error"] == "KeyboardInterrupt"
     assert time.monotonic() - started < 8
     driver.close()
     assert wait_until_free(free_hosts) == {}

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 
-from driver import tell
+from driver import print_result
 from pyspark.sql import SparkSession
 
 from helpers import WORKER_PATH, OwnError, is_running, wait_until
@@ -78,5 +78,5 @@ try:
     runner(4, start_timeout=3).run(train, x=1)
 except Exception as error:
     result["too_few"] = [type(error).__name__, str(error), time.monotonic() - started]
-tell(result)
+print_result(result)
 spark.stop()

@@ -1,11 +1,11 @@
-"""Trains on a DataFrame, in local mode, over Connect or on a cluster, and tells what arrived. argv: settings, mode."""
+"""Trains on a DataFrame in local mode, over Connect or on a cluster, and prints the results. argv: settings, mode."""
 
 import gc
 import json
 import os
 import sys
 
-from driver import session, tell
+from driver import print_result, session
 from pyspark.sql import functions as F
 
 from spark_tensorflow_distributor import MirroredStrategyRunner
@@ -14,7 +14,7 @@ mode = sys.argv[2]
 
 
 def train(data, held_out, kill=False):
-    """The ids of all ranks, and the losses; the last rank's process may be killed once, in the fifth epoch."""
+    """Return the ids of all ranks, and the losses; the last rank's process may be killed once, in the fifth epoch."""
     import os
     import signal
     import time
@@ -27,7 +27,7 @@ def train(data, held_out, kill=False):
         def on_epoch_begin(self, epoch, logs=None):
             context = get_context()
             if kill and epoch == 4 and (context.attempt, context.rank) == (0, context.world_size - 1):
-                time.sleep(0.5)  # the last checkpoint may be on its way
+                time.sleep(0.5)  # the last checkpoint may still be in transit
                 os.kill(os.getpid(), signal.SIGKILL)
 
     tf.keras.utils.set_random_seed(1)
@@ -63,22 +63,23 @@ before = dict(os.environ)
 workers = {"local": 1}.get(mode, 2)
 runner = MirroredStrategyRunner(num_slots=workers, use_gpu=False, local_mode=mode == "local")
 result = runner.run(train, data=frame, held_out=frame.where("id % 5 = 0"))
-told = {"ids": sorted(result["ids"]), "loss": result["loss"], "val_loss": result["val_loss"]}
+found = {"ids": sorted(result["ids"]), "loss": result["loss"], "val_loss": result["val_loss"]}
 if mode != "local":
     again = MirroredStrategyRunner(num_slots=workers, use_gpu=False, max_restarts=1)
-    told["resumed"] = again.run(train, data=frame, held_out=frame.where("id % 5 = 0"), kill=True)
-told["environment"] = dict(os.environ) == before
+    found["resumed"] = again.run(train, data=frame, held_out=frame.where("id % 5 = 0"), kill=True)
+found["environment"] = dict(os.environ) == before
 broken = spark.range(10).select(F.raise_error(F.lit("no such luck")).cast("long").alias("id"))
 try:
     runner.run(train, data=broken, held_out=frame)
 except Exception as error:
-    told["broken"] = [type(error).__name__, type(error).__module__, str(error)]
+    found["broken"] = [type(error).__name__, type(error).__module__, str(error)]
 try:
     runner.run(lambda data: data.to_tf("idd", batch_size=64), data=frame)
 except Exception as error:
-    told["unknown"] = [type(error).__name__, str(error)]
+    found["unknown"] = [type(error).__name__, str(error)]
 gc.collect()  # the last error holds on to its frames
 links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-told["left"] = [name for name in (os.readlink(link) for link in links if os.path.lexists(link)) if "(deleted)" in name]
-tell(told)
+targets = [os.readlink(link) for link in links if os.path.lexists(link)]
+found["left"] = [target for target in targets if "(deleted)" in target]
+print_result(found)
 spark.stop()

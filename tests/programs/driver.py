@@ -1,4 +1,4 @@
-"""What the driver programs of the tests share: ``session()`` from the settings in argv[1], ``tell()`` the result."""
+"""Shared code of the tests' driver programs."""
 
 import json
 import os
@@ -18,5 +18,5 @@ def session():
     return builder.getOrCreate()
 
 
-def tell(result):
+def print_result(result):
     print("RESULT " + json.dumps(result), flush=True)

@@ -1,7 +1,7 @@
-"""A driver on a host of the cluster, which starts runs as it is told on stdin, one JSON object a line.
+"""A driver on a host of the cluster, which starts runs on request: stdin has one JSON object per line.
 
-``{"id", "options", "kwargs", "rows"}`` starts a run, ``{"probe": n}`` asks for ``n`` slots at once. For each it prints
-a line ``RESULT {...}`` when it is over. With ``"once"`` in argv[2] the run is the program itself, as a user's would be.
+``{"id", "options", "kwargs", "rows"}`` starts a run, ``{"probe": n}`` requests ``n`` slots at once. For each request,
+it prints a line ``RESULT {...}`` at the end. With ``"once"`` in argv[2] it makes one run, like a user's program.
 """
 
 import json
@@ -11,13 +11,13 @@ import time
 import traceback
 
 import numpy as np
-from driver import session, tell
+from driver import print_result, session
 
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
 
 def training():
-    """The function of all runs; nested, so that it travels by value."""
+    """Return the training function of all runs; it is nested, so that it is pickled by value."""
 
     def train(events, epochs=4, watch=20, pause=0.03, faults=(), data=None, value_kills=False, dropout=True):
         import os
@@ -33,7 +33,7 @@ def training():
         context = get_context()
         here = f"{context.attempt}-{context.rank}"
 
-        def tell(name, text=""):
+        def record_event(name, text=""):
             with open(f"{events}/{name}.part", "w") as file:
                 file.write(text)
             os.replace(f"{events}/{name}.part", f"{events}/{name}")
@@ -50,7 +50,7 @@ def training():
                 and (fault["at"] == position)
             ]
 
-        def suffer(what):
+        def inject(what):
             if what == "raise":
                 raise RuntimeError("the function's own fault")
             if what == "kill":
@@ -88,11 +88,11 @@ def training():
                 position = self.epoch * 14 + batch + 1
                 if position == 1 or not hasattr(self, "first"):
                     self.first = position
-                    tell(f"first-{here}", f"{position} {time.time()}")
+                    record_event(f"first-{here}", f"{position} {time.time()}")
                 if position == watch:
-                    tell(f"step-{here}", str(os.getpid()))
+                    record_event(f"step-{here}", str(os.getpid()))
                 for what in due(position):
-                    suffer(what)
+                    inject(what)
                 time.sleep(pause)
 
         tf.keras.utils.set_random_seed(7)
@@ -105,7 +105,7 @@ def training():
             ]
         )
         model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-        tell(f"began-{here}", str(os.getpid()))
+        record_event(f"began-{here}", str(os.getpid()))
         if data is None:
             images, labels = load_digits(return_X_y=True)
             images = (images[:1764] / 16).astype("float32")
@@ -125,7 +125,7 @@ def training():
 
 
 def digit_rows(spark, seconds):
-    """The digits as a DataFrame that takes its time; with 0 one whose size Spark knows."""
+    """Return the digits as a DataFrame that takes some seconds to compute; with 0, one whose size Spark knows."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -145,21 +145,21 @@ def digit_rows(spark, seconds):
 
 
 def run(spark, order):
-    """One run, told when it is over."""
-    told, kwargs, started = {"id": order["id"]}, dict(order["kwargs"]), time.time()
+    """Make one run, and print its outcome."""
+    outcome, kwargs, started = {"id": order["id"]}, dict(order["kwargs"]), time.time()
     runner = MirroredStrategyRunner(use_gpu=False, spark=spark, **{"num_slots": 3, **order["options"]})
     try:
         if "rows" in order:
             kwargs["data"] = digit_rows(spark, order["rows"])
         weights, history, workers = runner.run(training(), **kwargs)
         np.savez(f"{kwargs['events']}/weights.npz", *weights)
-        told |= {"history": history, "workers": workers}
+        outcome |= {"history": history, "workers": workers}
     except BaseException as error:
-        told |= {"error": type(error).__name__, "message": str(error), "notes": getattr(error, "__notes__", [])}
-        told |= {"cause": repr(error.__cause__), "traceback": traceback.format_exc()}
-    told["seconds"] = time.time() - started
+        outcome |= {"error": type(error).__name__, "message": str(error), "notes": getattr(error, "__notes__", [])}
+        outcome |= {"cause": repr(error.__cause__), "traceback": traceback.format_exc()}
+    outcome["seconds"] = time.time() - started
     if runner.report is not None:
-        told["attempts"] = [
+        outcome["attempts"] = [
             {
                 "root": attempt.root_cause,
                 "kinds": {rank: failure.kind for rank, failure in attempt.failures.items()},
@@ -170,7 +170,7 @@ def run(spark, order):
             }
             for attempt in runner.report.attempts
         ]
-    tell(told)
+    print_result(outcome)
 
 
 def main():
@@ -180,13 +180,13 @@ def main():
         run(spark, json.loads(sys.argv[3]))
         spark.stop()
         return
-    tell({"ready": True})
+    print_result({"ready": True})
     for line in sys.stdin:
         order = json.loads(line)
         if "probe" in order:
             count = order["probe"]
             frame = spark.range(0, count, 1, count).mapInArrow(lambda batches: batches, "id long", barrier=True)
-            tell({"id": order["id"], "slots": len(frame.collect())})
+            print_result({"id": order["id"], "slots": len(frame.collect())})
         else:
             threading.Thread(target=run, args=(spark, order)).start()
 

@@ -1,9 +1,9 @@
-"""Runs on stub GPUs and tells, for every rank, what its worker saw. argv: settings, num_slots, runs."""
+"""Runs on stub GPUs, and prints what each rank's worker saw. argv: settings, num_slots, runs."""
 
 import os
 import sys
 
-from driver import session, tell
+from driver import print_result, session
 
 from helpers import WORKER_PATH
 from spark_tensorflow_distributor import DistributorError, MirroredStrategyRunner
@@ -33,7 +33,7 @@ env = {"PYTHONPATH": WORKER_PATH, "TF_USE_LEGACY_KERAS": "1", "STUB_TF_SEES_GPUS
 try:
     runner = MirroredStrategyRunner(num_slots=int(sys.argv[2]), spark=spark, env=env)
     runs = [sorted(runner.run(look), key=lambda each: each["rank"]) for _ in range(int(sys.argv[3]))]
-    tell({"tasks": runner.get_num_tasks(), "runs": runs})
+    print_result({"tasks": runner.get_num_tasks(), "runs": runs})
 except DistributorError as error:
-    tell({"error": type(error).__name__, "message": str(error)})
+    print_result({"error": type(error).__name__, "message": str(error)})
 spark.stop()

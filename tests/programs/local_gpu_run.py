@@ -3,7 +3,7 @@
 import os
 import sys
 
-from driver import session, tell
+from driver import print_result, session
 
 from helpers import STUBS
 from spark_tensorflow_distributor import DistributorError, MirroredStrategyRunner
@@ -15,7 +15,7 @@ before = dict(os.environ)
 try:
     runner = MirroredStrategyRunner(num_slots=int(sys.argv[2]), local_mode=True, spark=spark)
     visible = runner.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
-    tell({"visible": visible, "restored": dict(os.environ) == before})
+    print_result({"visible": visible, "restored": dict(os.environ) == before})
 except DistributorError as error:
-    tell({"error": type(error).__name__, "message": str(error), "restored": dict(os.environ) == before})
+    print_result({"error": type(error).__name__, "message": str(error), "restored": dict(os.environ) == before})
 spark.stop()

@@ -1,10 +1,10 @@
-"""A run that lasts until it is ended. argv: settings, folder into which the workers write their pids."""
+"""A run that lasts until it is interrupted. argv: settings, folder into which the workers write their pids."""
 
 import os
 import sys
 import time
 
-from driver import session, tell
+from driver import print_result, session
 
 from helpers import WORKER_PATH
 from spark_tensorflow_distributor import MirroredStrategyRunner
@@ -26,8 +26,8 @@ started = time.time()
 try:
     runner.run(wait, folder=sys.argv[2])
 except KeyboardInterrupt:
-    tell({"interrupted": True, "rows": spark.range(10).count()})
+    print_result({"interrupted": True, "rows": spark.range(10).count()})
 except Exception as error:
-    tell({"error": type(error).__name__, "message": str(error), "rows": spark.range(10).count()})
+    print_result({"error": type(error).__name__, "message": str(error), "rows": spark.range(10).count()})
 print("SECONDS", time.time() - started)
 spark.stop()

@@ -6,7 +6,7 @@ Without a master in the settings it goes over Spark Connect.
 import json
 import sys
 
-from driver import session, tell
+from driver import print_result, session
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -29,5 +29,5 @@ try:
     predict(df, path, ["a", "x"])
 except DataError as error:
     result["error"] = f"{type(error).__name__}: {error}"
-tell(result)
+print_result(result)
 spark.stop()

@@ -1,6 +1,6 @@
-"""Trains on the cluster with two workers and with one, and tells the weights of both. argv: settings."""
+"""Trains on the cluster with two workers and with one, and prints the weights of both. argv: settings."""
 
-from driver import session, tell
+from driver import print_result, session
 
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
@@ -24,5 +24,5 @@ weights = {}
 for num_slots in (2, 1):
     runner = MirroredStrategyRunner(num_slots=num_slots, use_gpu=False, spark=spark)
     weights[num_slots] = runner.run(train)
-tell({"two": weights[2], "one": weights[1], "rendezvous": runner.report.workers[0].rendezvous})
+print_result({"two": weights[2], "one": weights[1], "rendezvous": runner.report.workers[0].rendezvous})
 spark.stop()

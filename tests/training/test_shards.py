@@ -351,8 +351,8 @@ def test_evaluate_and_predict_read_every_row_once(spark):
             model.fit(tiny.to_tf(["x", "y"], "id", batch_size=12, stack=True))
         except Exception as error:
             found["refused"] = [type(error).__name__, str(error)]
-        told = [found, ids, sorted(predicted.tolist()), [w.tolist() for w in model.get_weights()]]
-        return [json.loads(text) for text in BarrierTaskContext.get().allGather(json.dumps(told))]
+        report = [found, ids, sorted(predicted.tolist()), [w.tolist() for w in model.get_weights()]]
+        return [json.loads(text) for text in BarrierTaskContext.get().allGather(json.dumps(report))]
 
     from pyspark.sql import functions as F
 

@@ -1,6 +1,6 @@
 """Stands in for TensorFlow where a test is about Spark, processes and sockets: imports in no time, meets nobody.
 
-What the trainer asks of TensorFlow before it calls the function is here, and notes what it was told.
+It has what the trainer calls before it calls the function, and records the calls.
 """
 
 import contextlib

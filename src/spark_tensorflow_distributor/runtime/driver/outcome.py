@@ -213,7 +213,7 @@ def _spark_error(result: LaunchResult, num_tasks: int) -> BaseException:
     missing = re.search(r"ModuleNotFoundError: No module named '(\w+)'", text)
     if missing or "PYTHON_VERSION_MISMATCH" in text or "PACKAGE_NOT_INSTALLED" in text:
         return ClusterError(
-            f"Spark's Python workers cannot run the task: {brief(text)}\nThe executors need pyarrow and pandas, besides "
+            f"Spark's Python workers cannot run the task: {brief(text)}\nThe executors need pyarrow, pandas and "
             "TensorFlow, and the driver's Python version. They use the interpreter that spark.pyspark.python or the "
             "environment variable PYSPARK_PYTHON names when the application starts, or else the 'python3' in their "
             "PATH. With a local master, set PYSPARK_PYTHON to sys.executable."
