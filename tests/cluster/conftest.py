@@ -16,7 +16,7 @@ def hosts(tmp_path_factory):
     if reason:
         pytest.skip(f"no hosts here: {reason}")
     folder = tmp_path_factory.mktemp("hosts")
-    # Small disks, that can be filled. What is mounted later is not seen by the hosts.
+    # Small disks that can be filled. The hosts do not see later mounts.
     disks = {folder / f"h{host}" / "local": "64m" for host in (1, 2, 3)} | {folder / "small": "64k"}
     for disk, size in disks.items():
         disk.mkdir(parents=True)
@@ -38,7 +38,7 @@ def shared_driver(hosts):
 
 @pytest.fixture
 def events(tmp_path):
-    """A folder in which the workers of a run tell how far they are."""
+    """The folder to which the workers of a run write their events."""
     folder = tmp_path / "events"
     folder.mkdir()
     return folder
@@ -46,7 +46,7 @@ def events(tmp_path):
 
 @pytest.fixture(scope="session")
 def reference(shared_driver, tmp_path_factory):
-    """The weights and the history of a run that nothing happens to; ``reference(epochs=1)`` for other arguments."""
+    """Return the weights and the history of an undisturbed run; ``reference(epochs=1)`` passes other arguments."""
     known = {}
 
     def look(**arguments):
@@ -64,10 +64,10 @@ def reference(shared_driver, tmp_path_factory):
 
 @pytest.fixture
 def driver(hosts, shared_driver):
-    """A driver before and after which everything is in order."""
+    """A driver; before and after each test, all slots are free and no trainer remains."""
     shared_driver.open()
     yield shared_driver
-    # The slots are free, and no trainer is left: nothing but fork servers runs beside Spark.
+    # All slots are free, and no trainer remains: only fork servers run besides Spark.
     assert shared_driver.probe(3) == 3
     wait_until(lambda: not trainers(hosts), 10)
     assert trainers(hosts) == {}
@@ -80,7 +80,7 @@ def driver(hosts, shared_driver):
 
 @pytest.fixture
 def free_hosts(hosts, shared_driver, reference):
-    """All slots, which the shared driver's application would hold."""
+    """Hosts whose slots are all free: the shared driver's application would hold them."""
     reference()
     shared_driver.close()
     return hosts

@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md: what is done to a training on three hosts, and what comes of it."""
+"""The table of docs/reliability.md: faults injected into training on three hosts, and their outcomes."""
 
 import os
 import signal
@@ -9,12 +9,12 @@ import pytest
 from faults import OPTIONS, check_group_ends, check_same, trainers, wait_for, weights
 from helpers import wait_until
 
-# A cold start of three hosts takes a machine with two cores half a minute, and a busy one a few times that.
+# A cold start of three hosts takes half a minute on a machine with two cores, and several times that on a busy one.
 pytestmark = pytest.mark.timeout(900)
 
 
 def first_trainer(hosts):
-    """The pid of a trainer, as soon as there is one."""
+    """Wait for a trainer, and return its pid."""
     assert wait_until(lambda: trainers(hosts), 90)
     return next(iter(trainers(hosts)))
 
@@ -41,7 +41,7 @@ def test_a_process_is_killed(hosts, driver, events, reference, fault, rank):
     check_group_ends(events)
     outcome = driver.result(run)
     check_same(events, outcome, reference)
-    # Not more than one interval of five steps, and what was under way, is lost of the twenty.
+    # At most one interval of five steps, and the steps in progress, are lost.
     resumed = outcome["attempts"][1]["resumed"][0]
     assert resumed["epoch"] * 14 + resumed["step"] >= 14
 
@@ -58,7 +58,7 @@ def test_a_host_dies_and_comes_back(hosts, driver, events, reference):
     assert outcome["workers"] == 3
 
 
-def test_a_host_dies_for_good(hosts, driver, events, reference):
+def test_a_host_dies_permanently(hosts, driver, events, reference):
     reference(dropout=False)
     run = driver.start(events, **OPTIONS, min_slots=2, dropout=False)
     host = hosts.host_of(int(wait_for(events, "step-0-1")))
@@ -70,7 +70,7 @@ def test_a_host_dies_for_good(hosts, driver, events, reference):
     assert outcome["workers"] == 2
 
 
-def test_a_link_is_down_for_good(hosts, driver, events, reference):
+def test_a_link_is_down_permanently(hosts, driver, events, reference):
     reference(dropout=False)
     run = driver.start(events, **OPTIONS, min_slots=2, dropout=False)
     host = hosts.host_of(int(wait_for(events, "step-0-1")))
@@ -106,7 +106,7 @@ def test_a_poor_link(hosts, driver, events, reference):
 
 @pytest.mark.parametrize("stall_timeout", [4, None])
 def test_a_trainer_is_stopped(driver, events, reference, stall_timeout):
-    """TensorFlow notices it, too, when its heartbeats are missing for twenty seconds; not who it was."""
+    """TensorFlow also notices, when heartbeats are missing for twenty seconds, but not which rank it was."""
     run = driver.start(events, **OPTIONS, stall_timeout=stall_timeout)
     os.kill(int(wait_for(events, "step-0-1")), signal.SIGSTOP)
     outcome = driver.result(run)
@@ -116,7 +116,7 @@ def test_a_trainer_is_stopped(driver, events, reference, stall_timeout):
 
 
 def test_a_rank_hangs(driver, events):
-    """Without restarts, for what the user is outcome."""
+    """Runs without restarts, to check the error."""
     run = driver.start(events, stall_timeout=6, faults=[{"rank": 2, "at": 20, "do": "hang"}])
     outcome = driver.result(run)
     assert outcome["error"] == "TrainingFailedError"
@@ -168,12 +168,12 @@ def test_the_disk_of_the_checkpoints_is_full(hosts, driver, events, reference):
     check_same(events, outcome, reference)
     (attempt,) = outcome["attempts"]
     assert any("could not be written: OSError: [Errno 28]" in text for text in attempt["warnings"])
-    # The first one is there still, and nothing half-written.
+    # The first one still exists, and no partial file does.
     assert sorted(os.listdir(small_disk)) == ["stfd-finished.json", "stfd-fit0-00000000.npz"]
 
 
 @pytest.mark.parametrize("place", ["driver", "folder"])
-def test_the_chief_dies_while_it_writes_a_checkpoint(driver, events, reference, tmp_path, place):
+def test_the_chief_dies_while_writing_a_checkpoint(driver, events, reference, tmp_path, place):
     where = {"checkpoint_dir": str(tmp_path / "checkpoints")} if place == "folder" else {}
     faults = [{"rank": 0, "at": 18, "do": "half a checkpoint"}]
     outcome = driver.result(driver.start(events, **OPTIONS, **where, faults=faults))
@@ -184,20 +184,20 @@ def test_the_chief_dies_while_it_writes_a_checkpoint(driver, events, reference, 
         assert [name for name in os.listdir(tmp_path / "checkpoints") if name.startswith(".")] == []
 
 
-def test_the_chief_dies_while_it_returns_the_value(driver, events, reference):
+def test_the_chief_dies_while_returning_the_value(driver, events, reference):
     outcome = driver.result(driver.start(events, **OPTIONS, value_kills=True))
     check_same(events, outcome, reference)
     assert outcome["attempts"][1]["resumed"][0]["epoch"] == 4
 
 
-def test_a_host_dies_during_the_start(hosts, driver, events, reference):
+def test_a_host_dies_during_start_up(hosts, driver, events, reference):
     run = driver.start(events, **OPTIONS)
     kill_executor(hosts, first_trainer(hosts))
     check_same(events, driver.result(run), reference)
 
 
-def test_a_host_dies_while_it_is_given_rows(hosts, driver, events, tmp_path):
-    # The order of the rows goes by the folder.
+def test_a_host_dies_while_receiving_rows(hosts, driver, events, tmp_path):
+    # The order of the rows depends on the folder.
     options = {**OPTIONS, "checkpoint_dir": str(tmp_path / "checkpoints"), "dropout": False}
     whole = driver.result(driver.start(events, **options, rows=0.3))
     expected = weights(events)
@@ -208,7 +208,7 @@ def test_a_host_dies_while_it_is_given_rows(hosts, driver, events, tmp_path):
     assert len(outcome["attempts"]) == 2
 
 
-def test_a_second_fault_in_the_relaunch(hosts, driver, events, reference):
+def test_a_second_fault_during_the_relaunch(hosts, driver, events, reference):
     run = driver.start(events, **OPTIONS)
     kill_executor(hosts, int(wait_for(events, "step-0-1")))
     kill_trainer(hosts, int(wait_for(events, "began-1-2")))
@@ -217,7 +217,7 @@ def test_a_second_fault_in_the_relaunch(hosts, driver, events, reference):
     assert len(outcome["attempts"]) == 3
 
 
-def test_two_runs_at_once_of_which_one_fails(driver, events, reference, tmp_path):
+def test_one_of_two_concurrent_runs_fails(driver, events, reference, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     good = driver.start(events, num_slots=2, dropout=False)

@@ -1,4 +1,4 @@
-"""The table's rows in which the driver itself ends; each has drivers of its own."""
+"""The table's rows in which the driver itself ends; each test starts its own drivers."""
 
 import json
 import os
@@ -13,11 +13,11 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def once(hosts, events, **kwargs):
-    """A driver program that trains and ends."""
+    """Start a driver program that trains once and ends."""
     return Driver(hosts, "once", json.dumps(order_of("run", events, **kwargs)))
 
 
-def test_the_driver_dies_and_is_run_again(free_hosts, events, reference, tmp_path):
+def test_the_driver_is_killed_and_restarted(free_hosts, events, reference, tmp_path):
     folder = tmp_path / "checkpoints"
     options = {"checkpoint_dir": str(folder), "checkpoint_every": "5 steps"}
     named = None  # the checkpoint that was damaged last
@@ -28,7 +28,7 @@ def test_the_driver_dies_and_is_run_again(free_hosts, events, reference, tmp_pat
         driver.close()
         assert wait_until_free(free_hosts) == {}
         places = re.findall(r"Resuming fit\(\) 1 at epoch (\d+), step (\d+) from", "".join(driver.lines))
-        # Of the twelve steps since the driver was killed before, and the ten that a damaged checkpoint may cost.
+        # Twelve steps since the driver was last killed, and ten that a damaged checkpoint may cost.
         assert [watch - 22 < 14 * (int(epoch) - 1) + int(step) for epoch, step in places] == [True] * (watch > 20)
         check_skipped([line for line in driver.lines if "Skipping checkpoint" in line], named)
         kept = sorted(folder.glob("stfd-fit0-*.npz"))
@@ -47,7 +47,7 @@ def test_the_driver_dies_and_is_run_again(free_hosts, events, reference, tmp_pat
 
 
 def check_skipped(warnings, name):
-    """One that is damaged is named, once; and no other."""
+    """Check that the damaged checkpoint, and no other, is named once."""
     assert len(warnings) == (name is not None), warnings
     assert all(name in text for text in warnings)
 

@@ -1,4 +1,4 @@
-"""However a run ends, it leaves no processes and no files, and the session still works."""
+"""Runs that end in different ways leave no processes and no files, and the session still works."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What is refused before a job is started, at once, and what it says."""
+"""Runs that are rejected immediately, before a job is started, and their errors."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ ENV = {"PYTHONPATH": WORKER_PATH, "TF_USE_LEGACY_KERAS": "1"}
 
 @pytest.fixture
 def refused(spark):
-    """Call it with an error class and words; the run must be refused within two seconds, and without a Spark job."""
+    """Return a check that a run is rejected with an error within two seconds, without a Spark job."""
 
     def check(error, words, function=lambda: 1, conf=None, num_slots=2, **kwargs):
         tracker = spark.sparkContext.statusTracker()
@@ -39,7 +39,7 @@ def refused(spark):
     return check
 
 
-def test_more_slots_than_there_are(refused):
+def test_too_few_slots_are_rejected(refused):
     error = refused(std.InsufficientSlotsError, "needs 9 Spark tasks at the same time", num_slots=9)
     for words in ("has 4 slots", "local[9]", "num_slots=4", "spark.task.cpus"):
         assert words in str(error)
@@ -67,7 +67,7 @@ def test_the_opt_out_of_1_0_0(spark, monkeypatch, caplog):
     assert "spark.ssl.enabled=true" in caplog.text
 
 
-def test_what_cannot_be_pickled(refused, spark):
+def test_unpicklable_objects_are_rejected(refused, spark):
     handle = threading.Lock()
     refused(std.SerializationError, "The variable 'handle'", function=lambda: handle)
     refused(std.SerializationError, "The argument 'lock'", function=lambda lock: 1, lock=handle)
@@ -101,7 +101,7 @@ def test_the_attributes_of_1_0_0(spark):
     assert runner.get_num_tasks() == 3
 
 
-def test_slots_that_are_still_registering_are_waited_for(spark, monkeypatch):
+def test_the_run_waits_for_executors_to_register(spark, monkeypatch):
     import dataclasses
 
     facts = SparkGateway.facts
@@ -126,7 +126,7 @@ def test_slots_that_are_still_registering_are_waited_for(spark, monkeypatch):
     assert 1 <= time.monotonic() - started < 5
 
 
-def test_a_restart_may_shrink(spark, monkeypatch):
+def test_a_restart_may_use_fewer_slots(spark, monkeypatch):
     import dataclasses
 
     facts = SparkGateway.facts
@@ -141,7 +141,7 @@ def test_a_restart_may_shrink(spark, monkeypatch):
     def train():
         place = std.get_context()
         if place.attempt == 0:
-            raise RuntimeError("a host went away")
+            raise RuntimeError("a host is gone")
         return place.world_size
 
     from spark_tensorflow_distributor.runtime.driver import outcome

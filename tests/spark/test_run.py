@@ -465,8 +465,8 @@ def test_start_timeout_does_not_end_workers_that_cannot_reach_the_driver(runner,
     assert runner(start_timeout=12).run(lambda: time.sleep(14) or "trained") == "trained"
 
 
-def test_one_worker_that_cannot_reach_the_driver(runner, monkeypatch):
-    """If rank 1 alone cannot reach it, all ranks meet and end through Spark."""
+def test_one_worker_cannot_reach_the_driver(runner, monkeypatch):
+    """If only rank 1 cannot reach it, all ranks join and end through Spark."""
     from spark_tensorflow_distributor.runtime.driver import run
 
     task = run.spark_task

@@ -123,7 +123,7 @@ class _Process:
             time.sleep(0.02)
 
     def _read(self, what: str) -> int | None:
-        with contextlib.suppress(FileNotFoundError, ValueError):  # not written yet, or not to the end
+        with contextlib.suppress(FileNotFoundError, ValueError):  # not written yet, or only partly
             return int(Path(f"{self._path}.{what}").read_text())
         return None
 
@@ -143,7 +143,7 @@ def _fork_server(env: tuple[tuple[str, str], ...]) -> "subprocess.Popen[str]":
     assert server.stdin is not None
 
     def close() -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has failed already
+        with contextlib.suppress(BrokenPipeError):  # it has already failed
             server.stdin.close()
         server.wait()
 
@@ -168,11 +168,11 @@ def _serve() -> None:
     running: dict[int, str] = {}
 
     def reap(*_: object) -> None:
-        # May be interrupted by itself, so no process is asked for by its pid.
+        # May interrupt itself, so it does not wait for a specific pid.
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 path = running.pop(ended[0])
-                with contextlib.suppress(FileNotFoundError):  # the group has been given up
+                with contextlib.suppress(FileNotFoundError):  # the group was abandoned
                     Path(f"{path}.exit").write_text(str(os.waitstatus_to_exitcode(ended[1])))
 
     signal.signal(signal.SIGCHLD, reap)
@@ -210,7 +210,7 @@ def _run_forked(request: dict[str, Any]) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        # TensorFlow's own end waits for threads of the collectives, and now and then does not come back.
+        # TensorFlow's exit waits for threads of the collectives, and sometimes hangs.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -90,7 +90,7 @@ def count(data):
 
 
 def uneven(spark):
-    """A DataFrame whose shares differ by several rows after Spark's shuffle."""
+    """A DataFrame whose shards differ by several rows after Spark's shuffle."""
     return spark.range(0, 203, 1, 67)
 
 
@@ -111,7 +111,7 @@ def test_several_frames_and_the_report(spark, runner):
     assert "data s" in str(made.report)
 
 
-def test_shares_are_equalised_without_the_drivers_channel(spark, runner, monkeypatch):
+def test_shards_are_equalised_without_the_drivers_channel(spark, runner, monkeypatch):
     from spark_tensorflow_distributor.runtime.driver.spark import SparkGateway
 
     monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
@@ -120,7 +120,7 @@ def test_shares_are_equalised_without_the_drivers_channel(spark, runner, monkeyp
     assert {worker.rendezvous for worker in made.report.workers.values()} == {"allGather"}
 
 
-def test_the_channel_may_be_lost_while_shares_are_equalised(spark, runner, monkeypatch):
+def test_the_channel_may_be_lost_while_shards_are_equalised(spark, runner, monkeypatch):
     """All connections are cut when the workers report their rows, and again when they hand rows over."""
     import contextlib
     import socket

@@ -1,4 +1,4 @@
-"""The examples run as a person would run them."""
+"""The examples run as a user would run them."""
 
 import os
 import re
@@ -17,5 +17,5 @@ def test_flights_from_the_tables_to_scores():
         name: float(value) for name, value in re.findall(r"(Keras|[Ll]ogistic regression)\D*(0\.\d+)", done.stdout)
     }
     assert len(scores) == 2, done.stdout[-3000:]
-    # Chance is 0.5; the baseline is the same whenever it is trained.
+    # Chance is 0.5; the baseline is deterministic.
     assert all(0.6 < value < 0.85 for value in scores.values()), scores

@@ -1,4 +1,4 @@
-"""How a fit on two workers reports its progress, and what it prints."""
+"""The progress reports and the printed output of a fit on two workers."""
 
 import contextlib
 import gc

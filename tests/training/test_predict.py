@@ -21,7 +21,7 @@ COLUMNS = ["a", "b", "c"]
 
 @pytest.fixture(scope="module")
 def keras():
-    """Keras in the test's own process, which plays a driver whose user has a model."""
+    """Keras in the test's own process, which acts as a driver whose user has a model."""
     import keras
 
     return keras

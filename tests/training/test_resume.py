@@ -1,4 +1,4 @@
-"""A training that is interrupted and resumed ends like one that was not."""
+"""Training that is interrupted and resumed ends with the result of uninterrupted training."""
 
 import csv
 
@@ -89,7 +89,7 @@ def program():
             return model
 
         class Shuffled(getattr(tf.keras.utils, "PyDataset", tf.keras.utils.Sequence)):
-            """Has a new order in each epoch, and Keras shuffles its batches on top."""
+            """Has a new order in each epoch; Keras also shuffles its batches."""
 
             order = np.arange(1024)
 
@@ -124,7 +124,7 @@ def program():
         model = build()
         given = [Kill()]
         if "early" in callbacks:
-            # Stops because of what it saw in epochs before the interruption.
+            # Stops because of values from epochs before the interruption.
             given.append(tf.keras.callbacks.EarlyStopping("loss", min_delta=10.0, patience=3))
         if "plateau" in callbacks:
             given.append(tf.keras.callbacks.ReduceLROnPlateau("loss", min_delta=10.0, patience=2, factor=0.1))

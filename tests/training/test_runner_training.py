@@ -21,7 +21,7 @@ def runner(spark):
 
 
 def digits_program():
-    """A function in the form of a 1.0.0 program; nested, so that it travels by value."""
+    """A function in the form of a 1.0.0 program; nested, so that it is pickled by value."""
 
     def train(optimizer="adam", epochs=3):
         import tensorflow as tf
@@ -68,8 +68,8 @@ def test_two_workers_train_the_model_of_one(runner, optimizer):
     assert one["loss"][-1] < one["loss"][0] / 1.5
 
 
-def test_a_model_comes_back(runner, monkeypatch):
-    """The returned model lives on on the driver, where it may need TensorFlow; so look in another process."""
+def test_a_model_can_be_returned(runner, monkeypatch):
+    """The returned model needs TensorFlow on the driver, so another process loads it."""
 
     def train():
         import tensorflow as tf
@@ -100,7 +100,7 @@ def test_a_model_comes_back(runner, monkeypatch):
     assert pickle.dumps(kept)
 
 
-def test_threads_are_a_share_of_the_host(runner):
+def test_threads_match_the_workers_share_of_cores(runner):
     def look():
         import tensorflow as tf
 
@@ -127,8 +127,8 @@ def test_a_custom_strategy(runner):
     assert runner(2, use_custom_strategy=True).run(train) == (1.0, 2)
 
 
-def test_unseeded_random_numbers_differ_from_run_to_run_and_rank_to_rank(runner, tmp_path):
-    """Though all are forks of one image."""
+def test_unseeded_random_numbers_differ_between_runs_and_ranks(runner, tmp_path):
+    """All trainers are forks of one image."""
 
     def draw(folder):
         import tensorflow as tf
@@ -163,7 +163,7 @@ def test_a_cold_start(spark, runner):
         spark.conf.unset("tensorflow.spark.distributor.warmStart")
 
 
-def test_a_peer_that_dies_is_the_cause_not_the_collateral(runner):
+def test_a_killed_peer_is_the_root_cause(runner):
     def train():
         import signal
 
@@ -236,7 +236,7 @@ def test_local_mode():
 
 
 def test_a_program_in_the_form_of_1_0_0(spark):
-    """The loader of a data set, dataset.batch of the global batch, auto-sharding, fit: nothing but the imports new."""
+    """Loads a data set, batches globally, auto-shards and calls fit; only the imports are new."""
 
     def program():
         import uuid
@@ -274,7 +274,7 @@ def test_a_program_in_the_form_of_1_0_0(spark):
         return model.fit(x=data, epochs=3, steps_per_epoch=15).history["loss"]
 
     def served():
-        """The program with its data set served from real digits, made as large as the original's."""
+        """The program with real digits as its data set, repeated to the original size."""
         import tensorflow as tf
         from sklearn.datasets import load_digits
 
@@ -292,7 +292,7 @@ def test_a_program_in_the_form_of_1_0_0(spark):
     assert losses[-1] < 0.8 * losses[0], losses
 
 
-def test_data_of_different_lengths_is_refused(runner):
+def test_data_of_different_lengths_is_rejected(runner):
     def train():
         import numpy as np
         import tensorflow as tf

@@ -115,7 +115,7 @@ def test_every_row_is_read_exactly_once(seen, name):
     rows = [rank["rows"][0] for rank in ranks]
     assert max(rows) - min(rows) <= 1
     assert {rank["rows"][1] for rank in ranks} == {len(wanted)}
-    # Without shuffling, each share is in the DataFrame's order, if it has one, except for the few rows at its end that
+    # Without shuffling, each shard is in the DataFrame's order, if it has one, except for the few rows at its end that
     # another worker handed over.
     assert sorted(v for rank in ranks for v in rank["raw"]) == wanted
     if name in ("one_partition", "many", "sorted", "skewed"):
@@ -124,14 +124,14 @@ def test_every_row_is_read_exactly_once(seen, name):
 
 
 @pytest.mark.parametrize("name", ["one_partition", "sorted", "by_label", "coalesced"])
-def test_shares_and_orders_are_random(seen, name):
-    """Neither a share nor its first batches reflect the labels or the order of the DataFrame."""
+def test_shards_and_orders_are_random(seen, name):
+    """Neither a shard nor its first batches reflect the labels or the order of the DataFrame."""
     ranks, _ = seen
     for rank in (rank[name] for rank in ranks):
         first, second = ([v for batch in each for v in batch] for each in rank["passes"])
         assert first != second
         assert sorted(first) == sorted(second)
-        # These bounds are more than four standard deviations wide for the smallest share.
+        # These bounds are more than four standard deviations wide for the smallest shard.
         assert 0.2 < np.mean([v % 2 for v in first]) < 0.8
         assert abs(np.corrcoef(np.arange(len(first)), first)[0, 1]) < 0.65
 

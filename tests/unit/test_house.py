@@ -1,4 +1,4 @@
-"""The house rules that a machine can check."""
+"""House rules that can be checked automatically."""
 
 import json
 import os
@@ -22,7 +22,7 @@ MODULES = sorted(
 )
 
 
-# What handles rows is loaded only where there are any.
+# Modules that handle rows are loaded only if there are any.
 WITH_NUMPY = [
     f"spark_tensorflow_distributor.{name}"
     for name in (
@@ -62,7 +62,7 @@ WITH_TENSORFLOW += [name for name in MODULES if name.startswith("spark_tensorflo
 
 
 def test_no_module_imports_tensorflow_and_the_agent_and_trainer_no_spark():
-    """Each module by itself, in a fresh interpreter; all in one process would hide who imported what."""
+    """Imports each module in a fresh process; a shared one would hide which module imported what."""
     program = (
         "import importlib, json, os, sys\n"
         "found = {}\n"
@@ -79,7 +79,7 @@ def test_no_module_imports_tensorflow_and_the_agent_and_trainer_no_spark():
         "    os.waitpid(pid, 0)\n"
     )
     arguments = [json.dumps(names) for names in (MODULES, WITH_NUMPY, WITH_TENSORFLOW)]
-    # The stand-in for TensorFlow can be imported in no time, and does not import anything else.
+    # The stub for TensorFlow is imported instantly, and imports nothing else.
     path = os.pathsep.join([STUBS, *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=env)

@@ -1,4 +1,4 @@
-"""Which part of the package may import which, read from the sources: lazy imports and those for types count, too."""
+"""Checks in the sources which package imports which, including lazy imports and imports for types."""
 
 import ast
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ import spark_tensorflow_distributor as std
 PACKAGE = "spark_tensorflow_distributor"
 ROOT = Path(std.__file__).parent
 
-# Each room may import itself and the rooms before it.
-ROOMS = ["errors", "formatting", "context", "data", "training", "resume", "config", "runtime", "runner", "ml"]
+# Each package may import itself and the packages before it.
+PACKAGES = ["errors", "formatting", "context", "data", "training", "resume", "config", "runtime", "runner", "ml"]
 
-# Inference runs in Spark's ordinary tasks, beside the rooms above: it uses the data's and these tools of others.
+# Inference runs in Spark's ordinary tasks, apart from the packages above: it uses data/ and these tools of others.
 TOOLS_OF_INFERENCE = {
     "runtime.devices",
     "runtime.driver.spark",
@@ -22,10 +22,10 @@ TOOLS_OF_INFERENCE = {
     "training.keras_api",
 }
 
-# The processes of a run share what is in runtime/ itself, and nothing else.
+# The processes of a run share only the modules in runtime/ itself.
 PROCESSES = {"runtime.driver", "runtime.agent", "runtime.trainer"}
 
-# Private names of others, and the only places that may use them.
+# Private names of other libraries, and the only modules that may use them.
 PRIVATE_NAMES = {
     "tensorflow.python": ["training/private_names.py"],
     "keras.src": ["training/private_names.py"],
@@ -37,7 +37,7 @@ PRIVATE_NAMES = {
 
 
 def module_of(path: Path) -> str:
-    """The module's name within the package: ``"data.frames"``; ``""`` is the package itself."""
+    """Return the module's name within the package: ``"data.frames"``; ``""`` is the package itself."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -46,7 +46,7 @@ MODULES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
 def imports_of(module: str) -> Iterator[str]:
-    """The package's modules that this one imports."""
+    """Yield the package's modules that this one imports."""
     path = MODULES[module]
     folder = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -66,18 +66,18 @@ def process_of(module: str) -> str | None:
 
 
 def may_import(importer: str, imported: str) -> bool:
-    rooms = importer.split(".")[0], imported.split(".")[0]
-    if rooms[0] == "inference":
-        return rooms[1] in ("errors", "formatting", "data", "inference") or imported in TOOLS_OF_INFERENCE
-    if rooms[1] == "inference":
+    packages = importer.split(".")[0], imported.split(".")[0]
+    if packages[0] == "inference":
+        return packages[1] in ("errors", "formatting", "data", "inference") or imported in TOOLS_OF_INFERENCE
+    if packages[1] == "inference":
         return False
-    if not set(rooms) <= set(ROOMS) or ROOMS.index(rooms[1]) > ROOMS.index(rooms[0]):
+    if not set(packages) <= set(PACKAGES) or PACKAGES.index(packages[1]) > PACKAGES.index(packages[0]):
         return False
     other = process_of(imported)
-    return rooms[0] != "runtime" or other in (None, process_of(importer))
+    return packages[0] != "runtime" or other in (None, process_of(importer))
 
 
-def test_rooms_import_only_what_lies_below_them():
+def test_packages_import_only_packages_below_them():
     found = {
         f"{importer} -> {imported}"
         for importer, targets in IMPORTS.items()
@@ -87,7 +87,7 @@ def test_rooms_import_only_what_lies_below_them():
     assert found == set()
 
 
-def test_no_import_circle():
+def test_no_import_cycles():
     visiting, done = [], set()
 
     def visit(module):
@@ -106,7 +106,7 @@ def test_no_import_circle():
 
 
 def private_names_in(path: Path) -> Iterator[str]:
-    """The names of ``PRIVATE_NAMES`` that a file uses, as attributes, imports or module names in texts."""
+    """Yield the names of ``PRIVATE_NAMES`` that a file uses, as attributes, imports or module names in strings."""
     for node in ast.walk(ast.parse(path.read_text())):
         texts = []
         if isinstance(node, ast.Import):
@@ -122,7 +122,7 @@ def private_names_in(path: Path) -> Iterator[str]:
                 yield name
 
 
-def test_private_names_of_others_are_used_only_where_they_are_allowed():
+def test_private_names_are_used_only_where_allowed():
     found = {
         f"{module_of(path)}: {name}"
         for path in MODULES.values()
@@ -132,7 +132,7 @@ def test_private_names_of_others_are_used_only_where_they_are_allowed():
     assert found == set()
 
 
-def test_driver_and_agent_reach_no_module_that_imports_tensorflow_at_its_top():
+def test_driver_and_agent_import_no_module_that_imports_tensorflow_at_top_level():
     """Lazy imports count, too; only local_mode trains in the driver's process."""
     waiting = [module for module in IMPORTS if process_of(module) in ("runtime.driver", "runtime.agent")]
     light = {"runtime.driver.local"}

@@ -1,4 +1,4 @@
-"""Stands in for TensorFlow where a test is about Spark, processes and sockets: imports in no time, meets nobody.
+"""A stub of TensorFlow for tests of Spark, processes and sockets: it imports instantly and connects to no peer.
 
 It has what the trainer calls before it calls the function, and records the calls.
 """

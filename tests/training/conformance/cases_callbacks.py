@@ -125,7 +125,7 @@ def terminate_on_nan(keras):
 
 @case()
 def decision_in_a_batch(keras):
-    """A custom callback stops training by the loss of a step, which is a different one for a worker's own rows."""
+    """A custom callback stops training based on the loss of a step, which differs for a worker's own rows."""
     seen = []
 
     class Stop(keras.callbacks.Callback):

@@ -1,4 +1,4 @@
-"""Optimizers, and what changes their updates."""
+"""Optimizers, and options that change their updates."""
 
 import numpy as np
 

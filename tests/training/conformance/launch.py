@@ -46,7 +46,7 @@ def launch(package: str, workers: int, names: Iterable[str], folder: str, **runn
             files = sorted(Path(folder).glob(f"{name}.*.pickle"))
             found = [pickle.loads(file.read_bytes()) for file in files]
             if not found and not error:
-                break  # a case before it raised, after which the group cannot be used
+                break  # an earlier case raised, so the group is unusable
             results[name] = found or [error]
             waiting.remove(name)
             if not found:
@@ -92,7 +92,7 @@ def run_here(package: str, names: list[str], folder: str, workers: int) -> None:
         rank = get_context().rank
     keras = tf.keras
     assert keras.Model.__module__.split(".")[0] == package
-    gc.freeze()  # clear_session looks for garbage after each case: not among what is imported
+    gc.freeze()  # so that clear_session, which collects garbage after each case, skips imported objects
     for name in names:
         try:
             result: Any = run_case(name, folder, workers)

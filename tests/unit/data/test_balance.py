@@ -1,4 +1,4 @@
-"""Shares: written to files, equalised, and their rows handed over."""
+"""Shards: written to files, equalised, and their rows handed over."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from spark_tensorflow_distributor.data.layout import (
 from spark_tensorflow_distributor.data.spool import FrameSpool
 
 
-def test_few_transfers_make_shares_equal():
+def test_few_transfers_make_shards_equal():
     assert plan_transfers([5, 5, 5]) == []
     assert plan_transfers([6, 5, 5]) == []
     assert plan_transfers([5, 6, 5]) == []
@@ -40,7 +40,7 @@ def test_few_transfers_make_shares_equal():
         assert sum(after) == sum(rows)
 
 
-def test_facts_add_up():
+def test_facts_are_merged():
     one = FrameFacts(2, (ColumnFacts(nulls=1, lengths=((2, 3),)),))
     none = FrameFacts(0, (ColumnFacts(lengths=((-1, -1),)),))
     assert merge_facts([one, none, one]) == FrameFacts(4, (ColumnFacts(nulls=2, lengths=((2, 3),)),))
@@ -57,7 +57,7 @@ COLUMNS = (
 
 
 def values(first, count):
-    """Rows numbered from ``first``: floats, an integer, a string of one to three letters, an array of that length."""
+    """Return numbered rows: floats, an integer, a string of one to three letters, an array of that length."""
     numbers = np.arange(first, first + count)
     lengths = numbers % 3 + 1
     text = b"".join(bytes([65 + n % 26]) * (n % 3 + 1) for n in numbers.tolist())
@@ -77,7 +77,7 @@ def ids(partition, first, count):
 
 
 def read(spool):
-    """The rows of a spool in their order, as (a, b, i, s, l, whether a is null)."""
+    """Return the rows of a spool in order, as (a, b, i, s, l, whether a is null)."""
     layout, files = spool.layout()
     stored = layout.stored
 

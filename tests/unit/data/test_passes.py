@@ -12,7 +12,7 @@ def shares(total, world_size):
 
 
 def batch_sizes(plan, extra_steps=0):
-    """The sizes of a pass's batches, by the function that cuts them in a dataset; they must join without a gap."""
+    """Return the sizes of a pass's batches, as a dataset computes them, and check that they are contiguous."""
     steps = np.arange(plan.steps + extra_steps)
     starts, ends = batch_bounds(steps, plan.steps, plan.rows, plan.shift, plan.batch, np)
     assert [0, *ends[:-1]] == list(starts) or not len(steps)

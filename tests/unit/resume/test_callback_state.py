@@ -1,4 +1,4 @@
-"""What callbacks have learned, with a stand-in for Keras' own."""
+"""The state of callbacks, with a stub for those of Keras."""
 
 from types import SimpleNamespace
 

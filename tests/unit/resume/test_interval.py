@@ -1,4 +1,4 @@
-"""How often checkpoints are saved."""
+"""The interval between checkpoints."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_slow_training_saves_after_each_step():
     assert CheckpointInterval.parse(10).steps_until_next(60.0, 0.0, 0.0) == 1
 
 
-def test_steps_stay_steps():
+def test_an_interval_in_steps_is_kept():
     interval = CheckpointInterval.parse("500 steps")
     assert interval == CheckpointInterval(steps=500)
     assert interval.steps_until_next(9.0, 9.0, 9.0) == 500

@@ -9,7 +9,7 @@ from spark_tensorflow_distributor.resume.save_clock import SaveClock
 
 
 class Training:
-    """Steps of equal length on a clock of its own."""
+    """Simulates steps of equal length with its own clock."""
 
     def __init__(self, interval, seconds_per_step=0.5, save_seconds=0.0):
         self.time, self.step, self.saves = 100.0, 0, []
@@ -41,7 +41,7 @@ def test_the_first_sync_measures_the_speed():
     assert training.saves == [60, 120, 180]
 
 
-def test_a_wrong_estimate_of_the_speed_is_not_followed_at_once():
+def test_a_wrong_speed_estimate_is_corrected_gradually():
     training = Training(CheckpointInterval(seconds=30.0), seconds_per_step=0.001).run(10)
     training.seconds_per_step = 1.0  # only the beginning was fast
     training.run(150)

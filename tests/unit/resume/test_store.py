@@ -1,4 +1,4 @@
-"""Where checkpoints are kept, which of them are deleted, and what a later run does with them."""
+"""Where checkpoints are kept, which are deleted, and which a later run uses."""
 
 import io
 import os
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_created(tmp_path):
         store.FolderStore(str(tmp_path / "file" / "below"), "run")
 
 
-def test_checkpoints_that_an_earlier_attempt_saved_must_be_there(tmp_path):
+def test_checkpoints_of_an_earlier_attempt_must_exist(tmp_path):
     settings = CheckpointSettings(str(tmp_path), run_id="run", expected=("fit0-00000000",))
     with pytest.raises(CheckpointError, match=r"fit0-00000000.*checkpoint_dir must be a location that all hosts share"):
         store.open_store(settings, {}, is_chief=True, send_file=print)

@@ -34,7 +34,7 @@ def test_environment_restores_everything_after_an_error():
     assert dict(os.environ) == before
 
 
-def test_a_reused_pid_is_another_process():
+def test_a_reused_pid_is_a_different_process():
     started = start_time(os.getpid())
     assert is_alive(os.getpid(), started)
     assert not is_alive(os.getpid(), started + "0")

@@ -1,4 +1,4 @@
-"""Stand-ins for Keras; nothing else is installed as far as the code under test can see."""
+"""Stubs for Keras; the code under test sees no other packages."""
 
 import importlib.util
 import sys

@@ -56,7 +56,7 @@ def test_tf_keras_is_selected_as_tensorflow_selects_it(monkeypatch, value, selec
 
 
 @pytest.mark.parametrize("version", ["3.0.5", "3.9.2"])
-def test_a_keras_3_that_is_too_old_is_refused_with_the_pip_command(install_keras, version):
+def test_a_keras_3_that_is_too_old_is_rejected_with_the_pip_command(install_keras, version):
     install_keras(version=version)
     with pytest.raises(ConfigurationError, match=rf"have Keras {version}.*pip install 'keras>=3\.10'"):
         keras_api.keras_for_workers()
@@ -69,12 +69,12 @@ def test_later_releases_can_train_over_workers(install_keras, version):
 
 
 @pytest.mark.parametrize(("version", "backend"), [("2.15.0", "tensorflow"), ("3.5.0", "jax"), ("3.99.0", "torch")])
-def test_another_keras_is_not_looked_into(install_keras, version, backend):
+def test_other_keras_packages_are_ignored(install_keras, version, backend):
     install_keras(version=version, backend=backend)
     assert keras_api.keras_for_workers() is None
 
 
-def test_an_old_keras_3_does_no_harm_beside_tf_keras(install_keras, monkeypatch):
+def test_an_old_keras_3_is_ignored_with_tf_keras(install_keras, monkeypatch):
     install_keras(version="3.5.0")
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
     assert keras_api.keras_for_workers() is None

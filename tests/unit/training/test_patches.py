@@ -1,4 +1,4 @@
-"""Which patches are applied, with stand-ins for TensorFlow and for a Keras that has the faults or does not."""
+"""Which patches are applied, with stubs for TensorFlow and for Keras with and without the faults."""
 
 import contextlib
 import importlib
@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-ROOM = "spark_tensorflow_distributor.training"
+TRAINING = "spark_tensorflow_distributor.training"
 
 
 class DistributedValues:
@@ -17,7 +17,7 @@ class DistributedValues:
 
 
 class Strategy:
-    """As much of MultiWorkerMirroredStrategy as a trainer touches: this worker's value is the first of all."""
+    """The part of MultiWorkerMirroredStrategy that a trainer uses: this worker's value is the first one."""
 
     num_replicas_in_sync = 2
     scope = contextlib.nullcontext
@@ -86,17 +86,19 @@ def stub_trainer(width, faulty):
 @pytest.fixture
 def patches(install_keras, monkeypatch):
     """The patches that can be tested without Keras, imported with the stand-in for TensorFlow."""
-    room = importlib.import_module(ROOM)
+    package = importlib.import_module(TRAINING)
 
     def forget():
-        for name in [name for name in sys.modules if name.startswith((f"{ROOM}.patches", f"{ROOM}.collectives"))]:
+        for name in [
+            name for name in sys.modules if name.startswith((f"{TRAINING}.patches", f"{TRAINING}.collectives"))
+        ]:
             del sys.modules[name]
         for name in ("patches", "collectives"):
-            vars(room).pop(name, None)
+            vars(package).pop(name, None)
 
     monkeypatch.setitem(sys.modules, "tensorflow", stub_tensorflow())
     forget()
-    patches = importlib.import_module(f"{ROOM}.patches")
+    patches = importlib.import_module(f"{TRAINING}.patches")
     kept = ("symbolic_build", "reduce_per_replica")
     monkeypatch.setattr(patches, "PATCHES", {name: patches.PATCHES[name] for name in kept})
     yield patches
@@ -149,7 +151,7 @@ def test_a_release_without_the_faults_is_left_unchanged(patches, install_keras, 
     assert (dict(vars(trainer)), trainer.TensorFlowTrainer._maybe_symbolic_build) == before
 
 
-def test_an_unknown_kind_is_left_unchanged_with_a_warning(patches, install_keras, caplog):
+def test_unrecognised_internals_are_left_unchanged_with_a_warning(patches, install_keras, caplog):
     trainer = stub_trainer(4, faulty=True)
     trainer.TensorFlowTrainer._maybe_symbolic_build = unknown = lambda self, batches: None
     trainer.reduce_per_replica = lambda values, mesh: values

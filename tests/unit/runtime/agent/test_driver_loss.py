@@ -71,7 +71,7 @@ def test_a_worker_that_returned_waits_for_its_peers_while_its_trainer_lives(poli
     assert not waits(100.0, has_exited=True)
 
 
-def test_a_worker_without_a_driver_stays_a_while_for_its_peers(policy):
+def test_a_worker_without_a_driver_waits_for_its_peers_for_some_time(policy):
     lose(policy, 0.0)
 
     def waits(now):

@@ -86,7 +86,7 @@ def test_an_agent_rejects_a_driver_without_the_secret():
     thread.join(5)
 
 
-def test_a_driver_that_does_not_read_costs_only_log_lines():
+def test_only_log_lines_are_dropped_if_the_driver_does_not_read():
     ours, theirs = socket.socketpair()
     link = DriverLink([], SECRET, {})
     ours.setblocking(False)

@@ -1,4 +1,4 @@
-"""The driver's channel is closed to strangers, and takes checkpoints from its own agents."""
+"""The driver's channel rejects unauthenticated peers, and accepts checkpoints from its agents."""
 
 import io
 import random
@@ -35,7 +35,7 @@ def link(channel, rank=0, secret=SECRET):
 
 
 def check_serves(channel, rank=0):
-    """A worker of the run is served at once."""
+    """Check that a worker of the run is served at once."""
     started = time.monotonic()
     own = link(channel, rank)
     assert own.connect()
@@ -52,44 +52,44 @@ def stranger(channel):
 
 
 def ended(sock):
-    """Whether the other end has closed, and sent nothing more."""
+    """Return whether the other end has closed without sending more."""
     try:
         return sock.recv(1000) == b""
     except ConnectionResetError:
         return True
 
 
-def test_noise_is_answered_with_nothing(channel):
+def test_invalid_data_gets_no_answer(channel):
     chance = random.Random(5)
     for size in [0, 1, 31, 63, 64, 65, 1000, 100_000]:
         with stranger(channel) as noise:
             challenge = noise.recv(32)
             assert len(challenge) == 32
-            with suppress(OSError):  # it may be closed before all is sent
+            with suppress(OSError):  # it may be closed before everything is sent
                 noise.sendall(chance.randbytes(size))
                 noise.shutdown(socket.SHUT_WR)
-            assert ended(noise)  # not a byte of what the driver would prove itself with
+            assert ended(noise)  # not a byte of the driver's proof
     assert channel.events.empty()
     check_serves(channel)
 
 
-def test_who_holds_another_secret_is_refused(channel):
+def test_a_peer_with_another_secret_is_rejected(channel):
     assert not link(channel, secret=b"x" * 32).connect()
     assert channel.events.empty()
     check_serves(channel)
 
 
-def test_an_answer_cannot_be_sent_back(channel):
-    """A stranger that passes one end's challenge on to the other learns nothing that it could use."""
+def test_a_response_cannot_be_reflected(channel):
+    """An attacker that relays one end's challenge to the other learns nothing useful."""
     with stranger(channel) as one, stranger(channel) as two:
         challenge = one.recv(32)
         two.recv(32)
         two.sendall(bytes(32) + challenge)
-        assert two.recv(100) == b""  # the driver signs nothing for who has not signed first
+        assert two.recv(100) == b""  # the driver signs nothing before its peer has
     check_serves(channel)
 
 
-def test_many_who_say_nothing_hold_nobody_up(channel):
+def test_silent_connections_do_not_block_workers(channel):
     idle = [stranger(channel) for _ in range(200)]
     try:
         check_serves(channel)
@@ -98,12 +98,12 @@ def test_many_who_say_nothing_hold_nobody_up(channel):
             each.close()
 
 
-def test_who_sends_a_byte_now_and_then_is_not_waited_for(channel, monkeypatch):
+def test_a_slow_handshake_times_out(channel, monkeypatch):
     monkeypatch.setattr("spark_tensorflow_distributor.runtime.wire.HANDSHAKE_SECONDS", 0.5)
     started = time.monotonic()
     with stranger(channel) as slow:
         slow.recv(32)
-        with suppress(OSError):  # how it learns that it is not waited for
+        with suppress(OSError):  # fails once the driver has closed the connection
             while time.monotonic() - started < 5:
                 slow.sendall(b"x")
                 time.sleep(0.1)
@@ -112,7 +112,7 @@ def test_who_sends_a_byte_now_and_then_is_not_waited_for(channel, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1 << 31, (64 << 20) + 1])
-def test_an_oversized_message_ends_its_own_connection_alone(channel, size):
+def test_an_oversized_message_closes_only_its_own_connection(channel, size):
     other = link(channel, 1)
     assert other.connect()
     assert channel.events.get(timeout=2)[0] == 1
@@ -129,7 +129,7 @@ def test_an_oversized_message_ends_its_own_connection_alone(channel, size):
 
 
 @pytest.mark.parametrize("body", [b"not json", b"[1]", b'{"no": "type"}', b'{"type": "result"}'])
-def test_a_malformed_message_ends_its_own_connection_alone(channel, body):
+def test_a_malformed_message_closes_only_its_own_connection(channel, body):
     sock, _ = open_connection(channel.addresses, SECRET, {"type": "hello", "rank": 0, "host": "h"})
     with sock:
         sock.sendall(len(body).to_bytes(4, "big") + body)
@@ -139,7 +139,7 @@ def test_a_malformed_message_ends_its_own_connection_alone(channel, body):
     check_serves(channel)
 
 
-def test_checkpoints_come_and_go(channel, tmp_path):
+def test_checkpoints_are_stored_and_fetched(channel, tmp_path):
     transfer = CheckpointTransfer(channel.addresses, SECRET, 0, str(tmp_path))
     assert transfer.fetch(lambda: None) == {}
     for number, data in enumerate([b"a" * 10, b"b" * (3 << 20), b""]):
@@ -155,7 +155,7 @@ def test_checkpoints_come_and_go(channel, tmp_path):
     fetched = contents(transfer.fetch(lambda: None))
     assert fetched == {"fit0-00000001": b"b" * (3 << 20), "fit0-00000002": b"", "manual-00000000": b"mine"}
     other = CheckpointTransfer(channel.addresses, SECRET, 1, str(tmp_path))
-    assert contents(other.fetch(lambda: None)) == {"manual-00000000": b"mine"}  # rank 0 passes the rest on
+    assert contents(other.fetch(lambda: None)) == {"manual-00000000": b"mine"}  # rank 0 broadcasts the others
     assert not transfer.warnings
 
 
@@ -168,7 +168,7 @@ def contents(files):
     return found
 
 
-def test_half_a_checkpoint_is_none(channel):
+def test_a_partial_checkpoint_is_discarded(channel):
     hello = {"type": "commit", "rank": 0, "name": "fit0-00000000", "size": 1000}
     sock, _ = open_connection(channel.addresses, SECRET, hello)
     with sock:
@@ -177,7 +177,7 @@ def test_half_a_checkpoint_is_none(channel):
     assert channel.events.empty()
 
 
-def test_a_full_disk_at_the_driver_is_told(channel, tmp_path, monkeypatch):
+def test_a_full_disk_on_the_driver_is_reported(channel, tmp_path, monkeypatch):
     def full(name, pieces):
         raise OSError(28, "No space left on device")
 
@@ -188,7 +188,7 @@ def test_a_full_disk_at_the_driver_is_told(channel, tmp_path, monkeypatch):
     assert "No space left on device" in transfer.warnings[0]
 
 
-def test_a_driver_that_is_gone_is_told(channel, tmp_path):
+def test_an_unreachable_driver_is_reported(channel, tmp_path):
     channel.close()
     transfer = CheckpointTransfer(channel.addresses, SECRET, 0, str(tmp_path))
     transfer.put("fit0-00000000", io.BytesIO(b"x"))
@@ -196,7 +196,7 @@ def test_a_driver_that_is_gone_is_told(channel, tmp_path):
     assert "cannot be reached" in transfer.warnings[0]
 
 
-def test_closing_does_not_wait_for_who_is_idle(channel):
+def test_closing_does_not_wait_for_idle_connections(channel):
     hello = {"type": "commit", "rank": 0, "name": "n", "size": 5}
     with stranger(channel), open_connection(channel.addresses, SECRET, hello)[0]:
         started = time.monotonic()
@@ -205,5 +205,5 @@ def test_closing_does_not_wait_for_who_is_idle(channel):
     assert not [each for each in threading.enumerate() if each.name == "spark-tensorflow-channel"]
 
 
-def test_a_frame_is_what_it_says():
+def test_frame_format():
     assert frame({"a": 1}) == b'\x00\x00\x00\x08{"a": 1}'

@@ -36,7 +36,7 @@ def met():
     return group
 
 
-def test_all_are_told_when_the_last_has_joined():
+def test_members_are_sent_when_the_last_rank_has_joined():
     group = Group(2)
     assert join(group, 1) == []
     assert not group.has_met
@@ -47,7 +47,7 @@ def test_all_are_told_when_the_last_has_joined():
     assert group.has_met
 
 
-def test_a_rank_that_cannot_come_sends_all_to_spark():
+def test_a_missing_rank_sends_all_to_all_gather():
     group = Group(3)
     join(group, 0)
     join(group, 2, 1.0)
@@ -55,7 +55,7 @@ def test_a_rank_that_cannot_come_sends_all_to_spark():
     sent = group.tick(ALL_GATHER_SECONDS)
     assert sent == [(0, {"type": "use_all_gather"}), (2, {"type": "use_all_gather"})]
     assert group.tick(100.0) == []
-    # It was only late, and comes here after all.
+    # It was only late, and connects after all.
     assert join(group, 1, 20.0) == [(1, {"type": "use_all_gather"})]
 
 
@@ -66,7 +66,7 @@ def test_released_when_all_are_done(met):
     assert met.tick(7.0) == []
 
 
-def test_who_has_lost_the_channel_is_not_waited_for(met):
+def test_a_rank_without_a_channel_does_not_delay_the_release(met):
     met.disconnect(1, 4.0)
     met.receive(0, {"type": "done"}, 5.0)
     met.receive(2, {"type": "done"}, 5.0)
@@ -75,14 +75,14 @@ def test_who_has_lost_the_channel_is_not_waited_for(met):
     assert (1, {"type": "release"}) in met.connect(1, {"rank": 1}, 20.0)
 
 
-def test_who_comes_back_tells_what_it_reached(met):
+def test_a_reconnected_rank_repeats_its_state(met):
     met.disconnect(1, 4.0)
     met.receive(0, {"type": "done"}, 5.0)
     met.receive(2, {"type": "done"}, 5.0)
     assert (None, {"type": "release"}) in met.connect(1, {"rank": 1, "state": "done"}, 6.0)
 
 
-def test_a_failure_stops_all_after_a_moment_for_the_others(met):
+def test_a_failure_stops_all_ranks_after_a_grace_period(met):
     alive(met, 4.0, (0, 2))
     assert fail(met, 1, 5.0) == []
     assert met.tick(5.0 + VERDICT_SECONDS - 0.1) == []
@@ -93,13 +93,13 @@ def test_a_failure_stops_all_after_a_moment_for_the_others(met):
     assert (2, message) in met.connect(2, {"rank": 2}, 51.0)
 
 
-def test_nobody_is_waited_for_when_all_have_failed(met):
+def test_no_grace_period_when_all_ranks_have_failed(met):
     fail(met, 1, 5.0)
     fail(met, 0, 5.1)
     assert fail(met, 2, 5.2)[0][1]["type"] == "stop"
 
 
-def test_a_failure_before_all_have_met():
+def test_a_failure_before_all_have_joined():
     group = Group(3)
     join(group, 0)
     fail(group, 1, 1.0)
@@ -118,9 +118,9 @@ def step(group, rank, steps, now, at=None):
 AT = {"fit": 0, "epoch": 1, "step": 6}
 
 
-def test_a_stall_is_told_with_the_stacks_of_all_ranks():
+def test_a_stall_is_reported_with_the_stacks_of_all_ranks():
     group = Group(2, stall_timeout=10)
-    assert group.tick(100.0) == []  # not met yet: start_timeout's affair
+    assert group.tick(100.0) == []  # not joined yet: start_timeout applies
     for rank in (0, 1):
         join(group, rank, 100.0)
         step(group, rank, 6 + rank, 104.0, AT)
@@ -137,7 +137,7 @@ def test_a_stall_is_told_with_the_stacks_of_all_ranks():
     assert group.failures[0].traceback == "Thread 0"
 
 
-def test_a_rank_that_does_not_answer_is_not_waited_for():
+def test_an_unresponsive_rank_does_not_delay_the_stall_report():
     group = Group(2, stall_timeout=10)
     for rank in (0, 1):
         join(group, rank, 100.0)
@@ -169,12 +169,12 @@ def test_outside_of_fit_output_is_progress():
     group = Group(2, stall_timeout=10)
     for rank in (0, 1):
         join(group, rank, 100.0)
-    group.receive(0, {"type": "log"}, 109.0)  # the chief's, of a loop of the function's own
+    group.receive(0, {"type": "log"}, 109.0)  # from the chief, in a custom loop
     assert group.tick(115.0) == []
     assert group.tick(119.5) == [(None, {"type": "stacks"})]
 
 
-def test_a_rank_of_which_nothing_is_heard_is_lost(met):
+def test_a_silent_rank_is_lost(met):
     for rank in range(3):
         step(met, rank, 5, 10.0, AT)
     alive(met, 10.0 + SILENT_SECONDS, (0, 1))
@@ -193,8 +193,8 @@ def collateral(group, rank, now):
     return group.receive(rank, {"type": "failed", "failure": failure.to_json()}, now)
 
 
-def test_who_is_silent_is_the_cause_when_others_fail(met):
-    """TensorFlow's own heartbeats tell the others that a peer is gone before the driver could be sure of it."""
+def test_a_silent_rank_is_the_root_cause_when_others_fail(met):
+    """TensorFlow's own heartbeats reveal a lost peer to the others before the driver can be certain."""
     alive(met, 10.0, range(3))
     alive(met, 20.0, (0, 1))
     for rank in (0, 1):
@@ -204,7 +204,7 @@ def test_who_is_silent_is_the_cause_when_others_fail(met):
     assert root_cause(met.failures) == 2
 
 
-def test_a_stopped_process_is_the_cause_when_others_fail(met):
+def test_a_stopped_process_is_the_root_cause_when_others_fail(met):
     alive(met, 20.0, (0, 1))
     alive(met, 20.0, [2], state="stopped")
     for rank in (0, 1):
@@ -214,8 +214,8 @@ def test_a_stopped_process_is_the_cause_when_others_fail(met):
     assert root_cause(met.failures) == 2
 
 
-def test_a_rank_that_others_make_steps_with_is_not_lost(met):
-    """They could not without it: only the way to the driver is closed."""
+def test_a_silent_rank_is_not_lost_while_steps_complete(met):
+    """A step needs all ranks, so only its connection to the driver is lost."""
     for rank in range(3):
         step(met, rank, 5, 10.0, AT)
     met.disconnect(2, 11.0)
@@ -225,7 +225,7 @@ def test_a_rank_that_others_make_steps_with_is_not_lost(met):
         assert met.tick(float(second)) == []
 
 
-def test_a_rank_that_is_back_in_time_is_not_lost(met):
+def test_a_rank_that_reconnects_in_time_is_not_lost(met):
     met.disconnect(2, 1.0)
     for second in range(2, 18, 2):
         alive(met, float(second), (0, 1))
@@ -234,7 +234,7 @@ def test_a_rank_that_is_back_in_time_is_not_lost(met):
     assert met.tick(22.0) == []
 
 
-def test_a_chief_that_waits_for_ranks_that_are_done(met):
+def test_a_chief_that_waits_for_finished_ranks(met):
     met.receive(0, {"type": "phase", "name": "result"}, 5.0)
     met.receive(1, {"type": "done"}, 6.0)
     met.receive(2, {"type": "done"}, 6.0)

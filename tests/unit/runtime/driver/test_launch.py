@@ -1,4 +1,4 @@
-"""What the driver says while a launch goes on."""
+"""The driver's log messages during a launch."""
 
 import time
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from spark_tensorflow_distributor.runtime.driver.launch import Launch
 
 
-def test_who_has_not_come_is_named_every_half_minute(caplog):
+def test_missing_ranks_are_logged_every_half_minute(caplog):
     spec = SimpleNamespace(world_size=4, frames=(), config=SimpleNamespace(start_timeout=600))
     launch = Launch(spec, None, None, None)
     now = time.monotonic()
@@ -15,7 +15,7 @@ def test_who_has_not_come_is_named_every_half_minute(caplog):
         launch._group.connect(rank, {"rank": rank}, now)
         launch._group.receive(rank, {"type": "join", "member": {"rank": rank, "host": "h"}}, now)
 
-    launch._name_missing(now + 100)  # nobody has come: another hint is due then
+    launch._name_missing(now + 100)  # no rank has connected: another hint is due then
     come(2)
     for second in range(100, 160):
         launch._name_missing(now + second)

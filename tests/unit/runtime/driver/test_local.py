@@ -33,7 +33,7 @@ def test_the_function_runs_here_and_the_environment_is_restored(runner):
         get_context()
 
 
-def test_errors_come_as_they_are(runner):
+def test_errors_are_raised_unchanged(runner):
     with pytest.raises(ZeroDivisionError):
         runner.run(lambda: 1 / 0)
 
@@ -46,7 +46,7 @@ def runner_with_folder(tmp_path):
 
 
 def count_to(end, stop_at=None):
-    """A loop that resumes from its own checkpoints."""
+    """Return a loop that resumes from its own checkpoints."""
     context = get_context()
     start = (context.latest_checkpoint() or {"step": 0})["step"]
     for step in range(start, end):

@@ -1,4 +1,4 @@
-"""Root causes, restarts and what the user is told."""
+"""Root causes, restarts and error messages."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def pickled(error):
     return Failure.from_exception(0, "h0", "exception", error).pickled
 
 
-def test_the_first_that_is_no_consequence_is_the_cause():
+def test_the_root_cause_is_the_first_independent_failure():
     failures = {
         0: failure(0, message="failed to connect to all addresses", seconds=1.0, **UNAVAILABLE),
         1: failure(1, "signal", "killed", seconds=1.2),
@@ -58,13 +58,13 @@ def test_the_original_exception_is_chained():
     assert "Ranks" not in str(error)
 
 
-def test_an_exception_that_cannot_be_rebuilt_is_told_by_its_text():
+def test_an_exception_that_cannot_be_rebuilt_is_reported_as_text():
     error = error_of(LaunchResult(failures={0: failure(0, pickled="bm9wZQ==")}), CONFIG, 2)
     assert error.__cause__ is None
     assert "boom" in str(error)
 
 
-def test_the_librarys_own_errors_are_raised_as_themselves():
+def test_the_librarys_own_errors_are_raised_unchanged():
     own = failure(0, "startup", pickled=pickled(GpuConfigurationError("no GPU")))
     error = error_of(LaunchResult(failures={0: own}), CONFIG, 2)
     assert type(error) is GpuConfigurationError
@@ -88,7 +88,7 @@ def test_start_timeout():
     assert "1 of 2 workers connected within start_timeout=600 s" in str(error)
 
 
-def test_a_lost_executor_without_javas_stack():
+def test_a_lost_executor_is_reported_without_a_java_stack_trace():
     spark = RuntimeError(
         "An error occurred while calling o231.getResult.\n: org.apache.spark.SparkException: Job aborted: Could not "
         "recover from a failed barrier ResultStage.\n\tat org.apache.spark.X.y(X.scala:1)\n"
@@ -101,7 +101,7 @@ def test_a_lost_executor_without_javas_stack():
     assert "[1]" in str(error)
     assert "X.scala" not in str(error)
     assert "getResult" not in str(error)
-    assert "was lost" in str(error).splitlines()[0]  # which is what a relaunch tells
+    assert "was lost" in str(error).splitlines()[0]  # the line that a relaunch logs
     assert "run: org.apache" in str(error)
 
 
@@ -111,7 +111,7 @@ def failed(place=None, message="boom", kind="exception", error_type="ValueError"
     return error_of(LaunchResult(failures={1: found}), CONFIG, 2)
 
 
-def test_restarts_only_where_they_can_help():
+def test_only_transient_failures_are_restarted():
     assert RestartPolicy(1).pause(TrainingFailedError("x")) == 1
     assert RestartPolicy(1).pause(RendezvousError("the driver was lost while the workers were joining")) == 1
     assert RestartPolicy(0).pause(TrainingFailedError("x")) is None
@@ -127,7 +127,7 @@ def test_the_pauses_grow_until_the_restarts_are_used_up():
     assert "max_restarts=8" in error.__notes__[-1]
 
 
-def test_the_same_exception_twice_at_one_step_is_final():
+def test_the_same_exception_twice_at_the_same_step_is_final():
     policy = RestartPolicy(5)
     at = {"fit": 0, "epoch": 2, "step": 17}
     assert policy.pause(failed(at, "boom at 0x7f01")) == 1
@@ -145,27 +145,27 @@ def test_the_same_exception_twice_at_one_step_is_final():
         {"kind": "signal"},
     ],
 )
-def test_another_exception_or_another_step_is_tried_again(second):
+def test_a_different_exception_or_step_is_retried(second):
     at = {"fit": 0, "epoch": 2, "step": 17}
     policy = RestartPolicy(5)
     assert policy.pause(failed(at)) == 1
     assert policy.pause(failed(**{"place": at, **second})) == 2
 
 
-def test_outside_of_fit_only_a_mistake_is_known_to_come_back():
+def test_outside_fit_only_programming_errors_are_final():
     policy = RestartPolicy(5)
     assert [policy.pause(failed(None, error_type="OSError")) for _ in range(2)] == [1, 2]
     policy = RestartPolicy(5)
     assert [policy.pause(failed(None, error_type="NameError")) for _ in range(2)] == [1, None]
 
 
-def test_a_process_killed_twice_at_one_step_is_tried_again():
+def test_a_process_killed_twice_at_the_same_step_is_retried():
     at = {"fit": 0, "epoch": 2, "step": 17}
     policy = RestartPolicy(5)
     assert [policy.pause(failed(at, kind="signal")) for _ in range(3)] == [1, 2, 4]
 
 
-def test_a_taken_port_is_met_with_new_ones():
+def test_a_taken_port_is_retried_with_new_ports():
     result = LaunchResult(failures={0: failure(0, "port", seconds=1.0), 1: failure(1, "stopped", seconds=0.9)})
     assert lost_a_port(result, 0)
     assert not lost_a_port(result, 3)

@@ -1,4 +1,4 @@
-"""Which rank keeps the others waiting."""
+"""Finding the rank that keeps the others waiting."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ def wait():
 
 @pytest.fixture
 def stacks(tmp_path):
-    """Runs a training script and returns the stacks that ``faulthandler`` wrote, as the trainer has it."""
+    """Runs a training script and returns the stacks that ``faulthandler`` wrote, as in a trainer."""
     lib, jobs = tmp_path / "lib" / "site-packages", tmp_path / "tensorflow-jobs"
     (lib / "tensorflow").mkdir(parents=True)
     (lib / "tensorflow" / "__init__.py").touch()
@@ -77,7 +77,7 @@ def shown(code):
     return str(code).replace(str(Path(code.file).parent), "~")
 
 
-def test_a_users_file_may_have_tensorflow_in_its_path(stacks):
+def test_a_user_file_may_have_tensorflow_in_its_path(stacks):
     code = user_code(
         stacks("import tensorflow.execute, os, signal\ndef train():\n  os.kill(os.getpid(), signal.SIGUSR2)")
     )
@@ -86,7 +86,7 @@ def test_a_users_file_may_have_tensorflow_in_its_path(stacks):
     assert not code.in_tensorflow
 
 
-def test_our_modules_in_memory_are_not_the_users(stacks):
+def test_library_modules_in_memory_are_not_user_code(stacks):
     hook = "def on_step():\n  from tensorflow import execute\n  execute.quick_execute()"
     script = f"exec(compile({hook!r}, '<spark_tensorflow_distributor>/training/step_hooks.py', 'exec'))\n"
     code = user_code(stacks(script + "def train():\n  on_step()"))
@@ -94,7 +94,7 @@ def test_our_modules_in_memory_are_not_the_users(stacks):
     assert code.in_tensorflow
 
 
-def test_idle_pools_are_not_the_users(stacks):
+def test_idle_pools_are_not_user_code(stacks):
     text = stacks(
         "from multiprocessing.pool import ThreadPool\n"
         "from tensorflow import execute\n"
@@ -106,7 +106,7 @@ def test_idle_pools_are_not_the_users(stacks):
     assert shown(user_code(text)) == "train (~/train.py, line 5), in tensorflow/execute.py"
 
 
-def test_a_callback_of_tensorflow_in_another_thread_comes_before_a_main_thread_that_waits(stacks):
+def test_a_tensorflow_callback_in_another_thread_precedes_a_waiting_main_thread(stacks):
     text = stacks(
         "import threading, time\n"
         "from tensorflow import execute\n"
@@ -122,7 +122,7 @@ def test_a_callback_of_tensorflow_in_another_thread_comes_before_a_main_thread_t
     assert shown(user_code(text)) == "rows (~/train.py, line 4)"
 
 
-def test_another_thread_counts_if_the_main_thread_has_left_the_users_code(stacks):
+def test_another_thread_is_used_if_the_main_thread_has_left_user_code(stacks):
     text = stacks(
         "import atexit, threading, time\n"
         "from tensorflow import execute\n"
@@ -147,7 +147,7 @@ def test_a_library_that_the_users_code_calls_is_named(stacks):
 
 
 @pytest.mark.parametrize("file", ["/tmp/ipykernel_12/34.py", "<ipython-input-1-abc>", "<stdin>", "<string>"])
-def test_functions_of_notebooks_and_shells_are_the_users(stacks, file):
+def test_functions_in_notebooks_and_shells_are_user_code(stacks, file):
     source = "def step():\n  execute.quick_execute()"
     script = f"from tensorflow import execute\nexec(compile({source!r}, {file!r}, 'exec'))\ndef train():\n  step()"
     assert str(user_code(stacks(script))) == f"step ({file}, line 2), in tensorflow/execute.py"
@@ -166,7 +166,7 @@ def test_a_rank_in_its_own_input_is_behind():
     assert sentences[0] == f"Rank 0 is waiting for rank 1 (epoch 2, after step 6): it is at {IN_TENSORFLOW}."
 
 
-def test_steps_count_before_stacks():
+def test_steps_take_precedence_over_stacks():
     stacks = {0: {"stacks": WAITING}, 1: {"stacks": READING}}
     behind, sentences = explain([0, 1], {0: (19, AT), 1: (20, AT)}, stacks, {})
     assert behind == 0

@@ -22,7 +22,7 @@ ValueError: boom
 """
 
 
-def test_the_librarys_frames_are_hidden_and_the_users_are_not():
+def test_library_frames_are_hidden_and_user_frames_are_not():
     assert hide_own_frames(REMOTE).splitlines() == [
         "Traceback (most recent call last):",
         '  File "/home/me/spark_tensorflow_distributor/train.py", line 12, in train',
@@ -35,7 +35,7 @@ def test_the_librarys_frames_are_hidden_and_the_users_are_not():
     ]
 
 
-def test_an_exception_with_no_other_frames_keeps_the_librarys():
+def test_an_exception_with_only_library_frames_keeps_them():
     own = REMOTE.split('  File "/home')[0] + "KeyError: 'rows'"
     chained = f"{own}\n\nDuring handling of the above exception, another exception occurred:\n\n{REMOTE}"
     shown = hide_own_frames(chained)
@@ -57,7 +57,7 @@ def test_real_tracebacks_without_the_librarys_frames_stay_as_they_are():
     assert hide_own_frames(text) == text
 
 
-def test_a_message_is_repeated_only_where_it_says_more():
+def test_a_message_is_shown_only_if_the_traceback_lacks_it():
     assert without_message(REMOTE, "ValueError: boom").endswith('raise ValueError("boom")')
     assert without_message(REMOTE + "a note\n", "ValueError: boom").endswith("boom\na note")
     assert without_message("ValueError: boom", "boom") == "ValueError: boom"
