@@ -19,8 +19,8 @@ class StandaloneCluster:
     """A master and two workers with four cores each, on 127.0.0.1 and 127.0.0.2.
 
     Args:
-        folder: logs and work directories.
-        worker_conf: settings of the workers (mainly GPU resources).
+        folder: Logs and work directories.
+        worker_conf: Settings of the workers (mainly GPU resources).
     """
 
     def __init__(self, folder, worker_conf=None):

@@ -41,11 +41,11 @@ class Hosts:
     """A host for the Spark master, and ``workers`` hosts with a Spark worker each.
 
     Args:
-        folder: directory for logs and, by host, Spark's work and local directories and a temporary directory.
-        workers: number of Spark workers.
-        cores: cores per Spark worker.
-        memory: memory per Spark worker, as Spark writes it.
-        number: identifies the cluster if there are several on the machine, 0 to 255.
+        folder: Directory for logs and, by host, Spark's work and local directories and a temporary directory.
+        workers: Number of Spark workers.
+        cores: Cores per Spark worker.
+        memory: Memory per Spark worker, as Spark writes it.
+        number: Identifies the cluster if there are several on the machine, 0 to 255.
         conf: Spark settings of the workers.
     """
 

@@ -32,7 +32,7 @@ class ConfigurationError(DistributorError, ValueError):
 
 
 class ClusterError(DistributorError):
-    """The cluster, as it is configured, cannot do what was requested."""
+    """The cluster, as configured, cannot do what was requested."""
 
 
 class InsufficientSlotsError(ClusterError):

@@ -154,7 +154,7 @@ class MirroredStrategyRunner:
         Raises:
             TrainingFailedError: A worker failed; the original exception is its ``__cause__``.
             ConfigurationError: The function cannot be called with these arguments.
-            ClusterError: The cluster, as it is configured, cannot run this.
+            ClusterError: The cluster, as configured, cannot run this.
             SerializationError: The function, an argument or the result cannot be serialised.
             RendezvousTimeoutError: The workers did not all start within ``start_timeout``.
             DataError: TensorFlow has no equivalent for a column's type, or the rows do not match what the function

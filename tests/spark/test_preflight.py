@@ -15,7 +15,7 @@ ENV = {"PYTHONPATH": WORKER_PATH, "TF_USE_LEGACY_KERAS": "1"}
 
 
 @pytest.fixture
-def refused(spark):
+def check_rejected(spark):
     """Return a check that a run is rejected with an error within two seconds, without a Spark job."""
 
     def check(error, words, function=lambda: 1, conf=None, num_slots=2, **kwargs):
@@ -39,24 +39,24 @@ def refused(spark):
     return check
 
 
-def test_too_few_slots_are_rejected(refused):
-    error = refused(std.InsufficientSlotsError, "needs 9 Spark tasks at the same time", num_slots=9)
+def test_too_few_slots_are_rejected(check_rejected):
+    error = check_rejected(std.InsufficientSlotsError, "needs 9 Spark tasks at the same time", num_slots=9)
     for words in ("has 4 slots", "local[9]", "num_slots=4", "spark.task.cpus"):
         assert words in str(error)
 
 
 @pytest.mark.parametrize("key", ["spark.io.encryption.enabled", "spark.network.crypto.enabled", "spark.ssl.enabled"])
-def test_encryption(refused, monkeypatch, key):
+def test_encryption(check_rejected, monkeypatch, key):
     conf = SparkGateway.conf
     monkeypatch.setattr(SparkGateway, "conf", lambda self, name: "true" if name == key else conf(self, name))
-    refused(std.EncryptionUnsupportedError, f"{key}=true")
+    check_rejected(std.EncryptionUnsupportedError, f"{key}=true")
 
 
-def test_dynamic_allocation(refused, monkeypatch):
+def test_dynamic_allocation(check_rejected, monkeypatch):
     conf = SparkGateway.conf
     wanted = {"spark.dynamicAllocation.enabled": "true", "spark.master": "yarn"}
     monkeypatch.setattr(SparkGateway, "conf", lambda self, name: wanted.get(name) or conf(self, name))
-    refused(std.ClusterError, "SPARK-24942")
+    check_rejected(std.ClusterError, "SPARK-24942")
 
 
 def test_the_opt_out_of_1_0_0(spark, monkeypatch, caplog):
@@ -67,16 +67,16 @@ def test_the_opt_out_of_1_0_0(spark, monkeypatch, caplog):
     assert "spark.ssl.enabled=true" in caplog.text
 
 
-def test_unpicklable_objects_are_rejected(refused, spark):
+def test_unpicklable_objects_are_rejected(check_rejected, spark):
     handle = threading.Lock()
-    refused(std.SerializationError, "The variable 'handle'", function=lambda: handle)
-    refused(std.SerializationError, "The argument 'lock'", function=lambda lock: 1, lock=handle)
-    refused(std.SerializationError, "'spark', .*a SparkSession", function=lambda: spark.range(2))
+    check_rejected(std.SerializationError, "The variable 'handle'", function=lambda: handle)
+    check_rejected(std.SerializationError, "The argument 'lock'", function=lambda lock: 1, lock=handle)
+    check_rejected(std.SerializationError, "'spark', .*a SparkSession", function=lambda: spark.range(2))
     pair = [spark.range(2)]
-    refused(std.SerializationError, "'pair', a list, cannot be sent", function=lambda pair: 1, pair=pair)
-    refused(std.ConfigurationError, "unexpected keyword argument", function=lambda: 1, surprise=1)
-    refused(std.ConfigurationError, "cannot be read on the driver", function="nowhere.py")
-    refused(std.ConfigurationError, "args=", function="nowhere.py", other=1)
+    check_rejected(std.SerializationError, "'pair', a list, cannot be sent", function=lambda pair: 1, pair=pair)
+    check_rejected(std.ConfigurationError, "unexpected keyword argument", function=lambda: 1, surprise=1)
+    check_rejected(std.ConfigurationError, "cannot be read on the driver", function="nowhere.py")
+    check_rejected(std.ConfigurationError, "args=", function="nowhere.py", other=1)
 
 
 def test_gpus_without_gpu_scheduling(spark):

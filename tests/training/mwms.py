@@ -46,11 +46,11 @@ def run_group(
 
     Args:
         function: ``"module:name"``; the module may be in the folder of this file.
-        workers: number of processes; 1 means no group, and TensorFlow's default ``strategy``.
-        timeout: seconds for the whole group, after which it is killed, as it is when one process fails.
-        env: added to the environment.
-        without: patches to leave out.
-        arguments: serialisable as JSON.
+        workers: Number of processes; 1 means no group, and TensorFlow's default ``strategy``.
+        timeout: Seconds for the whole group, after which it is killed, as it is when one process fails.
+        env: Added to the environment.
+        without: Patches to leave out.
+        arguments: Serialisable as JSON.
     """
     for attempt in (1, 2, 3):
         try:

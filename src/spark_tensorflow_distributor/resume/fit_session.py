@@ -231,7 +231,7 @@ class FitSession:
     def _consume_orders(self, iterators: int) -> None:
         """Make as many iterators as the complete fit did.
 
-        A shuffled dataset draws an order for each iterator, and a later fit with it has to get the same ones.
+        A shuffled dataset draws an order for each iterator, and a later fit with that dataset must get the same orders.
         """
         data: Any = self._arguments.get("x")
         if hasattr(data, "element_spec") and not self._shard_states():

@@ -55,7 +55,7 @@ def track_fits(
         agent.send({"type": "warning", "text": text})
 
     def report_written(details: Message) -> None:
-        # What the driver keeps is committed when it arrives there; the driver knows that by itself.
+        # The driver records the checkpoints that it keeps itself, as they arrive.
         agent.send({"type": "written" if settings.folder is None else "committed", **details})
 
     def send_file(name: str, file: BinaryIO) -> None:

@@ -55,7 +55,7 @@ class ModelState:
     def average_layer_state(self) -> None:
         """Make the state of layers the same on all ranks; every rank must call this.
 
-        In Keras 3 each rank has moving statistics of its own. Averaging them over the ranks once more in mid-epoch does
+        In Keras 3 each rank has its own moving statistics. Averaging them over the ranks once more in mid-epoch does
         not change their average at the end of the epoch.
         """
         if keras_of(self.model) == "keras":

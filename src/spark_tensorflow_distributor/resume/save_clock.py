@@ -1,6 +1,6 @@
 """Decides at which steps the ranks synchronise, and whether they save a checkpoint there. Pure.
 
-All ranks have to save at the same step, but their clocks differ. So at each sync, rank 0 converts the
+All ranks must save at the same step, but their clocks differ. So at each sync, rank 0 converts the
 remaining seconds into steps and announces the step of the next sync.
 """
 

@@ -133,7 +133,7 @@ class Failure:
 def _pickle_exception(error: BaseException, dumps: Callable[[Any], bytes]) -> str | None:
     try:
         blob = dumps(error)
-    except Exception:  # pickling can fail in any way; the text has to suffice then
+    except Exception:  # pickling can raise any exception; send the text only
         return None
     return base64.b64encode(blob).decode() if len(blob) <= _MAX_EXCEPTION_BYTES else None
 
@@ -143,7 +143,7 @@ def _rebuild_exception(pickled: str | None) -> BaseException | None:
         return None
     try:
         error = _ExceptionUnpickler(io.BytesIO(base64.b64decode(pickled))).load()
-    except Exception:  # the class is missing here or cannot be rebuilt; the text has to suffice then
+    except Exception:  # the class is missing here or cannot be rebuilt; use the text only
         return None
     return error if isinstance(error, BaseException) else None
 

@@ -6,7 +6,7 @@
 * Rows ``(rank, kind, seq, data)`` go from the agents to the driver through Spark: reports, and chunks of the result if
   the driver's channel could not take it.
 
-Both ends always run the same source (see ``shipping``), so the formats carry no version of their own.
+Both ends always run the same source (see ``shipping``), so the formats need no version.
 """
 
 import contextlib

@@ -34,9 +34,9 @@ def launch(package: str, workers: int, names: Iterable[str], folder: str, **runn
     Args:
         package: ``keras`` or ``tf_keras``.
         workers: 0 means one process without Spark and without the library, for comparison.
-        names: the cases.
-        folder: an empty folder for the results and the files of cases.
-        runner: additional arguments of the runner.
+        names: The cases.
+        folder: An empty folder for the results and the files of cases.
+        runner: Additional arguments of the runner.
     """
     env = {"TF_USE_LEGACY_KERAS": "1" if package == "tf_keras" else "0", "TF_CPP_MIN_LOG_LEVEL": "2"}
     waiting, results = list(names), {}

@@ -21,11 +21,11 @@ class Case:
 
     Attributes:
         group: ``data``, ``models``, ``optimizers``, ``compile``, ``calls`` or ``callbacks``.
-        run: the function.
+        run: The function.
         packages: Keras packages that have the feature.
-        rtol: relative tolerance against one process.
-        atol: absolute tolerance.
-        alone: what one process runs for comparison, if it is not the case itself.
+        rtol: Relative tolerance against one process.
+        atol: Absolute tolerance.
+        alone: The function that one process runs for comparison, if it is not the case itself.
     """
 
     group: str

@@ -239,7 +239,7 @@ class Launch:
 
     def _take_rows(self, job: SparkJob) -> None:
         for failure in self._group.failures.values():
-            self._result.failures.pop(failure.rank, None)  # the group knows when it arrived
+            self._result.failures.pop(failure.rank, None)  # the group has recorded when it arrived
             self._record_failure(failure, failure.seconds)
         value: dict[int, bytes] = {}
         for rank, kind, seq, data in job.rows:

@@ -10,7 +10,7 @@ from ...formatting import one_line
 _SPARK_HINTS = {
     "SparkSession": "A session exists only on the driver. Compute with Spark outside of the function.",
     "SparkContext": "A SparkContext exists only on the driver.",
-    "DataFrame": "Pass the DataFrame to run() as a keyword argument of its own, and the function receives its rows.",
+    "DataFrame": "Pass the DataFrame to run() as a separate keyword argument, and the function receives its rows.",
     "RDD": "An RDD exists only on the driver.",
     "MirroredStrategyRunner": "The runner exists only on the driver. A method is pickled with its object, which "
     "holds the runner: use a plain function.",

@@ -65,7 +65,7 @@ class Control:
         sock.setblocking(True)
 
     def send(self, message: dict[str, Any]) -> None:
-        # If the agent is gone, this process is about to be killed, and nobody is left to receive the message.
+        # If the agent is gone, this process is about to be killed, and the message has no recipient.
         with contextlib.suppress(OSError), self._lock:
             self._socket.sendall(frame(message))
 
