@@ -15,7 +15,7 @@
       └ WorkerDataError (also DataError)
 
 Every message says what happened, which value was found, the likely cause, and which setting to change. All exceptions
-pickle. This module imports nothing else of the library: the driver, Spark's Python worker and the trainer all use it.
+pickle. This module imports nothing else from the library: the driver, Spark's Python worker and the trainer all use it.
 """
 
 from collections.abc import Mapping

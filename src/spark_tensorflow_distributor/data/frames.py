@@ -156,7 +156,7 @@ def column_expression(column: Column) -> "SparkColumn":
 
 
 def _partition_key(num_tasks: int) -> "SparkColumn":
-    """Return an integer column by whose hash Spark sends each row to its worker."""
+    """Return an integer column whose hash determines the worker of each row."""
     from pyspark.sql import functions as F
 
     number = F.col("row").bitwiseAND(F.lit((1 << ROW_BITS) - 1))
@@ -197,7 +197,7 @@ def spark_hash(value: int) -> int:
 def row_count(frame: "DataFrame") -> int | None:
     """Return the number of rows if Spark knows it without counting: for cached and local DataFrames, and ranges."""
     plan = getattr(frame, "_jdf", None)
-    if plan is None:  # Spark Connect does not say
+    if plan is None:  # Spark Connect does not expose it
         return None
     node = plan.queryExecution().optimizedPlan()
     while node.nodeName() == "Project":  # it keeps the rows, but Spark only reports its bytes

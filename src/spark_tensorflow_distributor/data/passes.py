@@ -31,7 +31,7 @@ class PassPlan:
 
 
 def whole_pass(rows: int, total: int, world_size: int, batch: int) -> PassPlan:
-    """Plan a pass that takes every row once: for evaluation and prediction.
+    """Plan a pass that uses every row once: for evaluation and prediction.
 
     The ranks' last batches may differ by a row. One is empty only if there are fewer rows than workers, or if a batch
     is a single row.
@@ -48,7 +48,7 @@ def whole_pass(rows: int, total: int, world_size: int, batch: int) -> PassPlan:
 
 
 def equal_pass(total: int, world_size: int, batch: int, *, drop_remainder: bool) -> PassPlan:
-    """Plan a pass in which every rank takes the same number of rows at every step: for training.
+    """Plan a pass in which every rank uses the same number of rows at every step: for training.
 
     Gradients are averaged over the ranks, so rows would have unequal weights if the ranks' batches differed. The pass
     leaves out fewer than ``world_size`` rows in total, or with ``drop_remainder`` fewer than a global batch.

@@ -28,7 +28,7 @@ _COMMON = {"keras", "tf_keras", "tensorflow", "numpy", "optree", *sys.stdlib_mod
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Describes a model whose bytes travel separately.
+    """Describes a model whose bytes are sent separately.
 
     Attributes:
         kind: ``"keras"`` (a .keras archive), ``"h5"``, ``"saved_model"`` (a zipped directory) or ``"url"``.

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import CheckpointError
 
 FORMAT = "spark_tensorflow_distributor checkpoint 1"
-# What a checkpoint says about itself, as JSON.
+# A checkpoint's metadata, as JSON.
 Facts: TypeAlias = Mapping[str, Any]
 
 _FACTS, _STATE = "facts.json", "state.json"
@@ -28,7 +28,7 @@ def write(file: BinaryIO, facts: Facts, state: object) -> None:
 
     Args:
         file: A binary file.
-        facts: What the checkpoint says about itself, as JSON.
+        facts: The checkpoint's metadata, as JSON.
         state: None, booleans, numbers, strings, bytes, arrays, and lists, tuples and dicts of these. An object with a
             ``numpy()`` method, such as a TensorFlow tensor or variable, is saved as an array.
 

@@ -56,8 +56,8 @@ class StoredCheckpoint:
     Attributes:
         name: Its name.
         data: The contents of its file.
-        facts: What it says about itself.
-        state: What it holds.
+        facts: Its metadata.
+        state: Its contents.
     """
 
     name: str

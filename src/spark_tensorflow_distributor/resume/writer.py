@@ -43,8 +43,8 @@ class CheckpointWriter:
 
         Args:
             name: Its name.
-            facts: What it says about itself, as JSON; its name and the time are added.
-            state: What it holds (see ``snapshot.write``); must not change any more.
+            facts: Its metadata, as JSON; its name and the time are added.
+            state: Its contents (see ``snapshot.write``); must not change any more.
         """
         checkpoint = _Checkpoint(name, {**facts, "name": name, "time": time.time()}, state)
         self._background.put(lane_of(name), checkpoint)

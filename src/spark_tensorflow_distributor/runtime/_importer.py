@@ -1,7 +1,7 @@
 """Imports a package from sources held in memory.
 
 The text of this file travels with every run and is executed on the executors before the package can be imported there.
-It must therefore stand alone: standard library only, no relative imports.
+It must therefore be self-contained: standard library only, no relative imports.
 """
 
 import hashlib

@@ -22,7 +22,7 @@ LOST_SECONDS = 10.0
 QUIET_SECONDS = 5.0
 # The stacks of all ranks arrive within a second or two.
 STACKS_SECONDS = 4.0
-# How long the chief may take to pickle its value alone; a value of 1 GB takes seconds.
+# Time limit for the chief to pickle its value alone; a value of 1 GB takes seconds.
 PICKLE_SECONDS = 60.0
 
 

@@ -115,7 +115,7 @@ def _signature(error: BaseException) -> tuple[str, ...] | None:
 
 def _where(error: BaseException) -> str:
     place = getattr(error, "root_cause", None) and error.root_cause.place  # type: ignore[attr-defined]
-    return f"at the same step ({place_words(place)})" if place else "at the same place"
+    return f"at the same step ({place_words(place)})" if place else "at the same point"
 
 
 def place_words(place: Mapping[str, int]) -> str:
