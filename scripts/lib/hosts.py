@@ -1,10 +1,10 @@
-"""Several hosts on one machine: network namespaces on a bridge, and a standalone Spark cluster on them.
+"""Run several hosts with a standalone Spark cluster on one machine, as network namespaces on a bridge.
 
-Each host has an address of its own, its own loopback and its own Spark folders; files are shared, as on a cluster with
-a network file system. Host 0 has Spark's master and is where drivers run; the others have a Spark worker each. Needs
-Linux, root and iproute2.
+Each host has its own address, loopback device and Spark directories. Files are shared, as on a cluster with a network
+file system. Host 0 runs the Spark master and the drivers; every other host runs a Spark worker. Requires Linux, root
+and iproute2.
 
-A program: see ``scripts/cluster``. In tests: ``with Hosts(folder) as hosts: ...``.
+From a shell, use ``scripts/cluster``. In tests: ``with Hosts(folder) as hosts: ...``.
 """
 
 import argparse
@@ -25,11 +25,11 @@ FOLDER = Path(__file__).resolve().parents[2] / "build" / "cluster"
 
 
 def why_not() -> str:
-    """Why there can be no hosts here; "" where there can."""
+    """Return why hosts cannot be created here, or "" if they can."""
     if not sys.platform.startswith("linux"):
-        return "network namespaces are Linux's"
+        return "network namespaces require Linux"
     if os.geteuid() != 0:
-        return "network namespaces need root"
+        return "network namespaces require root"
     if shutil.which("ip") is None:
         return "the command ip is missing (Debian: apt-get install iproute2)"
     made = subprocess.run(["ip", "netns", "add", "stfd-try"], capture_output=True, text=True)
@@ -38,15 +38,15 @@ def why_not() -> str:
 
 
 class Hosts:
-    """A master's host and ``workers`` more.
+    """A host for the Spark master, and ``workers`` hosts with a Spark worker each.
 
     Args:
-        folder: logs, and by host: work directory, Spark's local directory and the temporary one of Python.
-        workers: how many.
-        cores: of each Spark worker.
-        memory: of each Spark worker, in Spark's words.
-        number: tells clusters on one machine apart, 0 to 255.
-        conf: settings of the Spark workers and the master.
+        folder: directory for logs and, by host, Spark's work and local directories and a temporary directory.
+        workers: number of Spark workers.
+        cores: cores per Spark worker.
+        memory: memory per Spark worker, as Spark writes it.
+        number: identifies the cluster if there are several on the machine, 0 to 255.
+        conf: Spark settings of the workers.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Hosts:
     def _switch(self) -> str:
         return f"stfd{self.number}-switch"
 
-    # The network.
+    # --- network
 
     def up(self) -> None:
-        """Make the hosts, and start Spark on them."""
+        """Create the hosts and start Spark on them."""
         self.down()
         self.folder.mkdir(parents=True, exist_ok=True)
         _ip("netns", "add", self._switch)
@@ -102,7 +102,7 @@ class Hosts:
             self._wait_in_log(f"worker{host}.log", "Successfully registered with master")
 
     def down(self) -> None:
-        """End every process of the hosts, and take the network down. What does not exist is no error."""
+        """Kill all processes on the hosts and remove the network. Does nothing if they do not exist."""
         known = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
         pattern = re.compile(rf"^(stfd{self.number}-(?:h\d+|switch))\b", re.MULTILINE)
         for name in pattern.findall(known):
@@ -113,14 +113,14 @@ class Hosts:
         self._processes.clear()
 
     def set_link(self, host: int, *, up: bool) -> None:
-        """Plug a host's cable in, or out."""
+        """Connect or disconnect a host."""
         _ip("-n", self._switch, "link", "set", f"h{host}", "up" if up else "down")
 
     @contextlib.contextmanager
     def poor_link(self, host: int, delay: float, loss: float) -> Iterator[None]:
-        """Let a host's packets take ``delay`` seconds, and a part ``loss`` of them not arrive.
+        """Delay a host's packets by ``delay`` seconds, and drop a fraction ``loss`` of them.
 
-        A TAP device and a relay in Python, for kernels without netem.
+        Uses a TAP device and a relay in Python, to support kernels without netem.
         """
         relay = subprocess.Popen(
             [sys.executable, __file__, "relay", self.names[host], self._switch, str(delay), str(loss)],
@@ -147,12 +147,12 @@ class Hosts:
             self._announce(host, "eth0")
 
     def _announce(self, host: int, device: str) -> None:
-        """The other hosts forget the address's old place."""
+        """Make the other hosts forget the old hardware address."""
         for name in self.names:
             _ip("-n", name, "neigh", "flush", "all")
         _ip("-n", self.names[host], "link", "set", device, "up")
 
-    # Processes.
+    # --- processes
 
     def start_master(self) -> None:
         host, port = self.address(0), self.master.rpartition(":")[2]
@@ -160,7 +160,7 @@ class Hosts:
         self._wait_in_log("master.log", "I have been elected leader")
 
     def start_worker(self, host: int) -> None:
-        """Start a host's Spark worker (again)."""
+        """Start or restart a host's Spark worker."""
         properties = self.folder / "worker.conf"
         properties.write_text("".join(f"{key} {value}\n" for key, value in self.conf.items()))
         options = ["--host", self.address(host), "--cores", str(self.cores), "--memory", self.memory]
@@ -168,11 +168,11 @@ class Hosts:
         self._start(host, f"worker{host}.log", "org.apache.spark.deploy.worker.Worker", *options)
 
     def command(self, host: int, *words: str) -> list[str]:
-        """A command line that runs on a host."""
+        """Return the command line that runs ``words`` on a host."""
         return ["ip", "netns", "exec", self.names[host], *words]
 
     def environment(self, host: int) -> dict[str, str]:
-        """For a program on a host."""
+        """Return the environment for a program on a host."""
         local, temporary = (self.folder / f"h{host}" / name for name in ("local", "tmp"))
         for folder in (local, temporary):
             folder.mkdir(parents=True, exist_ok=True)
@@ -187,32 +187,32 @@ class Hosts:
         }
 
     def pids(self, host: int, text: str = "") -> dict[int, str]:
-        """A host's processes whose command line holds ``text``, no zombies."""
+        """Return a host's processes whose command line contains ``text``, without zombies."""
         return {pid: line for pid, line in _pids(self.names[host]).items() if text in line}
 
     def python_workers(self, host: int) -> list[int]:
-        """Spark's Python workers on a host: forked by the Python daemon."""
+        """Return a host's Spark Python workers, which the Python daemon has forked."""
         return self.forked(host, "pyspark.daemon")
 
     def forked(self, host: int, text: str) -> list[int]:
-        """Of a host's processes whose command line holds ``text``, those that another one of them has forked."""
+        """Return a host's processes with ``text`` in the command line whose parent has it too."""
         found = self.pids(host, text)
         return [pid for pid in found if _parent(pid) in found]
 
     def executors(self, host: int) -> list[int]:
-        """The JVMs of executors on a host."""
+        """Return the executor JVMs on a host."""
         return _java(self.pids(host, "CoarseGrainedExecutorBackend"))
 
     def host_of(self, pid: int) -> int:
-        """On which host a process runs."""
+        """Return the host that a process runs on."""
         return next(host for host, name in enumerate(self.names) if pid in _pids(name))
 
     def kill_processes(self, host: int, text: str) -> None:
-        """End a host's processes whose command line holds ``text``."""
+        """Kill a host's processes whose command line contains ``text``."""
         _kill(self.pids(host, text))
 
     def kill_host(self, host: int) -> None:
-        """End all processes of a host at once."""
+        """Kill all processes of a host at once."""
         _kill(_pids(self.names[host]))
 
     def _start(self, host: int, log: str, *words: str) -> None:
@@ -240,7 +240,7 @@ class Hosts:
         end = time.monotonic() + seconds
         while text not in (found := (self.folder / log).read_text()):
             if time.monotonic() > end:
-                raise TimeoutError(f"{log} does not say {text!r}:\n{found}")
+                raise TimeoutError(f"{log} does not contain {text!r} after {seconds:g} s:\n{found}")
             time.sleep(0.1)
 
 
@@ -276,7 +276,7 @@ def _kill(pids: Mapping[int, str]) -> None:
 
 
 def relay(inner: str, outer: str, delay: float, loss: float) -> None:
-    """Carry packets between two TAP devices ``poor``, one in each namespace, late and not all of them."""
+    """Forward packets between the TAP devices ``poor`` of two namespaces, delaying all and dropping some."""
     import heapq
     import random
     import select
@@ -294,12 +294,12 @@ def relay(inner: str, outer: str, delay: float, loss: float) -> None:
                 heapq.heappush(waiting, (time.monotonic() + delay, count, ends[1 - ends.index(end)], packet))
         while waiting and waiting[0][0] <= time.monotonic():
             _, _, end, packet = heapq.heappop(waiting)
-            with contextlib.suppress(OSError):  # the other end is down
+            with contextlib.suppress(OSError):  # the other end is disconnected
                 os.write(end, packet)
 
 
 def _tap(namespace: str) -> int:
-    """A TAP device in a namespace, which this process is in afterwards."""
+    """Move this process to a namespace, and create a TAP device there."""
     import ctypes
     import fcntl
     import struct
@@ -316,22 +316,22 @@ def _tap(namespace: str) -> int:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/cluster", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    start = commands.add_parser("up", help="make the hosts and start Spark on them")
+    start = commands.add_parser("up", help="create the hosts and start Spark on them")
     start.add_argument("--workers", type=int, default=3)
-    start.add_argument("--cores", type=int, default=2, help="of each worker (default: 2)")
-    start.add_argument("--memory", default="2g", help="of each worker (default: 2g)")
-    commands.add_parser("status", help="what runs")
-    commands.add_parser("down", help="end everything")
-    run = commands.add_parser("exec", help="run a command on a host; with SPARK_MASTER and the like set")
+    start.add_argument("--cores", type=int, default=2, help="cores per worker (default: 2)")
+    start.add_argument("--memory", default="2g", help="memory per worker (default: 2g)")
+    commands.add_parser("status", help="show what is running on each host")
+    commands.add_parser("down", help="stop everything and remove the hosts")
+    run = commands.add_parser("exec", help="run a command on a host, with SPARK_MASTER set")
     run.add_argument("--host", type=int, default=0)
-    run.add_argument("words", nargs=argparse.REMAINDER, help="the command")
-    link = commands.add_parser("link", help="plug a host's cable out, or in")
+    run.add_argument("words", nargs=argparse.REMAINDER, help="the command to run")
+    link = commands.add_parser("link", help="disconnect or connect a host")
     link.add_argument("host", type=int)
     link.add_argument("state", choices=("up", "down"))
     options = parser.parse_args(arguments)
     reason = why_not()
     if reason:
-        print(f"There can be no hosts here: {reason}.", file=sys.stderr)
+        print(f"Cannot create hosts: {reason}.", file=sys.stderr)
         return 1
     note = FOLDER / "cluster.json"
     if options.command == "up":
@@ -339,13 +339,13 @@ def main(arguments: Sequence[str]) -> int:
         hosts.up()
         note.write_text(json.dumps({"workers": options.workers, "cores": options.cores, "memory": options.memory}))
         print(
-            f"{options.workers} workers of {options.cores} slots and their master are up: {hosts.master}\n"
-            f"Logs: {FOLDER}\nRun a program on them:  scripts/cluster exec .venv/bin/python examples/digits.py "
-            f"--master {hosts.master}\nEnd them:  scripts/cluster down"
+            f"The master and {options.workers} workers with {options.cores} slots each are running: {hosts.master}\n"
+            f"Logs: {FOLDER}\nTo run a program:  scripts/cluster exec .venv/bin/python examples/digits.py "
+            f"--master {hosts.master}\nTo stop the cluster:  scripts/cluster down"
         )
         return 0
     if not note.exists():
-        print("No cluster is up; scripts/cluster up makes one.", file=sys.stderr)
+        print("No cluster is running. Start one with: scripts/cluster up", file=sys.stderr)
         return 0 if options.command == "down" else 1
     hosts = Hosts(FOLDER, **json.loads(note.read_text()), number=1)
     if options.command == "down":
@@ -363,7 +363,7 @@ def main(arguments: Sequence[str]) -> int:
                 kind: sum("java" in line for line in hosts.pids(host, text).values()) for kind, text in kinds.items()
             }
             found["python workers"] = len(hosts.python_workers(host))
-            words = ", ".join(f"{count} {kind}" for kind, count in found.items() if count) or "nothing"
+            words = ", ".join(f"{count} {kind}" for kind, count in found.items() if count) or "no processes"
             print(f"host {host}  {hosts.address(host)}  {name}: {words}")
     return 0
 

@@ -1,8 +1,7 @@
 """Distributed TensorFlow and Keras training on Apache Spark.
 
-The names below are the library's whole public interface. They are loaded on first use, so that
-``import spark_tensorflow_distributor`` costs nothing where only a part is needed: a worker that asks for
-:func:`get_context` never loads the driver's side.
+The public interface consists of the names in ``__all__``. Each is loaded on first use, so importing the package is
+cheap: a worker that calls :func:`get_context` never loads the driver's modules.
 """
 
 from importlib import import_module

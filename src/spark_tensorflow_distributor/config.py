@@ -1,4 +1,4 @@
-"""The runner's arguments, checked."""
+"""The runner's arguments, validated."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,15 +6,18 @@ from numbers import Integral
 from typing import Any
 
 from .errors import ConfigurationError
-from .resume.interval import parse
+from .resume.interval import CheckpointInterval
 
 
 @dataclass(frozen=True)
 class RunnerConfig:
-    """The arguments of :class:`~spark_tensorflow_distributor.MirroredStrategyRunner`, in its words and units.
+    """The arguments of :class:`~spark_tensorflow_distributor.MirroredStrategyRunner`, in the user's terms and units.
+
+    Attributes:
+        checkpoint_interval: ``checkpoint_every``, parsed.
 
     Raises:
-        ConfigurationError: a value is of the wrong type or out of range.
+        ConfigurationError: A value has the wrong type or is out of range.
     """
 
     num_slots: int
@@ -32,6 +35,7 @@ class RunnerConfig:
     progress: bool | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     resource_profile: Any = None
+    checkpoint_interval: CheckpointInterval = field(init=False)
 
     def __post_init__(self) -> None:
         _check_int("num_slots", self.num_slots, 1)
@@ -39,8 +43,9 @@ class RunnerConfig:
         if self.min_slots is not None:
             _check_int("min_slots", self.min_slots, 1)
             if self.min_slots > self.num_slots:
-                raise ConfigurationError(f"min_slots={self.min_slots} is more than num_slots={self.num_slots}.")
-        _check_checkpoints(self.checkpoint_dir, self.checkpoint_every)
+                raise ConfigurationError(f"min_slots={self.min_slots} is greater than num_slots={self.num_slots}.")
+        _check_folder(self.checkpoint_dir)
+        object.__setattr__(self, "checkpoint_interval", _parse_interval(self.checkpoint_every))  # the class is frozen
         _check_positive("start_timeout", self.start_timeout)
         if self.stall_timeout is not None:
             _check_positive("stall_timeout", self.stall_timeout)
@@ -52,43 +57,46 @@ class RunnerConfig:
         self._check_env()
         if self.local_mode and not self.use_gpu and self.num_slots > 1:
             raise ConfigurationError(
-                f"num_slots={self.num_slots} with local_mode=True and use_gpu=False: the driver is one CPU worker. "
-                "Use num_slots=1, or local_mode=False to train on the cluster."
+                f"num_slots={self.num_slots} with local_mode=True and use_gpu=False: the driver is a single CPU "
+                "worker. Use num_slots=1, or local_mode=False to train on the cluster."
             )
 
     def _check_env(self) -> None:
         if not isinstance(self.env, Mapping):
-            raise ConfigurationError(f"env is a {type(self.env).__name__}; it must map names to values, both str.")
+            raise ConfigurationError(f"env is a {type(self.env).__name__}; it must be a mapping of str to str.")
         for name, value in self.env.items():
             if not isinstance(name, str) or not isinstance(value, str) or "=" in name or not name:
                 raise ConfigurationError(f"env has {name!r}: {value!r}; names and values must be str.")
         reserved = {"TF_CONFIG", "CUDA_VISIBLE_DEVICES"} & set(self.env)
         if reserved:
             raise ConfigurationError(
-                f"env sets {', '.join(sorted(reserved))}, which the runner works out for each worker. "
-                "Choose devices by num_slots and use_gpu."
+                f"env sets {', '.join(sorted(reserved))}, which the runner sets for each worker. "
+                "Choose devices with num_slots and use_gpu."
             )
 
 
 def _check_int(name: str, value: object, least: int) -> None:
-    # bool is an int in Python, and num_slots=True is surely a slip.
+    # bool is an int in Python, but num_slots=True is surely a mistake.
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ConfigurationError(f"{name} is {value!r} ({type(value).__name__}); it must be a whole number.")
     if value < least:
         raise ConfigurationError(f"{name} is {value}; it must be at least {least}.")
 
 
-def _check_checkpoints(folder: object, every: object) -> None:
+def _check_folder(folder: object) -> None:
     if folder is not None and not (isinstance(folder, str) and folder):
         raise ConfigurationError(
-            f"checkpoint_dir is {folder!r}; it must be a path or a URL that all hosts reach, or None: then the driver "
-            "keeps the checkpoints."
+            f"checkpoint_dir is {folder!r}; it must be a path or URL that all hosts can reach, or None to keep the "
+            "checkpoints at the driver."
         )
+
+
+def _parse_interval(every: object) -> CheckpointInterval:
     try:
-        parse(every)  # type: ignore[arg-type]
+        return CheckpointInterval.parse(every)
     except ValueError:
         raise ConfigurationError(
-            f"checkpoint_every is {every!r}; it must be a number of seconds above 0, or a text such as '500 steps'."
+            f"checkpoint_every is {every!r}; it must be a number of seconds above 0, or a string such as '500 steps'."
         ) from None
 
 

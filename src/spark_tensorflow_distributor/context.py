@@ -7,24 +7,24 @@ from .errors import DistributorError
 
 
 class Checkpoints(Protocol):
-    """Takes and gives what the function saves itself."""
+    """Saves and loads the training function's own checkpoints."""
 
-    def save(self, state: Any) -> None: ...
+    def save(self, state: object) -> None: ...
     def latest(self) -> Any: ...
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Where this worker stands in the run.
+    """A worker's position in the run.
 
     Attributes:
-        rank: 0 to ``world_size - 1``; rank 0 is the chief, whose value the run returns.
-        world_size: number of workers.
-        local_rank: 0 to ``local_world_size - 1``, among the workers of this host.
-        local_world_size: number of workers on this host.
-        node_rank: which host this is, counted from 0 in the order of ranks.
-        attempt: 0 at first; counts the restarts.
-        checkpoint_dir: where checkpoints are kept, as given to the runner, or None.
+        rank: 0 to ``world_size - 1``; rank 0 is the chief, whose return value the run returns.
+        world_size: Number of workers.
+        local_rank: 0 to ``local_world_size - 1``, among the workers on this host.
+        local_world_size: Number of workers on this host.
+        node_rank: Number of this host, from 0 in the order of ranks.
+        attempt: 0 for the first attempt; incremented by each restart.
+        checkpoint_dir: The runner's ``checkpoint_dir``, or None.
     """
 
     rank: int
@@ -40,28 +40,28 @@ class WorkerContext:
         """Whether this is rank 0."""
         return self.rank == 0
 
-    def save_checkpoint(self, state: Any) -> None:
-        """Save where a loop of the function's own has come to; ``fit`` needs nothing of it.
+    def save_checkpoint(self, state: object) -> None:
+        """Save the progress of a custom training loop; ``fit`` does not need it.
 
-        Every rank calls it, at the same step; rank 0's state is the one that is kept. It is copied at once and written
-        in the background, to ``checkpoint_dir`` or to the driver. Without ``max_restarts`` and ``checkpoint_dir``
-        nothing is kept.
+        Every rank calls it, at the same step; rank 0's state is the one that is kept. The state is copied immediately
+        and written in the background, to ``checkpoint_dir`` or to the driver. Without ``max_restarts`` and
+        ``checkpoint_dir`` nothing is kept; in ``local_mode``, without ``checkpoint_dir``.
 
         Args:
-            state: numbers, texts, bytes, NumPy arrays, TensorFlow's tensors and variables, and lists, tuples and dicts
+            state: Numbers, strings, bytes, NumPy arrays, TensorFlow tensors and variables, and lists, tuples and dicts
                 of these.
 
         Raises:
-            CheckpointError: the state holds something else.
+            CheckpointError: The state holds something else.
         """
         if _checkpoints is not None:
             _checkpoints.save(state)
 
     def latest_checkpoint(self) -> Any:
-        """What :meth:`save_checkpoint` was given last by an earlier attempt, the same on every rank; None at first.
+        """Return the last state that an earlier attempt passed to :meth:`save_checkpoint`, or None if there is none.
 
-        Tensors and variables come back as NumPy arrays. One that is damaged is left out, with a warning, for the one
-        before it.
+        Every rank gets the same state; tensors and variables come back as NumPy arrays. A damaged checkpoint is skipped
+        with a warning, in favour of the one before it.
         """
         return None if _checkpoints is None else _checkpoints.latest()
 
@@ -71,27 +71,28 @@ _checkpoints: Checkpoints | None = None
 
 
 def get_context() -> WorkerContext:
-    """The context of the worker that the calling training function runs in.
+    """Return the context of the worker that the calling training function runs in.
 
     Raises:
-        DistributorError: called outside of a training function.
+        DistributorError: Called outside of a training function.
     """
     if _current is None:
         raise DistributorError(
-            "get_context() answers inside a training function that MirroredStrategyRunner.run has started. "
-            "There is none in this process."
+            "get_context() works only inside a training function that MirroredStrategyRunner.run has started. "
+            "No such function is running in this process."
         )
     return _current
 
 
-def set_checkpoints(checkpoints: Checkpoints | None) -> None:
-    """Set where :meth:`WorkerContext.save_checkpoint` saves."""
-    global _checkpoints
-    _checkpoints = checkpoints
-
-
 def set_context(context: WorkerContext | None) -> WorkerContext | None:
-    """Set what :func:`get_context` answers in this process; returns what it was."""
+    """Set what :func:`get_context` returns in this process; returns the previous context."""
     global _current
     previous, _current = _current, context
+    return previous
+
+
+def set_checkpoints(checkpoints: Checkpoints | None) -> Checkpoints | None:
+    """Set where :meth:`WorkerContext.save_checkpoint` saves in this process; returns what was set before."""
+    global _checkpoints
+    previous, _checkpoints = _checkpoints, checkpoints
     return previous

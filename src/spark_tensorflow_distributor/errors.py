@@ -14,8 +14,8 @@
     └ TrainingFailedError (.failures by rank, .root_cause)
       └ WorkerDataError (also DataError)
 
-Every message says what happened, the value found, the likely cause, and the setting to change. All of them
-pickle, and nothing is imported here: the driver, Spark's Python worker and the trainer all raise them.
+Every message says what happened, which value was found, the likely cause, and which setting to change. All exceptions
+pickle. This module imports nothing else of the library: the driver, Spark's Python worker and the trainer all use it.
 """
 
 from collections.abc import Mapping
@@ -24,43 +24,43 @@ from typing import Any
 
 
 class DistributorError(Exception):
-    """Base of every error that this library raises on purpose."""
+    """Base class of all errors that this library raises deliberately."""
 
 
 class ConfigurationError(DistributorError, ValueError):
-    """An argument or a setting is wrong. Also a ``ValueError``."""
+    """An argument or a setting is invalid. Also a ``ValueError``."""
 
 
 class ClusterError(DistributorError):
-    """The cluster, as it is, cannot run what was asked for."""
+    """The cluster, as it is configured, cannot do what was requested."""
 
 
 class InsufficientSlotsError(ClusterError):
-    """The cluster has fewer slots than the run needs at the same time."""
+    """The cluster has fewer slots than the run needs simultaneously."""
 
 
 class GpuConfigurationError(ClusterError, ValueError):
-    """The GPU settings of the cluster do not fit. Also a ``ValueError``, which 1.0.0 raised here."""
+    """The cluster's GPU settings do not match the request. Also a ``ValueError``, as in 1.0.0."""
 
 
 class EncryptionUnsupportedError(ClusterError):
-    """The cluster asks for encryption, which TensorFlow's own traffic does not have."""
+    """The cluster requires encryption, which TensorFlow's traffic between workers does not support."""
 
 
 class RendezvousError(DistributorError):
-    """The workers could not meet."""
+    """The workers could not form a group."""
 
 
 class RendezvousTimeoutError(RendezvousError):
-    """The workers did not all meet within ``start_timeout``."""
+    """Some workers did not join the group within ``start_timeout``."""
 
 
 class DataError(DistributorError):
-    """The rows of a DataFrame do not fit what training asked for."""
+    """A DataFrame's columns or rows do not match what training or prediction requires."""
 
 
 class BrokenInputError(DataError):
-    """Spark could not deliver a worker's rows; what Spark says itself, at the driver, is the reason."""
+    """Spark could not deliver a worker's rows; Spark's own error at the driver gives the reason."""
 
 
 class CheckpointError(DistributorError):
@@ -68,28 +68,35 @@ class CheckpointError(DistributorError):
 
 
 class SerializationError(DistributorError):
-    """The training function, an argument or a result cannot travel between the processes."""
+    """A training function, argument, model or result cannot be serialised or deserialised."""
 
 
 @dataclass(frozen=True)
 class WorkerFailure:
-    """How one worker failed.
+    """Describes how one worker failed.
 
     Attributes:
-        rank: the worker's rank.
-        host: the host that it ran on, as Spark names it.
-        kind: ``"exception"`` (the function raised), ``"exit"`` (it ended the process), ``"signal"`` (the process
-            was killed), ``"result"`` (the returned value cannot travel), ``"startup"`` (it failed before the
-            function was called), ``"port"`` (its port was taken by another process), ``"lost"`` (Spark lost the
-            task, or nothing was heard of it any more), ``"stalled"`` (it made no progress) or ``"stopped"`` (it was
-            ended because another worker failed).
-        error_type: name of the exception's class, or ``""``.
-        message: one line or a few.
-        traceback: the remote traceback, or ``""``.
-        log_tail: the worker's last output lines.
-        exception: the original exception where it could be rebuilt at the driver, else None.
-        place: where ``fit`` was: ``fit``, ``epoch`` and ``step``, counted from 0; empty outside of it.
-        seconds: seconds since the start of the attempt, on the driver's clock.
+        rank: The worker's rank.
+        host: The host it ran on, as Spark names it.
+        kind: How it failed, one of:
+
+            - ``"exception"``: the training function raised an exception.
+            - ``"exit"``: the training function ended the process.
+            - ``"signal"``: the process was killed.
+            - ``"result"``: the return value could not be serialised.
+            - ``"startup"``: the worker failed before the training function was called.
+            - ``"input"``: Spark could not deliver the worker's rows.
+            - ``"port"``: another process took the worker's port.
+            - ``"lost"``: Spark lost the task, or the worker fell silent.
+            - ``"stalled"``: the worker made no progress for ``stall_timeout`` seconds, or its process is suspended.
+            - ``"stopped"``: the worker was stopped because another one failed.
+        message: A short description.
+        error_type: Class name of the exception, or ``""``.
+        traceback: The remote traceback, or ``""``.
+        log_tail: The last lines of the worker's output.
+        exception: The original exception, or None if it could not be unpickled at the driver.
+        place: Position in training as ``fit``, ``epoch`` and ``step``, counted from 0; empty outside of ``fit``.
+        seconds: Time of the failure in seconds since the attempt started, by the driver's clock.
     """
 
     rank: int
@@ -105,14 +112,18 @@ class WorkerFailure:
 
 
 class TrainingFailedError(DistributorError):
-    """A worker failed, and with it the run.
+    """A worker failed, so the run failed.
 
-    Raised ``from`` the original exception where that could be rebuilt at the driver.
+    The original exception of the root cause, if it could be unpickled at the driver, is the ``__cause__``.
 
     Args:
-        message: the text, with the root cause's rank, host, traceback and last lines.
-        failures: every worker's failure, by rank.
-        root_cause: the failure that the others follow from.
+        message: Text with the root cause's rank, host, traceback and last output lines.
+        failures: The failures of all workers, by rank.
+        root_cause: The failure that led to the others, or None if it is not known.
+
+    Attributes:
+        failures: The failures of all workers, by rank.
+        root_cause: The failure that led to the others, or None if it is not known.
     """
 
     def __init__(
@@ -130,4 +141,4 @@ class TrainingFailedError(DistributorError):
 
 
 class WorkerDataError(TrainingFailedError, DataError):
-    """The training function asked for something that the rows do not fit: a :class:`DataError`, raised on a worker."""
+    """A worker raised a :class:`DataError`: the rows do not match what the training function requires."""

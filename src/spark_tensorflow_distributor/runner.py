@@ -1,9 +1,10 @@
-"""MirroredStrategyRunner: the public door to a run."""
+"""MirroredStrategyRunner, the entry point of distributed training."""
 
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 from .config import RunnerConfig
@@ -14,44 +15,62 @@ from .runtime.driver.report import RunReport
 from .runtime.driver.run import Program, Run
 from .runtime.driver.spark import SparkGateway, active_session
 
-_log = logging.getLogger("spark_tensorflow_distributor")
+_log = logging.getLogger(__name__)
 
 
 class MirroredStrategyRunner:
-    """Trains one TensorFlow model on the workers of a Spark cluster, synchronously.
+    """Trains one TensorFlow model synchronously on several workers of a Spark cluster.
 
-    All tasks of a Spark barrier stage start together, meet, and run the training function under a
-    ``tf.distribute.MultiWorkerMirroredStrategy``; each in a process of its own.
+    :meth:`run` starts the tasks of one Spark barrier stage at the same time. Each task is one worker: it starts a
+    process that calls the training function under a ``tf.distribute.MultiWorkerMirroredStrategy`` of all workers.
+
+    Example::
+
+        def train(learning_rate):
+            import tensorflow as tf
+            ...
+            return model
+
+        model = MirroredStrategyRunner(num_slots=8).run(train, learning_rate=0.001)
 
     Args:
-        num_slots: GPUs to train on, or with ``use_gpu=False`` Spark tasks, each one CPU worker. At least 1.
-        local_mode: run the function in the driver's own process, on its GPUs if ``use_gpu``.
-        use_gpu: train on the GPUs that Spark schedules (``spark.task.resource.<name>.amount``).
-        gpu_resource_name: the ``<name>`` of the GPU resource in Spark's settings.
-        use_custom_strategy: leave the strategy to the function; TF_CONFIG is set for it.
-        spark: the session, classic or Connect; default: the active one, else a new one.
-        max_restarts: launch the whole group again up to this often after a failure. ``fit`` goes on after the last
-            checkpoint; it needs no change to the function.
-        min_slots: a relaunch may go on with as few slots as this when some are gone; default: ``num_slots``.
-        checkpoint_dir: where checkpoints are kept: a path that all hosts share, or a URL of a file system that
-            TensorFlow or fsspec knows. A later run with the same one goes on where this one was stopped. Default: the
-            driver keeps them, as long as the run lasts.
-        checkpoint_every: seconds between two checkpoints of ``fit``, or a text such as ``"500 steps"``. One is made at
-            the end of each epoch, too.
-        start_timeout: seconds until executors have registered, and until all workers have met.
-        stall_timeout: seconds without progress (a step of ``fit``, of evaluation or prediction; output, outside of
-            ``fit``) before the run is failed with the stacks of all workers; None for never.
-        log_to_driver: show the workers' output here, each line as ``[rank 3 @ host] line``.
-        progress: show a progress bar of the chief's ``fit``; default: in a terminal or notebook.
-        env: extra environment variables for the workers.
-        resource_profile: a ``pyspark.resource.ResourceProfile`` for the tasks.
+        num_slots (int): Number of GPUs to train on; with ``use_gpu=False``, number of Spark tasks, each of which is one
+            CPU worker. At least 1.
+        local_mode (bool): Whether to call the training function in the driver's own process, with the driver's GPUs if
+            ``use_gpu``, instead of on the cluster. Default: False.
+        use_gpu (bool): Whether to train on the GPUs that Spark schedules (``spark.task.resource.<name>.amount``).
+            Default: True.
+        gpu_resource_name (str): The ``<name>`` of the GPU resource in Spark's settings. Default: ``"gpu"``.
+        use_custom_strategy (bool): Whether the training function creates its own strategy; ``TF_CONFIG`` is set for it.
+            Default: False.
+        spark (SparkSession): Session to use, classic or Spark Connect. Default: the active session, or a new one.
+        max_restarts (int): How many times to relaunch all workers after a failure; each ``fit`` then resumes from its
+            last checkpoint, without any change to the training function. Default: 0.
+        min_slots (int): Smallest number of slots with which to relaunch if some slots are gone. Default: ``num_slots``.
+        checkpoint_dir (str): Where to keep checkpoints: a path that all hosts share, or a URL of a file system that
+            TensorFlow or fsspec supports; a later run with the same value resumes where this one stopped. Default:
+            the driver keeps them until the run ends.
+        checkpoint_every (float or str): Time between two checkpoints of ``fit`` in seconds, or a text such as
+            ``"500 steps"``; the end of each epoch is saved as well. Default: 30.0.
+        start_timeout (float): Seconds to wait for executors to register, and then for all workers to join the group.
+            Default: 600.
+        stall_timeout (float): Seconds without progress after which the attempt fails and reports the stacks of all
+            workers; progress is a step of training, evaluation or prediction, or output outside of ``fit``. Default:
+            never.
+        log_to_driver (bool): Whether to show the workers' output at the driver, each line as ``[rank 3 @ host] line``.
+            Default: True.
+        progress (bool): Whether to show a progress bar for ``fit`` on rank 0. Default: only in a terminal or notebook.
+        env (Mapping[str, str]): Additional environment variables for the workers, except ``TF_CONFIG`` and
+            ``CUDA_VISIBLE_DEVICES``. Default: none.
+        resource_profile (pyspark.resource.ResourceProfile): Resource profile of the tasks, for stage-level scheduling.
+            Default: Spark's default profile.
 
     Attributes:
-        report: the :class:`RunReport` of the last run, or None.
+        report: The :class:`RunReport` of the last run on the cluster, or None.
 
     Raises:
-        ConfigurationError: an argument is wrong.
-        GpuConfigurationError: ``use_gpu`` on a cluster whose settings schedule no GPUs.
+        ConfigurationError: An argument is invalid.
+        GpuConfigurationError: If ``use_gpu`` is set and Spark's settings do not schedule GPUs.
     """
 
     def __init__(
@@ -91,15 +110,14 @@ class MirroredStrategyRunner:
             env=dict(env or {}),
             resource_profile=resource_profile,
         )
-        self._given_session = spark
-        self._gateway_in_use: SparkGateway | None = None
+        self._session = spark
         self.report: RunReport | None = None
         if not local_mode:
             self.get_num_tasks()
 
     @property
     def spark(self) -> Any:
-        """The session that is used."""
+        """The SparkSession."""
         return self._gateway.spark
 
     @property
@@ -107,76 +125,68 @@ class MirroredStrategyRunner:
         """The SparkContext (classic Spark only)."""
         return self._gateway.spark.sparkContext
 
-    @property
-    def _gateway(self) -> SparkGateway:
-        # Made on first use: local_mode on CPUs needs no Spark.
-        if self._gateway_in_use is None:
-            self._gateway_in_use = SparkGateway(active_session(self._given_session), self._config.resource_profile)
-        return self._gateway_in_use
+    @cached_property
+    def _gateway(self) -> SparkGateway:  # created on first use: local_mode on CPUs needs no Spark
+        return SparkGateway(active_session(self._session), self._config.resource_profile)
 
     def get_num_tasks(self) -> int:
-        """The number of Spark tasks that a run uses; 1 task may have several GPUs.
+        """Return the number of Spark tasks of a run, which is below ``num_slots`` if a task has several GPUs.
 
         Raises:
-            GpuConfigurationError: Spark's settings schedule no GPUs.
+            GpuConfigurationError: Spark's settings do not schedule GPUs.
         """
         if not self._config.use_gpu:
             return self._config.num_slots
         return plan.num_tasks_for(self._config, self._gateway.facts(self._config))
 
     def run(self, train_fn: Callable[..., Any] | str, **kwargs: Any) -> Any:
-        """Train.
+        """Run a training function on all workers and wait for its result.
 
         Args:
-            train_fn: the function to run on every worker, under the strategy's scope unless
-                ``use_custom_strategy``; or the path of a Python script, whose command line is ``args=[...]``.
-            kwargs: its keyword arguments. In the place of a Spark DataFrame the function gets a ``DataShard`` with
+            train_fn: The function to call on every worker, under the strategy's scope unless ``use_custom_strategy``;
+                or the path of a Python script, which gets its command line from ``args=[...]``.
+            **kwargs: The function's keyword arguments. A Spark DataFrame arrives as a :class:`DataShard`, which holds
                 this worker's share of the rows.
 
         Returns:
-            What the function returned on rank 0; None for a script.
+            The value that the function returned on rank 0, or None for a script.
 
         Raises:
-            TrainingFailedError: a worker failed; the original exception is its ``__cause__``.
-            ClusterError: the cluster, as it is, cannot run this.
-            SerializationError: the function, an argument or the result cannot travel.
-            RendezvousTimeoutError: the workers did not come within ``start_timeout``.
-            DataError: a DataFrame has a column that has no meaning in TensorFlow, or rows that do not fit what the
-                function asks for. What Spark raises while it computes a DataFrame is raised as it is.
+            TrainingFailedError: A worker failed; the original exception is its ``__cause__``.
+            ConfigurationError: The function cannot be called with these arguments.
+            ClusterError: The cluster, as it is configured, cannot run this.
+            SerializationError: The function, an argument or the result cannot be serialised.
+            RendezvousTimeoutError: The workers did not all start within ``start_timeout``.
+            DataError: TensorFlow has no equivalent for a column's type, or the rows do not match what the function
+                requires. Errors that Spark raises while it computes a DataFrame are raised unchanged.
         """
-        is_script = isinstance(train_fn, str | os.PathLike)
-        if is_script:
-            train_fn = os.fspath(train_fn)  # type: ignore[arg-type]
-            if set(kwargs) - {"args"}:
-                raise ConfigurationError(f"A script takes args=[...] alone, and got {sorted(set(kwargs) - {'args'})}.")
+        target = os.fspath(train_fn) if isinstance(train_fn, str | os.PathLike) else train_fn
+        unexpected = sorted(set(kwargs) - {"args"})
+        if isinstance(target, str) and unexpected:
+            raise ConfigurationError(f"A script takes no arguments other than args=[...], but got {unexpected}.")
         arguments, frames = frames_of(kwargs)
         if self._config.local_mode:
-            return self._run_locally(train_fn, arguments, frames)
+            return self._run_locally(target, arguments, frames)
         started = time.monotonic()
-        gateway = self._gateway
-        made = plan.make_plan(self._config, gateway.facts(self._config))
-        for warning in made.warnings:
+        run_plan = plan.make_plan(self._config, self._gateway.facts(self._config))
+        for warning in run_plan.warnings:
             _log.warning(warning)
-        if is_script:
-            payload = pickling.pack_script(train_fn, kwargs.get("args", ()))  # type: ignore[arg-type]
+        if isinstance(target, str):
+            program = Program(pickling.pack_script(target, kwargs.get("args", ())), True, target, frames)
         else:
-            payload = pickling.pack_function(train_fn, arguments)  # type: ignore[arg-type]
-        program = Program(payload, is_script, _name_of(train_fn), frames)
-        self.report = RunReport(self._config.num_slots, made.num_tasks)
+            name = getattr(target, "__name__", type(target).__name__)
+            program = Program(pickling.pack_function(target, arguments), False, name, frames)
+        self.report = RunReport(self._config.num_slots, run_plan.num_tasks)
         try:
-            value = Run(self._config, gateway, program, self.report).execute(made)
+            value = Run(self._config, self._gateway, program, self.report).execute(run_plan)
             self.report.succeeded = True
             return value
         finally:
             self.report.seconds = time.monotonic() - started
 
-    def _run_locally(self, train_fn: Callable[..., Any] | str, arguments: Mapping[str, Any], frames: Frames) -> Any:
+    def _run_locally(self, target: Callable[..., Any] | str, arguments: Mapping[str, Any], frames: Frames) -> Any:
         gpus = None
         if self._config.use_gpu:
-            name = self._config.gpu_resource_name
-            gpus = local.local_gpus(self._config, self._gateway.driver_resources(name))
-        return local.run_locally(self._config, train_fn, arguments, gpus, frames)
-
-
-def _name_of(train_fn: Any) -> str:
-    return train_fn if isinstance(train_fn, str) else getattr(train_fn, "__name__", type(train_fn).__name__)
+            resources = self._gateway.driver_resources(self._config.gpu_resource_name)
+            gpus = local.local_gpus(self._config, resources)
+        return local.run_locally(self._config, target, arguments, gpus, frames)

@@ -121,8 +121,8 @@ def test_a_rank_hangs(driver, events):
     told = driver.result(run)
     assert told["error"] == "TrainingFailedError"
     assert "Rank 2 is behind" in told["message"]
-    assert "in suffer" in told["message"].split("Threads of rank 0")[0]
-    assert "Rank 0 waits for rank 2" in told["message"]
+    assert "it is at suffer (" in told["message"].split("Threads of rank 0")[0]
+    assert "Rank 0 is waiting for rank 2" in told["message"]
     assert "Threads of rank 1" in told["message"]
 
 

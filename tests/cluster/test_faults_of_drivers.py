@@ -27,10 +27,10 @@ def test_the_driver_dies_and_is_run_again(free_hosts, events, reference, tmp_pat
         driver.kill()
         driver.close()
         assert wait_until_free(free_hosts) == {}
-        places = re.findall(r"goes on in epoch (\d+), after (\d+) steps", "".join(driver.lines))
+        places = re.findall(r"Resuming fit\(\) 1 at epoch (\d+), step (\d+) from", "".join(driver.lines))
         # Of the twelve steps since the driver was killed before, and the ten that a damaged checkpoint may cost.
         assert [watch - 22 < 14 * (int(epoch) - 1) + int(step) for epoch, step in places] == [True] * (watch > 20)
-        check_left_out([line for line in driver.lines if "is left out" in line], named)
+        check_skipped([line for line in driver.lines if "Skipping checkpoint" in line], named)
         kept = sorted(folder.glob("stfd-fit0-*.npz"))
         assert len(kept) in (2, 3)  # the driver may die before the oldest is removed
         if damage is not None:
@@ -43,10 +43,10 @@ def test_the_driver_dies_and_is_run_again(free_hosts, events, reference, tmp_pat
     check_same(events, told, reference)
     (attempt,) = told["attempts"]
     assert len(attempt["resumed"]) == 1
-    check_left_out([text for text in attempt["warnings"] if "is left out" in text], named)
+    check_skipped([text for text in attempt["warnings"] if "Skipping checkpoint" in text], named)
 
 
-def check_left_out(warnings, name):
+def check_skipped(warnings, name):
     """One that is damaged is named, once; and no other."""
     assert len(warnings) == (name is not None), warnings
     assert all(name in text for text in warnings)

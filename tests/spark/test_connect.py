@@ -1,4 +1,4 @@
-"""The same run over Spark Connect."""
+"""A run over Spark Connect."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ PROGRAM = Path(__file__).parent.parent / "programs" / "connect_run.py"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("grpc_status") is None, reason="pyspark[connect] is not installed")
-def test_over_connect(tmp_path):
+def test_a_run_over_connect(tmp_path):
     done = subprocess.run(
         [sys.executable, str(PROGRAM), json.dumps({}), str(tmp_path)],
         capture_output=True,
@@ -35,5 +35,5 @@ def test_over_connect(tmp_path):
     assert result["rows"] == 10
     kind, message, seconds = result["too_few"]
     assert kind == "RendezvousTimeoutError", message
-    assert "0 of 4 workers came within start_timeout=3 s" in message
+    assert "0 of 4 workers connected within start_timeout=3 s" in message
     assert seconds < 25

@@ -1,4 +1,4 @@
-"""However a run ends, nothing of it stays: processes, files, the session's health."""
+"""However a run ends, it leaves no processes and no files, and the session still works."""
 
 import json
 import os
@@ -17,7 +17,7 @@ PROGRAMS = Path(__file__).parent.parent / "programs"
 
 @pytest.fixture
 def drive(tmp_path):
-    """Start the long run in local mode, with a temporary directory of its own; returns once both workers train."""
+    """Return a function that starts a long run on a local master with its own TMPDIR, and waits until it trains."""
     started = []
 
     def start(conf=None):
@@ -34,7 +34,7 @@ def drive(tmp_path):
             start_new_session=True,
         )
         started.append(process)
-        # Two trainers, their two children, and the fork server that they share.
+        # Two trainers, their two children, and the shared fork server.
         assert wait_until(lambda: len(os.listdir(pids)) == 5 or process.poll() is not None, 90)
         return process, [int(pid) for pid in os.listdir(pids)], temporary
 
@@ -52,7 +52,7 @@ def result_of(process):
     return json.loads(lines[-1][7:]) if lines else out
 
 
-def test_ctrl_c(drive):
+def test_ctrl_c_leaves_nothing_behind(drive):
     process, pids, temporary = drive()
     process.send_signal(signal.SIGINT)
     assert result_of(process) == {"interrupted": True, "rows": 10}
@@ -60,7 +60,7 @@ def test_ctrl_c(drive):
     assert [path for path in temporary.rglob("*") if path.is_file()] == []
 
 
-def test_a_killed_driver(drive):
+def test_workers_end_with_a_killed_driver(drive):
     process, pids, _ = drive()
     process.kill()
     assert wait_until(lambda: not any(map(is_running, pids)), 10)
@@ -72,12 +72,12 @@ def parent_of(pid):
 
 
 def server_of(pids):
-    """The fork server: the only one of them whose parent, a Spark worker, is not among them."""
+    """Return the fork server: the only process whose parent, a Spark worker, is not in the list."""
     (server,) = (pid for pid in pids if parent_of(pid) not in pids)
     return server
 
 
-def test_a_killed_spark_worker(drive):
+def test_a_killed_spark_worker_is_a_lost_worker(drive):
     process, pids, _ = drive()
     os.kill(parent_of(server_of(pids)), signal.SIGKILL)
     result = result_of(process)
@@ -88,21 +88,21 @@ def test_a_killed_spark_worker(drive):
     assert wait_until(lambda: not any(map(is_running, pids)))
 
 
-def test_a_killed_fork_server(drive):
+def test_a_killed_fork_server_fails_the_run(drive):
     process, pids, _ = drive()
     os.kill(server_of(pids), signal.SIGKILL)
     result = result_of(process)
     assert result["error"] == "TrainingFailedError", result
-    assert "Out of memory" in result["message"]
+    assert "ran out of memory" in result["message"]
     assert wait_until(lambda: not any(map(is_running, pids)))
 
 
-def test_on_a_cluster(tmp_path):
+def test_a_killed_driver_or_executor_on_a_cluster(tmp_path):
     cluster = StandaloneCluster(tmp_path)
     try:
         pids = tmp_path / "pids"
         pids.mkdir()
-        # One executor a worker with one core each, so that the two ranks run in two executors.
+        # One executor per worker with one core each, so that the two ranks run in different executors.
         conf = {"spark.executor.cores": "1", "spark.cores.max": "2", "spark.executor.memory": "512m"}
         driver = cluster.start_driver("long_run.py", str(pids), conf=conf)
         assert wait_until(lambda: len(os.listdir(pids)) == 6 or driver.poll() is not None, 90)
@@ -112,13 +112,13 @@ def test_on_a_cluster(tmp_path):
         driver.stdout.close()
         driver.wait()
 
-        # A killed executor, that is a lost host: the driver knows within seconds, and no trainer is left.
+        # A killed executor, like a lost host: the driver notices within seconds, and no trainer is left.
         for path in pids.iterdir():
             path.unlink()
         driver = cluster.start_driver("long_run.py", str(pids), conf=conf)
         assert wait_until(lambda: len(os.listdir(pids)) == 6 or driver.poll() is not None, 90)
         running = [int(pid) for pid in os.listdir(pids)]
-        apps = os.listdir(tmp_path / "work")  # another Spark on this machine may have executors, too
+        apps = os.listdir(tmp_path / "work")  # other clusters on this machine may have executors, too
         executors = [pid for app in apps for pid in processes(f"CoarseGrainedExecutorBackend.*--app-id {app}")]
         assert len(executors) == 2, driver.communicate(timeout=60)[0]
         os.kill(max(executors), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""GPU scheduling on a real standalone cluster of two workers, with a discovery script for GPUs that are not there."""
+"""GPU scheduling on a real standalone cluster of two workers, with a discovery script for imaginary GPUs."""
 
 import pytest
 
@@ -26,25 +26,25 @@ def conf(amount, **more):
 
 
 @pytest.mark.parametrize(
-    ("amount", "num_slots", "dealt"),
+    ("amount", "num_slots", "gpus_by_rank"),
     [("1", 3, [1, 1, 1]), ("2", 3, [2, 1]), ("4", 5, [3, 2])],
 )
-def test_exactly_num_slots_gpus_are_used(cluster, amount, num_slots, dealt):
+def test_exactly_num_slots_gpus_are_used(cluster, amount, num_slots, gpus_by_rank):
     result, out = cluster.drive("gpu_run.py", str(num_slots), "2", conf=conf(amount))
-    assert result["tasks"] == len(dealt), out
+    assert result["tasks"] == len(gpus_by_rank), out
     for run in result["runs"]:
         visible = [each["visible"].split(",") for each in run]
-        assert [len(each) for each in visible] == dealt
+        assert [len(each) for each in visible] == gpus_by_rank
         for each, chosen in zip(run, visible, strict=True):
             assert set(chosen) <= set(each["addresses"])
             assert len(each["addresses"]) == int(amount)
             assert each["asked"].get("options") is None
-        # No GPU of an executor is used twice.
+        # No executor uses a GPU twice.
         used = [(each["executor"], gpu) for each, chosen in zip(run, visible, strict=True) for gpu in chosen]
         assert len(set(used)) == num_slots
 
 
-def test_a_fraction_is_one_task_a_slot_on_rings(cluster):
+def test_a_fraction_means_one_task_per_slot_and_ring_collectives(cluster):
     result, out = cluster.drive("gpu_run.py", "4", "1", conf=conf("0.5"))
     assert result["tasks"] == 4, out
     (run,) = result["runs"]
@@ -55,11 +55,11 @@ def test_a_fraction_is_one_task_a_slot_on_rings(cluster):
     assert "several workers share a GPU" in out
 
 
-def test_an_executors_own_list_is_indexed_by_sparks_addresses(cluster):
+def test_sparks_addresses_are_positions_in_the_executors_list(cluster):
     ids = ["GPU-aaa0", "GPU-aaa1", "GPU-aaa2", "GPU-aaa3"]
     more = {"spark.executorEnv.CUDA_VISIBLE_DEVICES": ",".join(ids)}
     result, _ = cluster.drive("gpu_run.py", "4", "2", conf=conf("2", **more))
-    for run in result["runs"]:  # the second run must not index into what the first one set
+    for run in result["runs"]:  # the second run must not use what the first one set
         for each in run:
             assert each["visible"].split(",") == [ids[int(address)] for address in each["addresses"]]
     more = {"spark.executorEnv.CUDA_VISIBLE_DEVICES": "0"}
@@ -68,20 +68,20 @@ def test_an_executors_own_list_is_indexed_by_sparks_addresses(cluster):
     assert "CUDA_VISIBLE_DEVICES='0'" in result["message"]
 
 
-def test_gpus_that_tensorflow_does_not_see_are_a_loud_warning(cluster):
+def test_gpus_that_tensorflow_does_not_see_cause_a_warning(cluster):
     result, out = cluster.drive("gpu_run.py", "2", "1", "0", conf=conf("1"))
     assert len(result["runs"][0]) == 2
-    assert "WARNING: Spark dealt this worker the GPUs" in out
+    assert "WARNING: Spark assigned the GPUs" in out
     assert "TensorFlow sees 0 of 1" in out
 
 
-def test_a_cluster_without_gpu_scheduling_is_refused_at_once(cluster):
+def test_a_cluster_without_gpu_scheduling_is_rejected(cluster):
     result, _ = cluster.drive("gpu_run.py", "2", "1", conf={})
     assert result["error"] == "GpuConfigurationError"
     assert "spark.task.resource.gpu.amount is not set" in result["message"]
 
 
-def test_too_few_gpus(cluster):
+def test_too_few_gpus_are_rejected(cluster):
     more = {"spark.scheduler.maxRegisteredResourcesWaitingTime": "15s"}
     result, _ = cluster.drive("gpu_run.py", "9", "1", conf=conf("1", **more))
     assert result["error"] == "InsufficientSlotsError"

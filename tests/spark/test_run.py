@@ -1,4 +1,4 @@
-"""A run over real Spark barrier tasks, with a stand-in for TensorFlow: values, errors, output, endings."""
+"""Runs on real Spark barrier tasks, with a stub for TensorFlow: values, errors, output, failures."""
 
 import contextlib
 import json
@@ -36,27 +36,28 @@ def test_returns_the_value_of_rank_0(runner):
     assert sorted(made.report.workers) == [0, 1]
 
 
-def test_every_rank_knows_its_place(runner, tmp_path):
+def test_every_rank_has_its_context_and_cluster(runner, tmp_path):
     def train(folder):
         from pyspark import BarrierTaskContext
 
-        place = std.get_context()
-        everyone = BarrierTaskContext.get().allGather(str(place.rank))
-        with open(f"{folder}/{place.rank}", "w") as file:
-            json.dump([vars(place), everyone, json.loads(os.environ["TF_CONFIG"])], file)
+        context = std.get_context()
+        gathered = BarrierTaskContext.get().allGather(str(context.rank))
+        with open(f"{folder}/{context.rank}", "w") as file:
+            json.dump([vars(context), gathered, json.loads(os.environ["TF_CONFIG"])], file)
 
     assert runner(3).run(train, folder=str(tmp_path)) is None
-    told = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(3)]
-    for rank, (place, everyone, config) in enumerate(told):
-        assert place["rank"] == place["local_rank"] == rank
-        assert place["world_size"] == place["local_world_size"] == 3
-        assert sorted(everyone) == ["0", "1", "2"]
+    written = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(3)]
+    cluster = written[0][2]["cluster"]
+    for rank, (context, gathered, config) in enumerate(written):
+        assert context["rank"] == context["local_rank"] == rank
+        assert context["world_size"] == context["local_world_size"] == 3
+        assert sorted(gathered) == ["0", "1", "2"]
         assert config["task"] == {"type": "worker", "index": rank}
-        assert config["cluster"] == told[0][2]["cluster"]
-    assert len(set(told[0][2]["cluster"]["worker"])) == 3
+        assert config["cluster"] == cluster
+    assert len(set(cluster["worker"])) == 3
 
 
-def test_the_spark_worker_and_the_driver_stay_clean(runner, spark):
+def test_spark_worker_and_driver_are_left_unchanged(runner, spark):
     def train():
         os.environ["LEFT_BEHIND"] = "1"
         import tensorflow
@@ -105,7 +106,7 @@ def test_an_exception_keeps_its_type_and_names_its_rank(runner, capfd):
     assert pickle.loads(pickle.dumps(error)).failures.keys() == error.failures.keys()
 
 
-def test_all_ranks_failing_is_one_error(runner):
+def test_failures_of_all_ranks_are_one_error(runner):
     def train():
         raise ValueError(f"rank {std.get_context().rank}")
 
@@ -116,8 +117,7 @@ def test_all_ranks_failing_is_one_error(runner):
     assert {failure.kind for failure in caught.value.failures.values()} == {"exception"}
 
 
-@pytest.mark.parametrize("where", ["function", "elsewhere"])
-def test_an_exception_class_of_the_caller(runner, where):
+def test_a_local_exception_class_keeps_its_identity(runner):
     class LocalError(Exception):
         pass
 
@@ -129,16 +129,17 @@ def test_an_exception_class_of_the_caller(runner, where):
     assert type(caught.value.__cause__) is LocalError
 
 
-def test_sys_exit(runner):
+def test_sys_exit_is_a_failure(runner):
     with pytest.raises(TrainingFailedError, match=r"sys\.exit\(3\)") as caught:
         runner().run(lambda: sys.exit(3))
     assert caught.value.root_cause.kind == "exit"
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(signal.SIGKILL, "likely out of memory"), (signal.SIGSEGV, "crash in native code")]
+    ("number", "words"),
+    [(signal.SIGKILL, "most likely by the out-of-memory killer"), (signal.SIGSEGV, "crash in native code")],
 )
-def test_a_killed_trainer(runner, number, words):
+def test_a_killed_trainer_is_explained(runner, number, words):
     def train():
         if std.get_context().rank == 1:
             os.kill(os.getpid(), number)
@@ -153,19 +154,19 @@ def test_a_killed_trainer(runner, number, words):
         assert any("Fatal Python error" in line for line in caught.value.root_cause.log_tail)
 
 
-def test_an_exit_without_a_word(runner):
+def test_os_exit_is_a_failure(runner):
     with pytest.raises(TrainingFailedError, match="exit status 9"):
         runner().run(lambda: os._exit(9))
 
 
-def test_a_result_that_cannot_be_pickled(runner):
+def test_an_unpicklable_result_is_an_error(runner):
     import threading
 
     with pytest.raises(std.SerializationError, match=r"lock.*cannot be pickled"):
         runner().run(lambda: threading.Lock())
 
 
-def test_a_result_larger_than_spark_takes(runner, spark):
+def test_a_result_larger_than_spark_allows_is_an_error(runner, spark):
     def train():
         return b"x" * ((1 << 30) + 1)
 
@@ -173,12 +174,12 @@ def test_a_result_larger_than_spark_takes(runner, spark):
         runner().run(train)
 
 
-def test_a_large_result(runner):
+def test_a_large_result_arrives(runner):
     value = runner().run(lambda: os.urandom(1) * (200 << 20))
     assert len(value) == 200 << 20
 
 
-def test_a_result_that_the_driver_cannot_load(runner):
+def test_a_result_that_the_driver_cannot_load_is_an_error(runner):
     def train():
         import types
 
@@ -191,7 +192,7 @@ def test_a_result_that_the_driver_cannot_load(runner):
         runner().run(train)
 
 
-def test_a_missing_module(runner):
+def test_a_missing_module_is_the_cause(runner):
     def train():
         import surely_not_installed  # noqa: F401
 
@@ -200,7 +201,7 @@ def test_a_missing_module(runner):
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
-def test_the_lines_of_all_workers(runner, capfd):
+def test_the_driver_shows_the_output_of_all_workers(runner, capfd):
     def train():
         print("python")
         os.system("echo subprocess; echo error >&2")
@@ -217,8 +218,8 @@ def test_the_lines_of_all_workers(runner, capfd):
         assert f"[rank {rank} @ {host}] error\n" in err
 
 
-def test_output_comes_while_it_happens(runner, capfd, tmp_path):
-    go_on = tmp_path / "go_on"
+def test_output_is_shown_live(runner, capfd, tmp_path):
+    proceed = tmp_path / "proceed"
 
     def train(path):
         print("first")
@@ -228,28 +229,28 @@ def test_output_comes_while_it_happens(runner, capfd, tmp_path):
     import threading
 
     made = runner(1)
-    thread = threading.Thread(target=made.run, args=(train,), kwargs={"path": str(go_on)})
+    thread = threading.Thread(target=made.run, args=(train,), kwargs={"path": str(proceed)})
     thread.start()
     seen = []
 
-    def has_come():
+    def has_arrived():
         seen.append(capfd.readouterr().out)
         return "first" in "".join(seen)
 
-    assert wait_until(has_come, 20)
-    go_on.touch()
+    assert wait_until(has_arrived, 20)
+    proceed.touch()
     thread.join(20)
     assert not thread.is_alive()
 
 
-def test_log_to_driver_off(runner, capfd):
+def test_log_to_driver_false_shows_no_output(runner, capfd):
     made = runner(log_to_driver=False)
     made.run(lambda: print("quiet please"))
     assert "[rank" not in capfd.readouterr().out
     assert "quiet please" in made.report.workers[0].log_tail
 
 
-def test_a_flood_of_output(runner, capfd):
+def test_a_flood_of_output_does_not_block_training(runner, capfd):
     def train():
         line = "x" * 99 + "\n"
         for _ in range(2000):
@@ -262,20 +263,20 @@ def test_a_flood_of_output(runner, capfd):
     assert made.report.workers[0].log_tail[-1] == "x" * 99
 
 
-def test_meets_again_when_a_port_is_taken(runner, tmp_path):
+def test_a_taken_port_is_retried_in_the_same_attempt(runner, tmp_path):
     made = runner(env={"STUB_TF_TAKE_PORT": str(tmp_path / "taken")})
     assert made.run(lambda: "met") == "met"
     assert len(made.report.attempts) == 2
     assert {attempt.attempt for attempt in made.report.attempts} == {0}
 
 
-def test_restarts(runner, tmp_path):
+def test_restarts_until_max_restarts(runner, tmp_path):
     def train(folder):
-        place = std.get_context()
-        open(f"{folder}/{place.attempt}-{place.rank}", "w").close()
-        if place.attempt < 2 and place.rank == 1:
+        context = std.get_context()
+        open(f"{folder}/{context.attempt}-{context.rank}", "w").close()
+        if context.attempt < 2 and context.rank == 1:
             raise RuntimeError("not yet")
-        return place.attempt
+        return context.attempt
 
     assert runner(max_restarts=2).run(train, folder=str(tmp_path)) == 2
     assert len(os.listdir(tmp_path)) == 6
@@ -283,13 +284,13 @@ def test_restarts(runner, tmp_path):
         runner(max_restarts=1).run(train, folder=str(tmp_path))
 
 
-def test_a_stall_is_ended(runner):
+def test_a_stall_fails_the_run(runner):
     made = runner(stall_timeout=1.5)
     with pytest.raises(TrainingFailedError, match=r"stall_timeout=1\.5"):
         made.run(lambda: time.sleep(60))
 
 
-def test_cancelled_from_another_thread(runner, spark, tmp_path):
+def test_cancelling_all_jobs_ends_the_run(runner, spark, tmp_path):
     import threading
 
     def train(folder):
@@ -314,7 +315,7 @@ def test_cancelled_from_another_thread(runner, spark, tmp_path):
     assert spark.range(10).count() == 10
 
 
-def test_the_callers_job_group_holds(runner, spark, tmp_path):
+def test_the_callers_job_group_cancels_the_run(runner, spark, tmp_path):
     import threading
 
     def train(folder):
@@ -337,7 +338,7 @@ def test_the_callers_job_group_holds(runner, spark, tmp_path):
     assert threading.active_count() < 20
 
 
-def test_what_the_function_started_is_ended_with_it(runner, tmp_path):
+def test_child_processes_end_with_the_run(runner, tmp_path):
     def train(path):
         import subprocess
 
@@ -360,7 +361,7 @@ def test_exit_handlers_run(runner, tmp_path):
     assert (tmp_path / "done").exists()
 
 
-def test_each_run_draws_its_own_numbers_the_same_on_all_workers(runner, tmp_path):
+def test_random_seeds_differ_between_runs_but_not_between_workers(runner, tmp_path):
     def train(folder):
         import random
 
@@ -378,7 +379,7 @@ def test_each_run_draws_its_own_numbers_the_same_on_all_workers(runner, tmp_path
     assert len(set(drawn)) == 2
 
 
-def test_a_script(runner, tmp_path, capfd):
+def test_a_script_runs_as_main(runner, tmp_path, capfd):
     script = tmp_path / "train.py"
     script.write_text(
         "import sys, os\n"
@@ -395,7 +396,7 @@ def test_a_script(runner, tmp_path, capfd):
         runner().run(script)
 
 
-def test_a_cold_start_is_the_same_path(spark, runner):
+def test_a_cold_start(spark, runner):
     spark.conf.set("tensorflow.spark.distributor.warmStart", "false")
     try:
         assert runner().run(lambda: os.environ["CUDA_VISIBLE_DEVICES"]) == ""
@@ -403,10 +404,10 @@ def test_a_cold_start_is_the_same_path(spark, runner):
         spark.conf.unset("tensorflow.spark.distributor.warmStart")
 
 
-def test_a_failing_driver_channel_falls_back_to_allgather(runner, monkeypatch):
+def test_an_unreachable_driver_falls_back_to_all_gather(runner, monkeypatch):
     from spark_tensorflow_distributor.runtime.driver.spark import SparkGateway
 
-    # An address at which nobody listens, as behind a firewall that refuses.
+    # No process listens at this address, like behind a firewall that rejects connections.
     monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
     made = runner()
     assert made.run(lambda: "done") == "done"
@@ -422,7 +423,7 @@ def test_a_failing_driver_channel_falls_back_to_allgather(runner, monkeypatch):
     assert isinstance(caught.value.__cause__, OwnError)
 
 
-def test_losing_the_channel_does_not_hurt(runner, monkeypatch):
+def test_a_lost_channel_does_not_disturb_training(runner, monkeypatch):
     from spark_tensorflow_distributor.runtime.driver import launch
 
     show = launch.Launch._show
@@ -432,7 +433,7 @@ def test_losing_the_channel_does_not_hurt(runner, monkeypatch):
         if kind == "log":
             with self._channel._lock:
                 for connection in self._channel._connections.values():
-                    with contextlib.suppress(OSError):  # cut a moment ago, and not yet taken out
+                    with contextlib.suppress(OSError):  # already cut, but not yet removed
                         connection.shutdown(2)
 
     monkeypatch.setattr(launch.Launch, "_show", cut)
@@ -446,7 +447,7 @@ def test_losing_the_channel_does_not_hurt(runner, monkeypatch):
     assert runner().run(train) == "trained"
 
 
-def test_results_through_spark_alone(runner, monkeypatch):
+def test_results_return_through_spark_without_a_channel(runner, monkeypatch):
     from spark_tensorflow_distributor.runtime.driver.spark import SparkGateway
 
     monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
@@ -456,16 +457,16 @@ def test_results_through_spark_alone(runner, monkeypatch):
         made.run(lambda: os.urandom(1) * (200 << 20))
 
 
-def test_workers_that_cannot_reach_the_driver_are_not_ended_by_start_timeout(runner, monkeypatch):
+def test_start_timeout_does_not_end_workers_that_cannot_reach_the_driver(runner, monkeypatch):
     from spark_tensorflow_distributor.runtime.driver.spark import SparkGateway
 
     monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
-    # Spark brings its count of running tasks up to date with the executors' heartbeats, every ten seconds.
+    # Spark updates its count of running tasks with the executors' heartbeats, every ten seconds.
     assert runner(start_timeout=12).run(lambda: time.sleep(14) or "trained") == "trained"
 
 
-def test_some_workers_cannot_reach_the_driver(runner, monkeypatch):
-    """Rank 1 alone cannot: all meet and end through Spark."""
+def test_one_worker_that_cannot_reach_the_driver(runner, monkeypatch):
+    """If rank 1 alone cannot reach it, all ranks meet and end through Spark."""
     from spark_tensorflow_distributor.runtime.driver import run
 
     task = run.spark_task

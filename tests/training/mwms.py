@@ -1,27 +1,36 @@
-"""Worker groups of plain processes on this machine: no Spark, only TF_CONFIG, Keras and the code under test.
+"""Groups of plain processes on this machine: no Spark, only TF_CONFIG, Keras and the code under test.
 
-Run as a program it is one of those processes: ``python mwms.py REQUEST``, where REQUEST is a JSON object.
+Run as a program, it is the server that forks these processes, so that TensorFlow is imported once per environment
+rather than once per process. It reads one JSON request per line from stdin, and ends when stdin closes.
 """
 
+import atexit
 import contextlib
+import functools
+import gc
 import importlib
 import json
 import os
 import pickle
+import random
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 _PORT_TAKEN = "Could not start gRPC server"
 
 
 class GroupFailed(AssertionError):
-    """A process of the group failed or did not end in time; the text has the end of each one's output."""
+    """A process of the group failed or timed out; the message has the end of each process's output."""
 
 
 def run_group(
@@ -33,21 +42,21 @@ def run_group(
     without: Sequence[str] = (),
     **arguments: Any,
 ) -> list[Any]:
-    """Calls ``function(strategy, **arguments)`` in each process of a new group, and returns what it returned, by rank.
+    """Call ``function(strategy, **arguments)`` in each process of a new group, and return the results by rank.
 
     Args:
-        function: ``"module:name"``; the module is looked for beside this file, too.
-        workers: processes; with 1 there is no group, and ``strategy`` is TensorFlow's default one.
-        timeout: seconds for the whole group; what still runs then is killed, as all are when one fails.
+        function: ``"module:name"``; the module may be in the folder of this file.
+        workers: number of processes; 1 means no group, and TensorFlow's default ``strategy``.
+        timeout: seconds for the whole group, after which it is killed, as it is when one process fails.
         env: added to the environment.
-        without: mends to leave out.
-        arguments: must fit into JSON.
+        without: patches to leave out.
+        arguments: serialisable as JSON.
     """
     for attempt in (1, 2, 3):
         try:
             return _run_once(function, workers, timeout, env or {}, {"without": list(without), "arguments": arguments})
         except GroupFailed as error:
-            # Another program took the port between its choice and its use.
+            # Another program took the port after it was chosen.
             if attempt == 3 or _PORT_TAKEN not in str(error):
                 raise
     raise AssertionError("not reached")
@@ -56,65 +65,90 @@ def run_group(
 def _run_once(function: str, workers: int, timeout: float, env: dict[str, str], more: dict[str, Any]) -> list[Any]:
     ports = _free_ports(workers)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    server = _fork_server(tuple(sorted(env.items())))
     with tempfile.TemporaryDirectory(prefix="mwms-") as directory, contextlib.ExitStack() as cleanup:
         processes = []
         for rank in range(workers):
-            request = {
-                "function": function,
-                **more,
-                "rank": rank,
-                "workers": workers,
-                "result": f"{directory}/{rank}.pickle",
-            }
-            environment = {
-                **os.environ,
-                "CUDA_VISIBLE_DEVICES": "-1",
-                "TF_CPP_MIN_LOG_LEVEL": "2",
-                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
-                **env,
-            }
-            environment.pop("TF_CONFIG", None)
-            if workers > 1:
-                task = {"type": "worker", "index": rank}
-                environment["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
-            output = cleanup.enter_context(open(f"{directory}/{rank}.log", "w+", errors="replace"))
-            process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", __file__, json.dumps(request)],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=directory,
-            )
-            cleanup.callback(_end, process)
-            processes.append(process)
+            task = {"cluster": cluster, "task": {"type": "worker", "index": rank}}
+            config = {"TF_CONFIG": json.dumps(task)} if workers > 1 else {}
+            request = {"function": function, **more, "rank": rank, "workers": workers, "environment": config}
+            processes.append(process := _Process(server, f"{directory}/{rank}", request))
+            cleanup.callback(process.end)
         _wait(processes, directory, timeout)
         return [pickle.loads(Path(directory, f"{rank}.pickle").read_bytes()) for rank in range(workers)]
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], directory: str, timeout: float) -> None:
+def _wait(processes: "list[_Process]", directory: str, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while any(process.poll() is None for process in processes):
         late = time.monotonic() > deadline
         if late or any(process.poll() for process in processes):
             break
-        time.sleep(0.05)
+        time.sleep(0.02)
     statuses = [process.poll() for process in processes]
     if any(status != 0 for status in statuses):
         for process in processes:
-            _end(process)
+            process.end()
         logs = [Path(directory, f"{rank}.log").read_text(errors="replace")[-6000:] for rank in range(len(processes))]
         text = "\n".join(
             f"---- rank {rank}, {'still running' if status is None else f'exit status {status}'}\n{log}"
             for rank, (status, log) in enumerate(zip(statuses, logs, strict=True))
         )
-        raise GroupFailed(f"the group did not end well within {timeout} s\n{text}")
+        raise GroupFailed(f"the group did not succeed within {timeout} s\n{text}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.kill()  # TensorFlow swallows SIGTERM
-        process.wait()
+class _Process:
+    """A process that a server forks; its output, pid and exit status are files at ``path`` with a suffix."""
+
+    def __init__(self, server: "subprocess.Popen[str]", path: str, request: dict[str, Any]) -> None:
+        self._server, self._path = server, path
+        Path(f"{path}.log").touch()
+        assert server.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the server has ended, which poll() reports
+            server.stdin.write(json.dumps({**request, "path": path}) + "\n")
+            server.stdin.flush()
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while the process runs."""
+        status = self._read("exit")
+        if status is None and self._server.poll() is not None:
+            return self._server.returncode or 1
+        return status
+
+    def end(self) -> None:
+        while self.poll() is None:
+            if (pid := self._read("pid")) is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)  # TensorFlow swallows SIGTERM
+            time.sleep(0.02)
+
+    def _read(self, what: str) -> int | None:
+        with contextlib.suppress(FileNotFoundError, ValueError):  # not written yet, or not to the end
+            return int(Path(f"{self._path}.{what}").read_text())
+        return None
+
+
+@functools.cache
+def _fork_server(env: tuple[tuple[str, str], ...]) -> "subprocess.Popen[str]":
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+        **dict(env),
+    }
+    environment.pop("TF_CONFIG", None)
+    command = [sys.executable, "-X", "faulthandler", __file__]
+    server = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True)
+    assert server.stdin is not None
+
+    def close() -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has failed already
+            server.stdin.close()
+        server.wait()
+
+    atexit.register(close)
+    return server
 
 
 def _free_ports(count: int) -> list[int]:
@@ -125,12 +159,69 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in held]
 
 
+def _serve() -> None:
+    """Fork a process for each request; end those that still run at the end of stdin."""
+    import tensorflow as tf
+
+    assert tf.keras.Model  # imports Keras, the one that the environment selects
+    gc.freeze()  # a collection in a process would otherwise copy every page of the server
+    running: dict[int, str] = {}
+
+    def reap(*_: object) -> None:
+        for pid, path in list(running.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                del running[pid]
+                with contextlib.suppress(FileNotFoundError):  # the group has been given up
+                    Path(f"{path}.exit").write_text(str(os.waitstatus_to_exitcode(status)))
+
+    signal.signal(signal.SIGCHLD, reap)
+    for line in sys.stdin:
+        request = json.loads(line)
+        # A process may end before it is recorded.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            _run_forked(request)
+        running[pid] = request["path"]
+        Path(f"{request['path']}.pid").write_text(str(pid))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    for pid in list(running):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _run_forked(request: dict[str, Any]) -> None:
+    """Run a request in a forked process, and end the process."""
+    status = 1
+    try:
+        output = os.open(f"{request['path']}.log", os.O_WRONLY | os.O_APPEND)
+        for descriptor in (1, 2):
+            os.dup2(output, descriptor)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.chdir(os.path.dirname(request["path"]))
+        os.environ.update(request["environment"])
+        random.seed()
+        np.random.seed()
+        _main(request)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # TensorFlow's own end waits for threads of the collectives, and now and then does not come back.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def _main(request: dict[str, Any]) -> None:
     import tensorflow as tf
 
     from spark_tensorflow_distributor.training import keras_api, patches
 
-    # Two processes share two cores here: more threads would only take turns.
+    # Several processes share two cores: more threads would not help.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(4)
     patched = []
@@ -142,12 +233,8 @@ def _main(request: dict[str, Any]) -> None:
     module, _, name = request["function"].partition(":")
     value = getattr(importlib.import_module(module), name)(strategy, **request["arguments"])
     value["patched"] = patched
-    Path(request["result"]).write_bytes(pickle.dumps(value))
-    # TensorFlow's own end waits for threads of the collectives, and now and then does not come back.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    Path(f"{request['path']}.pickle").write_bytes(pickle.dumps(value))
 
 
 if __name__ == "__main__":
-    _main(json.loads(sys.argv[1]))
+    _serve()

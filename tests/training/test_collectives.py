@@ -1,4 +1,4 @@
-"""Bytes between the ranks, by the collectives of their strategy."""
+"""Collectives over the ranks of a group of processes."""
 
 import sys
 from pathlib import Path
@@ -9,9 +9,11 @@ sys.path.append(str(Path(__file__).parent))
 
 from mwms import run_group
 
+LENGTHS = (0, 1, 2, 2000, 2001, 70_000)
 
-def everything(strategy, **_):
-    """What a process gets of all calls."""
+
+def call_collectives(strategy, **_):
+    """Return what each call returned in this process."""
     import json
     import os
 
@@ -19,22 +21,22 @@ def everything(strategy, **_):
 
     config = json.loads(os.environ.get("TF_CONFIG", '{"cluster": {"worker": [""]}, "task": {"index": 0}}'))
     rank, size = config["task"]["index"], len(config["cluster"]["worker"])
-    collectives._AT_ONCE = 1000  # so that little goes in several pieces, too
-    own = collectives.Collectives(strategy, rank, size)
-    found = {"gathered": own.gather(bytes([rank]) * (3 * rank + 1)), "empty": own.gather(b"")}
-    for length in (0, 1, 2, 2000, 2001, 70_000):
+    collectives._CHUNK_VALUES = 1000  # so that small data is sent in several chunks, too
+    group = collectives.Collectives(strategy, rank, size)
+    found = {"gathered": group.gather_bytes(bytes([rank]) * (3 * rank + 1)), "empty": group.gather_bytes(b"")}
+    for length in LENGTHS:
         data = bytes(range(256)) * (length // 256 + 1)
-        found[length] = own.broadcast(data[:length] if rank == 0 else None)
-    found["nothing"] = own.broadcast(None)
+        found[length] = group.broadcast_bytes(data[:length] if rank == 0 else None)
+    found["nothing"] = group.broadcast_bytes(None)
     return found
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_what_one_gives_the_others_get(workers):
-    results = run_group("test_collectives:everything", workers=workers)
+def test_bytes_reach_all_ranks(workers):
+    results = run_group("test_collectives:call_collectives", workers=workers)
     for found in results:
         assert found["gathered"] == [bytes([rank]) * (3 * rank + 1) for rank in range(workers)]
         assert found["empty"] == [b""] * workers
         assert found["nothing"] is None
-        for length in (0, 1, 2, 2000, 2001, 70_000):
+        for length in LENGTHS:
             assert found[length] == (bytes(range(256)) * (length // 256 + 1))[:length]

@@ -1,4 +1,4 @@
-"""DataFrames in local mode, over Connect, on a cluster; and what goes wrong on their way to the workers."""
+"""DataFrames in local mode, over Connect and on a cluster, and failures on their way to the workers."""
 
 import importlib.util
 import json
@@ -51,7 +51,7 @@ def check(result):
     "mode",
     ["local", pytest.param("connect", marks=pytest.mark.skipif(not HAS_CONNECT, reason="pyspark[connect] is missing"))],
 )
-def test_in_a_program_of_its_own(mode):
+def test_in_a_separate_program(mode):
     conf = {"spark.master": "local[3]"}
     command = [sys.executable, str(PROGRAM), json.dumps(conf), mode]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
@@ -72,7 +72,7 @@ def test_on_the_executors_of_a_cluster(tmp_path):
 
 @pytest.fixture
 def runner():
-    """Makes runners of two CPU workers whose functions build no strategy."""
+    """A factory of runners with two CPU workers and no strategy."""
 
     def make(num_slots=2, **options):
         return MirroredStrategyRunner(num_slots=num_slots, use_gpu=False, use_custom_strategy=True, **options)
@@ -90,11 +90,11 @@ def count(data):
 
 
 def uneven(spark):
-    """Shares differ by several rows when Spark has dealt them."""
+    """A DataFrame whose shares differ by several rows after Spark's shuffle."""
     return spark.range(0, 203, 1, 67)
 
 
-def test_several_frames_and_their_report(spark, runner):
+def test_several_frames_and_the_report(spark, runner):
     def train(numbers, words, again):
         return numbers.total_rows, words.total_rows, words.columns, again.total_rows
 
@@ -111,7 +111,7 @@ def test_several_frames_and_their_report(spark, runner):
     assert "data s" in str(made.report)
 
 
-def test_shares_are_made_equal_without_the_drivers_channel(spark, runner, monkeypatch):
+def test_shares_are_equalised_without_the_drivers_channel(spark, runner, monkeypatch):
     from spark_tensorflow_distributor.runtime.driver.spark import SparkGateway
 
     monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
@@ -120,8 +120,8 @@ def test_shares_are_made_equal_without_the_drivers_channel(spark, runner, monkey
     assert {worker.rendezvous for worker in made.report.workers.values()} == {"allGather"}
 
 
-def test_the_channel_may_be_lost_while_rows_are_shared_out(spark, runner, monkeypatch):
-    """All connections are cut when the workers tell how many rows they have, and again when they pass rows on."""
+def test_the_channel_may_be_lost_while_shares_are_equalised(spark, runner, monkeypatch):
+    """All connections are cut when the workers report their rows, and again when they hand rows over."""
     import contextlib
     import socket
 
@@ -153,7 +153,7 @@ def test_the_channel_may_be_lost_while_rows_are_shared_out(spark, runner, monkey
     assert "rows" in cuts
 
 
-def test_an_error_of_the_users_own_plan_comes_once_and_as_itself(spark, runner, tmp_path):
+def test_an_error_in_the_users_plan_is_raised_once_and_unchanged(spark, runner, tmp_path):
     from pyspark.errors import PythonException
     from pyspark.sql import functions as F
 
@@ -170,7 +170,7 @@ def test_an_error_of_the_users_own_plan_comes_once_and_as_itself(spark, runner, 
     assert runner().run(count, data=spark.range(3)) == [0, 1, 2]
 
 
-def test_what_is_refused_before_anything_runs(spark, runner):
+def test_invalid_frames_are_rejected_before_anything_runs(spark, runner):
     from pyspark.sql import functions as F
 
     with pytest.raises(ConfigurationError, match="'data' is a stream"):
@@ -185,8 +185,8 @@ def test_what_is_refused_before_anything_runs(spark, runner):
         runner().run(count, datum=spark.range(3))
 
 
-def test_a_failure_while_rows_still_come(spark, runner):
-    """The function cannot be loaded; the error does not wait for rows that take a minute to come."""
+def test_a_failure_while_rows_still_arrive(spark, runner):
+    """The error is raised promptly although Spark takes a minute to deliver the rows."""
 
     def slow(batches):
         import time
@@ -207,7 +207,7 @@ def test_a_failure_while_rows_still_come(spark, runner):
     assert runner().run(count, data=spark.range(3)) == [0, 1, 2]
 
 
-def test_computing_the_frame_counts_for_no_timeout(spark, runner):
+def test_no_timeout_includes_the_computation_of_the_frame(spark, runner):
     def slow(batches):
         import time
 
@@ -243,7 +243,7 @@ from spark_tensorflow_distributor import MirroredStrategyRunner
 builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
 spark = builder.config("spark.local.dir", sys.argv[1]).getOrCreate()
 runner = MirroredStrategyRunner(num_slots=2, use_gpu=False, use_custom_strategy=True)
-# Spark's own shuffle files are compressed, so these fit; as rows of numbers they do not.
+# These rows fit into Spark's own shuffle files, which are compressed, but not into ours.
 wide = spark.range(200_000).select("id", *(F.lit(float(n)).alias(f"c{n}") for n in range(24)))
 for frame in (wide, wide.where("id >= 0")):
     try:
@@ -255,7 +255,7 @@ print("RESULT", runner.run(lambda data: data.total_rows, data=wide.limit(5)))
 
 
 def test_a_full_disk(tmp_path):
-    """Spark's local directory on a disk of 24 MiB: refused at once where the rows are known, and named where not."""
+    """On a disk of 24 MiB, the run fails before it starts if Spark knows the rows, else when the disk is full."""
     if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)]).returncode:
         pytest.skip("needs to mount a file system, as root")
     try:

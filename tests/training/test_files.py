@@ -1,4 +1,4 @@
-"""What TensorFlow writes into files, and where it may stay."""
+"""Files that TensorFlow writes: AutoGraph's generated code, and checkpoints on its file systems."""
 
 import inspect
 import os
@@ -16,7 +16,7 @@ from spark_tensorflow_distributor.training.autograph_files import keep_no_genera
 
 @pytest.fixture
 def temporary(monkeypatch, tmp_path):
-    """The temporary directory, with AutoGraph's loader as it is in a trainer."""
+    """The temporary directory, with AutoGraph's loader patched as in a trainer."""
     monkeypatch.setattr(loader, "load_source", loader.load_source)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
@@ -25,7 +25,7 @@ def temporary(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_generated_code_stays_in_no_file(temporary):
+def test_generated_code_leaves_no_file(temporary):
     def double(x):
         return x * 2 if x > 0 else x
 
@@ -35,7 +35,7 @@ def test_generated_code_stays_in_no_file(temporary):
     assert os.listdir(temporary) == []
 
 
-def test_errors_in_generated_code_name_the_line_that_was_written(temporary):
+def test_errors_in_generated_code_show_the_source_line(temporary):
     @tf.function
     def fails(x):
         if x > 0:
@@ -45,14 +45,14 @@ def test_errors_in_generated_code_name_the_line_that_was_written(temporary):
     with pytest.raises(ValueError, match="in user code") as info:
         fails(tf.constant(1.0))
     text = "".join(traceback.format_exception(info.value))
-    assert 'raise ValueError("in a graph")' in text  # the user's line, which AutoGraph tells
+    assert 'raise ValueError("in a graph")' in text  # the user's line, which AutoGraph adds
     assert "ag__.if_stmt" in text  # and the generated one
     assert os.listdir(temporary) == []
 
 
-def test_checkpoints_go_to_tensorflows_file_systems(tmp_path):
-    files = filesystems.TensorFlowFiles("ram://checkpoints")
-    files.make()
+def test_checkpoints_are_stored_on_the_file_systems_of_tensorflow(tmp_path):
+    files = filesystems.TensorFlowFilesystem("ram://checkpoints")
+    files.create()
     for value in (1, 2):
         files.write("stfd-fit0-00000000.npz", lambda file, value=value: snapshot.write(file, {"a": value}, [value]))
     assert files.list() == ["stfd-fit0-00000000.npz"]

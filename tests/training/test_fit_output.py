@@ -1,4 +1,4 @@
-"""What a fit of two workers tells of its progress, and what it prints."""
+"""How a fit on two workers reports its progress, and what it prints."""
 
 import contextlib
 import gc
@@ -49,24 +49,24 @@ def dataset(*tensors, batch=BATCH):
 
 
 def run_all(strategy):
-    """Everything that one launch of a group is worth."""
+    """Run all cases in a single launch of a group."""
     import tensorflow as tf
 
     package = tf.keras.Model.__module__.split(".")[0]
-    return {"keras": package, "progress": tell_progress(strategy), "verbose": print_verbose(strategy)}
+    return {"keras": package, "progress": report_progress(strategy), "verbose": count_lines(strategy)}
 
 
-def tell_progress(strategy):
-    """What is told of a fit, and what the telling leaves behind."""
+def report_progress(strategy):
+    """Record what fit reports, and what the reporting leaves behind."""
     import tensorflow as tf
 
     from spark_tensorflow_distributor.training.progress import _FitReporter, report_fit_progress
 
     keras = tf.keras
     x, y = (part[:ROWS] for part in digits())
-    told = []
+    messages = []
     found = {"signature": str(inspect.signature(keras.Model.fit))}
-    report_fit_progress(lambda message: told.append({**message, "time": time.monotonic()}))
+    report_fit_progress(lambda message: messages.append({**message, "time": time.monotonic()}))
     found["signature kept"] = str(inspect.signature(keras.Model.fit)) == found["signature"]
 
     class Slow(keras.callbacks.Callback):
@@ -79,34 +79,34 @@ def tell_progress(strategy):
 
     with strategy.scope():
         model = dense_model(keras, "sgd")
-    own = [Slow()]
-    history = model.fit(dataset(x, y, batch=16).prefetch(2), epochs=2, callbacks=own, verbose=0)
-    found.update(dataset=told[:], own_callbacks=len(own), same_history=history is model.history)
+    callbacks = [Slow()]
+    history = model.fit(dataset(x, y, batch=16).prefetch(2), epochs=2, callbacks=callbacks, verbose=0)
+    found.update(dataset=messages[:], given_callbacks=len(callbacks), same_history=history is model.history)
     found["last logs"] = {name: values[-1] for name, values in history.history.items()}
 
-    del told[:]
+    del messages[:]
     model.fit(x, y, BATCH, 1, 0)  # positional, up to verbose
-    found["arrays"] = told[:]
+    found["arrays"] = messages[:]
 
-    del told[:]
+    del messages[:]
     callback_list = keras.callbacks.CallbackList([Slow()], add_history=True, model=model, epochs=1, steps=8, verbose=0)
     parts = list(callback_list.callbacks)
     model.fit(dataset(x, y), callbacks=callback_list, verbose=0)
-    found.update(callback_list=told[:], callback_list_as_before=callback_list.callbacks == parts)
+    found.update(callback_list=messages[:], callback_list_as_before=callback_list.callbacks == parts)
 
-    del told[:]
+    del messages[:]
     with contextlib.suppress(InterruptedError):
         model.fit(dataset(x, y), callbacks=Refusing(), verbose=0)
-    found["failed"] = told[:]
+    found["failed"] = messages[:]
 
     def broken(message):
-        told.append(message)
+        messages.append(message)
         raise OSError("gone")
 
     report_fit_progress(broken)
-    del told[:]
-    found["epochs in spite of it"] = len(model.fit(x, y, batch_size=BATCH, epochs=2, verbose=0).history["loss"])
-    found["told while broken"] = len(told)
+    del messages[:]
+    found["epochs despite it"] = len(model.fit(x, y, batch_size=BATCH, epochs=2, verbose=0).history["loss"])
+    found["messages while broken"] = len(messages)
 
     gc.collect()
     found["reporters left"] = sum(isinstance(thing, _FitReporter) for thing in gc.get_objects())
@@ -114,8 +114,8 @@ def tell_progress(strategy):
     return found
 
 
-def print_verbose(strategy):
-    """How many lines each way of saying verbose prints."""
+def count_lines(strategy):
+    """Count the lines that each value of verbose prints."""
     import tensorflow as tf
 
     x, y = (part[:BATCH] for part in digits())
@@ -148,7 +148,7 @@ PACKAGES = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def launched(request):
-    """What each of two workers returned, with a Keras package."""
+    """Results of both workers, with one of the Keras packages."""
     env = {"TF_USE_LEGACY_KERAS": "1"} if request.param == "tf_keras" else {}
     group = run_group(f"{Path(__file__).stem}:run_all", workers=2, env=env)
     assert {results["keras"] for results in group} == {request.param}
@@ -163,12 +163,12 @@ def events(messages, *names):
 def test_fit_reports_its_progress(launched):
     for results in launched:
         found = results["progress"]
-        told = found["dataset"]
-        steps = events(told, "step")
-        ends = events(told, "epoch_end")
-        assert [told[0]["event"], told[1]["event"], told[-1]["event"]] == ["fit_begin", "step", "fit_end"]
-        assert told[0]["epochs"] == 2
-        assert told[0]["steps"] in (ROWS // 16, None)
+        messages = found["dataset"]
+        steps = events(messages, "step")
+        ends = events(messages, "epoch_end")
+        assert [messages[0]["event"], messages[1]["event"], messages[-1]["event"]] == ["fit_begin", "step", "fit_end"]
+        assert messages[0]["epochs"] == 2
+        assert messages[0]["steps"] in (ROWS // 16, None)
         assert [(end["epoch"], end["step"]) for end in ends] == [(0, ROWS // 16), (1, ROWS // 16)]
         assert ends[-1]["logs"] == pytest.approx(found["last logs"])
         assert all(isinstance(step["loss"], float) for step in steps)
@@ -179,12 +179,12 @@ def test_fit_reports_its_progress(launched):
 
 
 @PACKAGES
-def test_arrays_tell_their_batch_size(launched):
+def test_the_batch_size_of_arrays_is_known(launched):
     for results in launched:
-        told = results["progress"]["arrays"]
-        assert told[0]["steps"] == ROWS // BATCH
-        assert told[1]["samples"] == BATCH * told[1]["step"]
-        assert events(told, "epoch_end")[0]["step"] == ROWS // BATCH
+        messages = results["progress"]["arrays"]
+        assert messages[0]["steps"] == ROWS // BATCH
+        assert messages[1]["samples"] == BATCH * messages[1]["step"]
+        assert events(messages, "epoch_end")[0]["step"] == ROWS // BATCH
 
 
 @PACKAGES
@@ -192,7 +192,7 @@ def test_reporting_leaves_nothing_behind(launched):
     for results in launched:
         found = results["progress"]
         assert found["signature kept"]
-        assert found["own_callbacks"] == 1
+        assert found["given_callbacks"] == 1
         assert found["same_history"]
         assert found["callback_list_as_before"]
         assert found["reporters left"] == 0
@@ -200,15 +200,15 @@ def test_reporting_leaves_nothing_behind(launched):
 
 
 @PACKAGES
-def test_a_callback_list_is_reported_through(launched):
+def test_fit_with_a_callback_list_is_reported(launched):
     for results in launched:
-        told = results["progress"]["callback_list"]
-        assert events(told, "epoch_end")[0]["step"] == ROWS // BATCH
-        assert told[-1]["event"] == "fit_end"
+        messages = results["progress"]["callback_list"]
+        assert events(messages, "epoch_end")[0]["step"] == ROWS // BATCH
+        assert messages[-1]["event"] == "fit_end"
 
 
 @PACKAGES
-def test_a_fit_that_fails_ends_too(launched):
+def test_a_failed_fit_reports_its_end(launched):
     for results in launched:
         assert [message["event"] for message in results["progress"]["failed"]] == ["fit_begin", "fit_end"]
 
@@ -216,12 +216,12 @@ def test_a_fit_that_fails_ends_too(launched):
 @PACKAGES
 def test_training_survives_a_broken_receiver(launched):
     for results in launched:
-        assert results["progress"]["epochs in spite of it"] == 2
-        assert results["progress"]["told while broken"] == 1
+        assert results["progress"]["epochs despite it"] == 2
+        assert results["progress"]["messages while broken"] == 1
 
 
 @PACKAGES
-def test_auto_verbose_is_a_line_an_epoch_on_the_chief_and_none_elsewhere(launched):
+def test_auto_verbose_prints_one_line_per_epoch_on_the_chief_only(launched):
     chief, other = (results["verbose"] for results in launched)
     for automatic in ("fit", "fit, auto", "evaluate", "predict"):
         assert (chief[automatic], other[automatic]) == (1, 0)

@@ -1,4 +1,4 @@
-"""Each mend is needed: without it, a case of the table is wrong. Where one is not any more, upstream has patched it."""
+"""Each patch is needed: without it, a case of the table fails. If one is not, upstream has fixed the fault."""
 
 import contextlib
 import sys
@@ -14,13 +14,13 @@ from mwms import GroupFailed, run_group
 
 from spark_tensorflow_distributor.training.patches import PATCHES, TF_KERAS_PATCHES
 
-# For speed alone; and for releases of Keras before 3.10 and 3.8.
-NOT_OF_A_CASE = {"unread_logs", "metric_variables", "loss_scaling"}
-# The mend, and a case that needs it.
+# Only makes training faster.
+WITHOUT_A_CASE = {"unread_logs"}
+# Each patch, and a case that needs it.
 NEEDED = {
     "symbolic_build": "generator",
     "reduce_per_replica": "arrays",
-    "shares": "arrays",
+    "batch_fraction": "arrays",
     "gradients": "clip_global_norm",
     "global_batches": "sequence",
     "shuffled_arrays": "arrays_shuffled_without_a_seed",
@@ -33,7 +33,7 @@ NEEDED = {
     "callbacks": "tensorboard",
 }
 NEEDED_BY_TF_KERAS = {
-    "shares": "arrays",
+    "batch_fraction": "arrays",
     "global_batches": "arrays",
     "step_logs": "on_batch",
     "shuffled_arrays": "arrays_shuffled_without_a_seed",
@@ -45,8 +45,8 @@ NEEDED_BY_TF_KERAS = {
 }
 
 
-def test_every_mend_has_a_case_that_needs_it():
-    assert PATCHES.keys() == NEEDED.keys() | NOT_OF_A_CASE
+def test_every_patch_has_a_case_that_needs_it():
+    assert PATCHES.keys() == NEEDED.keys() | WITHOUT_A_CASE
     assert TF_KERAS_PATCHES.keys() == NEEDED_BY_TF_KERAS.keys()
 
 
@@ -71,15 +71,15 @@ def singles(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("package", "mend", "name"),
+    ("package", "patch", "name"),
     [("keras", *each) for each in NEEDED.items()] + [("tf_keras", *each) for each in NEEDED_BY_TF_KERAS.items()],
 )
-def test_without_it_a_case_fails(package, mend, name, singles, tmp_path):
+def test_a_case_fails_without_the_patch(package, patch, name, singles, tmp_path):
     env = {"TF_USE_LEGACY_KERAS": "1"} if package == "tf_keras" else {}
     single = singles(name, env)
     arguments = {"env": env, "timeout": 60, "name": name, "folder": str(tmp_path)}
     try:
-        found = run_group("test_patches:run", workers=2, without=[mend], **arguments)
+        found = run_group("test_patches:run", workers=2, without=[patch], **arguments)
     except GroupFailed:
         return  # it raises, or hangs
-    assert any(difference(CASES[name], single, each["result"], 2) for each in found), f"{package} needs no {mend}"
+    assert any(difference(CASES[name], single, each["result"], 2) for each in found), f"{package} needs no {patch}"

@@ -1,4 +1,4 @@
-"""Predictions on the cluster are those of ``model.predict`` on the same rows."""
+"""Predictions on the cluster equal those of ``model.predict`` on the same rows."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ COLUMNS = ["a", "b", "c"]
 
 @pytest.fixture(scope="module")
 def keras():
-    """Keras in the test's own process, which is a driver whose user has a model."""
+    """Keras in the test's own process, which plays a driver whose user has a model."""
     import keras
 
     return keras
@@ -36,7 +36,7 @@ def dense(keras):
 
 @pytest.fixture(scope="module")
 def numbers(spark):
-    """100 rows, and an empty partition beside them: id, a (float), b (int), c (double), city."""
+    """100 rows in one partition, next to an empty one: id, a (float), b (int), c (double), city."""
     from pyspark.sql import functions as F
 
     return (
@@ -88,7 +88,7 @@ def test_files(numbers, dense, tmp_path):
         scored = predict(numbers, str(path), COLUMNS, stack=True, output_column="p")
         assert scored.schema["p"].dataType.simpleString() == "float"
         close([row.p for row in scored.collect()], wanted)
-        spec = ModelSpec("url", "key", url=str(path))  # as executors load it from storage
+        spec = ModelSpec("url", "key", url=str(path))  # the way executors load it from storage
         loaded = Predictor(loading.load(spec, bytes))([Rows("x", np.ones((2, 3), np.float32))], True, False)
         close(loaded[0].data, dense.predict(np.ones((2, 3)), verbose=0))
     left = [name for name in os.listdir(tempfile.gettempdir()) if name not in before]
@@ -144,7 +144,7 @@ def test_images_as_flat_arrays(spark, keras):
     images = np.array([row.image.pixels for row in rows], np.float32).reshape(-1, 8, 8, 1)
     close([row.prediction for row in rows], model.predict(images, verbose=0))
     wrong = df.select(F.slice("image.pixels", 1, 63).alias("pixels"))
-    with pytest.raises(Exception, match=r"'pixels' is \[batch, 63\] float32, and the model takes .*\[batch, 8, 8, 1\]"):
+    with pytest.raises(Exception, match=r"'pixels' is \[batch, 63\] float32, but the model takes .*\[batch, 8, 8, 1\]"):
         predict(wrong, model, "pixels").collect()
 
 
@@ -160,7 +160,7 @@ def test_vectors(spark, dense):
 
 @pytest.mark.filterwarnings("ignore")
 def test_ragged_arrays(spark, keras):
-    """A model that looks at words one by one; Keras gets a RaggedTensor."""
+    """A model that looks up words one by one and gets a RaggedTensor."""
     import tensorflow as tf
 
     @keras.saving.register_keras_serializable("ours")
@@ -194,8 +194,8 @@ def test_nulls(spark, dense):
     close([found], dense.predict(np.array([[1, 0, 3]], "float32"), verbose=0)[0])
 
 
-def test_classes_of_ones_own_and_one_load_for_each_worker(numbers, keras, tmp_path):
-    """The classes exist in this function only. Each load leaves a line with its process."""
+def test_custom_classes_and_one_load_per_worker(numbers, keras, tmp_path):
+    """The classes exist only in this function. Each load writes the process id to a file."""
 
     def twice(x):
         return x * 2
@@ -215,7 +215,7 @@ def test_classes_of_ones_own_and_one_load_for_each_worker(numbers, keras, tmp_pa
 
     log = str(tmp_path / "log")
     model = keras.Sequential([keras.Input((3,)), Scale(log), keras.layers.Dense(2, activation=twice)])
-    for _ in range(4):  # more often than there are workers: some have to be used again
+    for _ in range(4):  # more often than there are workers, so that some are reused
         rows = predict(numbers, model, COLUMNS, stack=True).collect()
         close([row.prediction for row in rows], model.predict(matrix(rows), verbose=0))
     loads = [pid for pid in Path(log).read_text().split() if pid != str(os.getpid())]
@@ -246,7 +246,7 @@ def test_sql(spark, numbers, dense, tmp_path):
 
 
 def test_without_arrow_functions(spark, numbers, keras, dense, monkeypatch):
-    """PySpark before 4.1 has pandas functions only."""
+    """PySpark before 4.1 has only pandas functions."""
     from pyspark.sql import functions as F
 
     monkeypatch.delattr(F, "arrow_udf")
@@ -258,7 +258,7 @@ def test_without_arrow_functions(spark, numbers, keras, dense, monkeypatch):
     close([row.prediction.q for row in rows], two.predict(matrix(rows), verbose=0)["q"])
 
 
-def test_a_model_that_does_not_tell_its_inputs(numbers, keras):
+def test_a_model_that_does_not_declare_its_inputs(numbers, keras):
     class Sum(keras.Model):
         def call(self, columns):
             return {"sum": columns["a"] + columns["c"], "text": columns["city"]}
@@ -285,10 +285,10 @@ def test_tf_keras(numbers, tmp_path):
     close([row.prediction for row in rows], model.predict(matrix(rows), verbose=0)[:, 0])
 
 
-def test_what_is_refused(numbers, dense):
+def test_invalid_calls(numbers, dense):
     with pytest.raises(DataError, match="no column 'd'"):
         predict(numbers, dense, ["a", "d"])
-    with pytest.raises(DataError, match="'city' is of the type string"):
+    with pytest.raises(DataError, match="column 'city' is of type string"):
         predict(numbers, dense, ["a", "city"], stack=True)
     with pytest.raises(ConfigurationError, match="batch_size is 0"):
         predict(numbers, dense, COLUMNS, batch_size=0)
@@ -296,7 +296,7 @@ def test_what_is_refused(numbers, dense):
         predict(numbers, dense, COLUMNS, fill_value={"d": 1})
     with pytest.raises(ConfigurationError, match="output_type is 'flot'"):
         predict(numbers, dense, COLUMNS, stack=True, output_type="flot")
-    with pytest.raises(Exception, match=r"\[batch, 2\] float32, and the model takes .*\[batch, 3\] float32"):
+    with pytest.raises(Exception, match=r"\[batch, 2\] float32, but the model takes .*\[batch, 3\] float32"):
         predict(numbers, dense, ["a", "b"], stack=True).collect()
 
 

@@ -1,4 +1,4 @@
-"""Predictions where driver and executors are apart: over Spark Connect, and on a standalone cluster."""
+"""Predictions with separate driver and executors: over Spark Connect, and on a standalone cluster."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ def test_over_connect(model, tmp_path):
 
 
 def test_on_a_standalone_cluster(model, tmp_path):
-    """Its executors have neither this library nor the driver's files."""
+    """The executors have neither this library nor the driver's files."""
     path = str(tmp_path / "m.keras")
     model.save(path)
     cluster = StandaloneCluster(tmp_path)

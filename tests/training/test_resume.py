@@ -1,4 +1,4 @@
-"""A training that is interrupted and taken up again ends as one that was not."""
+"""A training that is interrupted and resumed ends like one that was not."""
 
 import csv
 
@@ -18,7 +18,10 @@ def runner(spark):
 
 
 def program():
-    """A function of many kinds of data and callbacks, which one rank's death may interrupt; nested, to go by value."""
+    """A training function with many kinds of data and callbacks, which the last rank's death may interrupt.
+
+    It is nested, so that it is pickled by value.
+    """
 
     def train(
         data="dataset",
@@ -44,12 +47,9 @@ def program():
         context = get_context()
 
         class Kill(tf.keras.callbacks.Callback):
-            """Ends rank 1's process in the first attempt, at a step counted over all calls of fit.
+            """Kills the last rank in the first attempt: at a step, or in the evaluation of the second epoch."""
 
-            Or in the evaluation of the second epoch.
-            """
-
-            seen = evaluated = 0
+            seen = evaluated = 0  # over all calls of fit
 
             def on_train_batch_end(self, batch, logs=None):
                 Kill.seen += 1
@@ -61,7 +61,7 @@ def program():
 
             def end(self, is_due):
                 if is_due and (context.attempt, context.rank) == (0, context.world_size - 1):
-                    time.sleep(0.5)  # the last checkpoint may be on its way
+                    time.sleep(0.5)  # the last checkpoint may still be in transit
                     os.kill(os.getpid(), signal.SIGKILL)
 
         images, labels = load_digits(return_X_y=True)
@@ -89,7 +89,7 @@ def program():
             return model
 
         class Shuffled(getattr(tf.keras.utils, "PyDataset", tf.keras.utils.Sequence)):
-            """In an order of its own in each epoch, and Keras shuffles its batches beside."""
+            """Has a new order in each epoch, and Keras shuffles its batches on top."""
 
             order = np.arange(1024)
 
@@ -124,7 +124,7 @@ def program():
         model = build()
         given = [Kill()]
         if "early" in callbacks:
-            # Stops by what it has seen in epochs before the interruption.
+            # Stops because of what it saw in epochs before the interruption.
             given.append(tf.keras.callbacks.EarlyStopping("loss", min_delta=10.0, patience=3))
         if "plateau" in callbacks:
             given.append(tf.keras.callbacks.ReduceLROnPlateau("loss", min_delta=10.0, patience=2, factor=0.1))
@@ -132,14 +132,14 @@ def program():
             given.append(tf.keras.callbacks.CSVLogger(log))
         if "backup" in callbacks:
             given.append(tf.keras.callbacks.BackupAndRestore(f"{log}-{context.rank}"))
-        told = {"rates": []}
+        recorded = {"rates": []}
         given.append(
             tf.keras.callbacks.LambdaCallback(
-                on_epoch_end=lambda epoch, logs: told["rates"].append(float(model.optimizer.learning_rate.numpy()))
+                on_epoch_end=lambda epoch, logs: recorded["rates"].append(float(model.optimizer.learning_rate.numpy()))
             )
         )
         histories = [model.fit(**arguments, epochs=epochs, callbacks=given)]
-        if again:  # another model, from what the first one came to
+        if again:  # another model, which starts from the result of the first
             first, model = model, build()
             model.set_weights([weight * 0.5 for weight in first.get_weights()])
             histories.append(model.fit(**arguments, epochs=2, callbacks=[Kill()]))
@@ -148,10 +148,10 @@ def program():
             "history": [history.history for history in histories],
             "epochs": [history.epoch for history in histories],
             "attempt": context.attempt,
-            **told,
+            **recorded,
         }
 
-    NAMES = [f"p{place}" for place in range(64)]
+    NAMES = [f"p{index}" for index in range(64)]
     return train
 
 
@@ -166,13 +166,13 @@ def frame(spark):
 
 def check_same(interrupted, whole):
     assert (interrupted["attempt"], whole["attempt"]) == (1, 0)
-    for mine, theirs in zip(interrupted["weights"], whole["weights"], strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+    for actual, expected in zip(interrupted["weights"], whole["weights"], strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
     assert interrupted["epochs"] == whole["epochs"]
-    for mine, theirs in zip(interrupted["history"], whole["history"], strict=True):
-        assert mine.keys() == theirs.keys()
-        for name in theirs:
-            np.testing.assert_allclose(mine[name], theirs[name], atol=1e-5, err_msg=name)
+    for actual, expected in zip(interrupted["history"], whole["history"], strict=True):
+        assert actual.keys() == expected.keys()
+        for name in expected:
+            np.testing.assert_allclose(actual[name], expected[name], atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -182,21 +182,21 @@ def check_same(interrupted, whole):
         *[("shuffled arrays", 38), ("sequence", 38), ("sequence", 34)],
     ],
 )
-def test_data_of_all_kinds(runner, data, kill):
+def test_all_kinds_of_data(runner, data, kill):
     whole = runner().run(program(), data=data)
     check_same(runner().run(program(), data=data, kill=kill), whole)
 
 
 @pytest.mark.parametrize("data", ["shard", "endless shard"])
 def test_a_dataframe(runner, frame, data, tmp_path):
-    # The order of a shard's rows goes by the run, or by the folder of its checkpoints.
+    # The order of a shard's rows depends on the run, or on its checkpoint_dir.
     folder = str(tmp_path)
     whole = runner(checkpoint_dir=folder).run(program(), data=data, shard=frame)
     interrupted = runner(checkpoint_dir=folder)
     check_same(interrupted.run(program(), data=data, shard=frame, kill=38), whole)
-    (place,) = interrupted.report.attempts[1].resumed
+    (position,) = interrupted.report.attempts[1].resumed
     # Four steps after the end of an epoch.
-    assert (place["epoch"], place["step"]) == ((2, 4) if data == "shard" else (3, 4))
+    assert (position["epoch"], position["step"]) == ((2, 4) if data == "shard" else (3, 4))
 
 
 def test_sgd_on_one_worker_and_on_three(runner):
@@ -216,19 +216,19 @@ def test_tf_keras(runner, data, kill):
 
 
 @pytest.mark.parametrize("legacy", ["0", "1"])
-def test_in_an_evaluation(runner, legacy):
-    """After the last step of an epoch, which a checkpoint was due at, and before its end."""
+def test_a_failure_during_evaluation(runner, legacy):
+    """After the last step of an epoch, at which a checkpoint was due, and before the end of the epoch."""
     options = {"env": {"TF_USE_LEGACY_KERAS": legacy}}
     whole = runner(**options).run(program(), special="evaluation", data="shuffled arrays")
     interrupted = runner(**options)
     check_same(interrupted.run(program(), special="evaluation", data="shuffled arrays", kill="evaluation"), whole)
-    (place,) = interrupted.report.attempts[1].resumed
-    assert (place["epoch"], place["step"]) == (1, 12)
+    (position,) = interrupted.report.attempts[1].resumed
+    assert (position["epoch"], position["step"]) == (1, 12)
 
 
 @pytest.mark.parametrize("legacy", ["0", "1"])
 @pytest.mark.parametrize("special", ["moving statistics", "mixed_float16"])
-def test_state_beside_the_weights(runner, special, legacy):
+def test_state_other_than_the_weights(runner, special, legacy):
     options = {"env": {"TF_USE_LEGACY_KERAS": legacy}}
     whole = runner(**options).run(program(), special=special)
     check_same(runner(**options).run(program(), special=special, kill=38), whole)
@@ -236,32 +236,32 @@ def test_state_beside_the_weights(runner, special, legacy):
 
 @pytest.mark.parametrize("kill", [70, 90])
 def test_a_second_fit_in_the_function(runner, kill):
-    """The first one is not run again, and the second one begins with what it came to."""
+    """The first fit does not train again, and the second one starts from its result."""
     whole = runner().run(program(), again=True)
     interrupted = runner()
     check_same(interrupted.run(program(), again=True, kill=kill), whole)
-    places = interrupted.report.attempts[1].resumed
-    assert [place["fit"] for place in places] == [0, 1]
-    assert places[0]["epoch"] == 4
+    positions = interrupted.report.attempts[1].resumed
+    assert [position["fit"] for position in positions] == [0, 1]
+    assert positions[0]["epoch"] == 4
 
 
-def test_callbacks_remember(runner, tmp_path):
+def test_callbacks_keep_their_state(runner, tmp_path):
     wanted = ["early", "plateau", "csv"]
     whole = runner().run(program(), epochs=9, callbacks=wanted, log=str(tmp_path / "whole.csv"))
     interrupted = runner().run(program(), epochs=9, callbacks=wanted, log=str(tmp_path / "log.csv"), kill=41)
     check_same(interrupted, whole)
     assert len(whole["epochs"][0]) == 4  # stopped early, by the loss of the first epoch
-    assert interrupted["rates"] == whole["rates"][2:]  # of the epochs of the second attempt
+    assert interrupted["rates"] == whole["rates"][2:]  # those of the second attempt
     with open(tmp_path / "log.csv") as mine, open(tmp_path / "whole.csv") as theirs:
-        mine, theirs = list(csv.DictReader(mine)), list(csv.DictReader(theirs))
-    assert len(mine) == len(theirs) == 4
-    for one, other in zip(mine, theirs, strict=True):
+        actual, expected = list(csv.DictReader(mine)), list(csv.DictReader(theirs))
+    assert len(actual) == len(expected) == 4
+    for one, other in zip(actual, expected, strict=True):
         assert one.keys() == other.keys()
         for name in one:
             assert one[name] == other[name] or abs(float(one[name]) - float(other[name])) < 1e-5, name
 
 
-def test_backup_and_restore_of_the_functions_own(runner, tmp_path):
+def test_the_functions_own_backup_and_restore(runner, tmp_path):
     whole = runner().run(program())
     found = runner().run(program(), callbacks=["backup"], log=str(tmp_path / "backup"), kill=38)
     check_same(found, whole)
@@ -269,10 +269,10 @@ def test_backup_and_restore_of_the_functions_own(runner, tmp_path):
     with pytest.raises(TrainingFailedError):
         alone.run(program(), callbacks=["backup"], log=str(tmp_path / "backup"), kill=38)
     again = alone.run(program(), callbacks=["backup"], log=str(tmp_path / "backup"))
-    assert again["epochs"] == [[2, 3]]  # as Keras does it: from the last epoch that was whole
+    assert again["epochs"] == [[2, 3]]  # as in Keras: from the last complete epoch
 
 
-def own_loop():
+def custom_loop():
     def train(kill=None, wrong=False):
         import os
         import signal
@@ -283,12 +283,12 @@ def own_loop():
         from spark_tensorflow_distributor import get_context
 
         context = get_context()
-        weights, begun = tf.Variable(tf.zeros(3)), 0
+        weights, start = tf.Variable(tf.zeros(3)), 0
         state = context.latest_checkpoint()
         if state is not None:
             weights.assign(state["weights"])
-            begun = state["step"]
-        for step in range(begun, 20):
+            start = state["step"]
+        for step in range(start, 20):
             if step == kill and context.attempt == 0 and context.rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             gradient = tf.distribute.get_strategy().reduce("SUM", tf.constant([1.0, 2.0, 3.0]) * step, axis=None)
@@ -299,28 +299,28 @@ def own_loop():
                 import time
 
                 time.sleep(0.3)
-        return np.asarray(weights), begun, context.attempt
+        return np.asarray(weights), start, context.attempt
 
     return train
 
 
-@pytest.mark.parametrize("where", ["driver", "folder"])
-def test_a_loop_of_the_functions_own(runner, tmp_path, where):
-    options = {} if where == "driver" else {"checkpoint_dir": str(tmp_path)}
-    weights, begun, attempt = runner(**options).run(own_loop(), kill=12)
-    assert (begun, attempt) == (10, 1)
+@pytest.mark.parametrize("store", ["driver", "folder"])
+def test_a_custom_loop(runner, tmp_path, store):
+    options = {} if store == "driver" else {"checkpoint_dir": str(tmp_path)}
+    weights, start, attempt = runner(**options).run(custom_loop(), kill=12)
+    assert (start, attempt) == (10, 1)
     np.testing.assert_allclose(weights, -0.2 * 190 * np.array([1, 2, 3]), rtol=1e-5)
-    assert runner(**options).run(own_loop())[1:] == (0, 0)  # a run that has ended well is not taken up
+    assert runner(**options).run(custom_loop())[1:] == (0, 0)  # a finished run is not resumed
 
 
-def test_what_a_checkpoint_does_not_hold(runner):
+def test_a_checkpoint_rejects_other_objects(runner):
     with pytest.raises(TrainingFailedError) as caught:
-        runner().run(own_loop(), wrong=True)
+        runner().run(custom_loop(), wrong=True)
     assert isinstance(caught.value.__cause__, CheckpointError)
     assert "state['wrong'] is a object" in str(caught.value)
 
 
-def test_another_driver_takes_up_what_one_has_left(runner, tmp_path):
+def test_another_driver_resumes_an_interrupted_run(runner, tmp_path):
     folder = str(tmp_path / "checkpoints")
     whole = runner().run(program())
     with pytest.raises(TrainingFailedError):
@@ -331,18 +331,18 @@ def test_another_driver_takes_up_what_one_has_left(runner, tmp_path):
     assert second.report.attempts[0].resumed == ({"fit": 0, "epoch": 2, "step": 4},)
 
 
-def test_checkpoints_of_another_model(runner, tmp_path):
+def test_checkpoints_of_another_model_are_rejected(runner, tmp_path):
     folder = str(tmp_path / "checkpoints")
     with pytest.raises(TrainingFailedError):
         runner(max_restarts=0, checkpoint_dir=folder).run(program(), kill=38)
-    with pytest.raises(TrainingFailedError, match="It is of another model") as caught:
+    with pytest.raises(TrainingFailedError, match="It belongs to another model") as caught:
         runner(max_restarts=0, checkpoint_dir=folder).run(program(), optimizer="sgd")
     assert isinstance(caught.value.__cause__, CheckpointError)
     assert "remove its files" in str(caught.value)
 
 
-def test_hosts_that_do_not_share_the_folder(runner, tmp_path):
-    """What the driver knows to be saved is missing: said at once, and not trained anew."""
+def test_a_folder_that_hosts_do_not_share_is_an_error(runner, tmp_path):
+    """A checkpoint that the driver knows of is missing: the run fails instead of starting from scratch."""
 
     def train(folder):
         import os
@@ -362,5 +362,5 @@ def test_hosts_that_do_not_share_the_folder(runner, tmp_path):
             raise RuntimeError("lost")
 
     folder = str(tmp_path / "checkpoints")
-    with pytest.raises(CheckpointError, match="checkpoint_dir must be a place that all hosts share"):
+    with pytest.raises(CheckpointError, match="checkpoint_dir must be a location that all hosts share"):
         runner(checkpoint_dir=folder).run(train, folder=folder)

@@ -1,4 +1,4 @@
-"""DataFrames in the training function: every row once, whatever the partitions; the model of one process."""
+"""DataFrames in the training function: every row is read once, and training gives the model of one process."""
 
 import sys
 
@@ -14,7 +14,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def layouts(spark):
-    """The same kind of rows, an ``id`` and a ``label``, in twenty ways to partition them."""
+    """DataFrames of an ``id`` and a ``label``, partitioned in twenty ways."""
     from pyspark.sql import functions as F
 
     def numbers(count, partitions=1, first=0):
@@ -48,7 +48,7 @@ def layouts(spark):
 
 
 def see_all(**shards):
-    """On every rank: of each shard two passes over its ids, and the sizes of the batches; all told to rank 0."""
+    """Return what every rank reads from each shard: the ids of two passes, and the sizes of batches."""
     import json
 
     from pyspark import BarrierTaskContext
@@ -76,7 +76,7 @@ def seen(request, spark):
     return runner.run(see_all, **layouts(spark)), request.param
 
 
-# How many rows each has, their ids from 0 on.
+# The number of rows of each, with ids from 0.
 ROWS = {
     "one_partition": 997,
     "many": 997,
@@ -102,7 +102,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_every_row_exactly_once(seen, name):
+def test_every_row_is_read_exactly_once(seen, name):
     ranks, world_size = seen
     ranks = [rank[name] for rank in ranks]
     wanted = list(range(ROWS[name]))
@@ -115,8 +115,8 @@ def test_every_row_exactly_once(seen, name):
     rows = [rank["rows"][0] for rank in ranks]
     assert max(rows) - min(rows) <= 1
     assert {rank["rows"][1] for rank in ranks} == {len(wanted)}
-    # Without shuffling, each share is in the DataFrame's order, as far as it has one; the few rows that came from
-    # another worker are at its end.
+    # Without shuffling, each share is in the DataFrame's order, if it has one, except for the few rows at its end that
+    # another worker handed over.
     assert sorted(v for rank in ranks for v in rank["raw"]) == wanted
     if name in ("one_partition", "many", "sorted", "skewed"):
         assert all((np.diff(rank["raw"]) < 0).sum() <= 2 for rank in ranks)
@@ -125,26 +125,26 @@ def test_every_row_exactly_once(seen, name):
 
 @pytest.mark.parametrize("name", ["one_partition", "sorted", "by_label", "coalesced"])
 def test_shares_and_orders_are_random(seen, name):
-    """Neither the labels nor the order of the DataFrame show in a share or in its first batches."""
+    """Neither a share nor its first batches reflect the labels or the order of the DataFrame."""
     ranks, _ = seen
     for rank in (rank[name] for rank in ranks):
         first, second = ([v for batch in each for v in batch] for each in rank["passes"])
         assert first != second
         assert sorted(first) == sorted(second)
-        # More than four standard deviations for the smallest share.
+        # These bounds are more than four standard deviations wide for the smallest share.
         assert 0.2 < np.mean([v % 2 for v in first]) < 0.8
         assert abs(np.corrcoef(np.arange(len(first)), first)[0, 1]) < 0.65
 
 
 def digits(spark, rows=1003):
-    """scikit-learn's digits as a DataFrame: an id, 64 numbers in an array, the label, a weight."""
+    """scikit-learn's digits as a DataFrame: an id, an array of 64 numbers, a label, a weight."""
     images, labels = load_digits(return_X_y=True)
     data = [(i, (images[i] / 16).tolist(), int(labels[i]), float(1 + i % 3)) for i in range(rows)]
     return spark.createDataFrame(data, "id int, pixels array<float>, label int, weight float").repartition(5).cache()
 
 
 def train_digits(optimizer, data, test, weighted, in_one, epochs=3, batch=96, together=None):
-    """Train on the shards in their own order; or in one process on arrays, in the very same order."""
+    """Train on shards in their own order, or in one process on arrays in exactly that order."""
     import json
 
     import tensorflow as tf
@@ -193,10 +193,10 @@ def train_digits(optimizer, data, test, weighted, in_one, epochs=3, batch=96, to
 def test_workers_train_the_model_of_one_process(spark, workers, optimizer, weighted, keras):
     env = {"TF_USE_LEGACY_KERAS": "1"} if keras == "tf_keras" else {}
     frame = digits(spark)
-    test = frame.where("id < 400")  # divides by no batch, and evenly by no three
+    test = frame.where("id < 400")  # not divisible by the batch, nor by three
     runner = MirroredStrategyRunner(num_slots=workers, use_gpu=False, env=env)
     many = runner.run(train_digits, optimizer=optimizer, data=frame, test=test, weighted=weighted, in_one=None)
-    # Each step's rows of all ranks; the last one has as many of each.
+    # The rows of all ranks at each step; the last step has equally many of each.
     steps = []
     for parts in zip(*many["order"], strict=True):
         least = min(map(len, parts))
@@ -213,8 +213,8 @@ def test_workers_train_the_model_of_one_process(spark, workers, optimizer, weigh
     assert one["history"]["loss"][-1] < 0.8 * one["history"]["loss"][0]
 
 
-def test_fit_takes_equal_parts_and_others_each_time(spark):
-    """What the steps of fit really saw: as many rows on every rank, each row once but for fewer than workers."""
+def test_fit_reads_equal_parts_and_leaves_out_different_rows_each_epoch(spark):
+    """The steps of fit see equally many rows on every rank, and miss fewer rows than there are workers."""
 
     def train(data):
         import json
@@ -243,7 +243,7 @@ def test_fit_takes_equal_parts_and_others_each_time(spark):
         epochs = int(data.steps(8))
         seen, model.seen = model.seen, []
         endless = data.to_tf(["id"], "label", batch_size=8, stack=True, repeat=True)
-        for _ in range(2):  # the second call has to cut its passes as the first
+        for _ in range(2):  # the second call must cut its passes like the first one
             model.fit(endless, steps_per_epoch=epochs)
             assert {len(part) for part in model.seen} == {2}
         model.seen = seen
@@ -254,7 +254,7 @@ def test_fit_takes_equal_parts_and_others_each_time(spark):
     frame = spark.range(0, 51, 1, 3).withColumn("label", F.lit(0.0))
     ranks = MirroredStrategyRunner(num_slots=4, use_gpu=False).run(train, data=frame)
     (steps,) = {steps for _, steps in ranks}
-    assert steps == 6  # six times two on each of four; the three that are left are fewer than workers
+    assert steps == 6  # of two rows on each of four workers; the three left over are fewer than workers
     left_out = []
     for epoch in range(3):
         parts = [seen[epoch * steps : (epoch + 1) * steps] for seen, _ in ranks]
@@ -265,7 +265,7 @@ def test_fit_takes_equal_parts_and_others_each_time(spark):
     assert len(set(left_out)) > 1
 
 
-def test_layers_are_adapted_alike_from_all_rows(spark):
+def test_adapt_uses_the_rows_of_all_ranks(spark):
     def train(data):
         import json
 
@@ -305,7 +305,7 @@ def test_layers_are_adapted_alike_from_all_rows(spark):
     assert found["stacked"][0][1] == pytest.approx((2 - 1.5) / np.sqrt(1.25), rel=1e-5)
 
 
-def test_the_order_is_the_seeds(spark):
+def test_the_seed_determines_the_order(spark):
     def look(data):
         twice = [[batch.numpy().tolist() for batch in data.to_tf("id", batch_size=10, seed=3)] for _ in range(2)]
         other = [batch.numpy().tolist() for batch in data.to_tf("id", batch_size=10, seed=4)]
@@ -313,11 +313,11 @@ def test_the_order_is_the_seeds(spark):
         steps = data.steps(10)
         return twice, other, [batch.numpy().tolist() for batch in endless.take(2 * steps)], steps
 
-    def go_on(data):
+    def resume(data):
         later = data.to_tf("id", batch_size=10, seed=3, repeat=True, first_pass=1).skip(7)
         return [batch.numpy().tolist() for batch in later.take(data.steps(10) - 7)]
 
-    # Eight partitions, whose blocks a shuffle delivers in any order.
+    # A shuffle delivers the blocks of these eight partitions in any order.
     frame = spark.range(0, 400, 1, 8)
     runner = MirroredStrategyRunner(num_slots=2, use_gpu=False)
     twice, other, endless, steps = runner.run(look, data=frame)
@@ -325,11 +325,11 @@ def test_the_order_is_the_seeds(spark):
     assert endless[:steps] == twice[0]
     assert sorted(v for batch in endless[steps:] for v in batch) == sorted(v for batch in twice[0] for v in batch)
     assert endless[steps:] != endless[:steps]
-    assert runner.run(go_on, data=frame) == endless[steps + 7 :]
+    assert runner.run(resume, data=frame) == endless[steps + 7 :]
 
 
-def test_evaluate_and_predict_see_every_row_once(spark):
-    """101 rows on three workers, and a single one: the last batches are uneven, or empty."""
+def test_evaluate_and_predict_read_every_row_once(spark):
+    """With 101 rows, or one, on three workers the last batches are uneven or empty."""
 
     def train(data, tiny):
         import json

@@ -1,4 +1,4 @@
-"""What a Spark column becomes in TensorFlow: each row of the table in docs/data.md; and what is refused."""
+"""The conversion of Spark columns to tensors, for each row of the table in docs/data.md, and what is rejected."""
 
 import datetime
 import decimal
@@ -22,7 +22,7 @@ MICROSECOND = datetime.timedelta(microseconds=1)
 
 
 def table():
-    """name: (Spark's type, the value of row i, what TensorFlow has, its type, the shape of a row)."""
+    """name: (Spark's type, the value in row i, the value in TensorFlow, its type, the shape of a row)."""
     from pyspark.ml.linalg import Vectors
 
     def sparse(i):
@@ -115,7 +115,7 @@ def frame_of(spark):
 
 
 def read_all(data, names):
-    """Of each column its spec and its values by id, from all ranks."""
+    """Return the spec and the values by id of each column, as every rank reads them."""
     import base64
     import pickle
 
@@ -136,7 +136,7 @@ def read_all(data, names):
 
 @pytest.fixture(scope="module")
 def read(spark):
-    # A zone with half an hour, and summer time: what arrives must not depend on it.
+    # The values must not depend on the time zone: this one has a half-hour offset and daylight saving.
     zone = spark.conf.get("spark.sql.session.timeZone")
     spark.conf.set("spark.sql.session.timeZone", "Australia/Adelaide")
     try:
@@ -147,7 +147,7 @@ def read(spark):
 
 
 @pytest.mark.parametrize("name", list(table()))
-def test_the_table_of_types(read, name):
+def test_table_of_types(read, name):
     _, _, expected, dtype, shape = table()[name]
     values = {}
     for rank in read:
@@ -184,7 +184,7 @@ def with_gaps(spark):
     )
 
 
-def test_a_choice_for_nulls_and_ragged_arrays(spark):
+def test_options_for_nulls_and_ragged_arrays(spark):
     def look(data):
         filled = data.to_tf(
             ["id", "gaps", "whole_gaps", "text_gaps", "flag_gaps"],
@@ -235,7 +235,7 @@ def test_a_choice_for_nulls_and_ragged_arrays(spark):
 REFUSED = {
     "unknown": (("gasp",), {}, "no column 'gasp'; did you mean 'gaps'"),
     "far_off": (("qqqqqq",), {}, "no column 'qqqqqq'; it has id, gaps"),
-    "nulls": (("gaps",), {}, "column 'gaps': 10 of 40 rows are null. Give fill_value"),
+    "nulls": (("gaps",), {}, "column 'gaps': 10 of 40 rows are null. Pass fill_value"),
     "all_null": (("never",), {"fill_value": 0}, "column 'never': all 40 rows are null"),
     "nan": (("nans",), {"refuse_nan": True}, "column 'nans': 10 values are NaN"),
     "ragged": (("ragged",), {}, r"column 'ragged': its arrays have different lengths \(1 to 3"),
@@ -246,14 +246,14 @@ REFUSED = {
     "date_label": (("id", "day"), {}, "label column 'day': it is of type date"),
     "text_stack": ((["id", "text"],), {"stack": True}, "column 'text': it is string, and stack=True"),
     "text_weight": (("id", "id"), {"weight_column": "text"}, "weight column 'text'"),
-    "fill_type": (("gaps",), {"fill_value": "x"}, "fill_value is 'x', and the column is of type double"),
+    "fill_type": (("gaps",), {"fill_value": "x"}, "fill_value is 'x', but the column is of type double"),
 }
 MISTAKES = {
     "weight_alone": (("id",), {"weight_column": "id"}, "weight_column='id' without label_columns"),
     "batch": (("id",), {"batch_size": 1}, "batch_size is 1.*one row a worker: 2"),
     "fraction": (("id",), {"batch_size": 2.5}, "batch_size is 2.5"),
     "choice": (("ragged",), {"ragged": "yes"}, "ragged is 'yes' for the column 'ragged'"),
-    "fill_name": (("gaps",), {"fill_value": {"gasp": 0}}, "'gasp', which is not asked for; did you mean 'gaps'"),
+    "fill_name": (("gaps",), {"fill_value": {"gasp": 0}}, "'gasp', which is not a requested column; did you mean"),
     "nothing": (([],), {}, "names no column"),
 }  # fmt: skip
 
@@ -282,7 +282,7 @@ def refusals(spark):
 
 
 @pytest.mark.parametrize("name", [*REFUSED, *MISTAKES, "empty"])
-def test_what_to_tf_refuses(refusals, name):
+def test_to_tf_rejects(refusals, name):
     import re
 
     kind, message = refusals[name]
@@ -294,7 +294,7 @@ def test_what_to_tf_refuses(refusals, name):
     assert re.search(wanted, message), message
 
 
-def test_a_refusal_reaches_the_driver_as_itself(spark):
+def test_a_rejection_reaches_the_driver_unchanged(spark):
     def train(data):
         data.to_tf("labl", batch_size=4)
 

@@ -1,3 +1,5 @@
+"""The runner's arguments."""
+
 import pytest
 
 from spark_tensorflow_distributor import ConfigurationError, MirroredStrategyRunner
@@ -23,14 +25,14 @@ from spark_tensorflow_distributor.config import RunnerConfig
         ({"num_slots": 2, "local_mode": True, "use_gpu": False}, "num_slots=1"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, words):
+def test_invalid_arguments_are_named(arguments, words):
     with pytest.raises(ConfigurationError, match=words):
         RunnerConfig(**arguments)
     with pytest.raises(ValueError, match=words):  # as in 1.0.0
         RunnerConfig(**arguments)
 
 
-def test_arguments_are_keywords_only():
+def test_arguments_are_keyword_only():
     with pytest.raises(TypeError):
         MirroredStrategyRunner(2)
     with pytest.raises(TypeError, match="num_slots"):

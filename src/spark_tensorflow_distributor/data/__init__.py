@@ -1,1 +1,1 @@
-"""The rows of a DataFrame, on their way from Spark to ``tf.data``."""
+"""A DataFrame's rows, from Spark to ``tf.data``."""

@@ -1,55 +1,64 @@
-"""How the workers' shares are made equal, and what all of them have to know of all rows. Pure.
+"""How the workers' shares are equalised, and how their facts are merged. Pure.
 
-Spark's shuffle deals each of its partitions evenly, so the shares differ by a few rows. Those few are passed on, so
-that in the end no two shares differ by more than one row, and no worker runs out of rows before the others.
+Spark's shuffle distributes each of its partitions evenly, so the shares differ by a few rows. Workers hand these rows
+over to each other until no two shares differ by more than one row, so that no worker runs out of rows early.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .layout import ColumnFacts, FrameFacts
 
 
-def plan_transfers(rows: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Who gives how many rows to whom: ``(giver, taker, rows)``.
+class Transfer(NamedTuple):
+    """A number of rows that one rank hands over to another."""
 
-    The same on every worker, and as few as can be.
+    source: int
+    target: int
+    rows: int
+
+
+def plan_transfers(rows: Sequence[int]) -> list[Transfer]:
+    """Return the fewest transfers that make all shares equal, give or take one row.
+
+    Every worker computes the same plan.
 
     Args:
-        rows: of each rank.
+        rows: The number of rows of each rank.
     """
     least, extra = divmod(sum(rows), len(rows))
-    # The larger shares stay larger by one.
+    # The larger shares keep the extra row.
     by_size = sorted(range(len(rows)), key=lambda rank: (-rows[rank], rank))
-    wanted = {rank: least + (place < extra) for place, rank in enumerate(by_size)}
-    givers = [[rank, rows[rank] - wanted[rank]] for rank in range(len(rows)) if rows[rank] > wanted[rank]]
-    takers = [[rank, wanted[rank] - rows[rank]] for rank in range(len(rows)) if rows[rank] < wanted[rank]]
-    moves = []
-    while givers:
-        giver, taker = givers[0], takers[0]
-        count = min(giver[1], taker[1])
-        moves.append((giver[0], taker[0], count))
-        for side, queue in ((giver, givers), (taker, takers)):
+    wanted = {rank: least + (position < extra) for position, rank in enumerate(by_size)}
+    surplus = [[rank, rows[rank] - wanted[rank]] for rank in range(len(rows)) if rows[rank] > wanted[rank]]
+    deficit = [[rank, wanted[rank] - rows[rank]] for rank in range(len(rows)) if rows[rank] < wanted[rank]]
+    transfers = []
+    while surplus:
+        source, target = surplus[0], deficit[0]
+        count = min(source[1], target[1])
+        transfers.append(Transfer(source[0], target[0], count))
+        for side, queue in ((source, surplus), (target, deficit)):
             side[1] -= count
             if not side[1]:
                 queue.pop(0)
-    return moves
+    return transfers
 
 
-def merge_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What ``FrameSpool.facts`` of all workers come to.
-
-    Returns:
-        ``rows`` (of all), ``columns``: for each its ``nulls``, ``inner_nulls`` and ``nans`` (of all rows), and for
-        arrays and texts ``lengths``, the least and the most at each level, -1 where there is none.
-    """
-    columns = []
-    for parts in zip(*(each["columns"] for each in facts), strict=True):
-        column: dict[str, Any] = {name: sum(part[name] for part in parts) for name in ("nulls", "inner_nulls", "nans")}
-        if "lengths" in parts[0]:
-            levels = zip(*(part["lengths"] for part in parts), strict=True)
-            column["lengths"] = [_range([pair for pair in level if pair[1] >= 0]) for level in levels]
-        columns.append(column)
-    return {"rows": sum(each["rows"] for each in facts), "columns": columns}
+def merge_facts(facts: Sequence[FrameFacts]) -> FrameFacts:
+    """Combine the facts of all workers into those of the whole DataFrame."""
+    columns = zip(*(each.columns for each in facts), strict=True)
+    return FrameFacts(sum(each.rows for each in facts), tuple(map(_merge_column, columns)))
 
 
-def _range(pairs: Sequence[Sequence[int]]) -> list[int]:
-    return [min(low for low, _ in pairs), max(high for _, high in pairs)] if pairs else [-1, -1]
+def _merge_column(facts: Sequence[ColumnFacts]) -> ColumnFacts:
+    return ColumnFacts(
+        nulls=sum(each.nulls for each in facts),
+        inner_nulls=sum(each.inner_nulls for each in facts),
+        nans=sum(each.nans for each in facts),
+        lengths=tuple(map(_merge_ranges, zip(*(each.lengths for each in facts), strict=True))),
+    )
+
+
+def _merge_ranges(ranges: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    ranges = [each for each in ranges if each[1] >= 0]
+    return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else (-1, -1)

@@ -1,125 +1,128 @@
-"""What ``to_tf`` refuses, and in which words. Pure, on what is known of all workers' rows, so all ranks do the same."""
+"""What ``to_tf`` rejects, and its messages. Pure; based on the facts of all workers' rows, so all ranks agree."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ..errors import ConfigurationError, DataError
-from .columns import nearest
-from .store import MappedRows
+from .columns import Column, nearest
 
-
-def by_column(choice: Any, names: Sequence[str]) -> dict[str, Any]:
-    """A choice for all columns, or a dict of choices by column, as the latter.
-
-    Raises:
-        ConfigurationError: the dict names a column that is not asked for.
-    """
-    if choice is None:
-        return {}
-    if not isinstance(choice, Mapping):
-        return dict.fromkeys(names, choice)
-    for name in choice:
-        if name not in names:
-            raise ConfigurationError(f"A value is given for {name!r}, which is not asked for{nearest(name, names)}")
-    return dict(choice)
+if TYPE_CHECKING:  # it imports TensorFlow
+    from .store import MappedRows
 
 
 class Checks:
     """The checks of one DataFrame.
 
     Args:
-        store: its rows.
-        what: the DataFrame's name, for messages.
-        total: its rows on all workers.
+        store: Its rows.
+        what: The DataFrame's name, for messages.
+        total: Its rows on all workers.
     """
 
-    def __init__(self, store: MappedRows, what: str, total: int) -> None:
+    def __init__(self, store: "MappedRows", what: str, total: int) -> None:
         self._store, self._what, self._total = store, what, total
 
     def rows(self) -> None:
         if not self._total:
-            raise DataError(f"{self._what} has no rows. Was everything filtered out, or joined away?")
+            raise DataError(f"{self._what} has no rows. Did a filter or a join drop all of them?")
 
     def column(self, name: str, fill: Mapping[str, Any], *, refuse_nan: bool) -> None:
-        if name not in self._store.columns:
-            known = self._store.columns
-            near = nearest(name, known)
-            raise DataError(f"{self._what} has no column {name!r}{near or '; it has ' + ', '.join(known)}.")
-        _, column = self._store.columns[name]
-        facts, of = self._store.facts(name), f"{self._what}, column {name!r}"
-        if facts["nulls"] == self._total:
-            raise DataError(f"{of}: all {self._total} rows are null. Did a join find nothing, or a cast fail?")
-        if column.depth and (facts["nulls"] or facts["inner_nulls"]):
+        column, facts = known_column(self._store, self._what, name), self._store.facts(name)
+        subject = self._subject(name)
+        if facts.nulls == self._total:
+            raise DataError(f"{subject}: all {self._total} rows are null. Did a join match nothing, or a cast fail?")
+        if column.depth and (facts.nulls or facts.inner_nulls):
             raise DataError(
-                f"{of}: {facts['nulls']} of {self._total} arrays are null, and {facts['inner_nulls']} values in arrays."
-                " Fill or filter them in Spark (coalesce, transform, filter)."
+                f"{subject}: {facts.nulls} of {self._total} arrays are null, and so are {facts.inner_nulls} values in "
+                "arrays. Fill or filter them in Spark (coalesce, transform, filter)."
             )
-        if facts["nulls"] and name not in fill:
+        if facts.nulls and name not in fill:
             raise DataError(
-                f"{of}: {facts['nulls']} of {self._total} rows are null. Give fill_value (a value, or a dict by "
-                "column), or drop or fill them in Spark (dropna, fillna)."
+                f"{subject}: {facts.nulls} of {self._total} rows are null. Pass fill_value (a value, or a dict by "
+                "column), or fill or drop them in Spark (fillna, dropna)."
             )
         if name in fill and isinstance(fill[name], str | bytes) != column.is_bytes:
-            raise DataError(f"{of}: fill_value is {fill[name]!r}, and the column is of type {column.spark_type}.")
-        if refuse_nan and facts["nans"]:
+            raise DataError(f"{subject}: fill_value is {fill[name]!r}, but the column is of type {column.spark_type}.")
+        if refuse_nan and facts.nans:
             raise DataError(
-                f"{of}: {facts['nans']} values are NaN, and refuse_nan is True. Fill or filter them in Spark (nanvl, "
+                f"{subject}: {facts.nans} values are NaN, and refuse_nan is True. Fill or filter them in Spark (nanvl, "
                 "isnan)."
             )
 
     def label(self, name: str) -> None:
-        _, column = self._store.columns[name]
+        column = self._store.columns[name]
         if not column.is_number:
             raise DataError(
-                f"{self._what}, label column {name!r}: it is of type {column.spark_type}, and a loss needs numbers."
-                " Turn it into them in Spark (StringIndexer of pyspark.ml, a join, a cast)."
+                f"{self._subject(name, 'label ')}: it is of type {column.spark_type}, but a loss needs numbers. Encode "
+                "it as numbers in Spark (StringIndexer of pyspark.ml, a join, a cast)."
             )
 
     def weight(self, name: str) -> None:
-        _, column = self._store.columns[name]
+        column = self._store.columns[name]
         if not column.is_number or column.depth:
             raise DataError(
-                f"{self._what}, weight column {name!r}: it is of type {column.spark_type}, and a weight is a number."
+                f"{self._subject(name, 'weight ')}: it is of type {column.spark_type}, but a weight is one number."
             )
 
     def stackable(self, name: str, shape: tuple[int, ...] | None) -> None:
-        _, column = self._store.columns[name]
-        if not column.is_number or shape is None:
-            kind = "ragged " if column.is_number else ""
-            raise DataError(
-                f"{self._what}, column {name!r}: it is {kind}{column.spark_type}, and stack=True puts numbers beside "
-                "each other. Leave stack away to get a dict of tensors, "
-                + ("or pad it (ragged='pad')." if kind else "or encode the column as numbers in Spark.")
-            )
+        column = self._store.columns[name]
+        if column.is_number and shape is not None:
+            return
+        kind, remedy = "", "encode the column as numbers in Spark"
+        if column.is_number:
+            kind, remedy = "ragged ", "pad it (ragged='pad')"
+        raise DataError(
+            f"{self._subject(name)}: it is {kind}{column.spark_type}, and stack=True concatenates numbers. Omit stack "
+            f"to get a dict of tensors, or {remedy}."
+        )
 
-    def shape(self, name: str, choice: Any) -> tuple[int, ...] | None:
-        """The shape of a row of the column; None for a ragged tensor."""
-        _, column = self._store.columns[name]
-        fixed = self._store.fixed_shape(name)
+    def shape(self, name: str, choice: str | int | None) -> tuple[int, ...] | None:
+        """Return the shape of the column's rows; None for a ragged tensor.
+
+        Args:
+            name: The column.
+            choice: The ``ragged`` argument of ``to_tf`` for this column.
+        """
+        column, fixed = self._store.columns[name], self._store.fixed_shape(name)
         if choice is not None and choice not in ("ragged", "pad") and not _is_length(choice):
             raise ConfigurationError(
                 f"ragged is {choice!r} for the column {name!r}; it must be 'ragged', 'pad' or a length of at least 1."
             )
         if not column.depth or (fixed is not None and not _is_length(choice)):
             return fixed
-        most = [max(most, 0) for _, most in self._store.facts(name)["lengths"][: column.depth]]
+        lengths = self._store.facts(name).lengths[: column.depth]
+        longest = [max(most, 0) for _, most in lengths]
         if choice is None:
-            least = self._store.facts(name)["lengths"][0][0]
             raise DataError(
-                f"{self._what}, column {name!r}: its arrays have different lengths ({least} to {most[0]} at the "
-                "outermost level). Choose with ragged='ragged' (a RaggedTensor), 'pad' (to the longest) or a number ("
+                f"{self._subject(name)}: its arrays have different lengths ({lengths[0][0]} to {longest[0]} at the "
+                "outermost level). Pass ragged='ragged' (for a RaggedTensor), 'pad' (to the longest) or a number (to "
                 "pad or cut to it)."
             )
         if choice == "ragged":
             return None
-        return (int(choice), *most[1:]) if _is_length(choice) else tuple(most)
+        return (int(choice), *longest[1:]) if _is_length(choice) else tuple(longest)
+
+    def _subject(self, name: str, role: str = "") -> str:
+        return f"{self._what}, {role}column {name!r}"
 
 
-def is_integer(value: Any) -> bool:
-    """Whether the value is a whole number, NumPy's among them; True and False are none."""
+def known_column(store: "MappedRows", what: str, name: str) -> Column:
+    """Return the column of this name.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    if name not in store.columns:
+        hint = nearest(name, store.columns) or f"; it has {', '.join(store.columns)}."
+        raise DataError(f"{what} has no column {name!r}{hint}")
+    return store.columns[name]
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether the value is an integer, of NumPy or Python; True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _is_length(choice: Any) -> bool:
+def _is_length(choice: str | int | None) -> TypeGuard[int]:
     return is_integer(choice) and choice >= 1

@@ -1,22 +1,25 @@
-"""What a Spark column becomes: the table of types, and Arrow arrays taken apart into plain NumPy. Pure.
+"""The table of column types, and the conversion of Arrow arrays to plain NumPy arrays.
 
-The driver reads a DataFrame's schema with :func:`columns_of`, and refuses what has no meaning in TensorFlow. Spark's
-Python workers take each Arrow array apart with :func:`take_apart`. See docs/data.md for the table.
+The driver reads a DataFrame's schema with :func:`columns_of`, which rejects types without a counterpart in TensorFlow.
+Spark's Python workers split each Arrow array with :func:`split_array`. See docs/data.md for the table.
 """
 
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import DataError
+from ..errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pyarrow as pa
 
-# Spark's name of a type, as in the JSON of a schema, to the type of its values here.
+T = TypeVar("T")
+
+# From a Spark type, as named in a schema's JSON, to the type of its values here.
 _SCALARS = {
     "boolean": "bool",
     "byte": "int8",
@@ -31,7 +34,7 @@ _SCALARS = {
     "timestamp": "int64",
     "timestamp_ntz": "int64",
 }
-# As prefixes: these have parameters.
+# Types with parameters, by prefix.
 _FAMILIES = {"decimal": "float64", "char": "string", "varchar": "string", "string": "string"}
 _DAY_TIME = re.compile(r"interval (day|hour|minute|second)")
 _VECTOR = ".linalg.VectorUDT"
@@ -42,13 +45,13 @@ class Column:
     """One column of a DataFrame, or one field of a struct column.
 
     Attributes:
-        name: the column's name; ``outer.inner`` for a field of a struct.
-        path: its parts.
+        name: The column's name; ``outer.inner`` for a field of a struct.
+        path: The parts of the name.
         spark_type: Spark's name of the type, for messages and rules.
         dtype: NumPy's name of the values' type, or ``"string"`` or ``"binary"``.
-        depth: levels of arrays around the values; 0 for a plain column.
-        conversion: what Spark has to do before it hands the column out: ``"vector"`` (to an array of float32), a
-            type to cast to, or ``""``.
+        depth: Levels of arrays around the values; 0 for a plain column.
+        conversion: What Spark does before it sends the column: ``"vector"`` (convert to an array of float32), a type
+            to cast to, or ``""``.
     """
 
     name: str
@@ -58,38 +61,47 @@ class Column:
     depth: int = 0
     conversion: str = ""
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Column":
+        return cls(**{**data, "path": tuple(data["path"])})
+
     @property
     def is_bytes(self) -> bool:
-        """Whether the values are strings of bytes: text or binary."""
+        """Whether the values are byte strings: text or binary."""
         return self.dtype in ("string", "binary")
 
     @property
+    def is_plain(self) -> bool:
+        """Whether each row holds exactly one number."""
+        return not self.depth and not self.is_bytes
+
+    @property
     def is_number(self) -> bool:
-        """Whether the values can be added up: no text, no binary, no date or time."""
+        """Whether arithmetic makes sense: false for text, binary, dates and times."""
         return not self.is_bytes and not self.spark_type.startswith(("date", "timestamp", "interval"))
 
     @property
     def travels_as(self) -> str:
-        """Spark's name of the type by which the column leaves Spark."""
+        """Spark's name of the type in which the column leaves Spark."""
         if self.conversion:
             return "array<float>" if self.conversion == "vector" else self.conversion
         return re.sub(r"\b(var)?char\(\d+\)", "string", self.spark_type)
 
     @property
     def storage(self) -> str:
-        """NumPy's name of the type by which the values are kept: a byte for a truth value, bytes for text."""
+        """NumPy's name of the type in which the values are stored: bytes for booleans and text."""
         return "uint8" if self.dtype == "bool" or self.is_bytes else self.dtype
 
 
 def columns_of(schema: Mapping[str, Any], what: str) -> tuple[Column, ...]:
-    """The columns of a schema, with structs taken apart into their fields.
+    """Return the columns of a schema, with structs split into their fields.
 
     Args:
-        schema: what ``DataFrame.schema.jsonValue()`` gives.
-        what: whose schema it is, for messages: "The DataFrame 'train_data'".
+        schema: The result of ``DataFrame.schema.jsonValue()``.
+        what: The owner of the schema, for messages: "The DataFrame 'train_data'".
 
     Raises:
-        DataError: a column's type has no meaning in TensorFlow, or two columns have the same name.
+        DataError: A column's type has no counterpart in TensorFlow, or two columns have the same name.
     """
     columns = tuple(_leaves(schema["fields"], (), what))
     seen: set[str] = set()
@@ -102,9 +114,9 @@ def columns_of(schema: Mapping[str, Any], what: str) -> tuple[Column, ...]:
     return columns
 
 
-def _leaves(fields: Sequence[Mapping[str, Any]], above: tuple[str, ...], what: str) -> Iterator[Column]:
+def _leaves(fields: Sequence[Mapping[str, Any]], parents: tuple[str, ...], what: str) -> Iterator[Column]:
     for each in fields:
-        path = (*above, each["name"])
+        path = (*parents, each["name"])
         name = ".".join(path)
         kind = each["type"]
         if isinstance(kind, Mapping) and kind["type"] == "struct":
@@ -112,7 +124,7 @@ def _leaves(fields: Sequence[Mapping[str, Any]], above: tuple[str, ...], what: s
             continue
         if isinstance(kind, Mapping) and kind["type"] == "udt":
             if not str(kind.get("class", "")).endswith(_VECTOR):
-                raise DataError(f"{what} has the column {name!r} of the type {kind.get('class')}, {_NO_MEANING}")
+                raise DataError(f"{what} has a column {name!r} of type {kind.get('class')}, {_UNSUPPORTED}")
             yield Column(name, path, "vector", "float32", 1, "vector")
             continue
         depth, inner = 0, kind
@@ -128,7 +140,7 @@ def _leaves(fields: Sequence[Mapping[str, Any]], above: tuple[str, ...], what: s
         yield Column(name, path, spark_type, dtype, depth, conversion)
 
 
-_NO_MEANING = "which has no meaning in TensorFlow. Convert it in Spark, or drop it (DataFrame.drop)."
+_UNSUPPORTED = "which has no counterpart in TensorFlow. Convert it in Spark, or drop it (DataFrame.drop)."
 
 
 def _dtype_of(spark_type: str) -> str | None:
@@ -140,43 +152,68 @@ def _dtype_of(spark_type: str) -> str | None:
 
 
 def _refusal(what: str, name: str, kind: str, depth: int) -> str:
-    column = f"{what} has the column {name!r}"
+    column = f"{what} has a column {name!r}"
     if kind == "map":
         return (
-            f"{column} of type map: a tensor has no keys. Take out the keys that matter "
-            f"(col({name!r})['key']), or map_keys and map_values as arrays."
+            f"{column} of type map, but tensors have no keys. Extract the keys you need (col({name!r})['key']), or "
+            "convert it to arrays with map_keys and map_values."
         )
     if kind == "struct":
         return (
-            f"{column}, an array of structs. Make it one array a field, for example with "
+            f"{column} that is an array of structs. Convert it to one array per field, for example with "
             f"transform({name}, x -> x.field)."
         )
     if kind == "void":
-        return f"{column}, in which every row is null. Give it a type and values, or drop it (DataFrame.drop)."
+        return f"{column} in which every row is null. Give it a type and values, or drop it (DataFrame.drop)."
     if kind.startswith("interval"):
-        return f"{column} of type {kind}: months have no fixed length. Cast it to a number of months, or drop it."
-    where = "an array of " if depth else "of type "
-    return f"{column}, {where}{kind}, {_NO_MEANING}"
+        return (
+            f"{column} of type {kind}, but months have no fixed length. Cast it to a number of months, or drop it "
+            "(DataFrame.drop)."
+        )
+    relation = "that is an array of " if depth else "of type "
+    return f"{column} {relation}{kind}, {_UNSUPPORTED}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """ "; did you mean 'x'?", where one of the names is near, else nothing."""
+    """Return "; did you mean 'x'?" if one of the names is similar, else an empty string."""
     names = list(names)
     lowered = {each.lower(): each for each in reversed(names)}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
     return f"; did you mean {lowered[close[0]]!r}?" if close else ""
 
 
+def by_column(argument: str, value: T | Mapping[str, T] | None, names: Sequence[str]) -> dict[str, T]:
+    """Return the values by column of an argument that is one value for all columns, a dict by column, or None.
+
+    Args:
+        argument: The argument's name, for the message.
+        value: The argument.
+        names: The columns that the call uses.
+
+    Raises:
+        ConfigurationError: The dict names another column.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, value)
+    for name in value:
+        if name not in names:
+            hint = nearest(name, names) or f". The call uses {', '.join(names)}."
+            raise ConfigurationError(f"{argument} names {name!r}, which is not a requested column{hint}")
+    return dict(value)
+
+
 @dataclass
 class Values:
-    """The rows of one column, taken apart.
+    """The rows of one column as NumPy arrays.
 
     Attributes:
-        data: all values in a row, of the type ``Column.storage``: numbers, or the bytes of all strings.
-        lengths: for each level of arrays, outermost first, how many parts each item has; for strings one level more,
-            the bytes of each. Empty for a plain number.
-        nulls: which rows are null, or None for no row.
-        inner_nulls: how many values inside of arrays are null.
+        data: All values in sequence, of type ``Column.storage``: numbers, or the bytes of all strings.
+        lengths: For each level of arrays, outermost first, the length of every item; for strings one more level with
+            their sizes in bytes. Empty for a plain number.
+        nulls: A mask of the null rows, or None if there are none.
+        inner_nulls: The number of null values inside arrays.
     """
 
     data: "npt.NDArray[Any]"
@@ -185,30 +222,27 @@ class Values:
     inner_nulls: int = 0
 
 
-def take_apart(array: Any, column: Column) -> Values:
-    """Take a ``pyarrow.Array`` of the column apart, without a copy where Arrow's layout allows it.
+def split_array(array: "pa.Array", column: Column) -> Values:
+    """Split an Arrow array of the column into NumPy arrays, without a copy if Arrow's layout allows it.
 
-    Values where a row is null are arbitrary numbers, or empty.
+    The values of null rows are arbitrary numbers, or empty.
     """
-    values = Values(data=None)  # type: ignore[arg-type]
-    if array.null_count:
-        values.nulls = array.is_null().to_numpy(zero_copy_only=False)
-    for level in range(column.depth):
-        if level:
-            values.inner_nulls += array.null_count
-        lengths, array = _list_parts(array)
-        values.lengths.append(lengths)
-    if column.depth:
-        values.inner_nulls += array.null_count
+    nulls = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
+    lengths: list[npt.NDArray[np.int64]] = []
+    inner_nulls = 0
+    for _ in range(column.depth):
+        sizes, array = _list_parts(array)
+        lengths.append(sizes)
+        inner_nulls += array.null_count
     if column.is_bytes:
-        lengths, values.data = _bytes_parts(array)
-        values.lengths.append(lengths)
+        sizes, data = _bytes_parts(array)
+        lengths.append(sizes)
     else:
-        values.data = _numbers(array, column)
-    return values
+        data = _numbers(array, column)
+    return Values(data, lengths, nulls, inner_nulls)
 
 
-def _list_parts(array: Any) -> tuple["npt.NDArray[np.int64]", Any]:
+def _list_parts(array: "pa.Array") -> tuple["npt.NDArray[np.int64]", "pa.Array"]:
     import numpy as np
 
     offsets = array.offsets.to_numpy()
@@ -219,7 +253,7 @@ def _list_parts(array: Any) -> tuple["npt.NDArray[np.int64]", Any]:
     return lengths, array.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
 
 
-def _bytes_parts(array: Any) -> tuple["npt.NDArray[np.int64]", "npt.NDArray[np.uint8]"]:
+def _bytes_parts(array: "pa.Array") -> tuple["npt.NDArray[np.int64]", "npt.NDArray[np.uint8]"]:
     import numpy as np
     import pyarrow as pa
 
@@ -236,19 +270,18 @@ def _bytes_parts(array: Any) -> tuple["npt.NDArray[np.int64]", "npt.NDArray[np.u
     return np.diff(offsets).astype(np.int64), data[offsets[0] : offsets[-1]]
 
 
-def _numbers(array: Any, column: Column) -> "npt.NDArray[Any]":
+def _numbers(array: "pa.Array", column: Column) -> "npt.NDArray[Any]":
     import numpy as np
     import pyarrow as pa
 
-    wanted = np.dtype(column.storage)
+    expected = np.dtype(column.storage)
     if not len(array):
-        return np.empty(0, wanted)
+        return np.empty(0, expected)
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
     elif not pa.types.is_primitive(array.type) or pa.types.is_decimal(array.type):
-        raise DataError(f"The column {column.name!r} came as {array.type}, where {wanted} was expected.")
-    width = array.type.bit_width // 8
-    if width != wanted.itemsize:  # a date in milliseconds, say
-        array = array.cast(pa.from_numpy_dtype(wanted))
-    # By the buffer itself: to_numpy would turn integers with nulls into floats.
-    return np.frombuffer(array.buffers()[1], wanted)[array.offset : array.offset + len(array)]
+        raise DataError(f"The column {column.name!r} arrived as {array.type}, but {expected} was expected.")
+    if array.type.bit_width // 8 != expected.itemsize:  # a date in milliseconds, say
+        array = array.cast(pa.from_numpy_dtype(expected))
+    # Read from the buffer: to_numpy() would turn integers with nulls into floats.
+    return np.frombuffer(array.buffers()[1], expected)[array.offset : array.offset + len(array)]

@@ -1,8 +1,7 @@
-"""The rows that Spark hands to a worker: from Arrow batches to files, and from there to equal shares.
+"""Receives a worker's rows from Spark: from Arrow batches to files, and from there to equal shares.
 
-A thread of its own reads Spark's batches, so that the agent can watch over the trainer meanwhile, which imports
-TensorFlow and builds its strategy. When all batches are in, the workers tell each other how many rows they have, and
-pass on the few by which their shares differ.
+A thread reads Spark's batches, so that the agent can watch the trainer in the meantime. Once all batches have arrived,
+the workers exchange their numbers of rows and hand over the few by which their shares differ.
 """
 
 import base64
@@ -14,51 +13,58 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from ..errors import BrokenInputError, DataError
-from .balance import merge_facts, plan_transfers
-from .columns import take_apart
-from .layout import FrameSpec
+from ..formatting import one_line
+from .balance import Transfer, merge_facts, plan_transfers
+from .columns import split_array
+from .layout import FrameFacts, FrameSpec, ShardLayout
 from .spool import FrameSpool
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Message = dict[str, Any]
-_TELL_SECONDS = 2.0
+_REPORT_SECONDS = 2.0
 _REMEDY = "Free space there, or point spark.local.dir (SPARK_LOCAL_DIRS on the executors) to a larger disk."
 
 
 class RowReceiver:
-    """One worker's side of it.
+    """Receives the rows of one worker.
 
     Args:
-        frames: what comes.
-        batches: Arrow batches, from Spark: row id, frame number, then the wide schema's places.
-        rank: of this worker, of ``world_size``.
-        directory: for the files.
-        sharing: how many workers write to this disk.
+        frames: The DataFrames to expect.
+        batches: Spark's Arrow batches: row id, frame number, then the columns of the wide schema.
+        rank: This worker's rank.
+        world_size: The number of workers.
+        directory: Where the files are written.
+        local_world_size: The number of workers that write to the same disk.
+
+    Attributes:
+        error: Why receiving failed, or None.
     """
 
     def __init__(
         self,
         frames: Sequence[FrameSpec],
-        batches: Iterator[Any],
+        batches: Iterator["pa.RecordBatch"],
         *,
         rank: int,
         world_size: int,
         directory: str,
-        sharing: int,
+        local_world_size: int,
     ) -> None:
         self._frames = frames
-        self._rank, self._world_size = rank, world_size
-        self._directory, self._sharing = directory, sharing
-        self._facts: dict[int, list[dict[str, Any]]] = {}
-        self._missing: set[tuple[int, int]] | None = None
-        self._arrived: dict[tuple[int, int], str] = {}
-        self._told = 0.0
-        self._ends = False
+        self._rank, self._world_size, self._local_world_size = rank, world_size, local_world_size
+        self._directory = directory
+        self._facts: dict[int, list[FrameFacts]] = {}
+        self._expected: set[tuple[int, int]] | None = None  # frame and source of rows to come; None: not known yet
+        self._received: dict[tuple[int, int], str] = {}
+        self._reported_at = 0.0
+        self._is_closing = False
         self.error: Exception | None = None
         self._wake, self._woken = socket.socketpair()
         self._woken.setblocking(False)
@@ -69,190 +75,190 @@ class RowReceiver:
         self._thread.start()
 
     def fileno(self) -> int:
-        """Readable once all batches are in, or one of them failed."""
+        """Return a descriptor that becomes readable once all batches have arrived, or one has failed."""
         return self._woken.fileno()
 
     @property
     def rows(self) -> dict[str, int]:
-        """Rows so far, by frame."""
-        return {frame.name: spool.share for frame, spool in zip(self._frames, self._spools, strict=False)}
+        """The number of rows received so far, by frame."""
+        return {frame.name: spool.rows for frame, spool in zip(self._frames, self._spools, strict=False)}
 
     @property
     def bytes(self) -> int:
+        """The number of bytes written so far."""
         return sum(spool.bytes for spool in self._spools)
 
     def acknowledge(self) -> list[Message]:
-        """To be called when readable; returns what to tell the driver.
+        """Conclude receiving; call this once the descriptor is readable.
+
+        Returns:
+            Messages for the driver.
 
         Raises:
-            DataError: the rows could not be taken in.
+            DataError: The rows could not be received.
         """
         self._woken.recv(1)
         self._thread.join()
         if self.error is not None:
             raise self.error
-        self._facts[self._rank] = [spool.facts() for spool in self._spools]
+        facts = self._facts[self._rank] = [spool.facts() for spool in self._spools]
         if self._world_size == 1:
-            return self.share({self._rank: self._facts[self._rank]})
-        return [{"type": "rows", "facts": self._facts[self._rank]}]
+            return self._balance()
+        return [{"type": "rows", "facts": [each.to_json() for each in facts]}]
 
     def progress(self) -> Message | None:
-        """A sign of life for the driver, now and then while rows come in."""
-        if not self._thread.is_alive() or time.monotonic() - self._told < _TELL_SECONDS:
+        """Return a sign of life for the driver, if one is due while rows arrive."""
+        if not self._thread.is_alive() or time.monotonic() - self._reported_at < _REPORT_SECONDS:
             return None
-        self._told = time.monotonic()
+        self._reported_at = time.monotonic()
         return {"type": "intake", "rows": sum(self.rows.values()), "bytes": self.bytes}
 
     def on_message(self, message: Mapping[str, Any]) -> list[Message]:
-        """A message of the driver's; returns what to tell it."""
-        if message["type"] == "shares":
-            return self.share({int(rank): facts for rank, facts in message["facts"].items()})
+        """Handle a message from the driver; returns messages for it."""
+        if message["type"] == "shares" and self._expected is None:  # it is repeated after a reconnect
+            self._note_facts(message["facts"])
+            return self._balance()
         if message["type"] == "passed":
-            self._take(message)
+            self._receive(message)
         return []
 
-    def share(self, facts: Mapping[int, list[dict[str, Any]]]) -> list[Message]:
-        """All workers' facts are known: give what is too much here, and wait for what is missing.
-
-        Returns:
-            ``pass`` messages for other ranks.
-        """
-        if self._missing is not None:  # told again, on a new connection
-            return []
-        self._facts = dict(facts)
-        given: list[Message] = []
-        self._missing = set()
-        for number, spool in enumerate(self._spools):
-            rows = [self._facts[rank][number]["rows"] for rank in range(self._world_size)]
-            for giver, taker, count in plan_transfers(rows):
-                if giver == self._rank:
-                    data = base64.b64encode(spool.give(count)).decode()
-                    given.append({"type": "pass", "to": taker, "from": giver, "frame": number, "data": data})
-                elif taker == self._rank:
-                    self._missing.add((number, giver))
-        return given
-
-    def _take(self, message: Mapping[str, Any]) -> None:
-        # Kept by giver, and not appended yet: a message may come twice, or before the word of the shares.
-        self._arrived[message["frame"], message["from"]] = message["data"]
+    def balance_by_all_gather(self, all_gather: Callable[[str], list[str]]) -> None:
+        """Equalise the shares through Spark's ``allGather`` instead of the driver."""
+        own = [each.to_json() for each in self._facts[self._rank]]
+        self._note_facts(dict(json.loads(text) for text in all_gather(json.dumps([self._rank, own]))))
+        outgoing = self._balance()
+        if any(self._transfers(number) for number in range(len(self._frames))):
+            for text in all_gather(json.dumps(outgoing)):
+                for message in json.loads(text):
+                    if message["to"] == self._rank:
+                        self._receive(message)
 
     @property
     def is_complete(self) -> bool:
-        """Whether this worker has its share."""
-        return self._missing is not None and self._missing <= self._arrived.keys()
+        """Whether this worker has its whole share."""
+        return self._expected is not None and self._expected <= self._received.keys()
 
-    def share_by_all_gather(self, all_gather: Callable[[str], list[str]]) -> None:
-        """The same without the driver, by Spark's ``allGather``."""
-        facts = [json.loads(text) for text in all_gather(json.dumps([self._rank, self._facts[self._rank]]))]
-        given = self.share(dict(facts))
-        moves = any(
-            plan_transfers([self._facts[rank][number]["rows"] for rank in range(self._world_size)])
-            for number in range(len(self._frames))
-        )
-        if moves:
-            for text in all_gather(json.dumps(given)):
-                for message in json.loads(text):
-                    if message["to"] == self._rank:
-                        self._take(message)
-
-    def layout(self) -> tuple[dict[str, Any], list[BinaryIO]]:
-        """What the trainer has to know, and the files."""
-        for (number, _), data in sorted(self._arrived.items()):
-            with self._explained():
-                self._spools[number].take(base64.b64decode(data))
-        frames: list[dict[str, Any]] = []
+    def layout(self) -> tuple[list[ShardLayout], list[BinaryIO]]:
+        """Return the layout of each DataFrame's files, and the files of all of them in order."""
+        for (number, _), data in sorted(self._received.items()):
+            with self._explaining_full_disk():
+                self._spools[number].receive(base64.b64decode(data))
+        layouts: list[ShardLayout] = []
         files: list[BinaryIO] = []
         for number, (frame, spool) in enumerate(zip(self._frames, self._spools, strict=True)):
-            layout, own = spool.layout()
-            layout["all"] = merge_facts([self._facts[rank][number] for rank in range(self._world_size)])
-            columns = [asdict(column) for column in frame.columns]
-            frames.append(
-                {"name": frame.name, "schema": frame.schema, "spec": columns, "first_file": len(files), **layout}
-            )
-            files += own
-        return {"frames": frames}, files
+            facts = merge_facts([self._facts[rank][number] for rank in range(self._world_size)])
+            layout, of_frame = spool.layout()
+            layouts.append(ShardLayout(frame.name, frame.schema, frame.columns, facts, layout, len(of_frame)))
+            files += of_frame
+        return layouts, files
 
-    def _drain(self, batches: Iterator[Any]) -> None:
+    def close(self) -> None:
+        """Release files and thread. What Spark still sends is not read."""
+        self._is_closing = True
+        self._thread.join(1.0)
+        for spool in self._spools:
+            spool.close()
+        self._wake.close()
+        self._woken.close()
+
+    # Equal shares.
+
+    def _note_facts(self, facts: Mapping[Any, Sequence[Mapping[str, Any]]]) -> None:
+        self._facts = {int(rank): list(map(FrameFacts.from_json, frames)) for rank, frames in facts.items()}
+
+    def _transfers(self, number: int) -> list[Transfer]:
+        return plan_transfers([self._facts[rank][number].rows for rank in range(self._world_size)])
+
+    def _balance(self) -> list[Message]:
+        """Hand over this worker's surplus rows, and note which ones to expect; requires the facts of all workers."""
+        outgoing: list[Message] = []
+        self._expected = set()
+        for number, spool in enumerate(self._spools):
+            for source, target, rows in self._transfers(number):
+                if source == self._rank:
+                    data = base64.b64encode(spool.hand_over(rows)).decode()
+                    outgoing.append({"type": "pass", "to": target, "from": source, "frame": number, "data": data})
+                elif target == self._rank:
+                    self._expected.add((number, source))
+        return outgoing
+
+    def _receive(self, message: Mapping[str, Any]) -> None:
+        # Kept by source, and not appended yet: a message may arrive twice, or before the facts.
+        self._received[message["frame"], message["from"]] = message["data"]
+
+    # The thread.
+
+    def _drain(self, batches: Iterator["pa.RecordBatch"]) -> None:
         try:
             self._check_space()
             self._spools = [FrameSpool(frame.columns, self._directory) for frame in self._frames]
-            rows = self._guarded(batches)
-            for batch in rows:
-                if self._ends:
+            for batch in self._guarded(batches):
+                if self._is_closing:
                     return
-                with self._explained():
+                with self._explaining_full_disk():
                     self._add(batch)
         except Exception as error:
             self.error = error
         finally:
-            with contextlib.suppress(OSError):  # the agent has gone on without us
+            with contextlib.suppress(OSError):  # the agent has closed this receiver
                 self._wake.send(b".")
 
-    def _guarded(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _guarded(self, batches: Iterator["pa.RecordBatch"]) -> Iterator["pa.RecordBatch"]:
         try:
             yield from batches
         except Exception as error:
-            raise BrokenInputError(
-                f"Spark broke off the rows of this worker: {type(error).__name__}: {error}"
-            ) from error
+            raise BrokenInputError(f"Spark stopped sending this worker's rows: {one_line(error)}") from error
 
-    def _add(self, batch: Any) -> None:
+    def _add(self, batch: "pa.RecordBatch") -> None:
         ids, numbers = batch.column(0).to_numpy(), batch.column(1).to_numpy()
-        # The rows of one frame come in one piece, or a few.
+        # The rows of a frame are contiguous, or nearly so.
         breaks = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
         starts = [0, *breaks.tolist()] if len(numbers) else []
         for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
             frame, spool = self._frames[numbers[start]], self._spools[numbers[start]]
             piece = batch.slice(start, end - start)
             values = [
-                take_apart(piece.column(2 + place), column)
-                for place, column in zip(frame.places, frame.columns, strict=True)
+                split_array(piece.column(2 + position), column)
+                for position, column in zip(frame.positions, frame.columns, strict=True)
             ]
             spool.add(values, ids[start:end])
 
+    # The disk.
+
     def _check_space(self) -> None:
-        """Refuse before it starts what cannot fit, where Spark knows the number of rows."""
+        """Reject rows that cannot fit before receiving them, if Spark knows their number."""
         needed = self._needed()
         free = shutil.disk_usage(self._directory).free
         if needed > free:
             raise DataError(
-                f"The rows need at least {_size(needed)} on the disk of {self._directory} ({self._workers()}), and "
-                f"{_size(free)} are free. {_REMEDY}"
+                f"The rows need at least {_size(needed)} on the disk of {self._directory} ({self._workers()}), but "
+                f"only {_size(free)} are free. {_REMEDY}"
             )
 
     def _needed(self) -> int:
-        """Bytes that the workers of this disk will write at least; 0 where Spark does not know the rows."""
+        """Return the least number of bytes that the workers write to this disk; 0 if Spark does not know the rows."""
         total = 0
         for frame in self._frames:
-            plain = (np.dtype(c.storage).itemsize for c in frame.columns if not c.depth and not c.is_bytes)
-            total += (frame.expected_rows or 0) * sum(plain)
-        return total * self._sharing // self._world_size
+            width = sum(np.dtype(column.storage).itemsize for column in frame.columns if column.is_plain)
+            total += (frame.expected_rows or 0) * width
+        return total * self._local_world_size // self._world_size
 
     def _workers(self) -> str:
-        return f"{self._sharing} of {self._world_size} workers share it"
+        return f"{self._local_world_size} of {self._world_size} workers share it"
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explaining_full_disk(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             rows, needed = sum(self.rows.values()), self._needed()
-            known = f", of at least {_size(needed)} that all need" if needed else ""
+            known = f" of at least {_size(needed)} that all of them need" if needed else ""
             raise DataError(
                 f"The disk of {self._directory} is full ({error.strerror}): this worker had written "
-                f"{_size(self.bytes)} ({rows} rows){known}, {self._workers()}. {_REMEDY}"
+                f"{_size(self.bytes)} ({rows} rows){known}; {self._workers()}. {_REMEDY}"
             ) from error
-
-    def close(self) -> None:
-        """Let go of files and thread. What Spark still sends is left unread."""
-        self._ends = True
-        self._thread.join(1.0)
-        for spool in self._spools:
-            spool.close()
-        self._wake.close()
-        self._woken.close()
 
 
 def _size(count: int) -> str:

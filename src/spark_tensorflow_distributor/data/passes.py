@@ -1,9 +1,11 @@
 """How one pass over a share is cut into batches, so that all ranks take the same number of steps. Pure.
 
-No two shares differ by more than one row (``agent.shares``).
+No two shares differ by more than one row (see ``balance``).
 """
 
+import zlib
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -11,10 +13,10 @@ class PassPlan:
     """One pass of one rank.
 
     Attributes:
-        steps: batches, the same number on every rank.
-        batch: rows of a batch of this rank, but for the last one.
-        rows: how many of the share's rows it takes; the order of rows changes, so others are left out each time.
-        shift: rows that the last batch takes from the one before it, so as not to be empty.
+        steps: The number of batches, the same on every rank.
+        batch: Rows in each of this rank's batches, except for the last one.
+        rows: Rows of the share that the pass takes. The order of rows changes, so each pass leaves out other ones.
+        shift: Rows that the last batch takes from the one before it because it would otherwise be empty.
     """
 
     steps: int
@@ -27,28 +29,18 @@ class PassPlan:
         """Whether all batches have the same number of rows."""
         return not self.shift and self.rows == self.steps * self.batch
 
-    def size(self, step: int) -> int:
-        """Rows of this rank's batch at a step."""
-        return self.start(step + 1) - self.start(step)
-
-    def start(self, step: int) -> int:
-        """The first row of this rank's batch at a step, in the order of the pass."""
-        if step == self.steps:
-            return self.rows
-        return step * self.batch - (self.shift if step == self.steps - 1 else 0)
-
 
 def whole_pass(rows: int, total: int, world_size: int, batch: int) -> PassPlan:
-    """Every row once: for evaluation and prediction.
+    """Plan a pass that takes every row once: for evaluation and prediction.
 
-    The ranks' last batches may differ by a row. One is empty only where there are fewer rows than workers, or a batch
-    is one row.
+    The ranks' last batches may differ by a row. One is empty only if there are fewer rows than workers, or if a batch
+    is a single row.
 
     Args:
-        rows: of this rank.
-        total: rows of all ranks.
-        world_size: number of ranks.
-        batch: rows a rank and step.
+        rows: Rows of this rank.
+        total: Rows of all ranks.
+        world_size: The number of ranks.
+        batch: Rows per rank and step.
     """
     steps = -(-total // (batch * world_size))
     is_last_empty = steps > 1 and batch > 1 and rows == (steps - 1) * batch
@@ -56,17 +48,101 @@ def whole_pass(rows: int, total: int, world_size: int, batch: int) -> PassPlan:
 
 
 def equal_pass(total: int, world_size: int, batch: int, *, drop_remainder: bool) -> PassPlan:
-    """The same number of rows on every rank at every step: for training.
+    """Plan a pass in which every rank takes the same number of rows at every step: for training.
 
-    Gradients are averaged over the ranks, so that unequal parts would not weigh alike. Fewer than ``world_size`` rows
-    of all are left out, or with ``drop_remainder`` fewer than a global batch.
+    Gradients are averaged over the ranks, so rows would have unequal weights if the ranks' batches differed. The pass
+    leaves out fewer than ``world_size`` rows in total, or with ``drop_remainder`` fewer than a global batch.
 
     Args:
-        total: rows of all ranks.
-        world_size: number of ranks.
-        batch: rows a rank and step.
-        drop_remainder: no smaller batch at the end.
+        total: Rows of all ranks.
+        world_size: The number of ranks.
+        batch: Rows per rank and step.
+        drop_remainder: Leave out a smaller final batch.
     """
     steps, left = divmod(total, batch * world_size)
     last = 0 if drop_remainder else left // world_size
     return PassPlan(steps + (last > 0), batch, steps * batch + last)
+
+
+def batch_bounds(step: Any, steps: Any, rows: Any, shift: Any, batch: int, xp: Any) -> tuple[Any, Any]:
+    """Return the first row of the batch at a step and the row after its last one, in the order of the pass.
+
+    The batch is empty after the last step.
+
+    Args:
+        step: The step, or an array of steps.
+        steps, rows, shift, batch: See :class:`PassPlan`.
+        xp: The module that computes: TensorFlow in a dataset's graph, or NumPy.
+    """
+    last_start = rows - shift
+    end = xp.where(step < steps - 1, xp.minimum((step + 1) * batch, last_start), rows)
+    return xp.minimum(step * batch, last_start), end
+
+
+@dataclass(frozen=True)
+class PassOrder:
+    """A random order of a share's rows for every pass.
+
+    Attributes:
+        rows: Rows of the share.
+        seed: The seed of all orders.
+        share: The number of the share.
+    """
+
+    rows: int
+    seed: int
+    share: int
+
+    def key(self, number: int) -> list[int]:
+        """Return the two numbers that determine the order of the pass with this number."""
+        text = f"{self.seed} {self.share} {number}".encode()
+        return [zlib.crc32(text + bytes([index])) for index in range(2)]
+
+
+@dataclass
+class ShardState:
+    """The state of a shard's dataset; it can be found from any dataset that derives from it.
+
+    Attributes:
+        name: The name of the shard.
+        global_batch: Rows per step on all workers together.
+        whole: The plan of passes that take every row; for a dataset that only trains the same as ``equal``.
+        equal: The plan of passes in which all ranks take equally many rows.
+        is_training: Whether the next pass follows ``equal`` rather than ``whole``.
+        first_pass: The number of the first pass.
+        next_pass: The number of the next pass.
+        epoch: The epoch of ``fit`` that the next pass belongs to, which determines the number of that pass. None
+            outside ``fit``, and if the dataset repeats without end.
+    """
+
+    name: str
+    global_batch: int
+    whole: PassPlan
+    equal: PassPlan
+    is_training: bool = False
+    first_pass: int = 0
+    next_pass: int = 0
+    epoch: int | None = None
+
+    def begin_pass(self) -> tuple[PassPlan, int]:
+        """Return the plan and the number of the next pass."""
+        number, self.next_pass = self.next_pass, self.next_pass + 1
+        if self.is_training and self.epoch is not None:
+            number = self.first_pass + self.epoch
+        return self.equal if self.is_training else self.whole, number
+
+
+def shard_states_of(dataset: Any) -> list[ShardState]:
+    """Return the states of the shards from which a dataset derives, through any number of transformations."""
+    found: list[ShardState] = []
+    waiting, seen = [dataset], set()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if hasattr(each, "shard_state"):
+            found.append(each.shard_state)
+        elif hasattr(each, "_inputs"):
+            waiting += each._inputs()
+    return found

@@ -1,97 +1,104 @@
-"""A worker's rows of one DataFrame, in files that the trainer maps into its memory.
+"""Writes a worker's rows of one DataFrame to files that the trainer maps into memory.
 
-Plain numbers are kept row by row: all columns of a type in one file, so that a shuffled batch reads a row's numbers
-from one place. Arrays and texts are kept as their values, one after the other, and offsets; where all are of the same
-length there are no offsets, and the file is a matrix again. The files have no names: nothing of them can stay behind.
+Plain numbers are stored row by row, with all columns of one type in one file, so that a shuffled batch reads each row
+from one place. Arrays and strings are stored as consecutive values plus offsets; if all of them have the same length,
+there are no offsets and the file is a matrix, too. The files have no names, so they cannot be left behind.
 """
 
 import io
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from .columns import Column, Values
-from .layout import ROW_BITS
+from .layout import (
+    ROW_BITS,
+    ColumnFacts,
+    ColumnLayout,
+    FrameFacts,
+    FrameLayout,
+    LevelLayout,
+    NestedLayout,
+    PlainLayout,
+    Run,
+    file_positions,
+)
 
 Array = npt.NDArray[Any]
-_PIECE = 1 << 18  # offsets written at a time where they come late
-# Ids of rows that another worker gave: behind all of the own.
-_GIVEN = 1 << 62
+_OFFSETS_AT_ONCE = 1 << 18
+# The ids of received rows sort after all of this worker's own.
+_FIRST_RECEIVED_ID = 1 << 62
 
 
 class FrameSpool:
-    """Takes rows, batch by batch.
+    """Stores rows, batch by batch.
 
     Args:
-        columns: of the frame.
-        directory: where the files are.
+        columns: The columns of the DataFrame.
+        directory: Where the files are.
 
     Attributes:
-        rows: how many there are.
-        bytes: what has been written.
+        stored: Rows in the files.
+        rows: Rows of the share: those in the files, less those that were handed over to other workers.
+        bytes: The bytes written so far.
     """
 
     def __init__(self, columns: Sequence[Column], directory: str) -> None:
         self._columns = columns
         self._directory = directory
+        self.stored = 0
         self.rows = 0
         self.bytes = 0
         self._files: list[BinaryIO] = []
-        groups: dict[str, list[int]] = {}
+        by_type: dict[str, list[int]] = {}
         for number, column in enumerate(columns):
-            if not column.depth and not column.is_bytes:
-                groups.setdefault(column.storage, []).append(number)
-        self._groups = [(np.dtype(name), members, self._new_file()) for name, members in groups.items()]
-        self._long = {
-            number: _LongColumn(column, self._new_file, self._write)
+            if column.is_plain:
+                by_type.setdefault(column.storage, []).append(number)
+        self._matrices = [(np.dtype(name), members, self._new_file()) for name, members in by_type.items()]
+        self._nested = {
+            number: _NestedColumn(column, self._new_file, self._write)
             for number, column in enumerate(columns)
-            if column.depth or column.is_bytes
+            if not column.is_plain
         }
         self._null_file: int | None = None
-        self._facts: list[dict[str, Any]] = [{"nulls": 0, "inner_nulls": 0, "nans": 0} for _ in columns]
+        self._facts = [ColumnFacts() for _ in columns]
         self._runs = _Runs()
-        self._kept: int | None = None
 
     def add(self, values: Sequence[Values], ids: Array) -> None:
         """Append rows.
 
         Args:
-            values: one for each column, all of the same number of rows.
-            ids: of the rows, int64 [rows].
+            values: One item per column, all with the same number of rows.
+            ids: The ids of the rows, int64.
 
         Raises:
-            OSError: the disk is full.
+            OSError: The disk is full.
         """
         rows = len(ids)
         if not rows:
             return
-        for dtype, members, file in self._groups:
+        for dtype, members, file in self._matrices:
             if len(members) == 1:
                 matrix = np.ascontiguousarray(values[members[0]].data)
             else:
                 matrix = np.empty((rows, len(members)), dtype)
-                for place, number in enumerate(members):
-                    matrix[:, place] = values[number].data
+                for index, number in enumerate(members):
+                    matrix[:, index] = values[number].data
             self._write(file, matrix)
-        for number, column in self._long.items():
+        for number, column in self._nested.items():
             column.add(values[number])
-        self._note(values, rows)
-        self._runs.add(ids, self.rows)
+        self._facts = [_updated(*each) for each in zip(self._facts, self._columns, values, strict=True)]
+        self._write_nulls(values, rows)
+        self._runs.add(ids, self.stored)
+        self.stored += rows
         self.rows += rows
 
-    def _note(self, values: Sequence[Values], rows: int) -> None:
-        """Keep what is null, and count what may be refused later."""
-        for facts, column, value in zip(self._facts, self._columns, values, strict=True):
-            facts["inner_nulls"] += value.inner_nulls
-            if value.nulls is not None:
-                facts["nulls"] += int(value.nulls.sum())
-            if column.storage.startswith("float") and np.isnan(value.data.sum()):
-                valid = value.data if value.nulls is None or column.depth else value.data[~value.nulls]
-                facts["nans"] += int(np.isnan(valid).sum())
+    def _write_nulls(self, values: Sequence[Values], rows: int) -> None:
         if all(value.nulls is None for value in values):
             return
         if self._null_file is None:
@@ -100,47 +107,41 @@ class FrameSpool:
         for number, value in enumerate(values):
             if value.nulls is not None:
                 mask[:, number] = value.nulls
-        # Rows before and after, where nothing is null, are holes of the file, which read as zeros.
-        os.lseek(self._files[self._null_file].fileno(), self.rows * len(values), os.SEEK_SET)
+        # Batches without nulls leave holes in the file, which read as zeros.
+        os.lseek(self._files[self._null_file].fileno(), self.stored * len(values), os.SEEK_SET)
         self._write(self._null_file, mask)
 
-    @property
-    def share(self) -> int:
-        """Rows, without those that were given away."""
-        return self.rows if self._kept is None else self._kept
+    def facts(self) -> FrameFacts:
+        """Return what the other workers need to know about these rows."""
+        lengths = {number: column.lengths() for number, column in self._nested.items()}
+        columns = (replace(facts, lengths=lengths.get(number, ())) for number, facts in enumerate(self._facts))
+        return FrameFacts(self.rows, tuple(columns))
 
-    def facts(self) -> dict[str, Any]:
-        """What the other workers have to know: the rows, and of each column its nulls and lengths."""
-        columns = [dict(facts) for facts in self._facts]
-        for number, long in self._long.items():
-            columns[number]["lengths"] = long.lengths()
-        return {"rows": self.rows, "columns": columns}
-
-    def give(self, rows: int) -> bytes:
-        """Take the last rows out of this share, for another worker."""
-        self._kept = self.share - rows
-        physical = self._runs.physical(np.arange(self._kept, self._kept + rows))
+    def hand_over(self, rows: int) -> bytes:
+        """Remove the last rows from this share, and return them packed for another worker."""
+        self.rows -= rows
+        positions = file_positions(self._runs.in_order(), np.arange(self.rows, self.rows + rows))
         arrays: dict[str, Array] = {}
-        reader = _Reader(self._files)
-        for dtype, members, file in self._groups:
-            matrix = reader.array(file, dtype)[: self.rows * len(members)].reshape(self.rows, len(members))[physical]
-            for place, number in enumerate(members):
-                arrays[f"{number}.data"] = np.ascontiguousarray(matrix[:, place])
-        for number, long in self._long.items():
-            lengths, data = long.rows(reader, physical)
+        for dtype, members, file in self._matrices:
+            matrix = self._read(file, dtype)[: self.stored * len(members)]
+            matrix = matrix.reshape(self.stored, len(members))[positions]
+            for index, number in enumerate(members):
+                arrays[f"{number}.data"] = np.ascontiguousarray(matrix[:, index])
+        for number, column in self._nested.items():
+            lengths, data = column.read(self._read, positions)
             arrays[f"{number}.data"] = data
             arrays.update({f"{number}.{level}": each for level, each in enumerate(lengths)})
         if self._null_file is not None:
-            mask = reader.array(self._null_file, np.dtype(np.uint8))
-            padded = np.zeros(self.rows * len(self._columns), np.uint8)
+            mask = self._read(self._null_file, np.dtype(np.uint8))
+            padded = np.zeros(self.stored * len(self._columns), np.uint8)
             padded[: len(mask)] = mask
-            arrays["nulls"] = padded.reshape(self.rows, -1)[physical]
+            arrays["nulls"] = padded.reshape(self.stored, -1)[positions]
         packed = io.BytesIO()
         np.savez(packed, **arrays)  # type: ignore[arg-type]
         return packed.getvalue()
 
-    def take(self, packed: bytes) -> None:
-        """Append rows that another worker gave."""
+    def receive(self, packed: bytes) -> None:
+        """Append rows that another worker handed over."""
         with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
             nulls = arrays.get("nulls")
             values = []
@@ -151,20 +152,18 @@ class FrameSpool:
                 values.append(Values(arrays[f"{number}.data"], lengths, mask))
             first = values[0]
             rows = len(first.lengths[0]) if first.lengths else len(first.data)
-        self.add(values, _GIVEN + self.rows + np.arange(rows))
+        self.add(values, _FIRST_RECEIVED_ID + self.stored + np.arange(rows))
 
-    def layout(self) -> tuple[dict[str, Any], list[BinaryIO]]:
-        """How to read the files, as plain data for ``trainer.shard``; and the files, by their numbers in it."""
-        columns: list[dict[str, Any]] = [{} for _ in self._columns]
-        for _, members, file in self._groups:
-            for place, number in enumerate(members):
-                columns[number] = {"file": file, "width": len(members), "place": place}
-        for number, long in self._long.items():
-            columns[number] = long.layout()
+    def layout(self) -> tuple[FrameLayout, list[BinaryIO]]:
+        """Return the layout of the files, and the files by their numbers in it."""
+        columns: dict[int, ColumnLayout] = {number: column.layout() for number, column in self._nested.items()}
+        for _, members, file in self._matrices:
+            for index, number in enumerate(members):
+                columns[number] = PlainLayout(file, len(members), index)
         if self._null_file is not None:
-            self._files[self._null_file].truncate(self.rows * len(self._columns))
-        layout = {"rows": self.share, "stored": self.rows, "runs": self._runs.in_order(), "columns": columns}
-        return {**layout, "nulls": self._null_file}, self._files
+            self._files[self._null_file].truncate(self.stored * len(self._columns))
+        in_order = tuple(columns[number] for number in range(len(self._columns)))
+        return FrameLayout(self.rows, self.stored, self._runs.in_order(), in_order, self._null_file), self._files
 
     def close(self) -> None:
         for file in self._files:
@@ -183,11 +182,33 @@ class FrameSpool:
                 done += self._files[file].write(data[done:]) or 0
             self.bytes += done
 
+    def _read(self, file: int, dtype: "np.dtype[Any]") -> Array:
+        """Map a whole file as a flat array."""
+        size = os.fstat(self._files[file].fileno()).st_size
+        if not size:
+            return np.empty(0, dtype)
+        mapped: Array = np.memmap(self._files[file], dtype, "r", shape=(size // dtype.itemsize,))
+        return mapped
 
-class _LongColumn:
-    """Arrays or texts: their values, and the lengths of each level."""
 
-    def __init__(self, column: Column, new_file: Callable[[], int], write: Callable[[int, Array], None]) -> None:
+Write = Callable[[int, Array], None]
+Read = Callable[[int, "np.dtype[Any]"], Array]
+
+
+def _updated(facts: ColumnFacts, column: Column, values: Values) -> ColumnFacts:
+    """Return the facts about a column after some more of its rows."""
+    nans = 0
+    if column.storage.startswith("float") and np.isnan(values.data.sum()):
+        valid = values.data if values.nulls is None or column.depth else values.data[~values.nulls]
+        nans = int(np.isnan(valid).sum())
+    nulls = 0 if values.nulls is None else int(values.nulls.sum())
+    return ColumnFacts(facts.nulls + nulls, facts.inner_nulls + values.inner_nulls, facts.nans + nans)
+
+
+class _NestedColumn:
+    """Stores arrays or strings: their values, and the lengths at each level."""
+
+    def __init__(self, column: Column, new_file: Callable[[], int], write: Write) -> None:
         self._dtype = np.dtype(column.storage)
         self._file = new_file()
         self._write = write
@@ -198,34 +219,33 @@ class _LongColumn:
             level.add(lengths)
         self._write(self._file, values.data)
 
-    def lengths(self) -> list[list[int]]:
-        return [[level.least, level.most] for level in self._levels]
+    def lengths(self) -> tuple[tuple[int, int], ...]:
+        return tuple((level.least, level.most) for level in self._levels)
 
-    def layout(self) -> dict[str, Any]:
-        levels = [
-            {"offsets": level.file, "items": level.items, "length": max(level.least, 0)} for level in self._levels
-        ]
-        return {"file": self._file, "levels": levels, "values": self._levels[-1].total}
+    def layout(self) -> NestedLayout:
+        levels = (LevelLayout(level.items, max(level.least, 0), level.file) for level in self._levels)
+        return NestedLayout(self._file, self._levels[-1].total, tuple(levels))
 
-    def rows(self, reader: "_Reader", rows: Array) -> tuple[list[Array], Array]:
+    def read(self, read: Read, items: Array) -> tuple[list[Array], Array]:
+        """Return the lengths at each level, and the values, of some rows."""
         lengths = []
         for level in self._levels:
-            starts, ends = level.bounds(reader, rows)
+            starts, ends = level.bounds(read, items)
             lengths.append(ends - starts)
             parts = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
-            rows = np.concatenate(parts) if parts else rows
-        data: Array = reader.array(self._file, self._dtype)[rows]
+            items = np.concatenate(parts) if parts else items
+        data: Array = read(self._file, self._dtype)[items]
         return lengths, data
 
 
 class _Level:
-    """How many parts each item has; a file of offsets only once not all have the same number."""
+    """The lengths of the items at one level. It gets a file of offsets as soon as two of them differ."""
 
-    def __init__(self, new_file: Callable[[], int], write: Callable[[int, Array], None]) -> None:
+    def __init__(self, new_file: Callable[[], int], write: Write) -> None:
         self._new_file, self._write = new_file, write
         self.file: int | None = None
         self.items = self.total = 0
-        self.least, self.most = -1, -1  # of no item
+        self.least, self.most = -1, -1
 
     def add(self, lengths: Array) -> None:
         if not len(lengths):
@@ -235,67 +255,46 @@ class _Level:
         self.most = max(self.most, most)
         if self.file is None and self.least != self.most:
             self.file = self._new_file()
-            length = self.total // self.items if self.items else 0
-            for start in range(0, self.items + 1, _PIECE):
-                self._write(self.file, np.arange(start, min(start + _PIECE, self.items + 1), dtype=np.int64) * length)
+            length, end = self.total // self.items if self.items else 0, self.items + 1
+            for start in range(0, end, _OFFSETS_AT_ONCE):
+                offsets = np.arange(start, min(start + _OFFSETS_AT_ONCE, end), dtype=np.int64) * length
+                self._write(self.file, offsets)
         if self.file is not None:
             self._write(self.file, self.total + np.cumsum(lengths, dtype=np.int64))
         self.items += len(lengths)
         self.total += int(lengths.sum())
 
-    def bounds(self, reader: "_Reader", items: Array) -> tuple[Array, Array]:
+    def bounds(self, read: Read, items: Array) -> tuple[Array, Array]:
         if self.file is None:
             return items * self.most, (items + 1) * self.most
-        offsets = reader.array(self.file, np.dtype(np.int64))
+        offsets = read(self.file, np.dtype(np.int64))
         return offsets[items], offsets[items + 1]
 
 
 class _Runs:
-    """Which rows came from which of Spark's partitions.
+    """Records which rows came from which of Spark's partitions.
 
-    A shuffle delivers the partitions in any order, and each as a whole, in its own order. So a short list of runs
-    gives every row its number in an order that is the same whenever the DataFrame is computed again.
+    A shuffle delivers the partitions in any order, but each one whole and in its own order. A short list of runs is
+    therefore enough to put the rows into an order that is the same whenever the DataFrame is computed again.
     """
 
     def __init__(self) -> None:
-        self._runs: list[list[int]] = []  # first id, first row, rows
+        self._runs: list[list[int]] = []  # first id, first position, rows
         self._last = -1
 
-    def add(self, ids: Array, first_row: int) -> None:
+    def add(self, ids: Array, position: int) -> None:
         partitions = ids >> ROW_BITS
         breaks = np.flatnonzero((partitions[1:] != partitions[:-1]) | (ids[1:] < ids[:-1])) + 1
         starts = [0, *breaks.tolist()]
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
             first = int(ids[start])
-            goes_on = start == 0 and self._runs and first >> ROW_BITS == self._last >> ROW_BITS and first > self._last
-            if goes_on:
+            continues = start == 0 and self._runs and first >> ROW_BITS == self._last >> ROW_BITS and first > self._last
+            if continues:
                 self._runs[-1][2] += end - start
             else:
-                self._runs.append([first, first_row + start, end - start])
+                self._runs.append([first, position + start, end - start])
         self._last = int(ids[-1])
 
-    def in_order(self) -> list[list[int]]:
-        """``[first row, rows]`` of each run, in the order of the DataFrame."""
-        return [[row, rows] for _, row, rows in sorted(self._runs)]
-
-    def physical(self, numbers: Array) -> Array:
-        """Where the rows of these numbers (in the DataFrame's order) are in the files."""
-        runs = np.array(self.in_order(), np.int64).reshape(-1, 2)
-        ends = np.cumsum(runs[:, 1])
-        run = np.searchsorted(ends, numbers, side="right")
-        rows: Array = numbers - (ends - runs[:, 1])[run] + runs[:, 0][run]
-        return rows
-
-
-class _Reader:
-    """Reads back what was written."""
-
-    def __init__(self, files: Sequence[BinaryIO]) -> None:
-        self._files = files
-
-    def array(self, file: int, dtype: "np.dtype[Any]") -> Array:
-        size = os.fstat(self._files[file].fileno()).st_size
-        if not size:
-            return np.empty(0, dtype)
-        mapped: Array = np.memmap(self._files[file], dtype, "r", shape=(size // dtype.itemsize,))
-        return mapped
+    def in_order(self) -> tuple[Run, ...]:
+        """Return the runs in the order of the DataFrame."""
+        return tuple((position, rows) for _, position, rows in sorted(self._runs))

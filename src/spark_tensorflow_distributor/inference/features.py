@@ -1,9 +1,9 @@
-"""Which columns a model gets, and in which tensors. Pure."""
+"""Matches DataFrame columns to a model's inputs. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..data.columns import Column, columns_of, nearest
 from ..errors import ConfigurationError, DataError
@@ -16,9 +16,9 @@ class Input:
     """One input of a model.
 
     Attributes:
-        name: its name, or ``""`` where it has none.
-        dims: its shape without the batch; None for a size that is free. None in place of all: anything fits.
-        dtype: TensorFlow's name of the type; ``""`` where any is taken.
+        name: Its name, or ``""`` if it has none.
+        dims: Its shape without the batch dimension, with None for a variable size; or None if it accepts any shape.
+        dtype: TensorFlow's name of its type, or ``""`` if it accepts any type.
     """
 
     name: str
@@ -26,55 +26,55 @@ class Input:
     dtype: str = ""
 
     def __str__(self) -> str:
-        shown = "any shape" if self.dims is None else shape_text(self.dims)
-        return f"{self.name!r} {shown} {self.dtype}".rstrip()
+        shape = "any shape" if self.dims is None else shape_text(self.dims)
+        return f"{self.name!r} {shape} {self.dtype}".rstrip()
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model wants.
+    """The inputs of a model.
 
     Attributes:
-        form: ``"one"`` tensor, a ``"list"``, a ``"dict"`` by name, or ``"any"``: the model does not say.
-        inputs: the tensors; empty for ``"any"``.
+        form: What the model is called with: one tensor, a list of tensors, a dict of tensors, or unknown.
+        inputs: The inputs; empty if the form is unknown.
     """
 
-    form: str
+    form: Literal["tensor", "list", "dict", "unknown"]
     inputs: tuple[Input, ...] = ()
 
     def __str__(self) -> str:
-        return ", ".join(map(str, self.inputs)) or "inputs that it does not name"
+        return ", ".join(map(str, self.inputs)) or "inputs that it does not declare"
 
 
-def feature_names(features: str | Sequence[str] | None, what: str = "feature_columns") -> tuple[str, ...]:
-    """The names in an argument that is a name or a list of names.
+def feature_names(features: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the column names in ``feature_columns``, which is a name or a list of names.
 
     Raises:
-        ConfigurationError: it is neither, is empty, or has a name twice.
+        ConfigurationError: It is neither, is empty, or repeats a name.
     """
     names = (features,) if isinstance(features, str) else tuple(features or ())
     if not names or not all(isinstance(name, str) for name in names):
-        raise ConfigurationError(f"{what} is {features!r}; it must be a column's name or a list of names.")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigurationError(f"{what} names {twice[0]!r} more than once. Remove the repetition.")
+        raise ConfigurationError(f"feature_columns is {features!r}; it must be a column's name or a list of names.")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigurationError(f"feature_columns names {repeated[0]!r} more than once. Remove the repetition.")
     return names
 
 
-def choose(schema: Mapping[str, Any], names: Sequence[str]) -> list[Column]:
-    """The columns of these names; those of the DataFrame that are not named may have any type.
+def select_columns(schema: Mapping[str, Any], names: Sequence[str]) -> list[Column]:
+    """Return the named columns. Only their types are checked, not those of other columns.
 
     Args:
-        schema: what ``DataFrame.schema.jsonValue()`` gives.
-        names: columns, or ``outer.inner`` for a field of a struct.
+        schema: The result of ``DataFrame.schema.jsonValue()``.
+        names: Column names, or ``outer.inner`` for a field of a struct.
 
     Raises:
-        DataError: there is no such column, or its type has no meaning in TensorFlow.
+        DataError: A column does not exist, or TensorFlow has no equivalent for its type.
     """
-    return [_choose_one(schema["fields"], name) for name in names]
+    return [_select_column(schema["fields"], name) for name in names]
 
 
-def _choose_one(fields: Sequence[Mapping[str, Any]], name: str) -> Column:
+def _select_column(fields: Sequence[Mapping[str, Any]], name: str) -> Column:
     owners = [f for f in fields if name == f["name"] or name.startswith(f["name"] + ".")]
     for column in columns_of({"fields": owners}, "The DataFrame") if owners else ():
         if column.name == name:
@@ -88,55 +88,55 @@ def _choose_one(fields: Sequence[Mapping[str, Any]], name: str) -> Column:
             )
         known += [column.name for column in inner]
     raise DataError(
-        f"The DataFrame has no column {name!r}{nearest(name, known)}. Its columns: {_some(known)}. Correct "
+        f"The DataFrame has no column {name!r}{nearest(name, known)}. Its columns are {_shorten(known)}. Correct "
         "feature_columns."
     )
 
 
-def _some(names: Sequence[str]) -> str:
+def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def check_stackable(columns: Sequence[Column]) -> None:
-    """Refuse columns that cannot be put side by side in one float32 tensor.
+    """Check that the columns can be put side by side in one float32 tensor.
 
     Raises:
-        DataError: one of them is no number.
+        DataError: A column is not numeric.
     """
     for column in columns:
         if not column.is_number or column.depth > 1:
             raise DataError(
-                f"stack=True puts numbers and flat arrays side by side; the column {column.name!r} is of the type "
-                f"{column.spark_type}. Leave it out of feature_columns, convert it in Spark, or use stack=False."
+                f"stack=True puts numbers and flat arrays side by side, but the column {column.name!r} is of type "
+                f"{column.spark_type}. Remove it from feature_columns, convert it in Spark, or use stack=False."
             )
 
 
-def bind(names: Sequence[str], is_one: bool, inputs: Inputs) -> list[int]:
-    """For each input of the model, which feature it gets.
+def match_inputs(names: Sequence[str], is_single: bool, inputs: Inputs) -> list[int]:
+    """Return, for each input of the model, the position of the feature to feed it.
 
-    Features go to inputs of the same name. Where none of the names agrees, they go in order, but never to a model
-    whose inputs are a dict.
+    Features are matched to inputs by name. If no names agree, they are matched by order, except for a model that is
+    called with a dict.
 
     Args:
-        names: the features.
-        is_one: they are one tensor, not a collection of tensors.
-        inputs: what the model wants; not of the form ``"any"``.
+        names: Names of the features.
+        is_single: Whether they form one tensor instead of a collection of tensors.
+        inputs: The model's inputs; not of unknown form.
 
     Raises:
-        DataError: they do not fit.
+        DataError: The features do not match the inputs.
     """
     wanted = [each.name for each in inputs.inputs]
-    given = f"feature_columns gives {len(names)} ({_some(names)})"
+    given = f"feature_columns gives {len(names)} ({_shorten(names)})"
     if len(wanted) == len(names) == 1:
         return [0]
     if len(wanted) == 1:
         raise DataError(
-            f"The model has one input, {inputs}, and {given}. Pass stack=True to put them side by side in one "
-            "tensor [batch, k], or name one column."
+            f"The model has one input, {inputs}, but {given}. Pass stack=True to put them side by side in one tensor "
+            "[batch, k], or name a single column."
         )
-    if is_one:
+    if is_single:
         raise DataError(
-            f"The model has {len(wanted)} inputs ({inputs}), and feature_columns gives one tensor. Give a list of "
+            f"The model has {len(wanted)} inputs ({inputs}), but feature_columns gives one tensor. Pass a list of "
             "columns, one for each input, without stack=True."
         )
     if set(wanted) == set(names):
@@ -146,27 +146,29 @@ def bind(names: Sequence[str], is_one: bool, inputs: Inputs) -> list[int]:
     missing = [name for name in wanted if name not in names]
     unknown = [name for name in names if name not in wanted]
     lacks = f" The input {missing[0]!r} gets no column{nearest(missing[0], unknown)}." if missing else ""
-    extra = f" The column {unknown[0]!r} is no input{nearest(unknown[0], missing)}." if unknown else ""
+    extra = f" The column {unknown[0]!r} is not an input{nearest(unknown[0], missing)}." if unknown else ""
     raise DataError(
-        f"The model has {len(wanted)} inputs ({inputs}), and {given}.{lacks}{extra} Give each input the column of its "
-        "name (DataFrame.withColumnRenamed, or an alias)."
+        f"The model has {len(wanted)} inputs ({inputs}), but {given}.{lacks}{extra} Name each column after its input "
+        "(DataFrame.withColumnRenamed, or an alias)."
     )
 
 
-def fitted(name: str, dims: Dims, dtype: str, wanted: Input) -> Dims | None:
-    """The sizes to reshape a feature's rows to (-1: what is left), so that they fit an input; None where they do.
+def reshape_dims(name: str, dims: Dims, dtype: str, wanted: Input) -> Dims | None:
+    """Return the dimensions to which to reshape a feature's rows for an input, or None if they already fit.
+
+    The result has -1 for the size that follows from the others.
 
     Args:
-        name: the feature, for messages.
-        dims: sizes of its rows; None where it is ragged.
+        name: Name of the feature, for messages.
+        dims: Dimensions of its rows, with None for a ragged one.
         dtype: TensorFlow's name of its type.
-        wanted: the input.
+        wanted: The input.
 
     Raises:
-        DataError: they cannot fit.
+        DataError: They cannot be made to fit.
     """
     if wanted.dtype and (wanted.dtype == "string") != (dtype == "string"):
-        raise DataError(_misfit(name, dims, dtype, wanted, "Convert the column in Spark."))
+        raise DataError(_mismatch(name, dims, dtype, wanted, "Convert the column in Spark."))
     if wanted.dims is None:
         return None
     pairs = zip(dims, wanted.dims, strict=False)
@@ -181,13 +183,13 @@ def fitted(name: str, dims: Dims, dtype: str, wanted: Input) -> Dims | None:
             return wanted.dims
         if free and known and count % known == 0:
             return tuple(-1 if size is None else size for size in wanted.dims)
-    raise DataError(_misfit(name, dims, dtype, wanted, "Check feature_columns and stack."))
+    raise DataError(_mismatch(name, dims, dtype, wanted, "Check feature_columns and stack."))
 
 
-def _misfit(name: str, dims: Dims, dtype: str, wanted: Input, advice: str) -> str:
-    return f"The feature {name!r} is {shape_text(dims)} {dtype}, and the model takes {wanted}. {advice}"
+def _mismatch(name: str, dims: Dims, dtype: str, wanted: Input, advice: str) -> str:
+    return f"The feature {name!r} is {shape_text(dims)} {dtype}, but the model takes {wanted}. {advice}"
 
 
 def shape_text(dims: Dims) -> str:
-    """A tensor's shape for messages: ``[batch, 28, 28]``."""
+    """Return a tensor's shape for messages, such as ``[batch, 28, 28]``."""
     return f"[{', '.join(['batch', *('?' if size is None else str(size) for size in dims)])}]"

@@ -1,132 +1,57 @@
-"""In Spark's Python worker: TensorFlow's start, and the models that the worker holds."""
+"""Loads models in Spark's Python worker."""
+
+from __future__ import annotations
 
 import contextlib
 import io
 import os
 import pickle
-import sys
 import tempfile
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from ..errors import ClusterError, ConfigurationError, DistributorError, SerializationError
-from ..runtime import devices
-from ..runtime.devices import DEFAULT_ENV
-from ..training.autograph_files import keep_no_generated_files
+import tensorflow as tf
+
+from ..errors import ConfigurationError, DistributorError, SerializationError
+from ..formatting import one_line
+from ..runtime.process_tools import environment
+from ..training.keras_api import keras_of
 from .features import Input, Inputs
 from .model import ModelSpec, archive_library
-
-_KEPT = 2
-
-# Spark uses its Python workers again: a model is loaded once for each of them.
-_models: OrderedDict[str, Any] = OrderedDict()
 
 
 @dataclass
 class LoadedModel:
-    """A model, whatever it was saved as.
+    """A model, independent of the format it was saved in.
 
     Attributes:
-        call: from a tensor, a list or a dict of them to what the model returns.
-        inputs: what it wants.
-        output_names: names that it has for its outputs, if any.
-        keep: what must live as long as the model.
-        autograph: whether TensorFlow should turn Python's ``if`` and ``while`` in it into graphs, as ``model.predict``
-            does in tf_keras and does not in Keras 3.
+        call: A function from a tensor, or a list or dict of tensors, to the model's result.
+        inputs: The model's inputs.
+        output_names: The names that the model declares for its outputs, if any.
+        owner: The object to keep alive together with ``call``.
+        autograph: Whether TensorFlow should convert Python's ``if`` and ``while`` in the model, as ``model.predict``
+            does in tf_keras but not in Keras 3.
     """
 
     call: Callable[[Any], Any]
     inputs: Inputs
     output_names: Sequence[str] | None = None
-    keep: Any = None
+    owner: object = None
     autograph: bool = False
 
 
-def hold(spec: ModelSpec, read: Callable[[], bytes], make: Callable[["LoadedModel"], Any]) -> Any:
-    """What ``make`` makes of the model, once in each Python worker and model; the last two are held.
+def load(spec: ModelSpec, read: Callable[[], bytes]) -> LoadedModel:
+    """Load a model.
 
     Args:
-        spec: the model.
-        read: gives its bytes.
-        make: called with the loaded model.
-    """
-    if spec.key not in _models:
-        while len(_models) >= _KEPT:
-            _models.popitem(last=False)
-        _models[spec.key] = make(load(spec, read))
-    _models.move_to_end(spec.key)
-    return _models[spec.key]
-
-
-def start_tensorflow(gpu_resource_name: str) -> ModuleType:
-    """TensorFlow, with the threads and GPUs that Spark dealt to the task, if this is its first use in the process.
+        spec: The description of the model.
+        read: Returns its bytes.
 
     Raises:
-        ClusterError: it is not installed.
-    """
-    from pyspark import TaskContext
-
-    context = TaskContext.get()
-    cpus = int(context.cpus()) if context is not None else 1
-    resources = {name: info.addresses for name, info in context.resources().items()} if context is not None else {}
-    addresses = resources.get(gpu_resource_name, [])
-    gpus = devices.visible_devices(addresses, len(addresses), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    is_first = "tensorflow" not in sys.modules
-    # The worker is Spark's, and so is its environment: TensorFlow reads these while it starts, and no later.
-    defaults = {key: value for key, value in DEFAULT_ENV.items() if key not in os.environ}
-    with _environment({**defaults, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}):
-        try:
-            import tensorflow as tf
-        except ImportError as error:
-            raise ClusterError(missing_tensorflow(error)) from error
-        if is_first:
-            _set_up(tf, cpus)
-        if context is not None:  # Spark ends its Python workers without Python's exit
-            keep_no_generated_files()
-    return tf  # type: ignore[no-any-return]
-
-
-def missing_tensorflow(error: ImportError) -> str:
-    """What to tell where TensorFlow cannot be imported."""
-    return (
-        f"TensorFlow cannot be imported by the executors' Python ({sys.executable}): {error}. Install it for the "
-        "interpreter that spark.pyspark.python (or PYSPARK_PYTHON) names on the executors, or let that setting name "
-        "the one which has it."
-    )
-
-
-def _set_up(tf: Any, cpus: int) -> None:
-    if "TF_NUM_INTRAOP_THREADS" not in os.environ:
-        tf.config.threading.set_intra_op_parallelism_threads(cpus)
-    if "TF_NUM_INTEROP_THREADS" not in os.environ:
-        tf.config.threading.set_inter_op_parallelism_threads(min(2, cpus))
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
-    tf.config.list_logical_devices()
-
-
-@contextlib.contextmanager
-def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value
-
-
-def load(spec: ModelSpec, read: Callable[[], bytes]) -> LoadedModel:
-    """Load a model. TensorFlow has been started.
-
-    Raises:
-        SerializationError: it cannot be loaded here.
+        SerializationError: The model cannot be loaded.
     """
     try:
         if spec.kind == "url":
@@ -136,24 +61,21 @@ def load(spec: ModelSpec, read: Callable[[], bytes]) -> LoadedModel:
                 return _load_file(spec, folder, read())
             with zipfile.ZipFile(io.BytesIO(read())) as archive:
                 archive.extractall(folder)
-            return _saved_model(folder)
+            return _load_saved_model(folder)
     except DistributorError:
         raise
     except Exception as error:
         raise SerializationError(
-            f"The model cannot be loaded on the executors ({spec.url or spec.kind}): {type(error).__name__}: {error}\n"
-            "Give the classes and functions of your own that it names as custom_objects={'Name': Name}, and "
-            "safe_mode=False for a file with Lambda layers that you trust. Where its file was written by another "
-            "version of Keras, install that one."
+            f"The model cannot be loaded on the executors ({spec.url or spec.kind}): {one_line(error)}\nPass custom "
+            "classes and functions that it uses as custom_objects={'Name': Name}. If you trust a file with Lambda "
+            "layers, pass safe_mode=False. If another version of Keras wrote the file, install that version."
         ) from error
 
 
 def _load_url(spec: ModelSpec) -> LoadedModel:
-    """From storage, by TensorFlow's own file systems; Keras itself knows only some of them."""
-    import tensorflow as tf
-
+    """Load a model from storage with TensorFlow's file systems, as Keras supports only some of them."""
     if tf.io.gfile.isdir(spec.url):
-        return _saved_model(spec.url)
+        return _load_saved_model(spec.url)
     with tf.io.gfile.GFile(spec.url, "rb") as file:
         data = file.read()
     with tempfile.TemporaryDirectory(prefix="spark-tensorflow-") as folder:
@@ -166,17 +88,15 @@ def _load_file(spec: ModelSpec, folder: str, data: bytes) -> LoadedModel:
     path = os.path.join(folder, f"model.{spec.kind}")
     with open(path, "wb") as file:
         file.write(data)
-    library = _library(spec.library or ("keras" if spec.kind == "keras" else _library_of_h5(path)))
-    custom = pickle.loads(spec.custom) if spec.custom else {}
-    options: dict[str, Any] = {"compile": False}
-    if spec.kind == "keras":
-        options["safe_mode"] = spec.safe_mode
-    with library.saving.custom_object_scope(custom):
-        return of_keras(library.models.load_model(path, **options))
+    keras = _import_keras(spec.library or ("keras" if spec.kind == "keras" else _h5_library(path)))
+    custom_objects = pickle.loads(spec.custom_objects) if spec.custom_objects else {}
+    options = {"safe_mode": spec.safe_mode} if spec.kind == "keras" else {}
+    with keras.saving.custom_object_scope(custom_objects):
+        return from_keras(keras.models.load_model(path, compile=False, **options))
 
 
-def _library_of_h5(path: str) -> str:
-    """Which library wrote an .h5 file: Keras 2 left its version in it."""
+def _h5_library(path: str) -> str:
+    """Return the package that wrote an .h5 file, from the version that the file contains."""
     import h5py  # type: ignore[import-untyped]
 
     with h5py.File(path) as file:
@@ -185,44 +105,42 @@ def _library_of_h5(path: str) -> str:
     return "tf_keras" if version.startswith("2.") else "keras"
 
 
-def _library(name: str) -> ModuleType:
-    """Keras 3 with TensorFlow below it, or tf_keras where that is meant and there."""
+def _import_keras(name: str) -> ModuleType:
+    """Import tf_keras if it is requested and installed, otherwise Keras 3 with the TensorFlow backend."""
     if name == "tf_keras":
-        with contextlib.suppress(ImportError):  # Keras 3 can read many of the other's files
+        with contextlib.suppress(ImportError):  # Keras 3 can read many of its files
             import tf_keras
 
             return tf_keras  # type: ignore[no-any-return]
-    with _environment({"KERAS_BACKEND": "tensorflow"}):
+    with environment({"KERAS_BACKEND": "tensorflow"}):
         import keras
     return keras  # type: ignore[no-any-return]
 
 
-def of_keras(model: Any) -> LoadedModel:
-    """A Keras model, of Keras 3 or tf_keras."""
+def from_keras(model: Any) -> LoadedModel:
+    """Wrap a model of Keras 3 or tf_keras."""
 
-    def call(features: Any) -> Any:
+    def call(features: object) -> object:
         return model(features, training=False)
 
     names = getattr(model, "output_names", None)
-    legacy = any(base.__module__.startswith("tf_keras.") for base in type(model).__mro__)
-    return LoadedModel(call, _inputs_of(model), names, model, autograph=legacy)
+    return LoadedModel(call, _keras_inputs(model), names, model, autograph=keras_of(model) == "tf_keras")
 
 
-def _inputs_of(model: Any) -> Inputs:
+def _keras_inputs(model: Any) -> Inputs:
     tensors = getattr(model, "inputs", None)
     if not tensors:
-        return Inputs("any")
+        return Inputs("unknown")
     try:
         structure = model.input
-    except (AttributeError, ValueError):  # some kinds of models have no such thing
+    except (AttributeError, ValueError):  # some kinds of models do not have it
         structure = None
-    if isinstance(structure, dict) and not all(hasattr(each, "shape") for each in structure.values()):
-        return Inputs("any")  # dicts in a dict: the caller's names cannot say where to
-    form = "one" if len(tensors) == 1 else "list"
-    named = [(tensor.name.split(":")[0], tensor) for tensor in tensors]
     if isinstance(structure, dict):
-        form, named = "dict", list(structure.items())
-    return Inputs(form, tuple(_input(name, tensor) for name, tensor in named))
+        if not all(hasattr(each, "shape") for each in structure.values()):
+            return Inputs("unknown")  # nested dicts, to which column names cannot be matched
+        return Inputs("dict", tuple(_input(name, tensor) for name, tensor in structure.items()))
+    inputs = tuple(_input(tensor.name.split(":")[0], tensor) for tensor in tensors)
+    return Inputs("tensor" if len(inputs) == 1 else "list", inputs)
 
 
 def _input(name: str, tensor: Any) -> Input:
@@ -233,9 +151,7 @@ def _input(name: str, tensor: Any) -> Input:
     return Input(name, dims, dtype)
 
 
-def _saved_model(path: str) -> LoadedModel:
-    import tensorflow as tf
-
+def _load_saved_model(path: str) -> LoadedModel:
     model = tf.saved_model.load(path)
     signatures = getattr(model, "signatures", {})
     chosen = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
@@ -245,6 +161,6 @@ def _saved_model(path: str) -> LoadedModel:
             "model.export(path), or tf.saved_model.save(module, path, signatures=module.function)."
         )
     function = signatures[chosen]
-    wanted = function.structured_input_signature[1]
-    inputs = tuple(_input(name, wanted[name]) for name in sorted(wanted))
-    return LoadedModel(lambda feed: function(**feed), Inputs("dict", inputs), None, model)
+    specs = function.structured_input_signature[1]
+    inputs = tuple(_input(name, specs[name]) for name in sorted(specs))
+    return LoadedModel(lambda features: function(**features), Inputs("dict", inputs), None, model)

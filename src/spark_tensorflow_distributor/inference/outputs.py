@@ -1,4 +1,4 @@
-"""What a model gives, as a Spark type. Pure."""
+"""Converts a model's outputs to Spark types. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..errors import DataError
 from .features import Dims, shape_text
 
-# TensorFlow's name of a type to Spark's. Spark has neither half floats nor unsigned integers: the next larger one.
+# From TensorFlow's type names to Spark's. For half floats and unsigned integers, which Spark lacks, the next larger.
 SPARK_TYPES = {
     "bool": "boolean",
     "int8": "tinyint",
@@ -30,9 +30,9 @@ class Output:
     """One output of a model.
 
     Attributes:
-        name: its name.
-        dims: its shape without the batch; None for a size that is not fixed.
-        dtype: TensorFlow's name of the type.
+        name: Its name.
+        dims: Its shape without the batch dimension, with None for a variable size.
+        dtype: TensorFlow's name of its type.
     """
 
     name: str
@@ -41,15 +41,15 @@ class Output:
 
     @property
     def depth(self) -> int:
-        """Levels of arrays in Spark: none for ``[batch]`` and for ``[batch, 1]``."""
+        """Levels of arrays in Spark: 0 for ``[batch]`` and for ``[batch, 1]``."""
         return 0 if self.dims == (1,) else len(self.dims)
 
 
 def spark_type(outputs: Sequence[Output]) -> str:
-    """The Spark type of a prediction, as a DDL string: of the only output, or a struct of all.
+    """Return the Spark type of a prediction as a DDL string: that of a single output, or a struct of several.
 
     Raises:
-        DataError: an output's type does not exist in Spark.
+        DataError: Spark has no equivalent for an output's type.
     """
     if len(outputs) == 1:
         return _type_of(outputs[0])
@@ -61,18 +61,18 @@ def _type_of(output: Output) -> str:
     if output.dtype not in SPARK_TYPES:
         raise DataError(
             f"The model's output {output.name!r} is {shape_text(output.dims)} {output.dtype}, a type that Spark does "
-            "not have. Let the model return real numbers, truth values or strings."
+            "not have. Make the model return real numbers, booleans or strings."
         )
     return "array<" * output.depth + SPARK_TYPES[output.dtype] + ">" * output.depth
 
 
 def output_names(count: int, keys: Sequence[str] | None, declared: Sequence[str] | None) -> list[str]:
-    """Names for a model's outputs.
+    """Return names for a model's outputs.
 
     Args:
-        count: how many there are.
-        keys: the keys, where the model returns a dict.
-        declared: names that the model itself has for them, if any.
+        count: Number of outputs.
+        keys: The keys, if the model returns a dict.
+        declared: The names that the model declares, if any.
     """
     if keys is not None:
         return list(keys)

@@ -1,87 +1,98 @@
-"""``predict`` and ``predict_udf``: a model as a column of predictions. Driver side."""
+"""``predict`` and ``predict_udf``: a model as a column of predictions. Runs at the driver."""
 
+import itertools
 import json
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from ..data.columns import Column
+from ..data.columns import Column, by_column
+from ..data.frames import column_expression
 from ..errors import ConfigurationError, DataError, SerializationError
+from ..formatting import mebibytes
 from ..runtime.driver.spark import active_session, is_connect
 from ..runtime.shipping import shipped
-from .features import check_stackable, choose, feature_names
+from .features import check_stackable, feature_names, select_columns
 from .model import pack
-from .worker import PredictSpec
+from .worker import Broadcast, PredictSpec
 
-_LARGE = 1 << 20
-# Below the 128 MiB that a server of Spark Connect takes in one message (spark.connect.grpc.maxInboundMessageSize).
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import Column as SparkColumn
+    from pyspark.sql import DataFrame
+    from pyspark.sql.types import DataType
+
+    Body = Callable[[Iterator[Any]], Iterator[pa.Array]]
+
+# Larger models are broadcast.
+_MAX_INLINE = 1 << 20
+# Below the largest message of a Spark Connect server, 128 MiB (spark.connect.grpc.maxInboundMessageSize).
 _CONNECT_LIMIT = 120 << 20
 
 
 def predict(
-    df: Any,
+    df: "DataFrame",
     model: Any,
     feature_columns: str | Sequence[str],
     *,
     stack: bool = False,
     output_column: str = "prediction",
     batch_size: int = 4096,
-    output_type: Any = None,
+    output_type: "str | DataType | None" = None,
     fill_value: Any = None,
     custom_objects: Mapping[str, Any] | None = None,
     safe_mode: bool = True,
     gpu_resource_name: str = "gpu",
-) -> Any:
-    """The DataFrame with a column of a model's predictions, computed on the cluster when the DataFrame is.
+) -> "DataFrame":
+    """Return a DataFrame with an additional column that holds a model's predictions.
 
-    All other columns, the rows' partitions and their order stay as they are, and never leave the JVM. Executors need
-    TensorFlow, and this library not. Filter rows before, not after: a filter is not moved below the predictions.
+    The predictions are computed on the cluster when the result is. All other columns, the partitions and the order
+    of the rows stay unchanged, and the other columns never leave the JVM. Executors need TensorFlow, but not this
+    library. Filter rows before calling this function, because Spark does not move a filter below the predictions.
 
     Args:
-        df: a DataFrame, of classic Spark or Spark Connect, or a stream (then with ``output_type``, where the model
-            does not tell the shapes of its inputs).
-        model: a Keras model (Keras 3 or tf_keras), or the path of a saved one on the driver: ``.keras``, ``.h5``, a
-            SavedModel directory. A URL (``gs://``, ``s3://``, ``hdfs://``) is read by TensorFlow on the executors.
-        feature_columns: one name: the model gets a tensor ``[batch]``, or ``[batch, k]`` of arrays or vectors. A list:
-            it gets a tensor for each, by name. ``outer.inner`` is a field of a struct. Rows are reshaped to the
-            model's input where their number of values fits. Arrays of different lengths become a RaggedTensor.
-        stack: all columns (numbers, flat arrays, vectors) side by side in one float32 tensor ``[batch, k]``.
-        output_column: name of the new column; one of that name is replaced.
-        batch_size: rows in one call of the model, at most.
-        output_type: the column's Spark type, a DDL string or a DataType. Default: the type of what the model gives.
-            ``[batch]`` and ``[batch, 1]`` are scalars, ``[batch, k]`` an array, several outputs a struct.
-        fill_value: in place of nulls, also inside of flat arrays: a value, or a dict by column. Default: a null is an
-            error.
-        custom_objects: classes and functions of one's own that a saved model names. Those of a model object are found.
-        safe_mode: False lets Keras run Python code in the file (Lambda layers). A model object is always trusted.
-        gpu_resource_name: the resource of which Spark deals GPUs to tasks. Without one, the model runs on the CPU.
-
-    Returns:
-        a DataFrame, not computed yet.
+        df: A DataFrame of classic Spark or Spark Connect, batch or streaming. A streaming one requires ``output_type``
+            if the model does not declare the shapes of its inputs.
+        model: A Keras model (Keras 3 or tf_keras), or the path of a saved one on the driver: a ``.keras`` or ``.h5``
+            file or a SavedModel directory. TensorFlow reads a URL (``gs://``, ``s3://``, ``hdfs://``) on the executors.
+        feature_columns: A name, or a list of names; ``outer.inner`` is a field of a struct. With one name, the model
+            gets a tensor ``[batch]``, or ``[batch, k]`` for arrays and vectors; with a list, one tensor per name. Rows
+            are reshaped to the model's input if their number of values fits. Arrays of different lengths become a
+            RaggedTensor.
+        stack: Whether to put all columns (numbers, flat arrays and vectors) side by side in one float32 tensor
+            ``[batch, k]``. Default: False.
+        output_column: Name of the new column; an existing column of that name is replaced. Default: ``"prediction"``.
+        batch_size: Largest number of rows in one call of the model. Default: 4096.
+        output_type: Spark type of the column, as a DDL string or DataType. Default: derived from the model's output:
+            ``[batch]`` and ``[batch, 1]`` become scalars, ``[batch, k]`` arrays, and several outputs a struct.
+        fill_value: Value that replaces nulls, including those inside flat arrays, or a dict of values by column.
+            Default: nulls raise an error.
+        custom_objects: Custom classes and functions by name that a saved model uses. A model object does not need it.
+        safe_mode: Whether Keras refuses to run Python code in the file (Lambda layers); model objects are always
+            trusted. Default: True.
+        gpu_resource_name: Name of the resource through which Spark assigns GPUs to tasks; tasks without one use the
+            CPU. Default: ``"gpu"``.
 
     Raises:
-        ConfigurationError: an argument is wrong, or there is no such model.
-        DataError: a column is missing, or it or the model's output has no meaning on the other side.
-        SerializationError: the model cannot be saved or loaded.
-        ClusterError: the executors have no TensorFlow.
+        ConfigurationError: An argument is invalid, or the model does not exist.
+        DataError: A column is missing, or the type of a column or of the model's output has no equivalent.
+        SerializationError: The model cannot be saved or loaded.
+        ClusterError: The executors do not have TensorFlow.
     """
     _check(batch_size, output_column)
     names = feature_names(feature_columns)
-    columns = choose(df.schema.jsonValue(), names)
-    if stack:
-        check_stackable(columns)
-    arguments, values = _arguments(columns, _fill_values(fill_value, names), stack)
-    spec, data = pack(model, custom_objects, safe_mode)
-    is_one = isinstance(feature_columns, str)
-    whole = PredictSpec(spec, arguments, is_one, stack, batch_size, "", gpu_resource_name)
+    columns = select_columns(df.schema.jsonValue(), names)
+    arguments, values = _arguments(columns, by_column("fill_value", fill_value, names), stack)
+    model_spec, data = pack(model, custom_objects, safe_mode)
+    spec = PredictSpec(model_spec, arguments, isinstance(feature_columns, str), stack, batch_size, gpu_resource_name)
     payload = _payload(df.sparkSession, data)
     sample = None if df.isStreaming else df.select(*(v.alias(f"c{i}") for i, v in enumerate(values)))
-    kind = _output_type(df.sparkSession, output_type, model, whole, payload, sample)
-    # Spark repeats a deterministic function where its column is used again, in a filter for example.
-    return df.withColumn(output_column, _udf(whole, payload, kind).asNondeterministic()(*values))
+    kind = _output_type(df.sparkSession, output_type, model, spec, payload, sample)
+    # Spark evaluates a deterministic function again for each use of its column, for example in a filter.
+    return df.withColumn(output_column, _udf(spec, payload, kind).asNondeterministic()(*values))
 
 
 def predict_udf(
@@ -90,159 +101,141 @@ def predict_udf(
     *,
     stack: bool = False,
     batch_size: int = 4096,
-    output_type: Any = None,
+    output_type: "str | DataType | None" = None,
     custom_objects: Mapping[str, Any] | None = None,
     safe_mode: bool = True,
     gpu_resource_name: str = "gpu",
     spark: Any = None,
 ) -> Any:
-    """A model as a function of columns, for ``select``, ``withColumn`` and, with ``spark.udf.register``, SQL.
+    """Return a model as a function of columns, for ``select``, ``withColumn`` and, with ``spark.udf.register``, SQL.
 
-    It is one of Spark's own user-defined functions, and deterministic: Spark may compute a column twice where it is
-    used twice; ``asNondeterministic()`` prevents that. Arguments that are vectors want ``vector_to_array`` around them,
-    structs are passed field by field, and nulls want a ``coalesce``.
+    It is an ordinary user-defined function of Spark. Spark considers it deterministic, so it may compute a column again
+    for each use; ``asNondeterministic()`` prevents that. Wrap vector arguments in ``vector_to_array`` and nullable ones
+    in ``coalesce``, and pass structs field by field.
 
     Args:
-        model: as in :func:`predict`.
-        feature_columns: names for the arguments, in their order: of the model's inputs, or of columns. A single name:
-            one argument, which becomes the model's only tensor. Default: no names; a single argument is the model's
-            tensor, and several are its inputs in order.
-        stack: as in :func:`predict`, of all arguments.
-        batch_size, output_type, custom_objects, safe_mode, gpu_resource_name: as in :func:`predict`. ``output_type`` is
-            needed where the model does not tell the shapes of its inputs.
-        spark: the session. Default: the active one.
+        model: See :func:`predict`.
+        feature_columns: Names for the arguments, in order: those of the model's inputs, or of columns. A single name
+            stands for one argument, which becomes the model's only tensor. Default: no names; a single argument becomes
+            the model's tensor, and several become its inputs in order.
+        stack: See :func:`predict`; applies to all arguments.
+        batch_size, custom_objects, safe_mode, gpu_resource_name: See :func:`predict`.
+        output_type: See :func:`predict`. Required if the model does not declare the shapes of its inputs.
+        spark: The SparkSession. Default: the active one.
 
     Raises:
-        ConfigurationError, DataError, SerializationError, ClusterError: as in :func:`predict`.
+        ConfigurationError, DataError, SerializationError, ClusterError: See :func:`predict`.
     """
     _check(batch_size, "prediction")
     names = () if feature_columns is None else feature_names(feature_columns)
     session = active_session(spark)
-    spec, data = pack(model, custom_objects, safe_mode)
-    is_one = isinstance(feature_columns, str)
+    model_spec, data = pack(model, custom_objects, safe_mode)
     arguments = tuple((name,) for name in names)
-    whole = PredictSpec(spec, arguments, is_one, stack, batch_size, "", gpu_resource_name)
+    spec = PredictSpec(model_spec, arguments, isinstance(feature_columns, str), stack, batch_size, gpu_resource_name)
     payload = _payload(session, data)
-    return _udf(whole, payload, _output_type(session, output_type, model, whole, payload, None))
+    return _udf(spec, payload, _output_type(session, output_type, model, spec, payload, None))
 
 
-def _check(batch_size: Any, output_column: Any) -> None:
+def _check(batch_size: object, output_column: object) -> None:
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ConfigurationError(f"batch_size is {batch_size!r}; it must be a number of rows, 1 or more.")
+        raise ConfigurationError(f"batch_size is {batch_size!r}; it must be a number of rows of at least 1.")
     if not isinstance(output_column, str) or not output_column:
         raise ConfigurationError(f"output_column is {output_column!r}; it must be the name of a column.")
 
 
-def _fill_values(fill_value: Any, names: Sequence[str]) -> dict[str, Any]:
-    if fill_value is None:
-        return {}
-    if not isinstance(fill_value, Mapping):
-        return dict.fromkeys(names, fill_value)
-    unknown = sorted(set(fill_value) - set(names))
-    if unknown:
-        raise ConfigurationError(
-            f"fill_value names {unknown[0]!r}, which is none of the feature columns {', '.join(names)}."
-        )
-    return dict(fill_value)
-
-
 def _arguments(
     columns: Sequence[Column], fill: Mapping[str, Any], stack: bool
-) -> tuple[tuple[tuple[str, ...], ...], list[Any]]:
-    """The function's arguments: names and expressions.
+) -> "tuple[tuple[tuple[str, ...], ...], list[SparkColumn]]":
+    """Return the names and expressions of the function's arguments.
 
-    Numbers that are stacked are put into one array by Spark: the array's values are the tensor, without a copy, where
-    single columns would have to be woven together.
+    Spark combines numbers that are to be stacked into one array, whose values form the tensor without a copy; separate
+    columns would have to be interleaved.
     """
     import pyspark.sql.functions as F
 
+    if stack:
+        check_stackable(columns)
     names: list[tuple[str, ...]] = []
-    values: list[Any] = []
-    row: list[Any] = []
-    for column in columns:
-        value = _expression(column, fill.get(column.name), stack)
-        if not stack or column.depth:
-            names.append((column.name,))
-            values.append(value)
-            row = []
-            continue
-        if row:
-            names[-1] += (column.name,)
-        else:
-            names.append((column.name,))
-            values.append(None)
-        row.append(value)
-        values[-1] = F.array(*row)
+    values: list[SparkColumn] = []
+    for combine, group in itertools.groupby(columns, lambda column: stack and not column.depth):
+        part = list(group)
+        expressions = [_expression(column, fill.get(column.name), stack) for column in part]
+        names += [tuple(column.name for column in part)] if combine else [(column.name,) for column in part]
+        values += [F.array(*expressions)] if combine else expressions
     return tuple(names), values
 
 
-def _expression(column: Column, fill: Any, stack: bool) -> Any:
+def _expression(column: Column, fill: Any, stack: bool) -> "SparkColumn":
     import pyspark.sql.functions as F
 
-    value = F.col(".".join("`" + part.replace("`", "``") + "`" for part in column.path))
+    value: SparkColumn = column_expression(column)
     if column.conversion == "vector":
-        from pyspark.ml.functions import vector_to_array
-
-        return vector_to_array(value, "float32")
+        return value
     kind = "array<" * column.depth + "float" + ">" * column.depth if stack else column.travels_as
     if stack or column.conversion:
-        value = value.cast(kind)  # before it is filled: half a unit in a column of integers stays a half
-    if fill is None:
-        return value
-    if column.depth == 0:
-        return F.coalesce(value, F.lit(fill).cast(kind))
-    if column.depth == 1:
+        value = value.cast(kind)  # before filling, so that a fill value of 0.5 is not rounded in an integer column
+    if fill is not None and column.depth == 0:
+        value = F.coalesce(value, F.lit(fill).cast(kind))
+    elif fill is not None and column.depth == 1:
         inner = kind.removeprefix("array<").removesuffix(">")
-        return F.transform(value, lambda each: F.coalesce(each, F.lit(fill).cast(inner)))
+        value = F.transform(value, lambda each: F.coalesce(each, F.lit(fill).cast(inner)))
     return value
 
 
-def _payload(spark: Any, data: bytes) -> Any:
-    """The model's bytes, by Spark's broadcast where it has one: a Python worker that holds the model never reads it.
+def _payload(spark: Any, data: bytes) -> bytes | Broadcast:
+    """Return the model's bytes, or a broadcast of them: a Python worker that has cached the model never reads it.
 
     Raises:
-        SerializationError: it is too large for a plan of Spark Connect.
+        SerializationError: The model is too large for Spark Connect.
     """
     if is_connect(spark) and len(data) > _CONNECT_LIMIT:
         raise SerializationError(
-            f"The model has {len(data) / 2**20:.0f} MiB, and over Spark Connect it travels in the plan, which may have "
-            f"{_CONNECT_LIMIT >> 20} MiB. Save it where the executors can read it and pass the URL (gs://, s3://, "
-            "hdfs://)."
+            f"The model has {mebibytes(len(data))}. Spark Connect sends it in the query plan, which is limited to "
+            f"{mebibytes(_CONNECT_LIMIT)}. Save the model where the executors can read it and pass the URL (gs://, "
+            "s3://, hdfs://)."
         )
-    return data if is_connect(spark) or len(data) < _LARGE else spark.sparkContext.broadcast(data)
+    if is_connect(spark) or len(data) < _MAX_INLINE:
+        return data
+    return spark.sparkContext.broadcast(data)  # type: ignore[no-any-return]
 
 
-def _output_type(spark: Any, given: Any, model: Any, spec: PredictSpec, payload: Any, sample: Any) -> Any:
-    """The DataType of the predictions: as given, as the model object tells, or as an executor finds."""
+def _output_type(
+    spark: Any,
+    given: "str | DataType | None",
+    model: Any,
+    spec: PredictSpec,
+    payload: bytes | Broadcast,
+    sample: "DataFrame | None",
+) -> "DataType":
+    """Return the DataType of the predictions: as given, from the model object, or as found by an executor."""
     if given is not None:
-        return _parsed(given)
-    found = None
-    if not isinstance(model, str | os.PathLike):
-        found = _told_by(model)
-    else:
+        return _parse_type(given)
+    if isinstance(model, str | os.PathLike):
         found = _probe(spark.range(0, 1, 1, 1), spec, payload, False)
+    else:
+        found = _type_of_object(model)
     if found is None and sample is not None:
         found = _probe(sample.limit(1), spec, payload, True)
     if found is None:
         raise ConfigurationError(
-            "The model does not tell the shapes of its inputs, so the type of its predictions is not known"
+            "The model does not declare the shapes of its inputs, so the type of its predictions is unknown"
             + (", and the DataFrame has no row to try it with" if sample is not None else "")
-            + ". Give output_type, for example 'float' or 'array<float>'."
+            + ". Pass output_type, for example 'float' or 'array<float>'."
         )
-    return _parsed(found)
+    return _parse_type(found)
 
 
-def _told_by(model: Any) -> str | None:
-    from .loading import of_keras
+def _type_of_object(model: Any) -> str | None:
+    from .loading import from_keras
     from .outputs import spark_type
-    from .predictor import outputs_of
+    from .predictor import describe_outputs
 
-    outputs = outputs_of(of_keras(model))
+    outputs = describe_outputs(from_keras(model))
     return None if outputs is None else spark_type(outputs)
 
 
-def _probe(frame: Any, spec: PredictSpec, payload: Any, has_arguments: bool) -> str | None:
-    """What an executor says; None where the model does not tell, or there is no row."""
+def _probe(frame: "DataFrame", spec: PredictSpec, payload: bytes | Broadcast, has_arguments: bool) -> str | None:
+    """Return the type that an executor finds; None if the model does not declare its inputs, or there is no row."""
     task = shipped("inference.worker", "run_probe", pickle.dumps(spec), payload, has_arguments)
     rows = frame.mapInArrow(task, "found string").collect()
     if not rows:
@@ -253,25 +246,22 @@ def _probe(frame: Any, spec: PredictSpec, payload: Any, has_arguments: bool) -> 
     return found["type"]  # type: ignore[no-any-return]
 
 
-def _parsed(given: Any) -> Any:
-    """A DDL string or DataType as a DataType that a prediction can have."""
+def _parse_type(given: "str | DataType") -> "DataType":
     import pyspark.sql.types as T
 
     if isinstance(given, T.DataType):
-        kind = given
-    else:
-        try:
-            kind = T.DataType.fromDDL(given) if hasattr(T.DataType, "fromDDL") else T._parse_datatype_string(given)
-        except Exception as error:
-            raise ConfigurationError(
-                f"output_type is {given!r}; it must be a Spark type such as 'float', 'array<float>' or 'struct<a: "
-                f"float, b: string>': {str(error).strip().splitlines()[0]}"
-            ) from None
-    return kind
+        return given
+    try:
+        return T.DataType.fromDDL(given) if hasattr(T.DataType, "fromDDL") else T._parse_datatype_string(given)
+    except Exception as error:
+        raise ConfigurationError(
+            f"output_type is {given!r}; it must be a Spark type such as 'float', 'array<float>' or "
+            f"'struct<a: float, b: string>': {str(error).strip().splitlines()[0]}"
+        ) from None
 
 
-def _udf(spec: PredictSpec, payload: Any, kind: Any) -> Any:
-    """Spark's user-defined function: by Arrow where this PySpark has that (4.1), else by way of pandas."""
+def _udf(spec: PredictSpec, payload: bytes | Broadcast, kind: "DataType") -> Any:
+    """Return Spark's user-defined function, based on Arrow (PySpark 4.1 and newer) or on pandas."""
     import pyspark.sql.functions as F
 
     packed = pickle.dumps(replace(spec, output_type=kind.json()))
@@ -280,7 +270,7 @@ def _udf(spec: PredictSpec, payload: Any, kind: Any) -> Any:
     return _pandas_udf(body, kind) if arrow_udf is None else _arrow_udf(arrow_udf, body, kind)
 
 
-def _arrow_udf(arrow_udf: Any, body: Callable[[Iterator[Any]], Iterator[Any]], kind: Any) -> Any:
+def _arrow_udf(arrow_udf: Any, body: "Body", kind: "DataType") -> Any:
     import pyarrow as pa
 
     def prediction(batches):  # type: ignore[no-untyped-def]
@@ -290,7 +280,7 @@ def _arrow_udf(arrow_udf: Any, body: Callable[[Iterator[Any]], Iterator[Any]], k
     return arrow_udf(prediction, kind)
 
 
-def _pandas_udf(body: Callable[[Iterator[Any]], Iterator[Any]], kind: Any) -> Any:
+def _pandas_udf(body: "Body", kind: "DataType") -> Any:
     import pandas as pd
     from pyspark.sql.functions import pandas_udf  # type: ignore[attr-defined]
 
@@ -303,6 +293,6 @@ def _pandas_udf(body: Callable[[Iterator[Any]], Iterator[Any]], kind: Any) -> An
         for array in body(tuple(pa.Array.from_pandas(series) for series in part) for part in parts):
             yield pa.RecordBatch.from_struct_array(array).to_pandas() if is_struct else array.to_pandas()
 
-    gives = Iterator[pd.DataFrame] if is_struct else Iterator[pd.Series]
-    prediction.__annotations__ = {"batches": Iterator[tuple[pd.Series, ...]], "return": gives}
+    result = Iterator[pd.DataFrame] if is_struct else Iterator[pd.Series]
+    prediction.__annotations__ = {"batches": Iterator[tuple[pd.Series, ...]], "return": result}
     return pandas_udf(prediction, kind)

@@ -1,72 +1,79 @@
-"""A model as a function of NumPy arrays, by way of a graph that is traced once."""
+"""Calls a model with NumPy arrays, through graphs that are traced once."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import tensorflow as tf
 
 from ..errors import DataError
-from .features import Dims, Inputs, bind, fitted, shape_text
-from .loading import LoadedModel
+from ..formatting import one_line
+from .features import Inputs, match_inputs, reshape_dims, shape_text
 from .outputs import Output, output_names
 from .rows import Rows
 
 if TYPE_CHECKING:
-    import tensorflow as tf
+    from .loading import LoadedModel
 
-# Shapes for which a model is traced by themselves; beyond, sizes are left open.
+# A dense, ragged or sparse tensor.
+Tensor: TypeAlias = Any
+# Builds the argument of a model's call from the tensors of the features.
+Arrangement: TypeAlias = Callable[[Sequence[Tensor]], object]
+
+# Number of graphs that are traced for exact shapes; for further shapes, the sizes are left open.
 _MAX_EXACT = 4
 
 
 class Predictor:
-    """A model that is called with NumPy arrays, and traced once for each kind of features.
+    """Calls a model with NumPy arrays. It traces a graph for each kind of features.
 
     Args:
-        model: the loaded model.
+        model: The loaded model.
     """
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
-        self._functions: dict[Any, Any] = {}
+        self._functions: dict[tuple[object, ...], tuple[Callable[..., list[Tensor]], list[str]]] = {}
 
-    def __call__(self, features: Sequence[Rows], is_one: bool, named: bool) -> list[Rows]:
-        """What the model says to these rows, output by output.
+    def __call__(self, features: Sequence[Rows], is_single: bool, is_named: bool) -> list[Rows]:
+        """Return the model's outputs for a batch of rows.
 
         Args:
-            features: the tensors.
-            is_one: there is one, and it is no collection.
-            named: they have names that mean something.
+            features: The features.
+            is_single: Whether the model gets one tensor instead of a collection of tensors.
+            is_named: Whether the features' names are meaningful.
 
         Raises:
-            DataError: they do not fit the model.
+            DataError: The features do not fit the model.
         """
-        import tensorflow as tf
-
-        key = (is_one, named, *((rows.name, rows.dtype, rows.dims, len(rows.lengths)) for rows in features))
+        key = (is_single, is_named, *((rows.name, rows.dtype, rows.dims, len(rows.lengths)) for rows in features))
         if key not in self._functions:
-            if len(self._functions) >= _MAX_EXACT:
-                # Every batch has a length of its own: leave the sizes open, for this and all that follow.
-                key = (is_one, named, *((r.name, r.dtype, len(r.dims), len(r.lengths)) for r in features))
+            is_exact = len(self._functions) < _MAX_EXACT
+            if not is_exact:  # every batch may have its own length: leave the sizes open from now on
+                key = (is_single, is_named, *((r.name, r.dtype, len(r.dims), len(r.lengths)) for r in features))
             if key not in self._functions:
-                self._functions[key] = self._trace(features, is_one, named, exact=len(self._functions) < _MAX_EXACT)
+                self._functions[key] = self._trace(features, is_single, is_named, is_exact)
         function, names = self._functions[key]
-        outputs = function(*(_tensor(tf, rows) for rows in features))
-        return [_taken(name, tensor) for name, tensor in zip(names, outputs, strict=True)]
+        outputs = function(*map(_to_tensor, features))
+        return [_to_rows(name, tensor) for name, tensor in zip(names, outputs, strict=True)]
 
     def describe(self) -> list[Output] | None:
-        """What the model will give, where it says what it wants; else None."""
-        return outputs_of(self._model)
+        """Return the outputs of the model, or None if it does not declare its inputs."""
+        return describe_outputs(self._model)
 
-    def _trace(self, features: Sequence[Rows], is_one: bool, named: bool, exact: bool) -> tuple[Any, list[str]]:
-        import tensorflow as tf
-
-        arrange = arrangement(self._model.inputs, features, is_one, named)
+    def _trace(
+        self, features: Sequence[Rows], is_single: bool, is_named: bool, is_exact: bool
+    ) -> tuple[Callable[..., list[Tensor]], list[str]]:
+        arrange = arrangement(self._model.inputs, features, is_single, is_named)
         names: list[str] = []
 
-        def run(*tensors: Any) -> list[Any]:
-            found = _flattened(tf, self._model.call(arrange(tensors)), self._model.output_names)
-            names[:] = [name for name, _ in found]
-            return [_for_spark(tf, tensor) for _, tensor in found]
+        def run(*tensors: Tensor) -> list[Tensor]:
+            outputs = _flatten(self._model.call(arrange(tensors)), self._model.output_names)
+            names[:] = [name for name, _ in outputs]
+            return [_spark_compatible(tensor) for _, tensor in outputs]
 
-        signature = [_spec(tf, rows, exact) for rows in features]
+        signature = [_type_spec(rows, is_exact) for rows in features]
         function = tf.function(run, input_signature=signature, autograph=self._model.autograph)
         try:
             function.get_concrete_function()
@@ -74,103 +81,97 @@ class Predictor:
             given = ", ".join(f"{rows.name!r} {shape_text(rows.dims)} {rows.dtype}" for rows in features)
             raise DataError(
                 f"The model cannot be called with the features {given}. It takes {self._model.inputs}. "
-                f"{type(error).__name__}: {error}\nCheck feature_columns and stack."
+                f"{one_line(error)}\nCheck feature_columns and stack."
             ) from error
         return function, list(names)
 
 
-def arrangement(inputs: Inputs, features: Sequence[Rows], is_one: bool, named: bool) -> Any:
-    """A function from the features' tensors to what the model is called with.
+def arrangement(inputs: Inputs, features: Sequence[Rows], is_single: bool, is_named: bool) -> Arrangement:
+    """Return a function that arranges the features' tensors as the model takes them.
 
     Raises:
-        DataError: the features do not fit the model.
+        DataError: The features do not fit the model.
     """
-    import tensorflow as tf
-
-    if inputs.form == "any":
-        if is_one:
+    if inputs.form == "unknown":
+        if is_single:
             return lambda tensors: tensors[0]
-        if not named:
+        if not is_named:
             return list
         return lambda tensors: {rows.name: tensor for rows, tensor in zip(features, tensors, strict=True)}
-    places = bind([rows.name for rows in features], is_one, inputs)
-    sizes = [
-        fitted(features[place].name, features[place].dims, features[place].dtype, wanted)
-        for place, wanted in zip(places, inputs.inputs, strict=True)
+    sources = match_inputs([rows.name for rows in features], is_single, inputs)
+    shapes = [
+        reshape_dims(features[source].name, features[source].dims, features[source].dtype, wanted)
+        for source, wanted in zip(sources, inputs.inputs, strict=True)
     ]
 
-    def arrange(tensors: Sequence[Any]) -> Any:
-        fitting = []
-        for place, size, wanted in zip(places, sizes, inputs.inputs, strict=True):
-            tensor = tensors[place] if size is None else _reshaped(tf, tensors[place], size)
-            fitting.append(tf.cast(tensor, wanted.dtype) if wanted.dtype else tensor)
-        return in_form(inputs, fitting)
+    def arrange(tensors: Sequence[Tensor]) -> object:
+        arranged = []
+        for source, shape, wanted in zip(sources, shapes, inputs.inputs, strict=True):
+            tensor = tensors[source]
+            if shape is not None:
+                tensor = tf.reshape(tensor, [tf.shape(tensor)[0], *shape])
+            arranged.append(tf.cast(tensor, wanted.dtype) if wanted.dtype else tensor)
+        return _structure(inputs, arranged)
 
     return arrange
 
 
-def _reshaped(tf: Any, tensor: Any, size: Dims) -> Any:
-    return tf.reshape(tensor, [tf.shape(tensor)[0], *size])
-
-
-def in_form(inputs: Inputs, tensors: Sequence[Any]) -> Any:
-    """A tensor for each input, as the model takes them."""
+def _structure(inputs: Inputs, tensors: Sequence[Tensor]) -> object:
+    """Combine the tensors, one per input, into the structure that the model is called with."""
     if inputs.form == "dict":
         return {wanted.name: tensor for wanted, tensor in zip(inputs.inputs, tensors, strict=True)}
-    return tensors[0] if inputs.form == "one" else list(tensors)
+    return tensors[0] if inputs.form == "tensor" else list(tensors)
 
 
-def _spec(tf: Any, rows: Rows, exact: bool) -> "tf.TypeSpec":
+def _type_spec(rows: Rows, is_exact: bool) -> tf.TypeSpec:
     if rows.lengths:
         return tf.RaggedTensorSpec([None] * (len(rows.lengths) + 1), rows.dtype, len(rows.lengths))
-    return tf.TensorSpec([None, *(size if exact else None for size in rows.dims)], rows.dtype)
+    return tf.TensorSpec([None, *(size if is_exact else None for size in rows.dims)], rows.dtype)
 
 
-def _tensor(tf: Any, rows: Rows) -> Any:
+def _to_tensor(rows: Rows) -> Tensor:
     tensor = tf.convert_to_tensor(rows.data, rows.dtype)
     return tf.RaggedTensor.from_nested_row_lengths(tensor, rows.lengths, validate=False) if rows.lengths else tensor
 
 
-def _for_spark(tf: Any, tensor: Any) -> Any:
-    """The tensor in a type that Spark has."""
+def _to_rows(name: str, tensor: Tensor) -> Rows:
+    if isinstance(tensor, tf.RaggedTensor):
+        return Rows(name, tensor.flat_values.numpy(), [level.numpy() for level in tensor.nested_row_lengths()])
+    return Rows(name, tensor.numpy())
+
+
+def _spark_compatible(tensor: Tensor) -> Tensor:
+    """Convert a tensor to a type that Spark has."""
     if tensor.dtype.name in ("float16", "bfloat16"):
         return tf.cast(tensor, tf.float32)
     return tf.sparse.to_dense(tensor) if isinstance(tensor, tf.SparseTensor) else tensor
 
 
-def _taken(name: str, tensor: Any) -> Rows:
-    if hasattr(tensor, "nested_row_lengths"):
-        return Rows(name, tensor.flat_values.numpy(), [level.numpy() for level in tensor.nested_row_lengths()])
-    return Rows(name, tensor.numpy())
-
-
-def _flattened(tf: Any, result: Any, declared: Sequence[str] | None) -> list[tuple[str, Any]]:
-    """A model's outputs with their names."""
+def _flatten(result: object, declared: Sequence[str] | None) -> list[tuple[str, Tensor]]:
+    """Return a model's outputs with their names."""
     keys = list(result) if isinstance(result, dict) else None
     values = list(result.values()) if isinstance(result, dict) else result
-    values = list(values) if isinstance(values, list | tuple) else [values]
-    if not all(hasattr(value, "dtype") for value in values):
+    tensors = list(values) if isinstance(values, list | tuple) else [values]
+    if not all(hasattr(tensor, "dtype") for tensor in tensors):
         raise DataError(
             f"The model returns {tf.nest.map_structure(type, result)}; it must return a tensor, or a list, tuple or "
             "dict of tensors."
         )
-    return list(zip(output_names(len(values), keys, declared), values, strict=True))
+    return list(zip(output_names(len(tensors), keys, declared), tensors, strict=True))
 
 
-def outputs_of(model: LoadedModel) -> list[Output] | None:
-    """What a model will give, where it says what it wants; else None."""
-    import tensorflow as tf
-
-    if model.inputs.form == "any" or any(wanted.dims is None for wanted in model.inputs.inputs):
+def describe_outputs(model: LoadedModel) -> list[Output] | None:
+    """Return the outputs of a model, or None if it does not declare its inputs."""
+    if model.inputs.form == "unknown" or any(wanted.dims is None for wanted in model.inputs.inputs):
         return None
     specs = [tf.TensorSpec([None, *(wanted.dims or ())], wanted.dtype) for wanted in model.inputs.inputs]
+    outputs: list[tuple[str, Tensor]] = []
 
-    def run(*tensors: Any) -> list[Any]:
-        found[:] = _flattened(tf, model.call(in_form(model.inputs, tensors)), model.output_names)
-        return [tensor for _, tensor in found]
+    def run(*tensors: Tensor) -> list[Tensor]:
+        outputs[:] = _flatten(model.call(_structure(model.inputs, tensors)), model.output_names)
+        return [tensor for _, tensor in outputs]
 
-    found: list[tuple[str, Any]] = []
     tf.function(run, input_signature=specs, autograph=model.autograph).get_concrete_function()
-    if any(tensor.shape.rank is None for _, tensor in found):
+    if any(tensor.shape.rank is None for _, tensor in outputs):
         return None
-    return [Output(name, tuple(tensor.shape)[1:], tensor.dtype.name) for name, tensor in found]
+    return [Output(name, tuple(tensor.shape)[1:], tensor.dtype.name) for name, tensor in outputs]

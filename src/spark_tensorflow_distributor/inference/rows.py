@@ -1,26 +1,28 @@
-"""Arrow arrays to NumPy and back. Pure, and without a loop over rows."""
+"""Converts Arrow arrays to NumPy arrays and back. Pure, and without Python loops over rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..data.columns import Column, Values, columns_of, take_apart
+from ..data.columns import Column, Values, columns_of, split_array
 from ..errors import DataError
 from .features import Dims
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pyarrow as pa
 
 
 @dataclass
 class Rows:
-    """One feature's rows.
+    """The rows of one feature or output.
 
     Attributes:
-        name: the feature.
-        data: the values: ``[rows, *dims]``; of a ragged feature all in a row.
-        lengths: of a ragged feature, how many parts each item has, for each level, outermost first; else empty.
+        name: Name of the feature or output.
+        data: The values, ``[rows, *dims]``; if they are ragged, all values in sequence.
+        lengths: If the values are ragged, the length of every item at each level of arrays, outermost first; else
+            empty.
     """
 
     name: str
@@ -29,7 +31,7 @@ class Rows:
 
     @property
     def dims(self) -> Dims:
-        """Sizes of a row; None where they differ."""
+        """Dimensions of a row, with None for a size that varies."""
         return (None,) * len(self.lengths) if self.lengths else tuple(self.data.shape[1:])
 
     @property
@@ -37,8 +39,8 @@ class Rows:
         """TensorFlow's name of the type."""
         return "string" if self.data.dtype.hasobject else str(self.data.dtype)
 
-    def cut(self, start: int, stop: int) -> "Rows":
-        """Some of the rows, without a copy."""
+    def slice(self, start: int, stop: int) -> "Rows":
+        """Return a range of the rows, without a copy."""
         if not self.lengths:
             return Rows(self.name, self.data[start:stop])
         lengths = []
@@ -48,23 +50,23 @@ class Rows:
         return Rows(self.name, self.data[start:stop], lengths)
 
 
-def rows_of(array: Any, names: Sequence[str]) -> Rows:
-    """A ``pyarrow.Array`` as a tensor's rows.
+def rows_from_arrow(array: "pa.Array", names: Sequence[str]) -> Rows:
+    """Convert an Arrow array.
 
     Args:
-        array: what Spark handed to the function.
-        names: its name; several where Spark has put that many columns into one array, in this order.
+        array: The array that Spark passed to the function.
+        names: Its name, or the names of the columns that Spark has combined into one array, in this order.
 
     Raises:
-        DataError: there are nulls in it, or its type has no meaning in TensorFlow.
+        DataError: The array contains nulls, or TensorFlow has no equivalent for its type.
     """
-    column = column_of(array, names[0])
+    column = column_from_arrow(array, names[0])
     if column.conversion:
-        array = array.cast(_doubles(column.depth))
-    values = take_apart(array, column)
+        array = array.cast(_float64_list(column.depth))
+    values = split_array(array, column)
     if values.nulls is not None or values.inner_nulls:
         raise DataError(_null_text(array, column, values, names))
-    data = _objects(values) if column.is_bytes else values.data
+    data = _byte_strings(values) if column.is_bytes else values.data
     data = data.view("bool") if column.dtype == "bool" else data
     lengths = values.lengths[: column.depth]
     if all((level == level[0]).all() for level in lengths if len(level)):
@@ -73,25 +75,26 @@ def rows_of(array: Any, names: Sequence[str]) -> Rows:
     return Rows(names[0], data, lengths)
 
 
-def column_of(array: Any, name: str) -> Column:
-    """What an Arrow array's type means, by the table of Spark's types."""
+def column_from_arrow(array: "pa.Array", name: str) -> Column:
+    """Return the column that an Arrow array stands for, as a DataFrame's schema would describe it.
+
+    Raises:
+        DataError: The array contains structs, or TensorFlow has no equivalent for its type.
+    """
     import pyarrow as pa
     from pyspark.sql.pandas.types import from_arrow_type
 
     kind = array.type
     if pa.types.is_struct(kind):
         inner = {kind.field(i).name for i in range(kind.num_fields)}
-        is_vector = {"type", "size", "indices", "values"} <= inner
-        raise DataError(
-            f"The argument {name!r} is a vector. Pass vector_to_array({name}, 'float32')."
-            if is_vector
-            else f"The argument {name!r} is a struct of {sorted(inner)}. Pass its fields as arguments of their own."
-        )
+        if {"type", "size", "indices", "values"} <= inner:
+            raise DataError(f"The argument {name!r} is a vector. Pass vector_to_array({name}, 'float32').")
+        raise DataError(f"The argument {name!r} is a struct of {sorted(inner)}. Pass its fields as separate arguments.")
     fields = [{"name": name, "type": from_arrow_type(kind).jsonValue()}]
     return columns_of({"fields": fields}, "The call of the prediction function")[0]
 
 
-def _doubles(depth: int) -> Any:
+def _float64_list(depth: int) -> "pa.DataType":
     import pyarrow as pa
 
     kind = pa.float64()
@@ -100,27 +103,27 @@ def _doubles(depth: int) -> Any:
     return kind
 
 
-def _null_text(array: Any, column: Column, values: Values, names: Sequence[str]) -> str:
-    where, count = f"The feature column {column.name!r} has", array.null_count
+def _null_text(array: "pa.Array", column: Column, values: Values, names: Sequence[str]) -> str:
+    subject, count = f"The feature column {column.name!r} has", array.null_count
     if len(names) > 1 and values.inner_nulls:
         import numpy as np
 
-        # Spark has put the columns side by side: an element's place tells its column.
-        places = np.flatnonzero(array.values.is_null().to_numpy(zero_copy_only=False)) % len(names)
-        found = {names[place]: int((places == place).sum()) for place in np.unique(places)}
-        name, count = next(iter(found.items()))
-        others = f" (and {', '.join(list(found)[1:6])} too)" if len(found) > 1 else ""
-        where = f"The feature column {name!r}{others} has"
+        # Spark has put the columns side by side, so an element's position gives its column.
+        columns = np.flatnonzero(array.values.is_null().to_numpy(zero_copy_only=False)) % len(names)
+        counts = {names[index]: int((columns == index).sum()) for index in np.unique(columns)}
+        name, count = next(iter(counts.items()))
+        others = f" (and {', '.join(list(counts)[1:6])} too)" if len(counts) > 1 else ""
+        subject = f"The feature column {name!r}{others} has"
     elif values.inner_nulls:
-        where, count = f"The arrays of the feature column {column.name!r} have", values.inner_nulls
+        subject, count = f"The arrays of the feature column {column.name!r} have", values.inner_nulls
     return (
-        f"{where} {count} null{'s' * (count != 1)} in a batch of {len(array)} rows, and a tensor has none. Give "
-        "fill_value, or fill or drop them in Spark first (DataFrame.fillna, dropna, coalesce)."
+        f"{subject} {count} null{'s' * (count != 1)} in a batch of {len(array)} rows, but tensors cannot hold nulls. "
+        "Pass fill_value, or fill or drop the nulls in Spark first (DataFrame.fillna, dropna, coalesce)."
     )
 
 
-def _objects(values: Values) -> "npt.NDArray[Any]":
-    """Strings of bytes as NumPy objects, which TensorFlow takes."""
+def _byte_strings(values: Values) -> "npt.NDArray[Any]":
+    """Return byte strings as NumPy objects, the form that TensorFlow accepts."""
     import numpy as np
     import pyarrow as pa
 
@@ -132,51 +135,51 @@ def _objects(values: Values) -> "npt.NDArray[Any]":
     return array.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
-def stacked(parts: Sequence[Rows]) -> Rows:
-    """All features side by side, ``[rows, k]`` float32.
+def stack(parts: Sequence[Rows]) -> Rows:
+    """Put features side by side in one ``[rows, k]`` array of float32.
 
     Raises:
-        DataError: one has arrays of different lengths.
+        DataError: A feature is not numeric, or has arrays of different lengths.
     """
     import numpy as np
 
     for part in parts:
         if part.lengths or part.data.ndim > 2 or part.data.dtype.hasobject:
             raise DataError(
-                f"stack=True puts numbers and flat arrays of one length side by side; {part.name!r} is of the type "
-                f"{part.dtype} with rows {list(part.dims)}. Leave it out, or use stack=False."
+                f"stack=True puts numbers and flat arrays of one length side by side, but {part.name!r} is of type "
+                f"{part.dtype} with rows of shape {list(part.dims)}. Leave it out, or use stack=False."
             )
     if len(parts) == 1 and parts[0].data.ndim == 2:
         return Rows("features", np.asarray(parts[0].data, np.float32))
     widths = [1 if part.data.ndim == 1 else part.data.shape[1] for part in parts]
-    whole = np.empty((len(parts[0].data), sum(widths)), np.float32)
+    result = np.empty((len(parts[0].data), sum(widths)), np.float32)
     start = 0
     for part, width in zip(parts, widths, strict=True):
-        whole[:, start : start + width] = part.data.reshape(-1, width)
+        result[:, start : start + width] = part.data.reshape(-1, width)
         start += width
-    return Rows("features", whole)
+    return Rows("features", result)
 
 
-def to_arrow(pieces: Sequence[Rows], kind: Any) -> Any:
-    """A model's output as a ``pyarrow.Array`` of the type that Spark waits for.
+def rows_to_arrow(pieces: Sequence[Rows], kind: "pa.DataType") -> "pa.Array":
+    """Convert one output of the model to an Arrow array of the type that Spark expects.
 
     Args:
-        pieces: the output of each batch.
-        kind: a ``pyarrow.DataType``.
+        pieces: The output for each batch.
+        kind: The Arrow type.
 
     Raises:
-        DataError: the output has more or fewer levels of arrays than the type.
+        DataError: The output does not have the type's levels of arrays.
     """
     import pyarrow as pa
 
     depth, inner = 0, kind
     while pa.types.is_list(inner) or pa.types.is_large_list(inner):
         depth, inner = depth + 1, inner.value_type
-    arrays = [_nested(piece, depth, kind, inner) for piece in pieces]
+    arrays = [_nested_array(piece, depth, kind, inner) for piece in pieces]
     return arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)
 
 
-def _nested(rows: Rows, depth: int, kind: Any, inner: Any) -> Any:
+def _nested_array(rows: Rows, depth: int, kind: "pa.DataType", inner: "pa.DataType") -> "pa.Array":
     import numpy as np
     import pyarrow as pa
 
@@ -185,22 +188,19 @@ def _nested(rows: Rows, depth: int, kind: Any, inner: Any) -> Any:
         data, dims = data.reshape(-1), ()
     if len(dims) != depth:
         raise DataError(
-            f"The model's output {rows.name!r} is {rows.dtype} with {len(rows.dims)} dimensions beside the batch "
-            f"({list(rows.dims)}), and the type of the column is {kind}. Give the one that fits as output_type."
+            f"The model's output {rows.name!r} is {rows.dtype} with {len(rows.dims)} dimensions besides the batch "
+            f"({list(rows.dims)}), but the type of the column is {kind}. Pass a matching output_type."
         )
     flat = np.ascontiguousarray(data).reshape(-1)
-    if flat.dtype.hasobject:
-        array = pa.array(flat, pa.binary()).cast(inner)
-    else:
-        array = pa.array(flat).cast(inner)
+    array = pa.array(flat, pa.binary() if flat.dtype.hasobject else None).cast(inner)
     kinds = [kind]
     while len(kinds) < depth:
         kinds.append(kinds[-1].value_type)
     levels = list(rows.lengths) or [np.full(int(np.prod(data.shape[: i + 1])), dims[i]) for i in range(depth)]
     for level, list_kind in zip(reversed(levels), reversed(kinds), strict=False):
-        wide = pa.types.is_large_list(list_kind)
-        offsets = np.zeros(len(level) + 1, np.int64 if wide else np.int32)
+        is_large = pa.types.is_large_list(list_kind)
+        offsets = np.zeros(len(level) + 1, np.int64 if is_large else np.int32)
         np.cumsum(level, out=offsets[1:])
-        builder = pa.LargeListArray if wide else pa.ListArray
-        array = builder.from_arrays(pa.array(offsets), array, type=list_kind)
+        array_class = pa.LargeListArray if is_large else pa.ListArray
+        array = array_class.from_arrays(pa.array(offsets), array, type=list_kind)
     return array

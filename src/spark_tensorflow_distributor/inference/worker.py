@@ -3,49 +3,68 @@
 import itertools
 import json
 import pickle
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ClusterError, DataError, DistributorError
-from . import loading
 from .model import ModelSpec
 from .outputs import Output, spark_type
-from .predictor import Predictor
-from .rows import Rows, rows_of, stacked, to_arrow
+from .rows import Rows, rows_from_arrow, rows_to_arrow, stack
+from .startup import missing_tensorflow, start_tensorflow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .predictor import Predictor
+
+_MAX_CACHED = 2
+
+# By the model's key. Spark reuses its Python workers, so each of them loads a model once.
+_predictors: "OrderedDict[str, Predictor]" = OrderedDict()
+
+
+class Broadcast(Protocol):
+    """Spark's broadcast of a model's bytes."""
+
+    @property
+    def value(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class PredictSpec:
-    """All that the function needs to know, but for the model's bytes.
+    """Everything that the prediction function needs, except the model's bytes.
 
     Attributes:
-        model: the model.
-        arguments: for each argument its name, or several where Spark has put that many columns into one array; empty
-            where the arguments have no names.
-        is_one: a single name was given: one tensor, not a collection.
-        stack: all arguments side by side in one tensor.
-        batch_size: rows in one call of the model, at most.
-        output_type: Spark's type of the column, as JSON; empty while that is looked for.
-        gpu_resource_name: Spark's name of GPUs.
+        model: The description of the model.
+        arguments: For each argument, the name of its column, or the names of the columns that Spark has combined into
+            one array; empty if the arguments have no names.
+        is_single: Whether the user gave a single name, so that the model gets one tensor instead of a collection.
+        stack: Whether to put all arguments side by side in one tensor.
+        batch_size: Largest number of rows in one call of the model.
+        gpu_resource_name: Name of the GPU resource in Spark's settings.
+        output_type: Spark's type of the column as JSON, or ``""`` while it is unknown.
     """
 
     model: ModelSpec
     arguments: tuple[tuple[str, ...], ...]
-    is_one: bool
+    is_single: bool
     stack: bool
     batch_size: int
-    output_type: str
     gpu_resource_name: str
+    output_type: str = ""
 
 
-def run_function(packed: bytes, payload: Any, batches: Iterator[Any]) -> Iterator[Any]:
-    """The body of the column function: for each batch its arguments as Arrow arrays, one array of predictions.
+def run_function(
+    packed: bytes, model: bytes | Broadcast, batches: "Iterator[pa.Array | tuple[pa.Array, ...]]"
+) -> "Iterator[pa.Array]":
+    """Run the column function, which yields one array of predictions for each batch.
 
     Args:
-        packed: a pickled ``PredictSpec``.
-        payload: the model's bytes, or Spark's broadcast of them.
-        batches: an array a batch, or a tuple of arrays.
+        packed: A pickled ``PredictSpec``.
+        model: The model's bytes.
+        batches: For each batch, the array of the only argument, or a tuple of arrays.
     """
     from pyspark.sql.pandas.types import to_arrow_type
     from pyspark.sql.types import _parse_datatype_json_string
@@ -55,91 +74,101 @@ def run_function(packed: bytes, payload: Any, batches: Iterator[Any]) -> Iterato
     predictor: Predictor | None = None
     for batch in batches:
         arrays = batch if isinstance(batch, tuple) else (batch,)
-        if predictor is None and len(arrays[0]):  # an empty partition asks for no model
-            predictor = _predictor(spec, payload)
+        if predictor is None and len(arrays[0]):  # an empty partition does not load the model
+            predictor = _predictor(spec, model)
         yield _predict(predictor, spec, arrays, kind)
 
 
-def _predictor(spec: PredictSpec, payload: Any) -> Predictor:
-    loading.start_tensorflow(spec.gpu_resource_name)
-    return loading.hold(spec.model, lambda: _bytes_of(payload), Predictor)  # type: ignore[no-any-return]
+def _predictor(spec: PredictSpec, model: bytes | Broadcast) -> "Predictor":
+    """Return the model's predictor, from the cache if possible."""
+    start_tensorflow(spec.gpu_resource_name)
+    from .loading import load
+    from .predictor import Predictor
+
+    key = spec.model.key
+    if key not in _predictors:
+        while len(_predictors) >= _MAX_CACHED:
+            _predictors.popitem(last=False)
+        _predictors[key] = Predictor(load(spec.model, lambda: model if isinstance(model, bytes) else model.value))
+    _predictors.move_to_end(key)
+    return _predictors[key]
 
 
-def _bytes_of(payload: Any) -> bytes:
-    return payload if isinstance(payload, bytes) else payload.value
-
-
-def _predict(predictor: Predictor | None, spec: PredictSpec, arrays: Sequence[Any], kind: Any) -> Any:
+def _predict(
+    predictor: "Predictor | None", spec: PredictSpec, arrays: "Sequence[pa.Array]", kind: "pa.DataType"
+) -> "pa.Array":
     import pyarrow as pa
 
     if predictor is None or not len(arrays[0]):
         return pa.array([], kind)
     pieces = _outputs(predictor, spec, arrays)
+    names = [rows.name for rows in pieces[0]]
     if not pa.types.is_struct(kind):
-        if len(pieces[0]) != 1:
+        if len(names) != 1:
             raise DataError(
-                f"The model has {len(pieces[0])} outputs ({', '.join(rows.name for rows in pieces[0])}), and the "
-                f"column is {kind}. Give a struct with a field for each as output_type."
+                f"The model has {len(names)} outputs ({', '.join(names)}), but the column is {kind}. Pass as "
+                "output_type a struct with a field for each."
             )
-        return to_arrow([piece[0] for piece in pieces], kind)
+        return rows_to_arrow([piece[0] for piece in pieces], kind)
     fields = [kind.field(i) for i in range(kind.num_fields)]
-    if len(fields) != len(pieces[0]):
+    field_names = [field.name for field in fields]
+    if len(fields) != len(names):
         raise DataError(
-            f"The model has the outputs {[rows.name for rows in pieces[0]]}, and output_type the fields "
-            f"{[field.name for field in fields]}. Give one for each."
+            f"The model has the outputs {names}, but output_type has the fields {field_names}. Pass one field for each "
+            "output."
         )
-    places = _places([rows.name for rows in pieces[0]], [field.name for field in fields])
-    columns = [to_arrow([piece[i] for piece in pieces], f.type) for i, f in zip(places, fields, strict=True)]
+    by_name = set(names) == set(field_names)
+    positions = [names.index(name) for name in field_names] if by_name else range(len(names))
+    columns = [rows_to_arrow([p[i] for p in pieces], f.type) for i, f in zip(positions, fields, strict=True)]
     return pa.StructArray.from_arrays(columns, fields=fields)
 
 
-def _places(names: list[str], fields: list[str]) -> list[int]:
-    """For each field, which output: by name, or else in order."""
-    return [names.index(field) for field in fields] if set(names) == set(fields) else list(range(len(fields)))
-
-
-def _outputs(predictor: Predictor, spec: PredictSpec, arrays: Sequence[Any]) -> list[list[Rows]]:
-    """For each piece of the batch, the model's outputs."""
+def _outputs(predictor: "Predictor", spec: PredictSpec, arrays: "Sequence[pa.Array]") -> list[list[Rows]]:
+    """Return the model's outputs for each piece of the batch."""
     names = spec.arguments or tuple((f"argument {number + 1}",) for number in range(len(arrays)))
     if len(names) != len(arrays):
         raise DataError(
-            f"The prediction function was called with {len(arrays)} columns, and feature_columns names {len(names)}: "
+            f"The prediction function was called with {len(arrays)} columns, but feature_columns names {len(names)}: "
             f"{', '.join(name[0] for name in names)}. Pass one column for each."
         )
-    features = [rows_of(array, name) for array, name in zip(arrays, names, strict=True)]
-    is_one = spec.is_one or spec.stack or (not spec.arguments and len(features) == 1)
+    features = [rows_from_arrow(array, name) for array, name in zip(arrays, names, strict=True)]
+    is_single = spec.is_single or spec.stack or (not spec.arguments and len(features) == 1)
     if spec.stack:
-        features = [stacked(features)]
-    count = len(arrays[0])
-    number = -(-count // spec.batch_size)
-    cuts = [count * i // number for i in range(number + 1)]
+        features = [stack(features)]
+    num_rows = len(arrays[0])
+    num_pieces = -(-num_rows // spec.batch_size)
+    bounds = [num_rows * i // num_pieces for i in range(num_pieces + 1)]
     return [
-        predictor([rows.cut(start, stop) for rows in features], is_one, bool(spec.arguments))
-        for start, stop in itertools.pairwise(cuts)
+        predictor([rows.slice(start, stop) for rows in features], is_single, bool(spec.arguments))
+        for start, stop in itertools.pairwise(bounds)
     ]
 
 
-def run_probe(packed: bytes, payload: Any, has_arguments: bool, batches: Iterator[Any]) -> Iterator[Any]:
-    """The body of a Spark job of one row, which looks for the type of the predictions: ``{"type": DDL}``, or null where
-    the model does not tell, or ``{"error": class, "message": text}``, in JSON.
+def run_probe(
+    packed: bytes, model: bytes | Broadcast, has_arguments: bool, batches: "Iterator[pa.RecordBatch]"
+) -> "Iterator[pa.RecordBatch]":
+    """Run the body of a one-row Spark job that finds the type of the predictions.
+
+    It yields one row with JSON: ``{"type": DDL}``, with null if the type is unknown, or
+    ``{"error": class, "message": text}``.
 
     Args:
-        packed: a pickled ``PredictSpec``.
-        payload: as in ``run_function``.
-        has_arguments: the row has the function's arguments, and the model is called with them.
-        batches: the row.
+        packed: A pickled ``PredictSpec``.
+        model: The model's bytes.
+        has_arguments: Whether the row holds arguments with which to call the model.
+        batches: The row.
     """
     import pyarrow as pa
 
-    for batch in batches:  # to its end, or Spark would not use this Python worker again
+    for batch in batches:  # to the end, because Spark only reuses Python workers that have read all their input
         if batch.num_rows:
-            found = json.dumps(_probe(pickle.loads(packed), payload, batch.columns if has_arguments else None))
+            found = json.dumps(_probe(pickle.loads(packed), model, batch.columns if has_arguments else None))
             yield pa.RecordBatch.from_arrays([pa.array([found])], ["found"])
 
 
-def _probe(spec: PredictSpec, payload: Any, arrays: Sequence[Any] | None) -> dict[str, Any]:
+def _probe(spec: PredictSpec, model: bytes | Broadcast, arrays: "Sequence[pa.Array] | None") -> dict[str, str | None]:
     try:
-        predictor = _predictor(spec, payload)
+        predictor = _predictor(spec, model)
         if arrays is None:
             outputs = predictor.describe()
         else:
@@ -148,4 +177,4 @@ def _probe(spec: PredictSpec, payload: Any, arrays: Sequence[Any] | None) -> dic
     except DistributorError as error:
         return {"error": type(error).__name__, "message": str(error)}
     except ImportError as error:
-        return {"error": ClusterError.__name__, "message": loading.missing_tensorflow(error)}
+        return {"error": ClusterError.__name__, "message": missing_tensorflow(error)}

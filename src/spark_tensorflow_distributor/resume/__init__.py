@@ -1,1 +1,1 @@
-"""A training that continues after a failure: checkpoints, and the state of fit."""
+"""Saving a training, and resuming it after a failure."""

@@ -1,73 +1,101 @@
-"""What a callback has learnt so far, as plain values, and back."""
+"""The state of callbacks and of the history, as plain values, and how to restore it."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 
+# A callback of Keras 3 or tf_keras.
+Callback: TypeAlias = Any
+# What Keras passes to callbacks.
+Logs: TypeAlias = Mapping[str, Any]
+# A callback's class, and its attributes.
+CallbackState = TypedDict("CallbackState", {"class": str, "state": dict[str, object]})
+
 _SIMPLE = (type(None), bool, int, float, str, np.ndarray, np.generic)
 
-
-# Of a callback: what belongs to the process it runs in; and min_delta, whose sign EarlyStopping and ReduceLROnPlateau
-# turn when they first see the metric.
+# A callback's attributes that belong to its process; and min_delta, whose sign EarlyStopping and ReduceLROnPlateau
+# flip when they first see the metric.
 _NOT_STATE = ("model", "_model", "params", "validation_data", "append", "append_header", "min_delta")
 
 
-def callback_states(callbacks: Iterable[Any], begun: Iterable[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
-    """The plain attributes of each callback: best value so far, epochs waited, and the like.
+def callback_states(
+    callbacks: Iterable[Callback], baseline: Iterable[CallbackState] | None = None
+) -> list[CallbackState]:
+    """Return the plain attributes of each callback: the best value so far, epochs waited, and the like.
 
     Args:
-        callbacks: of a ``fit``.
-        begun: what this function gave when training began. What has not changed since is left out: it is how the
-            callback was made, which may be another on each rank.
+        callbacks: The callbacks of a ``fit``.
+        baseline: What this function returned when training began. Attributes that have not changed since are left
+            out: they are constructor arguments, which may differ between ranks.
     """
-    states = []
-    before = [each["state"] for each in begun or ()]
-    for place, callback in enumerate(callbacks):
-        state, old = _plain_attributes(callback), before[place] if before else {}
+    states: list[CallbackState] = []
+    before = [each["state"] for each in baseline or ()]
+    for index, callback in enumerate(callbacks):
+        state, old = _plain_attributes(callback), before[index] if before else {}
         changed = {name: value for name, value in state.items() if name not in old or not _is_same(old[name], value)}
         states.append({"class": type(callback).__name__, "state": changed})
     return states
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and bool(np.all(one == other))
+def restore_callbacks(callbacks: Sequence[Callback], states: Sequence[CallbackState]) -> None:
+    """Restore what :func:`callback_states` returned.
 
-
-def restore_callbacks(callbacks: Sequence[Any], states: Sequence[Mapping[str, Any]]) -> None:
-    """Set what :func:`callback_states` gave: to each the state of the callback of its class.
-
-    Of several of a class in their order. Some may be rank 0's alone, as those that write files.
+    Callbacks are matched by class, and by order within a class: some may exist on rank 0 only, such as those that
+    write files.
     """
     waiting = list(states)
     for callback in callbacks:
         found = next((state for state in waiting if state["class"] == type(callback).__name__), None)
         if found is not None:
             waiting.remove(found)
-            vars(callback).update(found["state"])
-            if getattr(callback, "monitor_op", True) is None and "best" in found["state"]:
-                _keep_best(callback)
+            callback.__dict__.update(found["state"])
 
 
-def _keep_best(callback: Any) -> None:
-    """Early releases of Keras 3 (3.5 is one) forget the best value when they look, as an epoch ends, what better is."""
-    set_up, best = callback._set_monitor_op, callback.best
+def history_of(model: Any, ended: tuple[int, Logs] | None) -> tuple[dict[str, list[object]], list[int]]:
+    """Return the values and the epochs of a model's history.
 
-    def set_up_and_keep() -> None:
-        del callback._set_monitor_op
-        set_up()
-        callback.best = best
+    Args:
+        model: The model in training.
+        ended: Number and logs of an epoch that has just ended, which the history may not have recorded yet.
+    """
+    recorded = getattr(model, "history", None)
+    history = {name: list(values) for name, values in getattr(recorded, "history", {}).items()}
+    epochs = [int(each) for each in getattr(recorded, "epoch", ())]
+    if ended is not None and ended[0] not in epochs:
+        epochs.append(ended[0])
+        for name, value in ended[1].items():
+            history.setdefault(name, []).append(value)
+    return {name: [_plain_value(each) for each in values] for name, values in history.items()}, epochs
 
-    callback._set_monitor_op = set_up_and_keep
+
+def restore_history(model: Any, history: Mapping[str, list[object]], epochs: Sequence[int]) -> None:
+    """Put back what :func:`history_of` returned, in front of what was recorded since; calling it again is harmless."""
+    recorded = model.history
+    recorded.epoch[:0] = [each for each in epochs if each not in recorded.epoch]
+    for name, values in history.items():
+        if len(recorded.history.get(name, ())) < len(values):
+            recorded.history[name] = list(values)
 
 
-def _plain_attributes(callback: Any) -> dict[str, Any]:
+def _is_same(one: object, other: object) -> bool:
+    return type(one) is type(other) and bool(np.all(one == other))
+
+
+def _plain_attributes(callback: Callback) -> dict[str, object]:
     return {name: value for name, value in vars(callback).items() if name not in _NOT_STATE and _is_simple(value)}
 
 
-def _is_simple(value: Any) -> bool:
+def _is_simple(value: object) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str | int) and _is_simple(each) for key, each in value.items())
     if isinstance(value, list | tuple):
         return all(_is_simple(each) for each in value)
     return isinstance(value, _SIMPLE) and getattr(getattr(value, "dtype", None), "kind", "") != "O"
+
+
+def _plain_value(value: Any) -> object:
+    with contextlib.suppress(TypeError, ValueError):
+        return float(value)
+    return np.asarray(value).tolist()

@@ -6,24 +6,21 @@ import threading
 from collections.abc import Iterable
 from typing import BinaryIO
 
-from .names import lane_of, outdated
-
-# What every rank reads; the rest is rank 0's, which passes it on.
-_FOR_ALL = "own"
+from .names import MANUAL_LANE, lane_of, outdated
 
 
 class DriverCheckpointStore:
-    """Files without a name, in the driver's temporary directory, for as long as the run lasts."""
+    """Keeps checkpoints as unnamed files in the driver's temporary directory, until the run ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._files: dict[str, BinaryIO] = {}
 
-    def take(self, name: str, pieces: Iterable[bytes]) -> None:
-        """Keep one; all of it, or nothing.
+    def put(self, name: str, pieces: Iterable[bytes]) -> None:
+        """Store a checkpoint, completely or not at all.
 
         Raises:
-            OSError: the disk is full.
+            OSError: The disk is full.
         """
         file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (kept)
         try:
@@ -39,15 +36,20 @@ class DriverCheckpointStore:
                 self._files.pop(old).close()
 
     def names(self) -> list[str]:
+        """Return the names of all checkpoints, sorted."""
         with self._lock:
             return sorted(self._files)
 
     def for_rank(self, rank: int) -> list[tuple[str, BinaryIO]]:
-        """What a rank begins with."""
+        """Return the checkpoints that a rank needs when it starts.
+
+        Every rank reads the function's own; those of ``fit`` go to rank 0, which broadcasts them.
+        """
         with self._lock:
-            return [(name, file) for name, file in self._files.items() if rank == 0 or lane_of(name) == _FOR_ALL]
+            return [(name, file) for name, file in self._files.items() if rank == 0 or lane_of(name) == MANUAL_LANE]
 
     def close(self) -> None:
+        """Delete all checkpoints."""
         with self._lock:
             for file in self._files.values():
                 with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""Directories of all file systems, local and remote, in which a file is whole or not there.
+"""A directory on a local or remote file system, in which a file is either complete or absent.
 
-It is written under another name first, and then renamed.
+Every file is written under a temporary name and then renamed.
 """
 
 import contextlib
@@ -10,92 +10,104 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from ..errors import CheckpointError
 
-# What the names of files begin with that are being written, or were when a process was killed.
-HALF_WRITTEN = ".stfd-"
+# Prefix of files that are being written, or were when a process was killed.
+TEMPORARY_PREFIX = ".stfd-"
 _BLOCK_BYTES = 16 << 20
 
-Write = Callable[[BinaryIO], object]
+# Writes a file's contents.
+Write: TypeAlias = Callable[[BinaryIO], object]
 
 
 class Filesystem(Protocol):
-    """A directory of some file system."""
+    """A directory on some file system."""
 
-    def make(self) -> None: ...
-    def join(self, name: str) -> str: ...
-    def list(self) -> list[str]: ...
-    def read(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]: ...
-    def write(self, name: str, write: Write) -> None: ...
-    def remove(self, name: str) -> None: ...
+    def create(self) -> None:
+        """Create the directory if it does not exist."""
+
+    def path(self, name: str) -> str:
+        """Return the full path or URL of a file."""
+
+    def list(self) -> list[str]:
+        """Return the names of all files."""
+
+    def read(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        """Open a file for reading."""
+
+    def write(self, name: str, write: Write) -> None:
+        """Create or replace a file, atomically."""
+
+    def remove(self, name: str) -> None:
+        """Delete a file."""
 
 
-def files_of(path: str) -> Filesystem:
-    """The directory of a path or URL.
+def open_filesystem(path: str) -> Filesystem:
+    """Return the directory at a path or URL.
 
     Raises:
-        CheckpointError: neither TensorFlow nor fsspec knows the file system.
+        CheckpointError: Neither TensorFlow nor fsspec supports the URL's scheme.
     """
-    scheme, found, rest = path.partition("://")
-    if not found:
-        return LocalFiles(path)
+    scheme, separator, rest = path.partition("://")
+    if not separator:
+        return LocalFilesystem(path)
     if scheme == "file":
-        return LocalFiles("/" + rest.lstrip("/"))
-    import tensorflow as tf
+        return LocalFilesystem("/" + rest.lstrip("/"))
+    import tensorflow as tf  # local paths work without it
 
     if scheme in tf.io.gfile.get_registered_schemes():
-        return TensorFlowFiles(path)
+        return TensorFlowFilesystem(path)
     try:
         import fsspec
 
-        return FsspecFiles(*fsspec.core.url_to_fs(path))
+        return FsspecFilesystem(*fsspec.core.url_to_fs(path))
     except (ImportError, ValueError) as error:
         known = ", ".join(each for each in tf.io.gfile.get_registered_schemes() if each)
         raise CheckpointError(
-            f"checkpoint_dir={path!r}: TensorFlow knows {known} here, and fsspec does not take it either ({error}). "
-            f"Install fsspec with what it needs for {scheme}:// on the executors, or choose another place."
+            f"checkpoint_dir={path!r}: TensorFlow supports only {known} here, and fsspec cannot open it either "
+            f"({error}). Install fsspec and its package for {scheme}:// on the executors, or choose another location."
         ) from error
 
 
-class LocalFiles:
-    """A directory of this host, or one that is mounted on all."""
+class LocalFilesystem:
+    """A directory on this host, or one that is mounted on all hosts."""
 
     def __init__(self, path: str) -> None:
         self._path = os.path.abspath(os.path.expanduser(path))
 
-    def make(self) -> None:
+    def create(self) -> None:
         try:
             os.makedirs(self._path, exist_ok=True)
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint_dir={self._path!r} cannot be made on {socket.gethostname()}: {error}. Choose a place "
-                "where the executors' user may write."
+                f"checkpoint_dir={self._path!r} cannot be created on {socket.gethostname()}: {error}. Choose a "
+                "location that the executors' user may write to."
             ) from error
 
-    def join(self, name: str) -> str:
+    def path(self, name: str) -> str:
         return os.path.join(self._path, name)
 
     def list(self) -> list[str]:
         return os.listdir(self._path)
 
     def read(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        return open(self.join(name), "rb")
+        return open(self.path(name), "rb")
 
     def write(self, name: str, write: Write) -> None:
-        descriptor, hidden = tempfile.mkstemp(prefix=HALF_WRITTEN, dir=self._path)
+        descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=self._path)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(hidden, self.join(name))
+            os.replace(temporary, self.path(name))
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(hidden)
+                os.unlink(temporary)
             raise
-        with contextlib.suppress(OSError):  # not every file system lets a directory be synced
+        with contextlib.suppress(OSError):  # not every file system can sync a directory
             descriptor = os.open(self._path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -104,91 +116,97 @@ class LocalFiles:
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.join(name))
+            os.unlink(self.path(name))
 
 
-class _Remote:
-    """What the two kinds of remote directories have in common: the file is made here, then sent whole.
+class _RemoteFilesystem:
+    """Writes a file locally first and then uploads it as a whole; downloads a file as a whole to read it.
 
-    It is made without a name, so that nothing of it stays here when this process is killed.
+    The local files have no name, so nothing is left behind when this process is killed.
     """
-
-    def write(self, name: str, write: Write) -> None:
-        hidden = self.join(HALF_WRITTEN + uuid.uuid4().hex)
-        with tempfile.TemporaryFile() as file:
-            write(file)
-            file.seek(0)
-            with self._errors(name):
-                with self._open(hidden, "wb") as there:
-                    shutil.copyfileobj(file, there, _BLOCK_BYTES)
-                self._move(hidden, self.join(name))
 
     @contextlib.contextmanager
     def read(self, name: str) -> Iterator[BinaryIO]:
         with tempfile.TemporaryFile() as file:
-            with self._errors(name), self._open(self.join(name), "rb") as there:
-                shutil.copyfileobj(there, file, _BLOCK_BYTES)
+            with self._errors(name), self._open(self.path(name), "rb") as remote:
+                shutil.copyfileobj(remote, file, _BLOCK_BYTES)
             file.seek(0)
             yield file
 
-    def join(self, name: str) -> str:
+    def write(self, name: str, write: Write) -> None:
+        temporary = self.path(TEMPORARY_PREFIX + uuid.uuid4().hex)
+        with tempfile.TemporaryFile() as file:
+            write(file)
+            file.seek(0)
+            with self._errors(name):
+                with self._open(temporary, "wb") as remote:
+                    shutil.copyfileobj(file, remote, _BLOCK_BYTES)
+                self._move(temporary, self.path(name))
+
+    def path(self, name: str) -> str:
         raise NotImplementedError
 
     def _errors(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """The file system's own errors as an OSError about the file."""
+        """Turn the file system's own errors into an OSError that names the file."""
         return contextlib.nullcontext()
 
-    def _open(self, path: str, mode: str) -> Any:
+    def _open(self, path: str, mode: str) -> contextlib.AbstractContextManager[BinaryIO]:
         raise NotImplementedError
 
-    def _move(self, path: str, to: str) -> None:
+    def _move(self, source: str, target: str) -> None:
         raise NotImplementedError
 
 
-class TensorFlowFiles(_Remote):
-    """A directory that ``tf.io.gfile`` reaches."""
+class TensorFlowFilesystem(_RemoteFilesystem):
+    """A directory that ``tf.io.gfile`` supports."""
 
     def __init__(self, url: str) -> None:
         import tensorflow as tf
 
         self._url, self._gfile, self._error = url.rstrip("/"), tf.io.gfile, tf.errors.OpError
 
-    def make(self) -> None:
+    def create(self) -> None:
         self._gfile.makedirs(self._url)
 
-    def join(self, name: str) -> str:
+    def path(self, name: str) -> str:
         return f"{self._url}/{name}"
 
     def list(self) -> list[str]:
         return [each.rstrip("/") for each in self._gfile.listdir(self._url)]
 
     def remove(self, name: str) -> None:
-        self._gfile.remove(self.join(name))
+        self._gfile.remove(self.path(name))
 
     @contextlib.contextmanager
     def _errors(self, name: str) -> Iterator[None]:
         try:
             yield
         except self._error as error:
-            raise OSError(f"{self.join(name)}: {error.message}") from error
+            raise OSError(f"{self.path(name)}: {error.message}") from error
 
-    def _open(self, path: str, mode: str) -> Any:
-        return self._gfile.GFile(path, mode)
+    def _open(self, path: str, mode: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        file: contextlib.AbstractContextManager[BinaryIO] = self._gfile.GFile(path, mode)
+        return file
 
-    def _move(self, path: str, to: str) -> None:
-        self._gfile.rename(path, to, overwrite=True)
+    def _move(self, source: str, target: str) -> None:
+        self._gfile.rename(source, target, overwrite=True)
 
 
-class FsspecFiles(_Remote):
-    """A directory that fsspec reaches."""
+class FsspecFilesystem(_RemoteFilesystem):
+    """A directory that fsspec supports.
+
+    Args:
+        system: An ``fsspec.AbstractFileSystem``.
+        path: The directory's path in it.
+    """
 
     def __init__(self, system: Any, path: str) -> None:
         self._system, self._path = system, path.rstrip("/")
 
-    def make(self) -> None:
+    def create(self) -> None:
         self._system.makedirs(self._path, exist_ok=True)
 
-    def join(self, name: str) -> str:
+    def path(self, name: str) -> str:
         return f"{self._path}/{name}"
 
     def list(self) -> list[str]:
@@ -196,10 +214,11 @@ class FsspecFiles(_Remote):
         return [os.path.basename(each.rstrip("/")) for each in self._system.ls(self._path, detail=False)]
 
     def remove(self, name: str) -> None:
-        self._system.rm_file(self.join(name))
+        self._system.rm_file(self.path(name))
 
-    def _open(self, path: str, mode: str) -> Any:
-        return self._system.open(path, mode)
+    def _open(self, path: str, mode: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        file: contextlib.AbstractContextManager[BinaryIO] = self._system.open(path, mode)
+        return file
 
-    def _move(self, path: str, to: str) -> None:
-        self._system.mv(path, to)
+    def _move(self, source: str, target: str) -> None:
+        self._system.mv(source, target)

@@ -1,118 +1,157 @@
-"""Every ``fit`` of a training function, saved as it goes and taken up where an earlier attempt was stopped.
+"""Saves every ``fit`` of a training function as it proceeds, and resumes it where an earlier attempt was interrupted.
 
-A function may call ``fit`` several times; each call has a number, by which a later attempt finds its checkpoints. One
-that was complete is not run again: its model gets the weights that it had, and the call returns the history.
+A function may call ``fit`` several times; a later attempt finds the checkpoints of a call by its number. A call that
+was complete does not train again: its model gets the saved weights, and the call returns the history.
 """
 
 import contextlib
 import inspect
-import logging
-import socket
 import time
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, BinaryIO, Protocol
 
 from ..context import WorkerContext, set_checkpoints
-from ..errors import CheckpointError
 from ..training.keras_api import by_name, defining_class, joined, keras_packages
 from ..training.step_hooks import hook_step_loops
-from . import store
+from .callback_state import Logs
+from .fit_saver import Checkpointing
 from .fit_session import FitSession
-from .interval import CheckpointInterval, parse
 from .manual import ManualCheckpoints
-from .writer import Writer
+from .resume_point import Position
+from .settings import CheckpointSettings, Message, Report
+from .store import open_store
+from .writer import CheckpointWriter
 
-_log = logging.getLogger("spark_tensorflow_distributor")
-_TELL_SECONDS = 1.0
+_REPORT_SECONDS = 1.0
+
+
+class AgentLink(Protocol):
+    """The connection to the agent."""
+
+    def send(self, message: Message) -> None:
+        """Send a message."""
+
+    def send_file(self, message: Message, file: BinaryIO) -> None:
+        """Send a message with an open file."""
+
+
+def track_fits(
+    settings: CheckpointSettings, files: Mapping[str, int], context: WorkerContext, agent: AgentLink
+) -> "FitTracker":
+    """Track every ``fit`` of this process, and save checkpoints if the settings say so.
+
+    Args:
+        settings: Where checkpoints are kept, and how often one is saved.
+        files: File descriptors of the checkpoints that came from the driver, by name.
+        context: This worker's context.
+        agent: The connection to the agent.
+
+    Raises:
+        CheckpointError: The folder of the settings cannot be used.
+    """
+
+    def warn(text: str) -> None:
+        agent.send({"type": "warning", "text": text})
+
+    def report_written(details: Message) -> None:
+        # What the driver keeps is committed when it arrives there; the driver knows that by itself.
+        agent.send({"type": "written" if settings.folder is None else "committed", **details})
+
+    def send_file(name: str, file: BinaryIO) -> None:
+        agent.send_file({"type": "commit", "name": name}, file)
+
+    checkpointing = None
+    store = open_store(settings, files, context.is_chief, send_file)
+    if store is not None:
+        writer = CheckpointWriter(store, report_written, warn)
+        checkpointing = Checkpointing(store, writer, settings.interval, settings.run_id)
+        set_checkpoints(ManualCheckpoints(store, writer, context.is_chief, warn))
+    tracker = FitTracker(context, agent.send, checkpointing)
+    tracker.install()
+    return tracker
 
 
 class FitTracker:
-    """The fits of this process, one at a time.
+    """Follows the calls of ``fit`` in this process, one at a time.
 
     Args:
-        context: of this worker.
-        tell: takes messages for the driver.
-        store: where checkpoints are kept; None for no checkpoints.
-        pace: how often.
-        run: identifies the run.
+        context: This worker's context.
+        report: Sends messages to the driver.
+        checkpointing: How to save checkpoints; None to save nothing.
     """
 
-    def __init__(
-        self,
-        context: WorkerContext,
-        tell: Callable[[dict[str, Any]], None],
-        store: store.CheckpointStore | None = None,
-        pace: CheckpointInterval | None = None,
-        run: str = "",
-    ) -> None:
-        self.context, self.tell, self.store, self.pace, self.run = context, tell, store, pace, run
-        self.writer = None if store is None else Writer(store, self._committed, self.warn)
-        self.steps = self._fits = 0
+    def __init__(self, context: WorkerContext, report: Report, checkpointing: Checkpointing | None = None) -> None:
+        self._context, self._report, self._checkpointing = context, report, checkpointing
+        self._can_save_fits = checkpointing is not None
+        self._steps = self._fits = 0
         self._current: FitSession | None = None
-        self._failed_at: dict[str, int] | None = None
-        self._told = 0.0
+        self._failed_at: Position | None = None
+        self._last_report = 0.0
 
     def install(self) -> None:
-        """Apply it to every Keras of this process."""
-        if not hook_step_loops(self):
-            self.store = self.writer = None
+        """Replace ``fit`` in every Keras of this process."""
+        self._can_save_fits &= hook_step_loops(self)
         for package in keras_packages():
             owner = defining_class(package.Model, "fit")
-            owner.fit = self._keeping(owner.fit, package.callbacks)
+            owner.fit = self._tracked(owner.fit, package.callbacks)
 
-    def place(self) -> dict[str, int] | None:
-        """Which fit, epoch and step the training is in, or was when it failed; None outside of ``fit``."""
-        return self._failed_at if self._current is None else self._current.place()
+    @property
+    def position(self) -> dict[str, int] | None:
+        """The fit, epoch and step that training is in, or was in when it failed; None outside of ``fit``."""
+        position = self._failed_at if self._current is None else self._current.position
+        return None if position is None else position.to_json()
 
-    def warn(self, text: str) -> None:
-        self.tell({"type": "warning", "text": text})
-
-    def _committed(self, what: dict[str, Any]) -> None:
-        # What the driver keeps, the driver knows when it has it.
-        self.tell({"type": "written" if isinstance(self.store, store.AtDriver) else "committed", **what})
+    def flush(self) -> None:
+        """Wait until all checkpoints are written."""
+        if self._checkpointing is not None:
+            self._checkpointing.writer.flush()
 
     def finish(self) -> None:
-        """The function has returned: wait for what is still being written."""
-        if self.writer is not None:
-            self.writer.flush()
+        """Mark the run as finished."""
+        if self._checkpointing is not None and self._context.is_chief:
+            with contextlib.suppress(Exception):  # at worst, the next run in this folder resumes from the end of this
+                self._checkpointing.store.finish()
 
-    def _keeping(self, original: Callable[..., Any], callbacks_module: Any) -> Callable[..., Any]:
-        guard_class = type("Callback", (_Guard, callbacks_module.Callback), {})
+    def _tracked(self, original: Callable[..., Any], callbacks_module: ModuleType) -> Callable[..., Any]:
+        callback_class = type("Callback", (_SessionCallback, callbacks_module.Callback), {})
 
         def fit(call: inspect.BoundArguments) -> Any:
-            if self._current is not None:  # a fit within a callback of another: part of that one
+            if self._current is not None:  # called by a callback of another fit, and part of that one
                 return original(*call.args, **call.kwargs)
-            self._current = current = FitSession(self, self._fits, call.arguments)
+            checkpointing = self._checkpointing if self._can_save_fits else None
+            session = FitSession(self._fits, call.arguments, self._context, self._report, checkpointing)
+            self._current = session
             self._fits += 1
             try:
-                current.resume()
-                with joined(call.arguments, guard_class(current), callbacks_module.CallbackList):
+                session.resume()
+                with joined(call.arguments, callback_class(session), callbacks_module.CallbackList):
                     history = original(*call.args, **call.kwargs)
             except BaseException:
-                self._failed_at = current.place()
+                self._failed_at = session.position
                 raise
             finally:
                 self._current = None
-            self.tell({"type": "step", "steps": self.steps, "at": None})
+            self._report({"type": "step", "steps": self._steps, "at": None})
             return history
 
         return by_name(original, fit)
 
-    # The guest between the steps.
+    # StepListener.
 
     def claims_epoch(self) -> bool:
-        return self._current is not None and self._current.claims("epoch")
+        return self._current is not None and self._current.claim_loop("epoch")
 
     def claims_fit(self) -> bool:
-        return self._current is not None and self._current.claims("fit")
+        return self._current is not None and self._current.claim_loop("fit")
 
     def first_epoch(self, asked_for: int) -> int:
-        found = None if self._current is None else self._current.goes_on_with
+        found = None if self._current is None else self._current.resume_epoch
         return asked_for if found is None else found
 
     def begin_epoch(self, epoch: int) -> None:
         if self._current is not None:
-            self._current.begin_epoch(epoch)
+            self._current.prepare_data(epoch)
 
     def start(self, skip_epochs: Callable[[int, int], int]) -> tuple[int, int]:
         assert self._current is not None
@@ -124,7 +163,7 @@ class FitTracker:
 
     def made_iterator(self) -> None:
         if self._current is not None:
-            self._current.iterators += 1
+            self._current.data_use.iterators += 1
 
     def after_step(self, count: int, *, is_last: bool = False) -> None:
         if self._current is not None:
@@ -132,108 +171,31 @@ class FitTracker:
         self.alive()
 
     def alive(self) -> None:
-        self.steps += 1
+        self._steps += 1
         now = time.monotonic()
-        if now - self._told >= _TELL_SECONDS:
-            self._told = now
-            self.tell({"type": "step", "steps": self.steps, "at": self.place()})
+        if now - self._last_report >= _REPORT_SECONDS:
+            self._last_report = now
+            self._report({"type": "step", "steps": self._steps, "at": self.position})
 
 
-class _Guard:
-    """The callback, but for its base class, which is that of the Keras in use."""
+class _SessionCallback:
+    """Forwards events to the session; combined with the ``Callback`` class of the Keras in use."""
 
-    async_safe = True  # nothing of it is called for each batch
+    async_safe = True  # no hook is called for each batch
     _supports_tf_logs = True
 
-    def __init__(self, fit: FitSession) -> None:
+    def __init__(self, session: FitSession) -> None:
         super().__init__()
-        self._fit = fit
+        self._session = session
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        self._fit.restore()
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        self._session.begin()
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._fit.enter_epoch(epoch)
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        self._session.begin_epoch(epoch)
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._fit.end_epoch(epoch, logs)
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        self._session.end_epoch(epoch, logs)
 
-    def on_train_end(self, logs: Any = None) -> None:
-        self._fit.end()
-
-
-class Agent(Protocol):
-    """The connection to the agent."""
-
-    def send(self, message: dict[str, Any]) -> None: ...
-    def send_file(self, message: dict[str, Any], file: BinaryIO) -> None: ...
-
-
-class Saving:
-    """Of one worker.
-
-    Args:
-        request: what the trainer was asked for; ``checkpoints`` says where they are kept (``folder``, ``at_driver``),
-            how often (``every``), which the driver keeps (``names``) and which a folder has to hold (``expected``).
-        files: descriptors of those that the driver keeps, by name.
-        agent: who is told.
-    """
-
-    def __init__(self, request: Mapping[str, Any], files: Mapping[str, int], agent: Agent) -> None:
-        self._wanted, self._context = request["checkpoints"], WorkerContext(**request["context"])
-        self._files, self._agent = files, agent
-        self._keeper: Any = None
-
-    @property
-    def place(self) -> dict[str, int] | None:
-        """Which fit, epoch and step the training is in, or was when it failed."""
-        found: dict[str, int] | None = None if self._keeper is None else self._keeper.place()
-        return found
-
-    def begin(self) -> None:
-        """Watch over ``fit``, and save it if that is wanted.
-
-        Raises:
-            CheckpointError: ``checkpoint_dir`` cannot be used.
-        """
-        wanted = self._wanted
-        kept = self._store()
-        self._keeper = keeper = FitTracker(self._context, self._agent.send, kept, parse(wanted["every"]), wanted["run"])
-        keeper.install()
-        if keeper.store is not None and keeper.writer is not None:
-            set_checkpoints(ManualCheckpoints(keeper.store, keeper.writer, self._context.is_chief, keeper.warn))
-
-    def _store(self) -> Any:
-        wanted = self._wanted
-        if wanted["folder"] is not None:
-            folder = store.Folder(wanted["folder"], wanted["run"])
-            self._check(folder)
-            return folder
-        if wanted["at_driver"]:
-            return store.AtDriver(
-                {name: self._files[name] for name in wanted["names"]},
-                lambda name, file: self._agent.send_file({"type": "commit", "name": name}, file),
-            )
-        return None
-
-    def _check(self, folder: Any) -> None:
-        """What the driver knows to have been saved has to be here."""
-        there = folder.names()
-        missing = [name for name in self._wanted["expected"] if name not in there]
-        if missing and self._context.is_chief:
-            raise CheckpointError(
-                f"The checkpoint {folder.where(missing[-1])}, which an earlier attempt of this run has saved, is not "
-                f"on {socket.gethostname()}. checkpoint_dir must be a place that all hosts share, as a mounted file "
-                "system or a URL; with checkpoint_dir=None the driver keeps them, and nothing need be shared."
-            )
-
-    def flush(self) -> None:
-        """Wait until all is written."""
-        if self._keeper is not None:
-            self._keeper.finish()
-
-    def finish(self) -> None:
-        """The run has ended well."""
-        if self._keeper is not None and self._keeper.store is not None and self._context.is_chief:
-            with contextlib.suppress(Exception):  # the next run with this folder would begin with this one's end
-                self._keeper.store.finish()
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        self._session.end()

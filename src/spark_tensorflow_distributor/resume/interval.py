@@ -1,69 +1,59 @@
-"""When the next checkpoint is due, in steps. Pure.
-
-The ranks have to save at the same step, and their clocks differ. So rank 0 turns seconds into steps whenever the ranks
-meet for a checkpoint anyway, and tells them the step at which they meet next.
-"""
+"""How often checkpoints are saved. Pure."""
 
 from dataclasses import dataclass
 
-# The first meeting of a fit, where nothing is known of its speed yet.
-_FIRST_STEPS = 10
-# The time of steps may change: the number of steps grows by this factor a meeting at most.
-_GROWTH = 8
-# Checkpoints may take at most this part of the time: training stands still, or a core is busy beside it.
-_MOST_COST = 0.01
+# Checkpoints may take at most this fraction of the time: training pauses meanwhile, or shares a core with the writer.
+_MAX_COST = 0.01
 
 
-@dataclass
+@dataclass(frozen=True)
 class CheckpointInterval:
-    """Either of the two.
+    """The time between two checkpoints of ``fit``; exactly one of the attributes is set.
 
     Attributes:
-        seconds: between two checkpoints, about.
-        steps: between two checkpoints.
+        seconds: Seconds between two checkpoints, approximately.
+        steps: Steps between two checkpoints.
     """
 
     seconds: float | None = None
     steps: int | None = None
-    _last: int = _FIRST_STEPS
 
-    @property
-    def first(self) -> int:
-        """Steps to the first meeting."""
-        return self.steps or _FIRST_STEPS
+    @classmethod
+    def parse(cls, value: object) -> "CheckpointInterval":
+        """Parse the runner's ``checkpoint_every``: seconds, or a string such as ``"500 steps"``.
 
-    def steps_until_next(self, seconds_a_step: float, since_commit: float, cost: float) -> int:
-        """Steps to the next meeting.
+        Raises:
+            ValueError: The value is neither.
+        """
+        if isinstance(value, str):
+            count, _, unit = value.strip().partition(" ")
+            if unit.strip() not in ("step", "steps") or not count.isdigit() or not int(count):
+                raise ValueError(value)
+            return cls(steps=int(count))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(value)
+        return cls(seconds=float(value))
+
+    def is_due(self, elapsed: float) -> bool:
+        """Return whether to save a checkpoint now, ``elapsed`` seconds after the last one.
+
+        With an interval in steps it is always due: the ranks meet at those steps only.
+        """
+        return self.steps is not None or elapsed >= 0.9 * (self.seconds or 0.0)
+
+    def steps_until_next(self, seconds_per_step: float, elapsed: float, cost: float) -> int:
+        """Return the number of steps until the next checkpoint.
 
         Args:
-            seconds_a_step: since the meeting before.
-            since_commit: seconds since the last checkpoint of this fit, or its beginning.
-            cost: seconds that the last checkpoint took, until it was written.
+            seconds_per_step: The present speed of training.
+            elapsed: Seconds since the last checkpoint.
+            cost: Seconds that the last checkpoint took, from capturing the state until the file was written.
         """
-        if self.steps:
+        if self.steps is not None:
             return self.steps
-        interval = max(self.seconds or 0.0, cost / _MOST_COST)
-        left = max(interval - since_commit, 0.0) or interval
-        steps = int(left / max(seconds_a_step, 1e-6)) or 1
-        self._last = max(1, min(steps, self._last * _GROWTH))
-        return self._last
-
-    def is_due(self, since_commit: float) -> bool:
-        """Whether a meeting is one for a checkpoint, or only to tell the next step."""
-        return bool(self.steps) or since_commit >= 0.9 * (self.seconds or 0.0)
+        interval = max(self.seconds or 0.0, cost / _MAX_COST)
+        remaining = max(interval - elapsed, 0.0) or interval
+        return int(remaining / max(seconds_per_step, 1e-6)) or 1
 
 
-def parse(every: float | str) -> CheckpointInterval:
-    """From the runner's ``checkpoint_every``: seconds, or ``"500 steps"``.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if isinstance(every, str):
-        count, _, unit = every.strip().partition(" ")
-        if unit.strip() not in ("step", "steps") or not count.isdigit() or not int(count):
-            raise ValueError(every)
-        return CheckpointInterval(steps=int(count))
-    if isinstance(every, bool) or not isinstance(every, int | float) or not every > 0:
-        raise ValueError(every)
-    return CheckpointInterval(seconds=float(every))
+DEFAULT_INTERVAL = CheckpointInterval(seconds=30.0)

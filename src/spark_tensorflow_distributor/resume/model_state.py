@@ -1,106 +1,119 @@
-"""All that a training is: variables, metrics, random generators and callbacks, as plain arrays, and back.
+"""The variables of a model in training, as plain arrays, and how to restore them.
 
-Variables of a group are copies of one on every rank, or each rank has a part of its own (metrics, the moving statistics
-of tf_keras): those are summed or averaged over the ranks, as TensorFlow does when it reads them.
+A variable is either a copy of the same value on every rank, or partial: each rank has its own part (metrics, the moving
+statistics of tf_keras), and the value is the sum or the mean of the parts, which TensorFlow computes on each read.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import tensorflow as tf
 
 from ..errors import CheckpointError
-from ..training.keras_api import is_keras_3
+from ..training.keras_api import keras_of
 from ..training.patches.layer_state import average_state
 from ..training.random_state import global_seed
+from .resume_point import VariableSpec
+
+# A variable of TensorFlow, Keras 3 or tf_keras.
+Variable: TypeAlias = Any
 
 
 class ModelState:
-    """The variables of a model that is being trained.
+    """The variables of a model in training, on this rank.
 
     Args:
-        model: of Keras 3 or tf_keras.
-        strategy: under which it was made.
-        is_chief: whether this is rank 0, which keeps the sum of what is summed over the ranks.
+        model: A model of Keras 3 or tf_keras.
+        is_chief: Whether this is rank 0, which holds the whole of a restored sum.
     """
 
-    def __init__(self, model: Any, strategy: Any, is_chief: bool) -> None:
-        self._model, self._strategy, self._is_chief = model, strategy, is_chief
+    def __init__(self, model: Any, is_chief: bool) -> None:
+        self.model = model
+        self._strategy = model.distribute_strategy
+        self._is_chief = is_chief
 
-    def build(self) -> None:
-        """Create the optimizer's variables, which Keras else does in the first step."""
-        optimizer = getattr(self._model, "optimizer", None)
+    def build(self, data: Any) -> None:
+        """Create the variables that Keras would otherwise create in the first step.
+
+        Args:
+            data: The ``x`` of ``fit``; only shapes and types matter.
+        """
+        if not self.model.built:  # tf_keras
+            inputs = _example_inputs(data)
+            with self._strategy.scope():
+                self.model(inputs, training=False)
+        optimizer = getattr(self.model, "optimizer", None)
         if optimizer is None or getattr(optimizer, "built", False) is True:
             return
         with self._strategy.scope():
             if hasattr(optimizer, "build"):
-                optimizer.build(self._model.trainable_variables)
+                optimizer.build(self.model.trainable_variables)
             elif hasattr(optimizer, "_create_all_weights"):  # tf_keras' legacy optimizers
-                optimizer._create_all_weights(self._model.trainable_variables)
+                optimizer._create_all_weights(self.model.trainable_variables)
 
-    def put_together(self) -> None:
+    def average_layer_state(self) -> None:
         """Make the state of layers the same on all ranks; every rank has to call.
 
-        Of moving statistics each rank of Keras 3 has its own. They are averages, so they come to the same whether their
-        mean over the ranks is taken now as well, or at the end of the epoch alone.
+        In Keras 3 each rank has moving statistics of its own. They are averages, so averaging them over the ranks once
+        more in mid-epoch does not change what the average at the end of the epoch comes to.
         """
-        if is_keras_3(self._model):
-            import tensorflow as tf
-
-            average_state(tf, self._model)
+        if keras_of(self.model) == "keras":
+            average_state(self.model)
 
     @property
-    def weights(self) -> list[Any]:
-        """Variables of model and optimizer, seeds among them, in an order that a new process has, too."""
-        optimizer = getattr(self._model, "optimizer", None)
-        own = getattr(optimizer, "variables", ())
-        variables = [*self._model.variables, *(own() if callable(own) else own), *global_seed(self._model)]
+    def weights(self) -> list[Variable]:
+        """Variables of model and optimizer, including random seeds, in an order that is the same in each process."""
+        optimizer = getattr(self.model, "optimizer", None)
+        slots = getattr(optimizer, "variables", ())
+        variables = [*self.model.variables, *(slots() if callable(slots) else slots), *global_seed(self.model)]
         variables += _loss_scale(optimizer)
-        if hasattr(self._model, "_train_counter"):
-            variables.append(self._model._train_counter)
+        if hasattr(self.model, "_train_counter"):
+            variables.append(self.model._train_counter)
         metrics = {id(each) for each in self.metrics}
         return [each for each in _unique(variables) if id(each) not in metrics]
 
     @property
-    def metrics(self) -> list[Any]:
-        """Variables of the metrics, which begin anew with each epoch."""
-        return _unique(variable for metric in self._model.metrics for variable in metric.variables)
+    def metrics(self) -> list[Variable]:
+        """Variables of the metrics, which Keras resets in each epoch."""
+        return _unique(variable for metric in self.model.metrics for variable in metric.variables)
 
-    def own_part(self) -> list[np.ndarray]:
-        """What this rank alone has: its parts of the variables that are summed or averaged over the ranks."""
+    def local_part(self) -> list[np.ndarray]:
+        """Return this rank's parts of the partial variables."""
         return [self._local(variable) for variable in self.weights + self.metrics if _is_partial(variable)]
 
-    def capture(self, parts: Sequence[Sequence[np.ndarray]]) -> dict[str, Any]:
-        """All variables.
+    def capture(self, parts: Sequence[Sequence[np.ndarray]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the values of :attr:`weights` and :attr:`metrics`.
 
         Args:
-            parts: of all ranks, each as :meth:`own_part` gave them.
+            parts: What :meth:`local_part` returned on each rank.
         """
         values = iter([list(of_ranks) for of_ranks in zip(*parts, strict=True)])
 
-        def value(variable: Any) -> np.ndarray:
+        def value(variable: Variable) -> np.ndarray:
             return _merged(variable, next(values)) if _is_partial(variable) else self._local(variable)
 
-        return {"weights": [value(each) for each in self.weights], "metrics": [value(each) for each in self.metrics]}
+        return [value(each) for each in self.weights], [value(each) for each in self.metrics]
 
-    def restore_weights(self, values: Sequence[np.ndarray], described: Sequence[Sequence[Any]]) -> None:
+    def restore_weights(self, values: Sequence[np.ndarray], saved: Sequence[VariableSpec]) -> None:
         """Set the variables of model and optimizer.
 
         Raises:
-            CheckpointError: the model is another one.
+            CheckpointError: The values belong to another model.
         """
         variables = self.weights
-        mine = describe(variables)
-        if [each[1:] for each in mine] != [list(each[1:]) for each in described]:
-            raise CheckpointError(_difference(mine, described))
+        present = describe(variables)
+        if [each[1:] for each in present] != [each[1:] for each in saved]:
+            raise CheckpointError(_difference(present, saved))
         for variable, value in zip(variables, values, strict=True):
             self._assign(variable, value)
 
     def restore_metrics(self, values: Sequence[np.ndarray], *, after_a_step: bool = False) -> bool:
-        """Set the metrics; False where they do not exist yet (tf_keras makes them in the first step).
+        """Set the metrics; returns False if they do not exist yet (tf_keras creates them in the first step).
 
         Args:
-            after_a_step: they hold what that one step gave, which is to be added.
+            values: The values.
+            after_a_step: Whether the metrics hold the result of the first step, to which the values are added.
         """
         variables = self.metrics
         if len(variables) != len(values):
@@ -109,77 +122,88 @@ class ModelState:
             self._assign(variable, value, add=after_a_step)
         return True
 
-    def _local(self, variable: Any) -> np.ndarray:
+    def _local(self, variable: Variable) -> np.ndarray:
         parts = [np.asarray(each.numpy()) for each in self._components(variable)]
         return _merged(variable, parts) if _is_partial(variable) and len(parts) > 1 else parts[0]
 
-    def _components(self, variable: Any) -> Sequence[Any]:
-        components: Sequence[Any] = self._strategy.experimental_local_results(_tf_variable(variable))
+    def _components(self, variable: Variable) -> "Sequence[tf.Variable]":
+        components: Sequence[tf.Variable] = self._strategy.experimental_local_results(_tf_variable(variable))
         return components
 
-    def _assign(self, variable: Any, value: np.ndarray, *, add: bool = False) -> None:
+    def _assign(self, variable: Variable, value: np.ndarray, *, add: bool = False) -> None:
         is_sum = _is_partial(variable) and _aggregation(variable) == "SUM"
-        for place, component in enumerate(self._components(variable)):
-            share = value if not is_sum or (self._is_chief and place == 0) else np.zeros_like(value)
-            component.assign(component.numpy() + share if add else share)
+        for index, component in enumerate(self._components(variable)):
+            part = value if not is_sum or (self._is_chief and index == 0) else np.zeros_like(value)
+            component.assign(component.numpy() + part if add else part)
 
 
-def describe(variables: Iterable[Any]) -> list[list[Any]]:
-    """Name, shape and type of each."""
+def describe(variables: Iterable[Variable]) -> list[VariableSpec]:
+    """Return name, shape and type of each variable."""
     return [
-        [str(each.name if _is_tensorflows(each) else each.path), [int(size) for size in each.shape], _dtype_name(each)]
+        VariableSpec(
+            str(each.name if _is_tensorflows(each) else each.path),
+            [int(size) for size in each.shape],
+            str(getattr(each.dtype, "name", each.dtype)),
+        )
         for each in variables
     ]
 
 
-def _difference(mine: Sequence[Sequence[Any]], theirs: Sequence[Sequence[Any]]) -> str:
-    if len(mine) != len(theirs):
-        found = f"{len(theirs)} variables, and this model and its optimizer have {len(mine)}"
+def _difference(present: Sequence[VariableSpec], saved: Sequence[VariableSpec]) -> str:
+    if len(present) != len(saved):
+        found = f"it holds {len(saved)} variables, but this model and its optimizer have {len(present)}"
     else:
-        own, other = next((a, b) for a, b in zip(mine, theirs, strict=True) if list(a[1:]) != list(b[1:]))
-        found = f"a variable {other[0]} {other[1]} {other[2]}, where this model has {own[0]} {own[1]} {own[2]}"
-    return f"It is of another model: it holds {found}."
+        mine, theirs = next((a, b) for a, b in zip(present, saved, strict=True) if a[1:] != b[1:])
+        found = f"it holds a variable {' '.join(map(str, theirs))}, but this model has {' '.join(map(str, mine))}"
+    return f"It belongs to another model: {found}."
 
 
-def _dtype_name(variable: Any) -> str:
-    dtype = variable.dtype
-    return str(getattr(dtype, "name", dtype))
+def _example_inputs(data: Any) -> Any:
+    """Return a batch of one row with the shapes and types of the data."""
+
+    def zeros(spec: tf.TensorSpec) -> tf.Tensor:
+        return tf.zeros([1 if size is None else size for size in spec.shape], spec.dtype)
+
+    if hasattr(data, "element_spec"):
+        spec = data.element_spec
+        return tf.nest.map_structure(zeros, spec[0] if isinstance(spec, tuple) else spec)
+    return tf.nest.map_structure(lambda array: tf.convert_to_tensor(np.asarray(array)[:1]), data)
 
 
-def _unique(variables: Iterable[Any]) -> list[Any]:
-    return list({id(each): each for each in map(_not_cast, variables)}.values())
+def _unique(variables: Iterable[Variable]) -> list[Variable]:
+    return list({id(each): each for each in map(_without_autocast, variables)}.values())
 
 
-def _tf_variable(variable: Any) -> Any:
-    """TensorFlow's variable in Keras 3's."""
+def _tf_variable(variable: Variable) -> Variable:
+    """Return TensorFlow's variable inside Keras 3's."""
     return variable if _is_tensorflows(variable) else variable.value
 
 
-def _not_cast(variable: Any) -> Any:
-    """The variable in one that tf_keras casts for mixed precision."""
-    return variable._variable if type(variable).__module__.startswith("tf_keras.") else variable
+def _without_autocast(variable: Variable) -> Variable:
+    """Return the variable inside the wrapper that tf_keras uses for mixed precision."""
+    return variable._variable if keras_of(variable) == "tf_keras" else variable
 
 
-def _loss_scale(optimizer: Any) -> list[Any]:
-    """What a LossScaleOptimizer of tf_keras keeps beside its variables."""
+def _loss_scale(optimizer: Any) -> list[Variable]:
+    """Return what a LossScaleOptimizer of tf_keras keeps outside of its variables."""
     return list(getattr(getattr(optimizer, "_loss_scale", None), "_weights", {}).values())
 
 
-def _is_tensorflows(variable: Any) -> bool:
-    # By its type: to ask such a variable for an attribute that it lacks may read it, which is a collective.
+def _is_tensorflows(variable: Variable) -> bool:
+    # By its type: reading an attribute that a distributed variable lacks may read its value, which is a collective.
     return type(variable).__module__.startswith("tensorflow.")
 
 
-def _is_partial(variable: Any) -> bool:
+def _is_partial(variable: Variable) -> bool:
     inner = _tf_variable(variable)
     return getattr(getattr(inner, "synchronization", None), "name", "") == "ON_READ" and hasattr(inner, "values")
 
 
-def _aggregation(variable: Any) -> str:
+def _aggregation(variable: Variable) -> str:
     return str(getattr(getattr(_tf_variable(variable), "aggregation", None), "name", "NONE"))
 
 
-def _merged(variable: Any, parts: Sequence[np.ndarray]) -> np.ndarray:
+def _merged(variable: Variable, parts: Sequence[np.ndarray]) -> np.ndarray:
     kind = _aggregation(variable)
     if kind == "SUM":
         return np.asarray(np.sum(parts, axis=0, dtype=parts[0].dtype))

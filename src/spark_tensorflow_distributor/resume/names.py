@@ -1,23 +1,35 @@
-"""The names of checkpoints, and which of them need not be kept. Pure."""
+"""The names of checkpoints, and which of them are outdated. Pure.
+
+A lane is a series of checkpoints that replace one another: one for each call of ``fit``, and one for the checkpoints
+that the training function saves itself.
+"""
 
 from collections.abc import Iterable
 
+# The lane of ``get_context().save_checkpoint``.
+MANUAL_LANE = "manual"
+
 
 def checkpoint_name(lane: str, sequence: int) -> str:
-    """``fit0-00000012``: those of a lane sort by age."""
+    """Return a name like ``fit0-00000012``; within a lane, names sort by age."""
     return f"{lane}-{sequence:08d}"
 
 
 def lane_of(name: str) -> str:
-    """The lane of a checkpoint, ``fit0`` of ``fit0-00000012``."""
+    """Return the lane of a checkpoint: ``fit0`` for ``fit0-00000012``."""
     return name.rpartition("-")[0]
 
 
-def outdated(names: Iterable[str]) -> list[str]:
-    """Which checkpoints need not be kept: all but the last two of each lane.
+def sequence_of(name: str) -> int:
+    """Return a checkpoint's number within its lane: 12 for ``fit0-00000012``."""
+    return int(name.rpartition("-")[2])
 
-    Two, for the case that the newer one turns out to be damaged. Of a ``fit`` that another one has followed the last is
-    enough: it is there to hand its model to what comes after it.
+
+def outdated(names: Iterable[str]) -> list[str]:
+    """Return the checkpoints that can be deleted: all but the last two of each lane.
+
+    The older of the two is the fallback if the newer turns out to be damaged. A ``fit`` that another one has followed
+    keeps only its last checkpoint, which hands its model to what comes after it.
     """
     lanes: dict[str, list[str]] = {}
     for name in sorted(names):

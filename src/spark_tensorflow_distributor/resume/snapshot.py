@@ -1,41 +1,44 @@
 """A checkpoint as one file: a nested structure of plain values and arrays, with facts about it.
 
-The file is a zip archive, as NumPy's own ``.npz``: ``facts.json``, ``state.json`` and one ``.npy`` for each array.
-Every part carries its checksum, the list of parts comes last, and nothing in it is ever unpickled: what is truncated,
-damaged or not ours is known as such before any of it is used. ``numpy.load`` and any zip tool open it.
+The file is a zip archive like NumPy's own ``.npz``: ``facts.json``, ``state.json`` and one ``.npy`` per array. Every
+member has a checksum, the archive's directory comes last, and nothing is ever unpickled: a truncated, damaged or
+foreign file is recognised before any of it is used. ``numpy.load`` and any zip tool can open it.
 """
 
 import base64
 import json
 import zipfile
-from collections.abc import Mapping
-from typing import Any, BinaryIO
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
 from ..errors import CheckpointError
 
 FORMAT = "spark_tensorflow_distributor checkpoint 1"
+# What a checkpoint says about itself, as JSON.
+Facts: TypeAlias = Mapping[str, Any]
+
 _FACTS, _STATE = "facts.json", "state.json"
 _PLAIN = (type(None), bool, int, float, str)
 
 
-def write(file: BinaryIO, facts: Mapping[str, Any], state: Any) -> None:
-    """Write one checkpoint.
+def write(file: BinaryIO, facts: Facts, state: object) -> None:
+    """Write a checkpoint at the file's current position.
 
     Args:
-        file: to be written from its present place on.
-        facts: what can be said of it in JSON.
-        state: None, truth values, numbers, texts, bytes, arrays, and lists, tuples and dicts of these. Whatever has a
-            ``numpy()``, as TensorFlow's tensors and variables have, counts as its array.
+        file: A binary file.
+        facts: What the checkpoint says about itself, as JSON.
+        state: None, booleans, numbers, strings, bytes, arrays, and lists, tuples and dicts of these. An object with a
+            ``numpy()`` method, such as a TensorFlow tensor or variable, is saved as an array.
 
     Raises:
-        CheckpointError: the state holds something else.
-        OSError: the file cannot be written.
+        CheckpointError: The state holds something else.
+        OSError: The file cannot be written.
     """
     arrays: list[np.ndarray] = []
     skeleton = _flatten(state, arrays, "state")
-    # Stored, not compressed: weights hardly shrink, and the time counts.
+    # Not compressed: weights hardly shrink, and compression takes time.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_FACTS, json.dumps({**facts, "format": FORMAT}))
         archive.writestr(_STATE, json.dumps(skeleton))
@@ -44,11 +47,11 @@ def write(file: BinaryIO, facts: Mapping[str, Any], state: Any) -> None:
                 np.lib.format.write_array(part, array, allow_pickle=False)
 
 
-def check(state: Any) -> Any:
-    """A copy of the state, of plain values and NumPy arrays.
+def copy_state(state: object) -> Any:
+    """Return a copy of the state, made of plain values and NumPy arrays.
 
     Raises:
-        CheckpointError: it holds something that a checkpoint does not.
+        CheckpointError: It holds something that a checkpoint cannot.
     """
     arrays: list[np.ndarray] = []
     skeleton = _flatten(state, arrays, "state")
@@ -56,27 +59,27 @@ def check(state: Any) -> Any:
     return _rebuild(skeleton, copies.__getitem__)
 
 
-def read_facts(file: BinaryIO) -> dict[str, Any]:
-    """The facts alone.
+def read_facts(file: BinaryIO) -> Facts:
+    """Read the facts only.
 
     Raises:
-        CheckpointError: it is no checkpoint, or a damaged one.
+        CheckpointError: The file is not a checkpoint, or is damaged.
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            facts: dict[str, Any] = json.loads(archive.read(_FACTS))
+            facts: Facts = json.loads(archive.read(_FACTS))
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError) as error:
-        raise CheckpointError(f"it is damaged, half-written or no checkpoint of this library: {error}") from error
+        raise CheckpointError(f"it is damaged, incomplete or not a checkpoint of this library: {error}") from error
     if facts.get("format") != FORMAT:
         raise CheckpointError(f"its format is {facts.get('format')!r}, and this version reads {FORMAT!r}")
     return facts
 
 
-def read(file: BinaryIO) -> tuple[dict[str, Any], Any]:
-    """Facts and state, every part of it checked.
+def read(file: BinaryIO) -> tuple[Facts, Any]:
+    """Read facts and state, and verify every checksum.
 
     Raises:
-        CheckpointError: it is no checkpoint, or a damaged one.
+        CheckpointError: The file is not a checkpoint, or is damaged.
     """
     facts = read_facts(file)
     try:
@@ -86,7 +89,7 @@ def read(file: BinaryIO) -> tuple[dict[str, Any], Any]:
             def array(number: int) -> np.ndarray:
                 with archive.open(f"{number}.npy") as part:
                     value: np.ndarray = np.lib.format.read_array(part, allow_pickle=False)
-                    part.read()  # up to the end, where the checksum is compared
+                    part.read()  # the checksum is verified at the end
                     return value
 
             return facts, _rebuild(skeleton, array)
@@ -94,7 +97,7 @@ def read(file: BinaryIO) -> tuple[dict[str, Any], Any]:
         raise CheckpointError(f"it is damaged: {error}") from error
 
 
-def _flatten(value: Any, arrays: list[np.ndarray], where: str) -> Any:
+def _flatten(value: object, arrays: list[np.ndarray], where: str) -> object:
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, bytes):
@@ -106,37 +109,37 @@ def _flatten(value: Any, arrays: list[np.ndarray], where: str) -> Any:
         return {"dict": pairs}
     if isinstance(value, list | tuple):
         kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_flatten(each, arrays, f"{where}[{place}]") for place, each in enumerate(value)]}
+        return {kind: [_flatten(each, arrays, f"{where}[{index}]") for index, each in enumerate(value)]}
     if hasattr(value, "numpy"):
         value = value.numpy()
     if isinstance(value, np.ndarray | np.generic):
         return _flatten_array(np.asarray(value), arrays, where, is_scalar=isinstance(value, np.generic))
-    if isinstance(value, bytes):  # a text tensor's
+    if isinstance(value, bytes):  # from a scalar string tensor
         return {"bytes": base64.b64encode(value).decode()}
     raise CheckpointError(
-        f"{where} is a {type(value).__name__}. A checkpoint holds numbers, texts, bytes, arrays, tensors, variables, "
-        "and lists, tuples and dicts of these; of a model take get_weights(), of an optimizer its variables."
+        f"{where} is a {type(value).__name__}. A checkpoint can hold numbers, strings, bytes, arrays, tensors, "
+        "variables, and lists, tuples and dicts of these; save a model's get_weights(), an optimizer's variables."
     )
 
 
-def _flatten_array(array: np.ndarray, arrays: list[np.ndarray], where: str, *, is_scalar: bool) -> Any:
+def _flatten_array(array: np.ndarray, arrays: list[np.ndarray], where: str, *, is_scalar: bool) -> object:
     if array.dtype.kind == "O":
         if array.size and not all(isinstance(each, bytes | str) for each in array.flat):
-            raise CheckpointError(f"{where} is an array of Python objects, which a checkpoint does not hold.")
+            raise CheckpointError(f"{where} is an array of Python objects, which a checkpoint cannot hold.")
         texts = [each.encode() if isinstance(each, str) else each for each in array.flat]
         return {"texts": [base64.b64encode(each).decode() for each in texts], "shape": list(array.shape)}
-    entry: dict[str, Any] = {"array": len(arrays)}
+    entry: dict[str, object] = {"array": len(arrays)}
     if is_scalar:
         entry["scalar"] = True
     if array.dtype.kind == "V" or array.dtype.type.__module__ != "numpy":
-        # bfloat16 and its like, which NumPy's own format does not know: the same bytes under another name.
+        # NumPy's format does not know bfloat16 and similar types: save the bytes as integers, and name the type.
         entry["dtype"] = array.dtype.name
         array = array.view(f"u{array.dtype.itemsize}")
     arrays.append(array)
     return entry
 
 
-def _rebuild(skeleton: Any, array: Any) -> Any:
+def _rebuild(skeleton: Any, array: Callable[[int], np.ndarray]) -> Any:
     if not isinstance(skeleton, dict):
         return skeleton
     if "bytes" in skeleton:

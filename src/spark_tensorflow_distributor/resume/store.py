@@ -1,23 +1,25 @@
-"""Where checkpoints are kept: in a folder that all hosts reach, or at the driver.
+"""Where checkpoints are kept: in a folder that all hosts share, or at the driver.
 
-A checkpoint is one file, so that it is either there or not: a folder gets it under another name first, and an object
-store shows a file when it is complete. Names sort by age within a lane: ``fit0-00000012``. Of each lane the last two
-stay, the older one for the case that the newer turns out to be damaged.
+A checkpoint is one file, so it is either there or not. Within a lane, names sort by age (``fit0-00000012``); see
+``names.outdated`` for how many are kept.
 """
 
 import contextlib
 import json
 import os
 import re
+import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, BinaryIO, Protocol
 
 from ..errors import CheckpointError
 from . import snapshot
-from .filesystems import HALF_WRITTEN, Write, files_of
+from .filesystems import TEMPORARY_PREFIX, Write, open_filesystem
 from .names import lane_of, outdated
+from .settings import CheckpointSettings
 
 _NAME = re.compile(r"([a-z]+\d*)-(\d{8})$")
 _PREFIX, _SUFFIX = "stfd-", ".npz"
@@ -28,126 +30,164 @@ class CheckpointStore(Protocol):
     """Keeps checkpoints."""
 
     def names(self) -> list[str]:
-        """All there are, in no order."""
+        """Return the names of all checkpoints, in no particular order."""
 
     def open(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        """To be read."""
+        """Open a checkpoint for reading."""
 
     def put(self, name: str, write: Write) -> None:
-        """Keep one more, and let go of what is outdated.
+        """Store a checkpoint, and delete those that are outdated.
 
         Raises:
-            OSError: it could not be written.
+            OSError: It could not be written.
         """
 
-    def where(self, name: str) -> str:
-        """In words."""
+    def describe(self, name: str) -> str:
+        """Return a checkpoint's path or location, for messages."""
 
     def finish(self) -> None:
-        """The run has ended well: its checkpoints are for nobody but itself."""
+        """Mark the run as finished, so that the next run in this folder starts fresh."""
 
 
-def latest(vault: CheckpointStore, lane: str, warn: Callable[[str], None]) -> tuple[str, dict[str, Any], Any] | None:
-    """Name, facts and state of the newest checkpoint of a lane that is whole."""
-    found = newest(vault, lane, warn)
-    return None if found is None else (found[0], *found[2:])
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A checkpoint that was read.
+
+    Attributes:
+        name: Its name.
+        data: The contents of its file.
+        facts: What it says about itself.
+        state: What it holds.
+    """
+
+    name: str
+    data: bytes
+    facts: snapshot.Facts
+    state: Any
 
 
-def newest(
-    vault: CheckpointStore, lane: str, warn: Callable[[str], None]
-) -> tuple[str, bytes, dict[str, Any], Any] | None:
-    """The same, with the file's content behind the name."""
-    for name in sorted((each for each in vault.names() if lane_of(each) == lane), reverse=True):
+def newest_checkpoint(store: CheckpointStore, lane: str, warn: Callable[[str], None]) -> StoredCheckpoint | None:
+    """Read the newest undamaged checkpoint of a lane; warn about each damaged one that is skipped."""
+    for name in sorted((each for each in store.names() if lane_of(each) == lane), reverse=True):
         try:
-            with vault.open(name) as file:
+            with store.open(name) as file:
                 data = file.read()
-            return (name, data, *snapshot.read(BytesIO(data)))
+            return StoredCheckpoint(name, data, *snapshot.read(BytesIO(data)))
         except (CheckpointError, OSError) as error:
-            warn(
-                f"The checkpoint {vault.where(name)} is left out: {error}. The one before it is taken, if there is one."
-            )
+            warn(f"Skipping checkpoint {store.describe(name)}: {error}. Using the one before it, if there is one.")
     return None
 
 
-class Folder:
-    """A directory: a path, or a URL of a file system that TensorFlow or fsspec knows.
+def open_store(
+    settings: CheckpointSettings,
+    files: Mapping[str, int],
+    is_chief: bool,
+    send_file: Callable[[str, BinaryIO], None],
+) -> CheckpointStore | None:
+    """Return the store that the settings ask for; None if nothing is to be saved.
 
     Args:
-        path: of the directory; made where it is missing.
-        run: identifies the run, so that one that has ended well is not taken up by the next.
+        settings: Where checkpoints are kept.
+        files: File descriptors of the checkpoints that came from the driver, by name.
+        is_chief: Whether this is rank 0, which verifies the folder.
+        send_file: Sends a checkpoint's name and file to the driver.
+
+    Raises:
+        CheckpointError: The folder cannot be used, or lacks a checkpoint that an earlier attempt saved.
+    """
+    if settings.folder is None:
+        return DriverStore(files, send_file) if settings.at_driver else None
+    store = FolderStore(settings.folder, settings.run_id)
+    missing = sorted(set(settings.expected) - set(store.names())) if is_chief else []
+    if missing:
+        raise CheckpointError(
+            f"The checkpoint {store.describe(missing[-1])}, which an earlier attempt of this run saved, is missing on "
+            f"{socket.gethostname()}. checkpoint_dir must be a location that all hosts share, such as a mounted file "
+            "system or a URL; with checkpoint_dir=None the driver keeps the checkpoints and nothing has to be shared."
+        )
+    return store
+
+
+class FolderStore:
+    """Keeps checkpoints in a directory.
+
+    Args:
+        path: A path, or a URL that TensorFlow or fsspec supports; the directory is created if necessary.
+        run_id: Identifies the run, so that a later run does not resume from one that has finished.
+
+    Raises:
+        CheckpointError: The directory cannot be used.
     """
 
-    def __init__(self, path: str, run: str) -> None:
-        self._run = run
-        self._files = files_of(path)
-        self._files.make()
-        self._adopted = False
+    def __init__(self, path: str, run_id: str) -> None:
+        self._run_id = run_id
+        self._filesystem = open_filesystem(path)
+        self._filesystem.create()
+        self._is_claimed = False
 
-    def where(self, name: str) -> str:
-        return self._files.join(_file(name))
+    def describe(self, name: str) -> str:
+        return self._filesystem.path(_file_name(name))
 
     def names(self) -> list[str]:
-        if self._belongs_to_a_finished_run():
+        if self._holds_a_finished_run():
             return []
         return [
             name
-            for each in self._files.list()
+            for each in self._filesystem.list()
             if each.startswith(_PREFIX) and each.endswith(_SUFFIX)
             and _NAME.match(name := each[len(_PREFIX) : -len(_SUFFIX)])
         ]  # fmt: skip
 
     def open(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        return self._files.read(_file(name))
+        return self._filesystem.read(_file_name(name))
 
     def put(self, name: str, write: Write) -> None:
-        self._adopt()
-        self._files.write(_file(name), write)
+        self._claim()
+        self._filesystem.write(_file_name(name), write)
         for old in outdated(self.names()):
-            self._files.remove(_file(old))
+            self._filesystem.remove(_file_name(old))
 
     def finish(self) -> None:
-        if any(each.startswith(_PREFIX) for each in self._files.list()):
-            text = json.dumps({"run": self._run}).encode()
-            self._files.write(_FINISHED, lambda file: file.write(text))
+        if any(each.startswith(_PREFIX) for each in self._filesystem.list()):
+            text = json.dumps({"run": self._run_id}).encode()
+            self._filesystem.write(_FINISHED, lambda file: file.write(text))
 
-    def _belongs_to_a_finished_run(self) -> bool:
-        if self._adopted or _FINISHED not in self._files.list():
+    def _holds_a_finished_run(self) -> bool:
+        """Whether the checkpoints belong to another run, which has finished."""
+        if self._is_claimed or _FINISHED not in self._filesystem.list():
             return False
-        with self._files.read(_FINISHED) as file, contextlib.suppress(ValueError):
-            return bool(json.loads(file.read()).get("run") != self._run)
+        with self._filesystem.read(_FINISHED) as file, contextlib.suppress(ValueError):
+            return bool(json.loads(file.read()).get("run") != self._run_id)
         return True
 
-    def _adopt(self) -> None:
-        """Make it this run's: what another one has left is removed before the first file of this one."""
-        if self._adopted:
+    def _claim(self) -> None:
+        """Clean up after finished runs and killed writers, before this run writes its first file."""
+        if self._is_claimed:
             return
-        if self._belongs_to_a_finished_run():
-            for each in self._files.list():
-                if each.startswith(_PREFIX):
-                    self._files.remove(each)
-        for each in self._files.list():
-            if each.startswith(HALF_WRITTEN):
-                self._files.remove(each)
-        self._adopted = True
+        leftovers = (TEMPORARY_PREFIX, _PREFIX) if self._holds_a_finished_run() else (TEMPORARY_PREFIX,)
+        for each in self._filesystem.list():
+            if each.startswith(leftovers):
+                self._filesystem.remove(each)
+        self._is_claimed = True
 
 
-def _file(name: str) -> str:
+def _file_name(name: str) -> str:
     return f"{_PREFIX}{name}{_SUFFIX}"
 
 
-class AtDriver:
-    """The driver keeps them: read from files that the agent has fetched, and written to files that it fetches.
+class DriverStore:
+    """A worker's view of the checkpoints that the driver keeps.
 
     Args:
-        files: descriptors of what the driver keeps, by name.
-        send: gives a file to the agent.
+        files: File descriptors of the checkpoints that came from the driver, by name.
+        send_file: Sends a checkpoint's name and file to the driver.
     """
 
-    def __init__(self, files: dict[str, int], send: Callable[[str, BinaryIO], None]) -> None:
+    def __init__(self, files: Mapping[str, int], send_file: Callable[[str, BinaryIO], None]) -> None:
         self._files = files
-        self._send = send
+        self._send_file = send_file
 
-    def where(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         return f"{name}, kept at the driver"
 
     def names(self) -> list[str]:
@@ -163,7 +203,7 @@ class AtDriver:
         with tempfile.TemporaryFile() as file:
             write(file)
             file.flush()
-            self._send(name, file)
+            self._send_file(name, file)
 
     def finish(self) -> None:
-        """The driver does so by itself."""
+        """Do nothing: the driver deletes its checkpoints when the run ends."""

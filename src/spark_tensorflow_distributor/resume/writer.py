@@ -2,61 +2,74 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from typing import BinaryIO
 
+from ..formatting import one_line
 from . import snapshot
 from .background import Background
 from .names import lane_of
+from .settings import Report
 from .store import CheckpointStore
 
 
-class Writer:
-    """One at a time.
+@dataclass(frozen=True)
+class _Checkpoint:
+    name: str
+    facts: snapshot.Facts
+    state: object
+
+
+class CheckpointWriter:
+    """Writes checkpoints on a background thread, one at a time.
 
     Args:
-        vault: where to.
-        tell: is told of each checkpoint that was kept: name, bytes and seconds.
-        warn: is told of one that could not be.
+        store: Where they go.
+        report: Called after each write with the checkpoint's name, its size in bytes, the seconds the write took, and
+            its position in ``fit``.
+        warn: Called with a message when a write fails.
 
     Attributes:
-        seconds: that the last one took.
+        seconds: How long the last write took.
     """
 
-    def __init__(
-        self, vault: CheckpointStore, tell: Callable[[dict[str, Any]], None], warn: Callable[[str], None]
-    ) -> None:
-        self._vault, self._tell, self._warn = vault, tell, warn
+    def __init__(self, store: CheckpointStore, report: Report, warn: Callable[[str], None]) -> None:
+        self._store, self._report, self._warn = store, report, warn
         self._background = Background("spark-tensorflow-checkpoints", self._write)
         self.seconds = 0.0
 
-    def put(self, name: str, facts: dict[str, Any], state: Any) -> None:
-        """Write this one soon. One of the same lane that still waits is given up for it."""
-        self._background.put(lane_of(name), (name, {**facts, "name": name, "time": time.time()}, state))
+    def put(self, name: str, facts: snapshot.Facts, state: object) -> None:
+        """Queue a checkpoint; it replaces one of the same lane that is still waiting.
+
+        Args:
+            name: Its name.
+            facts: What it says about itself, as JSON; its name and the time are added.
+            state: What it holds (see ``snapshot.write``); must not change any more.
+        """
+        checkpoint = _Checkpoint(name, {**facts, "name": name, "time": time.time()}, state)
+        self._background.put(lane_of(name), checkpoint)
 
     def flush(self) -> None:
-        """Return when all is written."""
+        """Wait until everything is written."""
         self._background.join()
 
-    def _write(self, checkpoint: tuple[str, dict[str, Any], Any]) -> None:
-        name, facts, state = checkpoint
+    def _write(self, checkpoint: _Checkpoint) -> None:
         started, size = time.monotonic(), 0
 
         def write(file: BinaryIO) -> None:
             nonlocal size
-            snapshot.write(file, facts, state)
+            snapshot.write(file, checkpoint.facts, checkpoint.state)
             size = file.tell()
 
         try:
-            self._vault.put(name, write)
-        except Exception as error:  # training goes on: the next one may succeed, and the last one is still there
+            self._store.put(checkpoint.name, write)
+        except Exception as error:  # training continues: the last checkpoint still exists, and the next may succeed
             self._warn(
-                f"The checkpoint {self._vault.where(name)} could not be written: {type(error).__name__}: {error}. "
-                "Training goes on; until a later one succeeds, a restart begins at the one before."
+                f"The checkpoint {self._store.describe(checkpoint.name)} could not be written: "
+                f"{one_line(error)}. Training continues; until a later checkpoint succeeds, a restart "
+                "resumes from the previous one."
             )
         else:
             self.seconds = round(time.monotonic() - started, 3)
-            self._tell({"name": name, "bytes": size, "seconds": self.seconds, **_place(facts)})
-
-
-def _place(facts: dict[str, Any]) -> dict[str, Any]:
-    return {key: facts[key] for key in ("fit", "epoch", "step") if key in facts}
+            position = {key: checkpoint.facts[key] for key in ("fit", "epoch", "step") if key in checkpoint.facts}
+            self._report({"name": checkpoint.name, "bytes": size, "seconds": self.seconds, **position})

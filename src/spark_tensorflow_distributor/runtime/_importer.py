@@ -1,7 +1,7 @@
 """Imports a package from sources held in memory.
 
-The text of this file travels with every run and is executed on the executors before anything of the package can
-be imported there, so it stands alone: standard library only, no relative imports.
+The text of this file travels with every run and is executed on the executors before anything of the package can be
+imported there. It must therefore stand alone: standard library only, no relative imports.
 """
 
 import hashlib
@@ -9,13 +9,13 @@ import importlib.abc
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
 
 def fingerprint(sources: dict[str, str]) -> str:
-    """Hash of a package's sources, a dict of relative path ("driver/plan.py") to text."""
+    """Return a hash of a package's sources, given as a dict of relative path ("runtime/wire.py") to text."""
     digest = hashlib.sha256()
     for path in sorted(sources):
         digest.update(path.encode() + b"\0" + sources[path].encode() + b"\0")
@@ -23,7 +23,7 @@ def fingerprint(sources: dict[str, str]) -> str:
 
 
 def read_sources(directory: str) -> dict[str, str]:
-    """The ``.py`` files below a package's directory, as a dict of relative path to text."""
+    """Read the ``.py`` files below a package's directory into a dict of relative path to text."""
     sources = {}
     for folder, _, names in os.walk(directory):
         for name in names:
@@ -35,19 +35,21 @@ def read_sources(directory: str) -> dict[str, str]:
 
 
 class MemoryImporter(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds and loads the modules of one package from memory, before any installed copy of it."""
+    """Finds and loads the modules of one package from memory, in preference to an installed copy."""
 
     def __init__(self, package: str, sources: dict[str, str]) -> None:
         self.package = package
         self.fingerprint = fingerprint(sources)
-        self.modules: dict[str, tuple[str, bool, str]] = {}
+        self.modules: dict[str, tuple[str, bool, str]] = {}  # text, is_package, path
         for path, text in sources.items():
             parts = path[: -len(".py")].split("/")
             is_package = parts[-1] == "__init__"
             name = ".".join([package, *(parts[:-1] if is_package else parts)])
             self.modules[name] = (text, is_package, path)
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name not in self.modules:
             return None
         return importlib.util.spec_from_loader(name, self, is_package=self.modules[name][1])
@@ -61,26 +63,23 @@ class MemoryImporter(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install(package: str, sources: dict[str, str]) -> None:
-    """Make ``import package`` give exactly these sources; does nothing where it does so already."""
+    """Make ``import package`` load exactly these sources; do nothing if it already does."""
     wanted = fingerprint(sources)
-    for finder in sys.meta_path:
-        if getattr(finder, "package", None) == package and getattr(finder, "fingerprint", None) == wanted:
-            return
-    spec = importlib.util.find_spec(package)
-    on_disk = spec is not None and spec.origin is not None and os.path.isfile(spec.origin)
-    if on_disk and not _loaded_from_memory(package) and _installed_fingerprint(spec) == wanted:
+    finders = [finder for finder in sys.meta_path if getattr(finder, "package", None) == package]
+    if any(getattr(finder, "fingerprint", None) == wanted for finder in finders):
         return
-    # A reused Python worker may hold another version, from an earlier run.
+    if not finders and _installed_fingerprint(package) == wanted:
+        return
+    # A reused Python worker may hold another version from an earlier run.
     for name in list(sys.modules):
         if name == package or name.startswith(package + "."):
             del sys.modules[name]
-    sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "package", None) != package]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder not in finders]
     sys.meta_path.insert(0, MemoryImporter(package, sources))
 
 
-def _installed_fingerprint(spec: Any) -> str:
+def _installed_fingerprint(package: str) -> str | None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None or not os.path.isfile(spec.origin):
+        return None
     return fingerprint(read_sources(os.path.dirname(spec.origin)))
-
-
-def _loaded_from_memory(package: str) -> bool:
-    return any(getattr(finder, "package", None) == package for finder in sys.meta_path)

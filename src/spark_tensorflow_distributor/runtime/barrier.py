@@ -1,25 +1,32 @@
-"""Spark's BarrierTaskContext in the trainer: a training function may ask it as if it ran in Spark's own worker.
+"""Makes Spark's BarrierTaskContext available in the trainer, as if the function ran in Spark's own Python worker.
 
-The context of a barrier task is plain data, and its calls open a new connection to the task's JVM each time, so it
-works in another process of the same host once it has been carried over.
+The context of a barrier task is plain data, and each of its calls opens a new connection to the task's JVM. It
+therefore works in any process of the same host that has its data.
 """
 
 import base64
 import pickle
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
-# What PySpark keeps on the class rather than on the object, by version: 3.5 to 4.0, and later.
+if TYPE_CHECKING:
+    from pyspark import BarrierTaskContext
+
+# BarrierTaskContext.allGather, bound to a task.
+AllGather: TypeAlias = Callable[[str], list[str]]
+
+# Attributes that PySpark keeps on the class rather than on the object: up to 4.0, and since.
 _CLASS_STATE = ("_port", "_secret", "_conn_info")
 
 
-def carry_out(context: Any) -> str:
-    """The state of a BarrierTaskContext, as base64 text."""
+def carry_out(context: "BarrierTaskContext") -> str:
+    """Return the state of a BarrierTaskContext as base64 text."""
     on_class = {name: getattr(type(context), name) for name in _CLASS_STATE if hasattr(type(context), name)}
     return base64.b64encode(pickle.dumps((on_class, dict(vars(context))))).decode()
 
 
 def carry_in(state: str) -> None:
-    """Make ``BarrierTaskContext.get()`` of this process answer with what :func:`carry_out` took."""
+    """Make ``BarrierTaskContext.get()`` in this process return the context that :func:`carry_out` was given."""
     from pyspark import BarrierTaskContext, TaskContext
 
     on_class, on_object = pickle.loads(base64.b64decode(state))

@@ -1,4 +1,4 @@
-"""What agents and trainers know of processes: which they are, how to end them, and how one of ours is started."""
+"""Tools for processes: their environment, identity and end, and how the fork server is started."""
 
 import contextlib
 import ctypes
@@ -7,11 +7,12 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Iterator, Mapping
 
 _PR_SET_PDEATHSIG = 1
 
-
-# What `python -c` runs: reads its start-up data from stdin, and makes this package importable.
+# The program of `python -c` that becomes a fork server. It reads its start-up data from stdin and makes this package
+# importable.
 BOOT = (
     "import json, sys; boot = json.load(sys.stdin); sys.path[:] = boot['path']; space = {'__name__': '_importer'}; "
     "exec(compile(boot['installer'], '_importer.py', 'exec'), space); "
@@ -20,16 +21,41 @@ BOOT = (
 )
 
 
+@contextlib.contextmanager
+def environment(changes: Mapping[str, str | None], *, restore_all: bool = False) -> Iterator[None]:
+    """Change environment variables, and restore them afterwards.
+
+    Args:
+        changes: Values by name; None unsets a variable.
+        restore_all: Also undo every other change that is made in the meantime.
+    """
+    before = dict(os.environ)
+    _set_variables(changes)
+    try:
+        yield
+    finally:
+        names = {*before, *os.environ} if restore_all else changes
+        _set_variables({name: before.get(name) for name in names})
+
+
+def _set_variables(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 def kill_group(pid: int) -> None:
-    """Kill a trainer and what it has started, if they still run."""
-    # TensorFlow swallows SIGTERM. The group may not exist yet (just forked) or any more.
+    """Kill a trainer and everything it has started, if they are still running."""
+    # SIGKILL, because TensorFlow swallows SIGTERM. The group may not exist yet (just forked), or no longer.
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however that ends (Linux only)."""
+    """Have the kernel kill this process when its parent ends for whatever reason (Linux only)."""
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -38,7 +64,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def peer_uid(connection: socket.socket) -> int | None:
-    """The user at the other end of a Unix socket; None where the system does not tell."""
+    """Return the user id at the other end of a Unix socket; None if the system cannot tell."""
     if not hasattr(socket, "SO_PEERCRED"):
         return None
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -47,9 +73,9 @@ def peer_uid(connection: socket.socket) -> int | None:
 
 
 def start_time(pid: int) -> str:
-    """When the process started, in the kernel's ticks; "" where that cannot be told or it has ended.
+    """Return when a process started, in the kernel's ticks; "" if that is unknown or the process has ended.
 
-    A pid is given out again; a pid with its start time is not. A zombie counts as ended.
+    The kernel reuses a pid, but never the same pid with the same start time. A zombie counts as ended.
     """
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
@@ -60,7 +86,7 @@ def start_time(pid: int) -> str:
 
 
 def is_alive(pid: int, started: str) -> bool:
-    """Whether the very process still runs."""
+    """Return whether this very process, and no later one with its pid, is still running."""
     if started:
         return start_time(pid) == started
     try:

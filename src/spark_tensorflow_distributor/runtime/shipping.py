@@ -1,8 +1,8 @@
-"""The library brings its own source to the executors.
+"""Ships the library's own source to the executors.
 
-Only the driver needs the library installed. Its sources (well under 200 kB) travel in the Spark task and are
-imported from memory there, unless the very same sources are installed; so driver, agents and trainers can never
-be of different versions, and nothing is written to an executor's disk for it.
+Only the driver needs the library installed. Its sources travel compressed in the Spark task and are imported from
+memory there, unless exactly the same sources are installed. Driver, agents and trainers can therefore never run
+different versions, and nothing is written to an executor's disk.
 """
 
 import functools
@@ -10,16 +10,22 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import _importer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# The body of DataFrame.mapInArrow.
+BatchFunction: TypeAlias = "Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]"
 
 PACKAGE = "spark_tensorflow_distributor"
 
 
 @functools.cache
 def own_sources() -> dict[str, str]:
-    """This package's files, as a dict of relative path to text."""
+    """Return this package's source files as a dict of relative path to text."""
     loader = globals().get("__loader__")
     modules: dict[str, tuple[str, bool, str]] | None = getattr(loader, "modules", None)
     if modules is not None:  # this copy was itself imported from memory
@@ -28,34 +34,34 @@ def own_sources() -> dict[str, str]:
 
 
 def importer_source() -> str:
-    """The text of the importer, to be executed where the package cannot be imported yet."""
+    """Return the text of the importer, to be executed in processes that cannot import the package yet."""
     return own_sources()["runtime/_importer.py"]
 
 
-def spark_task(spec: bytes) -> Callable[[Iterator[Any]], Iterator[Any]]:
-    """The body of a run's Spark task, which becomes the agent.
+def spark_task(spec: bytes) -> BatchFunction:
+    """Return the body of a run's Spark task, which becomes the agent.
 
     Args:
-        spec: a pickled ``TaskSpec``.
+        spec: A pickled ``TaskSpec``.
     """
     return shipped("runtime.agent.task", "run_task", spec)
 
 
-def shipped(module: str, name: str, *fixed: Any) -> Callable[[Iterator[Any]], Iterator[Any]]:
-    """A function for Spark's Python workers, which calls one of this package there.
+def shipped(module: str, name: str, *fixed: object) -> BatchFunction:
+    """Return a function for Spark's Python workers that calls a function of this package there.
 
-    It is a nested function that refers to nothing of this package, so that it is pickled by value.
+    It is a nested function that refers to nothing in this package, so that it is pickled by value.
 
     Args:
-        module: the module of this package, such as ``"runtime.agent.task"``.
-        name: a function in it, of ``(*fixed, batches)``, that gives an iterator.
-        fixed: its first arguments; nothing whose class is this package's.
+        module: The module within this package, such as ``"runtime.agent.task"``.
+        name: The name of a function in it that takes ``(*fixed, batches)`` and returns an iterator.
+        fixed: The first arguments; their classes must not be this package's.
     """
     package = PACKAGE
     installer = importer_source()
     packed = zlib.compress(json.dumps(own_sources()).encode())
 
-    def run_shipped(batches: Iterator[Any]) -> Iterator[Any]:
+    def run_shipped(batches: "Iterator[pa.RecordBatch]") -> "Iterator[pa.RecordBatch]":
         import importlib
         import json
         import zlib

@@ -1,11 +1,10 @@
-"""What crosses between the driver, the agents and the trainers.
+"""The data that the driver, the agents and the trainers exchange.
 
-Three kinds of things cross:
-
-* a :class:`TaskSpec`, from the driver to every agent, inside the Spark task;
-* messages, on the sockets between driver and agent and between agent and trainer (see ``wire``);
-* rows ``(rank, kind, seq, data)``, from the agents to the driver, through Spark: reports, and chunks of the result
-  where the driver's channel could not take it.
+* A :class:`TaskSpec` goes from the driver to every agent, inside the Spark task.
+* A :class:`TrainerSpec` goes from an agent to its trainer, as JSON, through the fork server.
+* Messages go over the sockets between driver and agent and between agent and trainer (see ``wire``).
+* Rows ``(rank, kind, seq, data)`` go from the agents to the driver through Spark: reports, and chunks of the result if
+  the driver's channel could not take it.
 
 Both ends always run the same source (see ``shipping``), so the formats carry no version of their own.
 """
@@ -13,101 +12,145 @@ Both ends always run the same source (see ``shipping``), so the formats carry no
 import contextlib
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
+from ..config import RunnerConfig
+from ..context import WorkerContext
 from ..data.layout import FrameSpec
+from ..resume.settings import CheckpointSettings
 
 # One row of the Spark job's output.
 ROW_SCHEMA = "rank int, kind string, seq int, data binary"
 
-# A worker of which nothing is heard for so long, while no other one makes a step, is gone: agents tell every two
-# seconds that they live.
+# A worker that has been silent for this long, while no other worker made a step, is lost. Agents send heartbeats every
+# two seconds.
 SILENT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class CheckpointSpec:
-    """What is kept of the training, so that a relaunch goes on with it.
+class TrainerSettings:
+    """The settings of a run that go from the driver to every trainer unchanged.
 
     Attributes:
-        folder: the runner's ``checkpoint_dir``, or None.
-        at_driver: the driver keeps the checkpoints.
-        every: the runner's ``checkpoint_every``.
-        run: identifies the run.
-        expected: names of those that the run is known to have saved to ``folder`` last.
+        is_script: The program is a script, not a function.
+        use_custom_strategy: The function builds its own strategy.
+        gpu_is_shared: Several tasks share one GPU (``spark.task.resource.<name>.amount`` below 1).
+        max_result_bytes: Spark's ``spark.driver.maxResultSize``; 0 for no limit.
+        seed: Orders the rows of DataFrames if the user gives no seed; the same in all attempts of a run.
+        checkpoints: Where checkpoints are kept, and how often one is saved.
     """
 
-    folder: str | None = None
-    at_driver: bool = False
-    every: float | str = 30.0
-    run: str = ""
-    expected: tuple[str, ...] = ()
+    is_script: bool
+    use_custom_strategy: bool
+    gpu_is_shared: bool
+    max_result_bytes: int
+    seed: int
+    checkpoints: CheckpointSettings
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """All that an agent has to know, the same for every rank.
+    """Everything that an agent needs to know, the same on every rank.
 
     Attributes:
+        config: The runner's arguments, without the resource profile.
+        trainer: The settings that the agent hands on to its trainer.
         attempt: 0 for the first launch; counts the restarts that ``max_restarts`` allows.
-        world_size: number of Spark tasks, each with one worker.
-        secret: key of the run, known to the driver and the agents alone.
-        driver_addresses: ``(host, port)`` of the driver's channel, to be tried in this order.
-        driver_is_client: a driver that refuses connections is dead. So under Spark Connect, where the server goes on
-            with a job whose client has died; classic Spark ends the task itself.
-        payload: the pickled ``(train_fn, kwargs)`` or ``(script name, source, args)``.
-        is_script: which of the two it is.
-        gpus_by_rank: how many GPUs each rank takes of those that Spark dealt to its task; empty for CPU training.
-        gpu_is_shared: several tasks share one GPU (``spark.task.resource.<name>.amount`` below 1).
-        start_timeout: seconds until all workers have met.
-        max_result_bytes: Spark's ``spark.driver.maxResultSize``; 0 for no limit.
-        max_row_bytes: the largest result that may go through Spark's own rows, where the channel cannot take it:
-            Spark holds several copies of it in the heap of the driver's JVM.
-        warm_start: fork the trainer from a process that has imported TensorFlow already.
-        warm_seconds: how long such a process is kept after its last use.
-        submitted_at: when the driver submitted the job, seconds since the epoch.
-        loopback: all workers run on the driver's own host (Spark's master is ``local``).
-        log_to_executor: copy the trainer's output to the executor's stderr. Not where that is the driver's own, which
-            shows the lines anyway.
-        checkpoints: what is kept of the training.
-        worker_ports: first and last plus one of the ports for TensorFlow; empty for any.
-        frames: the DataFrames among the function's arguments.
-        seed: of the order of their rows, where the user gives none; the same for all attempts of a run.
+        world_size: Number of Spark tasks, each with one worker.
+        secret: Key of the launch, known only to the driver and the agents.
+        driver_addresses: ``(host, port)`` pairs of the driver's channel, in the order in which to try them.
+        driver_is_client: A driver that refuses connections is dead. This holds under Spark Connect, whose server
+            continues the job of a client that has died; classic Spark ends the tasks itself.
+        payload: The pickled ``(train_fn, kwargs)`` or ``(script name, source, args)``.
+        gpus_by_rank: How many of the GPUs that Spark assigned to its task each rank uses; empty for CPU training.
+        max_row_bytes: The largest result that may go through Spark's own rows if the channel cannot take it. Spark
+            holds several copies of it in the heap of the driver's JVM.
+        warm_start: Fork the trainer from a process that has already imported TensorFlow.
+        warm_seconds: How long such a process is kept after its last use.
+        submitted_at: When the driver submitted the job, in seconds since the epoch.
+        loopback: All workers run on the driver's own host (Spark's master is ``local``).
+        log_to_executor: Copy the trainer's output to the executor's stderr. False if that is the driver's own stderr,
+            which shows the lines anyway.
+        worker_ports: First port for TensorFlow and last port plus one; empty for any port.
+        frames: The DataFrames among the function's arguments.
     """
 
+    config: RunnerConfig
+    trainer: TrainerSettings
     attempt: int
     world_size: int
     secret: bytes
     driver_addresses: tuple[tuple[str, int], ...]
     driver_is_client: bool
     payload: bytes
-    is_script: bool
-    use_gpu: bool
-    gpu_resource_name: str
     gpus_by_rank: tuple[int, ...]
-    gpu_is_shared: bool
-    use_custom_strategy: bool
-    env: Mapping[str, str]
-    start_timeout: float
-    max_result_bytes: int
     max_row_bytes: int
     warm_start: bool
     warm_seconds: float
     submitted_at: float
     loopback: bool
     log_to_executor: bool
-    checkpoints: CheckpointSpec
     worker_ports: tuple[int, ...] = ()
     frames: tuple[FrameSpec, ...] = ()
-    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainerSpec:
+    """Describes one trainer, for the fork server.
+
+    Attributes:
+        context: The worker's context, for ``get_context``.
+        settings: The settings of the run.
+        host: The worker's host, as Spark names it.
+        partition: Number of the worker's partition of the stage.
+        env: The trainer's whole environment.
+        path: The trainer's ``sys.path``.
+        argv: The trainer's ``sys.argv``.
+        cwd: The trainer's working directory.
+        barrier: State of Spark's barrier context (see ``barrier.carry_out``).
+        threads: The worker's share of the host's cores.
+        gpus: Entries of CUDA_VISIBLE_DEVICES; empty for CPU training.
+        has_data: Rows of DataFrames will follow.
+        checkpoint_names: Names of the driver's checkpoints, whose files follow the ``forkserver.FD_NAMES``.
+    """
+
+    context: WorkerContext
+    settings: TrainerSettings
+    host: str
+    partition: int
+    env: Mapping[str, str]
+    path: tuple[str, ...]
+    argv: tuple[str, ...]
+    cwd: str
+    barrier: str
+    threads: int
+    gpus: tuple[str, ...]
+    has_data: bool
+    checkpoint_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """What an agent tells of its worker when it ends. Times are seconds, sizes bytes; ``rendezvous`` is the way it
-    met its peers, ``channel`` or ``allGather``; ``rows`` are its share, by DataFrame, and ``spooled_bytes``
-    what they took on disk."""
+    """What an agent reports about its worker at the end.
+
+    Attributes:
+        rank: The worker's rank.
+        host: Its host, as Spark names it.
+        partition: Number of its partition of the stage; rank 0 has partition 0.
+        pid: Process id of the agent.
+        devices: The GPUs that it used, or ``("CPU",)``.
+        threads: Its share of the host's cores.
+        tensorflow: Version of TensorFlow.
+        rendezvous: How it met its peers, ``"channel"`` or ``"allGather"``.
+        seconds: Duration of each phase.
+        peak_rss: The trainer's peak resident set size, in bytes.
+        rows: Rows of its shard, by DataFrame.
+        spooled_bytes: Size of these rows on disk.
+        exit: How the trainer ended: ``"ok"``, or a phrase such as ``"exit status 3"``.
+        dropped_lines: Log lines that were dropped because the driver could not keep up.
+        log_tail: The last lines of output.
+        warnings: The warnings shown to the user.
+    """
 
     rank: int
     host: str
@@ -126,16 +169,9 @@ class WorkerReport:
     log_tail: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "WorkerReport":
-        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-        for name in ("devices", "log_tail", "warnings"):
-            known[name] = tuple(known.get(name, ()))
-        return cls(**known)
-
 
 def tensorflow_version() -> str:
-    """The installed TensorFlow's version, without importing it; "" where there is none."""
+    """Return the version of the installed TensorFlow without importing it; "" if there is none."""
     for name in ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tf-nightly", "tf-nightly-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)

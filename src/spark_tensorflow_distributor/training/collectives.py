@@ -1,83 +1,84 @@
-"""Bytes between the workers of a group, by the collectives of their strategy.
+"""Collectives over the workers of a group, built on their strategy.
 
-Every rank has to call, in the same order. What is sent are sums of arrays to which all ranks but the sender add zeros;
-two bytes stand in a float32, which holds them exactly, and which every device and library can sum.
+Every rank must make the same calls in the same order. Each one sums arrays to which all ranks but the sender contribute
+zeros. Two bytes travel in a float32, which holds them exactly and which every device and library can sum.
 """
 
-from typing import Any
+from __future__ import annotations
 
 import numpy as np
+import tensorflow as tf
 
 # Values of one collective: 64 MiB.
-_AT_ONCE = 16 << 20
+_CHUNK_VALUES = 16 << 20
 
 
 class Collectives:
-    """One rank's end of it.
+    """One rank's end of the collectives.
 
     Args:
-        strategy: ``MultiWorkerMirroredStrategy`` where there are several workers.
-        rank, world_size: of this worker.
+        strategy: A ``MultiWorkerMirroredStrategy`` if there are several workers.
+        rank: This worker's rank.
+        world_size: The number of workers.
     """
 
-    def __init__(self, strategy: Any, rank: int, world_size: int) -> None:
+    def __init__(self, strategy: tf.distribute.Strategy, rank: int, world_size: int) -> None:
         self._strategy, self._rank, self._world_size = strategy, rank, world_size
 
     @classmethod
-    def of_workers(cls, strategy: Any) -> "Collectives":
-        """Of a strategy that spans workers, and so knows their number and this one's rank."""
+    def of_workers(cls, strategy: tf.distribute.Strategy) -> Collectives:
+        """Create from a strategy that spans workers, and so knows their number and this one's rank."""
         return cls(strategy, strategy.cluster_resolver.task_id, strategy.extended._num_workers)
 
-    def gather(self, data: bytes) -> list[bytes]:
-        """What every rank gave, by rank."""
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """Return what every rank passed, by rank."""
         if self._world_size == 1:
             return [data]
         sizes = np.zeros((self._world_size, 2), np.float32)
         sizes[self._rank] = divmod(len(data), 1 << 16)
         lengths = [int(high) << 16 | int(low) for high, low in self._sum(sizes)]
-        rows = np.zeros((self._world_size, _values(max(lengths))), np.float32)
+        rows = np.zeros((self._world_size, _value_count(max(lengths))), np.float32)
         rows[self._rank] = _pack(data, rows.shape[1])
         return [_unpack(row, length) for row, length in zip(self._sum(rows), lengths, strict=True)]
 
-    def broadcast(self, data: bytes | None) -> bytes | None:
-        """What rank 0 gave; the others give None."""
+    def broadcast_bytes(self, data: bytes | None) -> bytes | None:
+        """Return what rank 0 passed; the argument of the other ranks is ignored."""
         if self._world_size == 1:
             return data
-        mine = data if self._rank == 0 else None
-        size = np.zeros(4, np.float32)
-        if mine is not None:
-            size[:] = (1, len(mine) >> 32, len(mine) >> 16 & 0xFFFF, len(mine) & 0xFFFF)
-        there, *parts = (int(each) for each in self._sum(size))
-        if not there:
+        to_send = data if self._rank == 0 else None
+        header = np.zeros(4, np.float32)
+        if to_send is not None:
+            size = len(to_send)
+            header[:] = (1, size >> 32, size >> 16 & 0xFFFF, size & 0xFFFF)
+        has_data, high, middle, low = (int(value) for value in self._sum(header))
+        if not has_data:
             return None
-        length = parts[0] << 32 | parts[1] << 16 | parts[2]
-        pieces = []
-        for start in range(0, length, 2 * _AT_ONCE):
-            count = min(2 * _AT_ONCE, length - start)
-            piece = b"" if mine is None else mine[start : start + count]
-            pieces.append(_unpack(self._sum(_pack(piece, _values(count))), count))
-        return b"".join(pieces)
+        length = high << 32 | middle << 16 | low
+        chunks = []
+        for start in range(0, length, 2 * _CHUNK_VALUES):
+            count = min(2 * _CHUNK_VALUES, length - start)
+            chunk = b"" if to_send is None else to_send[start : start + count]
+            chunks.append(_unpack(self._sum(_pack(chunk, _value_count(count))), count))
+        return b"".join(chunks)
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """Over all ranks, of arrays of floats; computed in float32."""
+        """Return the mean over all ranks of an array of floats, computed in float32."""
         mean = self._sum(values.astype(np.float32)) / self._world_size
         return mean.astype(values.dtype)
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
-        import tensorflow as tf
+        local_replicas = len(self._strategy.extended.worker_devices)
 
-        replicas = len(self._strategy.extended.worker_devices)
-
-        def of_replica(context: Any) -> Any:
-            is_first = context.replica_id_in_sync_group % replicas == 0
+        def value_of(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+            is_first = context.replica_id_in_sync_group % local_replicas == 0
             return tf.constant(values if is_first else np.zeros_like(values))
 
-        spread = self._strategy.experimental_distribute_values_from_function(of_replica)
-        total: np.ndarray = self._strategy.reduce("SUM", spread, axis=None).numpy()
+        distributed = self._strategy.experimental_distribute_values_from_function(value_of)
+        total: np.ndarray = self._strategy.reduce("SUM", distributed, axis=None).numpy()
         return total
 
 
-def _values(size: int) -> int:
+def _value_count(size: int) -> int:
     return max(1, (size + 1) // 2)
 
 

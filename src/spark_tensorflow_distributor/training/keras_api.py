@@ -1,4 +1,4 @@
-"""The Keras of this process, whichever it is, and how its methods are replaced."""
+"""The Keras package in use, and tools for wrapping its methods."""
 
 import contextlib
 import functools
@@ -9,16 +9,77 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
+
+from ..errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
 
+_LEAST_KERAS_3 = (3, 10)
+
+KerasName = Literal["keras", "tf_keras"]
+
+
+def selected_keras() -> KerasName:
+    """Return the name of the package behind ``tf.keras``: Keras 3, unless ``TF_USE_LEGACY_KERAS`` selects tf_keras."""
+    return "tf_keras" if os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True") else "keras"  # as TensorFlow
+
+
+def keras_of(value: object) -> KerasName | Literal[""]:
+    """Return the name of the package that a model or variable belongs to; "" if it is not a Keras object."""
+    roots = {base.__module__.partition(".")[0] for base in type(value).__mro__}
+    return "keras" if "keras" in roots else "tf_keras" if "tf_keras" in roots else ""
+
+
+def keras_packages() -> list[ModuleType]:
+    """Return the Keras packages that this process may train with: that of ``tf.keras``, and the other one if loaded.
+
+    The first is imported if it is installed, which costs nothing after ``import tensorflow``.
+    """
+    selected = selected_keras()
+    other = sys.modules.get("keras" if selected == "tf_keras" else "tf_keras")
+    return [package for package in (import_package(selected), other) if hasattr(package, "Model")]  # type: ignore[misc]
+
+
+def keras_for_workers() -> ModuleType | None:
+    """Return the package behind ``tf.keras`` if it can train over several workers.
+
+    None if it is not installed, or if Keras 3 uses another backend than TensorFlow.
+
+    Raises:
+        ConfigurationError: It is a release of Keras 3 that is too old.
+    """
+    name = selected_keras()
+    keras = import_package(name)
+    if keras is None or name == "tf_keras":
+        return keras
+    version = keras.__version__
+    if version.startswith("2.") or keras.backend.backend() != "tensorflow":
+        return None
+    if tuple(map(int, version.split(".")[:2])) < _LEAST_KERAS_3:
+        raise ConfigurationError(
+            f"The workers have Keras {version}. Training over several workers needs Keras 3.10 or later. Upgrade it on "
+            "the executors with pip install 'keras>=3.10', or select tf_keras with env={'TF_USE_LEGACY_KERAS': '1'}."
+        )
+    return keras
+
+
+def import_package(name: str) -> ModuleType | None:
+    """Import a package; return None if it is missing or broken."""
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        return None
+    try:
+        return importlib.import_module(name)
+    except Exception:  # a broken Keras must not end a program that may never use it
+        _log.warning("%s is installed but cannot be imported", name, exc_info=True)
+        return None
+
 
 def quiet_auto_verbose(is_chief: bool) -> None:
-    """Makes ``verbose="auto"`` mean 2 on the chief and 0 elsewhere, for fit, evaluate and predict in this process.
+    """Make ``verbose="auto"`` mean 2 on the chief and 0 elsewhere, for fit, evaluate and predict in this process.
 
-    A worker's output is no terminal: there Keras takes "auto" for 1, and prints many lines an epoch on every rank.
-    Explicit values keep their meaning. It applies to Keras 3 and tf_keras, as far as ``keras_packages`` finds them.
+    A worker's output is not a terminal. There Keras takes "auto" for 1 and prints many lines per epoch on every rank.
     """
     for package in keras_packages():
         for name in ("fit", "evaluate", "predict"):
@@ -26,19 +87,19 @@ def quiet_auto_verbose(is_chief: bool) -> None:
             setattr(owner, name, _with_auto_verbose(getattr(owner, name), 2 if is_chief else 0))
 
 
-def _with_auto_verbose(original: Callable[..., Any], meant: int) -> Callable[..., Any]:
+def _with_auto_verbose(original: Callable[..., Any], meaning: int) -> Callable[..., Any]:
     def method(call: inspect.BoundArguments) -> Any:
         if call.arguments.get("verbose", "auto") == "auto":
-            call.arguments["verbose"] = meant
+            call.arguments["verbose"] = meaning
         return original(*call.args, **call.kwargs)
 
     return by_name(original, method)
 
 
 def by_name(original: Callable[..., Any], replacement: Callable[[inspect.BoundArguments], Any]) -> Callable[..., Any]:
-    """``replacement`` in the place of ``original``: it gets the arguments of a call by their names.
+    """Wrap ``original`` with a function that receives the arguments of a call by name.
 
-    Arguments that do not fit go to ``original``: they are the caller's mistake, and Keras has the words for it.
+    A call whose arguments do not fit goes to ``original``, whose error message is the right one for the caller.
     """
     signature = inspect.signature(original)
 
@@ -53,57 +114,30 @@ def by_name(original: Callable[..., Any], replacement: Callable[[inspect.BoundAr
     return method
 
 
+def defining_class(model_class: type, method: str) -> Any:
+    """Return the class in the MRO whose body defines the method. Replacing it there affects all models."""
+    return next(base for base in model_class.__mro__ if method in vars(base))
+
+
 def given_callbacks(given: Any) -> list[Any]:
-    """The callbacks that a caller of ``fit`` gave: None, one, a list, or a Keras CallbackList."""
+    """Return the callbacks passed to ``fit``, which takes None, one callback, a sequence, or a Keras CallbackList."""
     if given is None:
         return []
     return list(getattr(given, "callbacks", given if isinstance(given, list | tuple) else [given]))
 
 
 @contextlib.contextmanager
-def joined(arguments: dict[str, Any], callback: Any, list_class: Any) -> Iterator[None]:
-    """Add a callback of ours to those among the arguments of ``fit``, for one call."""
-    given: Any = arguments.get("callbacks")
+def joined(arguments: dict[str, Any], callback: Any, list_class: type) -> Iterator[None]:
+    """Add a callback to those among the arguments of ``fit``, for the duration of one call."""
+    given = arguments.get("callbacks")
     if not isinstance(given, list_class):
         arguments["callbacks"] = [*given_callbacks(given), callback]
         yield
         return
-    given.callbacks.append(callback)  # a copy would divide what its parts share
+    callbacks = given.callbacks  # type: ignore[attr-defined]
+    callbacks.append(callback)  # a copy of the CallbackList would lose the state that its callbacks share
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # the caller has taken it out
-            given.callbacks.remove(callback)
-
-
-def keras_packages() -> list[Any]:
-    """The Keras packages that this process may train with: that of ``tf.keras``, and the other one if it is loaded.
-
-    The first is imported if it is installed, which costs nothing after ``import tensorflow``.
-    """
-    chosen, other = ("tf_keras", "keras") if legacy_selected() else ("keras", "tf_keras")
-    return [package for package in (import_package(chosen), sys.modules.get(other)) if hasattr(package, "Model")]
-
-
-def defining_class(model_class: type, method: str) -> Any:
-    """The class whose body has the method that ``model_class`` inherits: replaced there, it is for all models."""
-    return next(base for base in model_class.__mro__ if method in vars(base))
-
-
-def is_keras_3(model: Any) -> bool:
-    """Whether a model is one of Keras 3, and none of tf_keras."""
-    return any(base.__module__.partition(".")[0] == "keras" for base in type(model).__mro__)
-
-
-def legacy_selected() -> bool:
-    return os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True")  # what TensorFlow accepts
-
-
-def import_package(name: str) -> Any:
-    if name not in sys.modules and importlib.util.find_spec(name) is None:
-        return None
-    try:
-        return importlib.import_module(name)
-    except Exception:  # A broken Keras must not end a program that may never use it.
-        _log.warning("%s is installed but cannot be imported", name, exc_info=True)
-        return None
+        with contextlib.suppress(ValueError):  # the caller has removed it
+            callbacks.remove(callback)

@@ -1,38 +1,38 @@
-"""The state of this process's random generators, and how to set it again."""
+"""The state of this process's random generators, to be saved and restored."""
 
 import random
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from .keras_api import is_keras_3
+from .keras_api import keras_of
+from .private_names import KERAS_STATE, STATEFUL_RANDOM
 
 
-def global_seed(model: Any) -> list[Any]:
-    """Keras 3's own seed generator, for layers and functions without one; only where it has been used."""
-    state = sys.modules.get("keras.src.backend.common.global_state")
+def global_seed(model: object) -> list[Any]:
+    """Return the variable of Keras 3's global seed generator, which unseeded layers use; empty if it is unused."""
+    state = KERAS_STATE.loaded()
     generator = state and state.get_global_attribute("global_seed_generator")
-    return [generator.state] if generator is not None and is_keras_3(model) else []
+    return [generator.state] if generator is not None and keras_of(model) == "keras" else []
 
 
 def random_state() -> dict[str, Any]:
-    """Python's, NumPy's and TensorFlow's generators of this process."""
+    """Return the state of the generators of Python, NumPy and TensorFlow."""
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
-    found: dict[str, Any] = {
+    state: dict[str, Any] = {
         "python": [version, np.array(numbers, np.uint64), gauss],
         "numpy": [kind, keys, position, has_gauss, cached],
     }
     generator = _tf_generator()
     if generator is not None:
-        found["tensorflow"] = np.asarray(generator.state.numpy())
-    return found
+        state["tensorflow"] = np.asarray(generator.state.numpy())
+    return state
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """What :func:`random_state` gave."""
+    """Restore what :func:`random_state` returned."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(int(each) for each in numbers), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
@@ -43,7 +43,5 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 def _tf_generator() -> Any:
-    """TensorFlow's global generator, if it has been used; asking for it would make it."""
-    from tensorflow.python.ops import stateful_random_ops
-
-    return getattr(stateful_random_ops, "global_generator", None)
+    """Return TensorFlow's global ``Generator`` if it has been used; the public function would create it."""
+    return getattr(STATEFUL_RANDOM.load(), "global_generator", None)

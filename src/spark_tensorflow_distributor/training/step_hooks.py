@@ -1,7 +1,7 @@
-"""The loops of Keras over epochs and steps, with a place to stand between two steps.
+"""Hooks into Keras' loops over epochs and steps, for a listener between the steps.
 
-Between two steps a training can be saved, and skip what an earlier attempt has done; and each step is a sign of life. A
-callback would not do: Keras 3 may call it from another thread and late, and the data is out of its reach.
+Between two steps, training can be saved, and can skip what an earlier attempt has done; and each step is a sign of
+life. A callback would not do: Keras 3 may call it late and on another thread, and it cannot reach the data.
 """
 
 import functools
@@ -10,131 +10,129 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from .keras_api import defining_class, keras_packages
+from .private_names import KERAS_TRAINER, TF_KERAS_DATA
 
 _log = logging.getLogger(__name__)
 
+# What Keras 3 yields for an execution of steps: the number of its first step (and last, since 3.12), and the iterator.
+Step = tuple[Any, ...]
+
 
 class StepListener(Protocol):
-    """Who stands between the steps."""
+    """Is called between the steps of training."""
 
     def claims_epoch(self) -> bool:
-        """Whether the loop that begins now is the present epoch of ``fit``, and no evaluation."""
+        """Return whether the loop that begins now is the current epoch of ``fit`` and not an evaluation."""
 
     def claims_fit(self) -> bool:
-        """The same of a loop over all epochs (tf_keras)."""
+        """Return the same about a loop over all epochs (tf_keras)."""
 
     def first_epoch(self, asked_for: int) -> int:
-        """The epoch to begin with, where the loop is told only now (tf_keras)."""
+        """Return the epoch to begin with, for a loop that can still be changed (tf_keras)."""
 
     def begin_epoch(self, epoch: int) -> None:
-        """An iterator for this epoch is made next."""
+        """Note that the next iterator is for this epoch."""
 
     def start(self, skip_epochs: Callable[[int, int], int]) -> tuple[int, int]:
-        """Where the first epoch begins.
+        """Return where the first epoch begins.
 
         Args:
-            skip_epochs: leaves so many epochs of so many steps out, so that the next one comes in its own order;
-                returns the batches that have to be left out for that.
+            skip_epochs: Skips a number of epochs with a number of steps each, so that the next epoch has the order of
+                rows that it would have had; returns how many batches remain to be skipped.
 
         Returns:
-            How many steps of the epoch were taken before, and how many batches to leave out.
+            The steps of the epoch that are already done, and the batches to skip.
         """
 
     def arrive(self) -> None:
-        """All that was to be left out is; the same again is nothing new.
+        """Note that everything that had to be skipped is skipped; further calls have no effect.
 
-        What data draws from random generators in epochs that are left out is drawn between ``start`` and this.
+        Random numbers that the data draws in skipped epochs are drawn between ``start`` and this call.
         """
 
     def made_iterator(self) -> None:
-        """Keras has made an iterator of the training's data."""
+        """Note that Keras has created an iterator over the training data."""
 
     def after_step(self, count: int, *, is_last: bool = False) -> None:
-        """So many steps of training are done.
+        """Note that training steps are done.
 
         Args:
-            count: how many.
-            is_last: no other one follows in this epoch. False where the length of an epoch is not known yet.
+            count: How many.
+            is_last: No other step follows in this epoch. False if the length of the epoch is not known yet.
         """
 
     def alive(self) -> None:
-        """A step of any other kind is done."""
+        """Note that a step of any other kind is done."""
 
 
 def hook_step_loops(listener: StepListener) -> bool:
-    """Place the guest in the loops of every Keras of this process; False where one has loops of an unknown kind."""
-    done = True
+    """Call the listener in the loops of every Keras of this process; return False if one has unknown loops."""
+    is_hooked = True
     for package in keras_packages():
         try:
             if hasattr(package.src, "engine"):
-                _in_tf_keras(package.src.engine.data_adapter.DataHandler, listener)
+                _hook_tf_keras(TF_KERAS_DATA.load().DataHandler, listener)
             else:
-                _in_keras(package.src.backend.tensorflow.trainer.TFEpochIterator, listener)
-        except Exception as error:  # internals that nobody promised to keep
+                _hook_keras(KERAS_TRAINER.load().TFEpochIterator, listener)
+        except Exception as error:  # nobody promised to keep these internals
             _log.warning("%s %s has loops of an unknown kind (%r)", package.__name__, package.__version__, error)
-            done = False
-    return done
+            is_hooked = False
+    return is_hooked
 
 
-def _in_keras(loop: Any, listener: StepListener) -> None:
-    # Keras 3.5 and 3.6 have a loop of their own for TensorFlow.
-    is_of_its_own = "enumerate_epoch" in vars(loop)
-    name = "enumerate_epoch" if is_of_its_own else "_enumerate_iterator"
-    owner = defining_class(loop, name)
-    original = getattr(owner, name)
+def _hook_keras(loop_class: type, listener: StepListener) -> None:
+    owner = defining_class(loop_class, "_enumerate_iterator")
+    original = owner._enumerate_iterator
 
-    def epoch(self: Any) -> Any:
-        if not is_of_its_own:
-            _count_iterators(self, listener)
-        elif not (self.steps_per_epoch and self._current_iterator):
-            listener.made_iterator()  # this loop asks for none by a method
-        return original(self)
+    def counted_epoch(self: Any) -> Iterator[Step]:
+        _count_iterators(self, listener)
+        return original(self)  # type: ignore[no-any-return]
 
     @functools.wraps(original)
-    def enumerate_steps(self: Any) -> Iterator[Any]:
+    def enumerate_steps(self: Any) -> Iterator[Step]:
         if not listener.claims_epoch():
-            for each in original(self):
-                yield each
+            for step in original(self):
+                yield step
                 listener.alive()
             return
-        done, batches = listener.start(lambda count, steps: _skip_epochs(self, epoch, count, steps))
+        steps_done, batches = listener.start(lambda count, steps: _skip_epochs(self, counted_epoch, count, steps))
         if not batches:
             listener.arrive()
-        left = _left(epoch(self), done, batches, listener)
-        yield from _telling(left, listener, lambda: self.steps_per_execution)
+        remaining = _remaining_steps(counted_epoch(self), steps_done, batches, listener)
+        yield from _report_steps(remaining, listener, lambda: self.steps_per_execution)
 
-    setattr(owner, name, enumerate_steps)
+    owner._enumerate_iterator = enumerate_steps
 
 
-def _left(steps: Iterator[Any], done: int, batches: int, listener: StepListener) -> Iterator[Any]:
-    """The steps that are not done, after so many batches have been left out."""
+def _remaining_steps(steps: Iterator[Step], steps_done: int, batches: int, listener: StepListener) -> Iterator[Step]:
+    """Yield the steps that are not done yet, after skipping a number of batches."""
     for *numbers, iterator in steps:
-        batches = _pull(iterator, batches)
+        batches = _skip_batches(iterator, batches)
         listener.arrive()
-        if numbers[0] >= done:
+        if numbers[0] >= steps_done:
             yield (*numbers, iterator)
 
 
-def _telling(steps: Iterator[Any], listener: StepListener, size: Callable[[], int]) -> Iterator[Any]:
-    """The steps, of each of which the guest is told when it is known whether another one follows.
+def _report_steps(steps: Iterator[Any], listener: StepListener, size: Callable[[], int]) -> Iterator[Any]:
+    """Yield the steps of an epoch, and report each one as soon as it is known whether another one follows.
 
     Args:
-        steps: of an epoch of training.
-        guest: who is told.
-        size: of the step that has just been made; the next one may be shorter.
+        steps: Of an epoch of training.
+        listener: Receives the reports.
+        size: Returns how many steps the last execution had; the next one may be shorter.
     """
     count = 0
-    for each in steps:
+    for step in steps:
         if count:
             listener.after_step(count)
-        yield each
+        yield step
         count = size()
     if count:
         listener.after_step(count, is_last=True)
 
 
 def _count_iterators(loop: Any, listener: StepListener) -> None:
-    if "_get_iterator" in vars(loop):  # they are, already
+    if "_get_iterator" in vars(loop):  # already counted
         return
     get_iterator = loop._get_iterator
 
@@ -145,78 +143,78 @@ def _count_iterators(loop: Any, listener: StepListener) -> None:
     loop._get_iterator = counted
 
 
-def _skip_epochs(loop: Any, original: Callable[[Any], Iterator[Any]], count: int, steps: int) -> int:
+def _skip_epochs(loop: Any, epoch_of: Callable[[Any], Iterator[Step]], count: int, steps: int) -> int:
     adapter = loop.data_adapter
     kind = type(adapter).__name__
     if not count:
         return 0
     if loop.steps_per_epoch or kind == "GeneratorDataAdapter":
-        for _ in range(count):  # one stream over all epochs: there is no other way past it than through it
-            for *_, iterator in original(loop):
-                _pull(iterator, loop.steps_per_execution)
+        for _ in range(count):  # a single stream over all epochs can only be read
+            for *_, iterator in epoch_of(loop):
+                _skip_batches(iterator, loop.steps_per_execution)
         return 0
-    # A shuffle draws a new order for each iterator. So as many are made as Keras made, but of the dataset itself, whose
-    # iterators do not begin to fetch by themselves.
+    # A shuffle draws a new order for each iterator. So as many are created as Keras created, but over the plain
+    # dataset, whose iterators do not start to prefetch.
     distributed = loop._distributed_dataset
-    if kind != "PyDatasetAdapter":  # which gives a new one each time; and in Keras 3.5, each has a shuffle of its own
+    if kind != "PyDatasetAdapter":  # its get_tf_dataset returns a new dataset each time
         loop._distributed_dataset = adapter.get_tf_dataset()
     try:
         for _ in range(count):
-            epoch = original(loop)
+            epoch = epoch_of(loop)
             *_, iterator = next(epoch)
             if kind in ("ArrayDataAdapter", "PyDatasetAdapter"):
-                next(iterator)  # its order is drawn with the first batch
+                next(iterator)  # the order is drawn with the first batch
             if loop._num_batches is not None:
                 for _ in epoch:
                     pass
     finally:
         loop._distributed_dataset, loop._current_iterator = distributed, None
     if loop._num_batches is None:
-        # A dataset of unknown length: Keras has counted the step at which it was out of data.
+        # For a dataset of unknown length, Keras counts the step that found no more data.
         loop._num_batches = steps + loop.steps_per_execution
     return 0
 
 
-def _in_tf_keras(handler: Any, listener: StepListener) -> None:
+def _hook_tf_keras(handler: Any, listener: StepListener) -> None:
     epochs, steps = handler.enumerate_epochs, handler.steps
 
     @functools.wraps(epochs)
-    def enumerate_epochs(self: Any) -> Iterator[Any]:
+    def enumerate_epochs(self: Any) -> Iterator[tuple[int, Any]]:
         if not listener.claims_fit():
             yield from epochs(self)
             return
-        # Not sooner: arrays would be repeated for as many epochs as there are from here.
+        # Set here and not earlier: arrays would be repeated only for the epochs from here on.
         self._initial_epoch = listener.first_epoch(self._initial_epoch)
-        left_out = 0
+        skipped = 0
 
-        def leave_out(count: int, _: int) -> int:
-            nonlocal left_out
-            left_out = count
+        def skip_epochs(count: int, _: int) -> int:
+            nonlocal skipped
+            skipped = count
             return _skip_tf_epochs(self, count, listener)
 
-        self._initial_step, batches = listener.start(leave_out)
-        if not batches:  # the end of an epoch is saved before the data is told of it
+        self._initial_step, batches = listener.start(skip_epochs)
+        if not batches:  # a checkpoint at the end of an epoch precedes the data's on_epoch_end
             listener.arrive()
-        if left_out:
+        if skipped:
             self._adapter.on_epoch_end()
         listener.begin_epoch(self._initial_epoch)
         listener.made_iterator()
         for epoch, iterator in epochs(self):
             if self._adapter.should_recreate_iterator():
                 listener.made_iterator()
-            batches = _pull(iterator, batches)
+            batches = _skip_batches(iterator, batches)
             listener.arrive()
             yield epoch, iterator
             listener.begin_epoch(epoch + 1)
 
     @functools.wraps(steps)
-    def enumerate_steps(self: Any) -> Iterator[Any]:
+    def enumerate_steps(self: Any) -> Iterator[int]:
         if not listener.claims_epoch():
-            for each in steps(self):
-                yield each
+            for step in steps(self):
+                yield step
                 listener.alive()
             return
-        yield from _telling(steps(self), listener, lambda: int(self.step_increment) + 1)
+        yield from _report_steps(steps(self), listener, lambda: int(self.step_increment) + 1)
 
     handler.enumerate_epochs, handler.steps = enumerate_epochs, enumerate_steps
 
@@ -231,11 +229,11 @@ def _skip_tf_epochs(handler: Any, count: int, listener: StepListener) -> int:
         listener.made_iterator()
         iterator = iter(adapter.get_dataset())
         if type(adapter).__name__ == "KerasSequenceAdapter":
-            next(iterator)  # its order is drawn with the first batch
+            next(iterator)  # the order is drawn with the first batch
     return 0
 
 
-def _pull(iterator: Any, count: int) -> int:
+def _skip_batches(iterator: Iterator[Any], count: int) -> int:
     for _ in range(count):
         next(iterator)
     return 0

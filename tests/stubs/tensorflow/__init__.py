@@ -19,6 +19,14 @@ if os.environ.get("STUB_TF_IMPORT_SECONDS"):
     time.sleep(float(os.environ["STUB_TF_IMPORT_SECONDS"]))
 
 
+# For annotations only.
+Tensor = RaggedTensor = DType = type("Tensor", (), {})
+
+
+class data:
+    Dataset = Options = Tensor
+
+
 class _Threading:
     @staticmethod
     def set_intra_op_parallelism_threads(n):

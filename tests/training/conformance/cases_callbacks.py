@@ -8,7 +8,7 @@ from .table import BATCH, ROWS, case, dataset, dense, digits, fit, meet, outcome
 
 
 def folder():
-    """A folder that all ranks of this group share."""
+    """Return a folder that all ranks of the group share."""
     return os.environ["CONFORMANCE_FOLDER"]
 
 
@@ -40,22 +40,22 @@ def model_checkpoint_by_batches(keras):
 
 @case()
 def backup_and_restore(keras):
-    """Broken off in the second epoch, and begun again with one folder for all ranks."""
+    """Training is interrupted in the third epoch and restored from a folder that all ranks share."""
 
-    class Enough(Exception):
+    class Interrupted(Exception):
         pass
 
-    class Break(keras.callbacks.Callback):
+    class Interrupt(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 2:
-                raise Enough
+                raise Interrupted
 
     x, y = digits()
     backup = os.path.join(folder(), "backup")
     model = dense(keras)
     try:
-        fit(model, x, y, epochs=4, callbacks=[keras.callbacks.BackupAndRestore(backup), Break()])
-    except Enough:
+        fit(model, x, y, epochs=4, callbacks=[keras.callbacks.BackupAndRestore(backup), Interrupt()])
+    except Interrupted:
         pass
     meet()
     keras.utils.set_random_seed(99)
@@ -114,7 +114,7 @@ def csv_logger(keras):
 
 @case()
 def terminate_on_nan(keras):
-    """The row that breaks the loss is one worker's alone."""
+    """Only one worker has the row that makes the loss NaN."""
     x, y = digits()
     x = x.copy()
     x[2 * BATCH + 1] = np.nan
@@ -125,7 +125,7 @@ def terminate_on_nan(keras):
 
 @case()
 def decision_in_a_batch(keras):
-    """A callback of the user's own that stops by the loss of a step, which a worker's own rows would not show."""
+    """A custom callback stops training by the loss of a step, which is a different one for a worker's own rows."""
     seen = []
 
     class Stop(keras.callbacks.Callback):

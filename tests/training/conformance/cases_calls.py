@@ -70,7 +70,7 @@ def on_batch(keras):
 
 @case()
 def save_and_load(keras):
-    """Saved under one name by all ranks at once."""
+    """All ranks save under the same name at once."""
     x, y = digits()
     model = dense(keras)
     fit(model, x, y)
@@ -91,7 +91,7 @@ def save_and_load(keras):
 
 @case(keras_3_only=True)
 def save_on_the_chief(keras):
-    """By the chief alone, as many programs do it."""
+    """Only the chief saves, as in many programs."""
     import tensorflow as tf
 
     x, y = digits()
@@ -120,7 +120,7 @@ def export(keras):
             exported = tf.saved_model.load(folder)
             served.append(exported.serve(tf.constant(x[:20])).numpy())
 
-        # A thread has no strategy, like the process that it is exported for.
+        # A new thread has no strategy, like the process that the model is exported for.
         thread = threading.Thread(target=serve)
         thread.start()
         thread.join()

@@ -7,7 +7,7 @@ from .table import BATCH, ROWS, case, dataset, dense, digits, fit, outcome
 
 @case()
 def steps_per_execution(keras):
-    """Three steps at a time, of seven."""
+    """Three steps per execution, of seven per epoch."""
     x, y = digits()
     model = dense(keras, steps_per_execution=3)
     history = fit(model, x, y, validation_data=(x[:100], y[:100]))
@@ -81,24 +81,24 @@ def metric_of_vectors(keras):
 def custom_metric(keras):
     import tensorflow as tf
 
-    class Sure(keras.metrics.Metric):
-        """The part of rows whose greatest probability is above a half."""
+    class Confident(keras.metrics.Metric):
+        """The fraction of rows whose highest probability is above one half."""
 
         def __init__(self):
-            super().__init__(name="sure")
+            super().__init__(name="confident")
             self.total = self.add_weight(name="total", initializer="zeros")
             self.count = self.add_weight(name="count", initializer="zeros")
 
         def update_state(self, y_true, y_pred, sample_weight=None):
-            sure = tf.cast(tf.reduce_max(y_pred, axis=-1) > 0.5, tf.float32)
-            self.total.assign_add(tf.reduce_sum(sure))
-            self.count.assign_add(tf.cast(tf.shape(sure)[0], tf.float32))
+            confident = tf.cast(tf.reduce_max(y_pred, axis=-1) > 0.5, tf.float32)
+            self.total.assign_add(tf.reduce_sum(confident))
+            self.count.assign_add(tf.cast(tf.shape(confident)[0], tf.float32))
 
         def result(self):
             return self.total / (self.count + 1e-7)
 
     x, y = digits()
-    model = dense(keras, metrics=[Sure()])
+    model = dense(keras, metrics=[Confident()])
     return outcome(model, fit(model, x, y))
 
 

@@ -1,4 +1,4 @@
-"""What ``fit`` is fed with."""
+"""The data passed to ``fit``."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def arrays_shuffled(keras):
 
 @case()
 def fewer_rows_than_workers(keras):
-    """The last batch has a single row: all workers but one have none."""
+    """The last batch has a single row, so all workers but one have none."""
     x, y = digits(2 * BATCH + 1)
     model = dense(keras)
     return outcome(model, fit(model, x, y), evaluated=model.evaluate(x, y, batch_size=BATCH, verbose=0))
@@ -50,7 +50,7 @@ def dataset_repeated(keras):
 
 @case()
 def dataset_with_fewer_steps(keras):
-    """A finite dataset that several epochs share."""
+    """Several epochs share a finite dataset."""
     x, y = digits()
     model = dense(keras)
     return outcome(model, fit(model, dataset(x, y), steps_per_epoch=3, epochs=2))
@@ -74,18 +74,18 @@ def dataset_shuffled(keras):
     return outcome(model, fit(model, data))
 
 
-def without_a_seed(keras, feed):
-    """What all workers together have seen, in their order: each row once, as one process has it."""
+def without_a_seed(keras, train):
+    """Return a sum that shows whether all workers together have seen each row once, like one process."""
     import tensorflow as tf
 
     keras.utils.set_random_seed(7)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
-    # The gradient of a sum: after an epoch, the weight is the sum over all rows of what stands in them.
+    # The gradient of a sum: after an epoch, the weight is the sum of the values of all rows.
     model.compile(keras.optimizers.SGD(1.0), loss=lambda y, p: tf.reduce_sum(y * p, axis=-1) * 0 - y[:, 0] * p[:, 0])
     tf.random.set_seed(None)
     rows = np.float32(2) ** -np.arange(12, dtype="float32")
     x, y = np.ones((12, 1), "float32"), rows[:, None]
-    feed(tf, model, x, y)
+    train(tf, model, x, y)
     return {"sum": np.asarray(model.get_weights()[0]) * 12}
 
 
@@ -96,10 +96,10 @@ def arrays_shuffled_without_a_seed(keras):
 
 @case()
 def dataset_shuffled_without_a_seed(keras):
-    def feed(tf, model, x, y):
+    def train(tf, model, x, y):
         model.fit(tf.data.Dataset.from_tensor_slices((x, y)).shuffle(12).batch(12), verbose=0)
 
-    return without_a_seed(keras, feed)
+    return without_a_seed(keras, train)
 
 
 @case()
@@ -137,7 +137,7 @@ def dataset_of_files(keras):
 
 @case()
 def sequence(keras):
-    """A PyDataset, in tf_keras a Sequence."""
+    """A PyDataset, or a Sequence in tf_keras."""
     x, y = digits()
     base = keras.utils.PyDataset if hasattr(keras.utils, "PyDataset") else keras.utils.Sequence
 
@@ -199,7 +199,7 @@ def ragged_words():
 
 @case()
 def ragged(keras):
-    """A ragged batch, which the dataset pads: a padded width of its own for each batch."""
+    """The dataset pads ragged batches, each to its own width."""
     import tensorflow as tf
 
     words, y = ragged_words()
@@ -268,10 +268,7 @@ def validation_split(keras):
 
 @case()
 def auto_shard_off(keras):
-    """Every worker has the whole dataset for itself and reads all of it, in parts of its own size.
-
-    With equal rows everywhere that is what one process does.
-    """
+    """Each worker reads the whole dataset by itself. With equal rows, that gives the numbers of one process."""
     import tensorflow as tf
 
     x, y = digits(6)
@@ -279,5 +276,4 @@ def auto_shard_off(keras):
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     data = tf.data.Dataset.from_tensors((np.repeat(x[:1], 6, axis=0), np.repeat(y[:1], 6))).repeat(4)
     model = dense(keras)
-    # Keras counts the steps of the whole dataset; cut into workers' parts, it has that many times as many.
     return outcome(model, fit(model, data.with_options(options), steps_per_epoch=4, epochs=2))

@@ -1,4 +1,4 @@
-"""What is trained."""
+"""Models and layers."""
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def lazily_built(keras):
 
 
 def words(rows=ROWS, length=9, vocabulary=400):
-    """Token ids with padding (0) at the end, and a label."""
+    """Return token ids with padding (0) at the end, and a label for each row."""
     random = np.random.default_rng(5)
     ids = random.integers(1, vocabulary, (rows, length))
     ids[np.arange(length) >= random.integers(2, length + 1, rows)[:, None]] = 0
@@ -64,7 +64,7 @@ def words(rows=ROWS, length=9, vocabulary=400):
 
 @case()
 def embedding(keras):
-    """Sparse gradients; with so few rows of the table used, they stay sparse."""
+    """Gradients are sparse, and stay so because few rows of the table are used."""
     ids, y = words(vocabulary=20000)
     model = keras.Sequential(
         [keras.Input((9,), dtype="int64"), keras.layers.Embedding(20000, 8), keras.layers.Flatten(),
@@ -112,7 +112,7 @@ def simple_rnn(keras):
 
 @case()
 def masked_loss(keras):
-    """A label for each word: the loss divides by the words that are there, of the whole batch."""
+    """Each word has a label: the loss divides by the number of unmasked words in the global batch."""
     ids, _ = words()
     model = keras.Sequential(
         [keras.Input((9,), dtype="int64"), keras.layers.Embedding(400, 6, mask_zero=True),
@@ -148,7 +148,7 @@ def batch_normalization_synchronized(keras):
 
 
 def ghost_batches(keras, workers):
-    """What each worker's own statistics come to: normalised part by part, moving statistics averaged over the parts."""
+    """Train as workers with their own statistics do: normalise each part, and average the moving statistics."""
     import tensorflow as tf
 
     x, y = digits(6 * BATCH)
@@ -156,17 +156,17 @@ def ghost_batches(keras, workers):
     optimizer, batch_norm = model.optimizer, model.layers[1]
     for _ in range(2):
         for start in range(0, len(x), BATCH):
-            begun = [variable.numpy() for variable in batch_norm.non_trainable_variables]
-            totals, gradients = [0.0 * value for value in begun], None
+            initial = [variable.numpy() for variable in batch_norm.non_trainable_variables]
+            totals, gradients = [0.0 * value for value in initial], None
             for part in range(workers):
                 rows = slice(start + part * BATCH // workers, start + (part + 1) * BATCH // workers)
-                for variable, value in zip(batch_norm.non_trainable_variables, begun, strict=True):
+                for variable, value in zip(batch_norm.non_trainable_variables, initial, strict=True):
                     variable.assign(value)
                 with tf.GradientTape() as tape:
                     predicted = model(x[rows], training=True)
                     loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y[rows], predicted)) / workers
-                own = tape.gradient(loss, model.trainable_variables)
-                gradients = own if gradients is None else [a + b for a, b in zip(gradients, own, strict=True)]
+                local = tape.gradient(loss, model.trainable_variables)
+                gradients = local if gradients is None else [a + b for a, b in zip(gradients, local, strict=True)]
                 totals = [t + v.numpy() for t, v in zip(totals, batch_norm.non_trainable_variables, strict=True)]
             for variable, total in zip(batch_norm.non_trainable_variables, totals, strict=True):
                 variable.assign(total / workers)
@@ -185,7 +185,7 @@ def normalized(keras):
 
 @case(rtol=1e-3, atol=1e-4, alone=ghost_batches)
 def batch_normalization(keras):
-    """Each worker normalises with the statistics of its own rows, as tf.distribute has it; then they are averaged."""
+    """Each worker normalises with the statistics of its own rows, as in tf.distribute; then they are averaged."""
     x, y = digits(6 * BATCH)
     model = normalized(keras)
     fit(model, x, y)
@@ -216,7 +216,7 @@ def noise(keras):
 
 @case()
 def spatial_dropout(keras):
-    """The same columns are dropped in all of a row's places."""
+    """The same channels are dropped at all positions of a row."""
     x, y = digits()
     layers = keras.layers
     hidden = [layers.Reshape((8, 8)), layers.Conv1D(8, 3), layers.SpatialDropout1D(0.4, seed=3), layers.Flatten()]
@@ -280,7 +280,7 @@ def added_loss(keras):
 
 @case(keras_3_only=True)
 def custom_train_step(keras):
-    """As Keras' guide writes one; it returns the metrics' results."""
+    """The step of Keras' guide, which returns the metrics' results."""
     import tensorflow as tf
 
     class Custom(classifier(keras)):
@@ -306,7 +306,7 @@ def custom_train_step(keras):
 
 @case()
 def custom_logs(keras):
-    """A step that returns a value of its own, which no metric holds: the mean over the workers' parts."""
+    """The step returns a value that no metric holds: the mean over the workers' parts."""
     import tensorflow as tf
 
     class Custom(classifier(keras)):
@@ -319,7 +319,7 @@ def custom_logs(keras):
             gradients = tape.gradient(loss, self.trainable_variables)
             self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
             mean = tf.reduce_mean(each)
-            # tf_keras adds up what the workers' steps return.
+            # tf_keras sums what the workers' steps return.
             return {"mine": mean / self.distribute_strategy.num_replicas_in_sync if is_legacy else mean}
 
     is_legacy = keras.__name__.startswith("tf_keras")
@@ -402,19 +402,19 @@ def mixed(keras, policy, optimizer):
 
 @case(rtol=0.05, atol=0.02)
 def mixed_bfloat16(keras):
-    """Rounded to three digits in each layer, and so are sums over parts of a batch."""
+    """Each layer rounds to three digits, and so do sums over parts of a batch."""
     return mixed(keras, "mixed_bfloat16", keras.optimizers.SGD(0.1))
 
 
 @case(rtol=0.02, atol=0.005)
 def mixed_float16(keras):
-    """Keras puts a LossScaleOptimizer around; its first scale is too large here, and steps are skipped on all ranks."""
+    """Keras adds a LossScaleOptimizer, whose initial scale is too large here: all ranks skip steps."""
     return mixed(keras, "mixed_float16", keras.optimizers.SGD(0.1))
 
 
 @case(keras_3_only=True, rtol=0.05, atol=0.02)
 def float8(keras):
-    """Training with quantised products; the scales are the same on all ranks."""
+    """Products are quantised, with the same scales on all ranks."""
     x, y = digits()
     model = dense(keras)
     model.quantize("float8")

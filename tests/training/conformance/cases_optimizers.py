@@ -1,4 +1,4 @@
-"""What moves the weights."""
+"""Optimizers, and what changes their updates."""
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def rmsprop(keras):
 
 @case(rtol=1e-3, atol=1e-3)
 def lion(keras):
-    """Lion takes the sign: where a gradient is next to nothing, a last digit decides."""
+    """Lion uses the sign: for a gradient near zero, the last digit decides."""
     return with_optimizer(keras, keras.optimizers.Lion(0.0003))
 
 
@@ -100,7 +100,7 @@ def loss_scale(keras):
 
 @case()
 def loss_scale_with_overflow(keras):
-    """One row has a huge value: the scaled gradient overflows on the worker that has it, and all must skip the step."""
+    """The scaled gradient overflows on the one worker that has a row of huge values, and all must skip the step."""
     x, y = digits()
     x = x.copy()
     x[100] = 1e30
@@ -127,15 +127,15 @@ def constraint(keras):
 
 @case()
 def loss_of_sums(keras):
-    """A loss that is the sum over a batch."""
+    """The loss is the sum over a batch."""
     x, y = digits()
     model = dense(keras, keras.optimizers.SGD(0.005), loss=keras.losses.SparseCategoricalCrossentropy(reduction="sum"))
     return outcome(model, fit(model, x, y))
 
 
-@case(keras_3_only=True, since=(3, 6))
+@case(keras_3_only=True)
 def loss_by_weights(keras):
-    """A mean that divides by the sum of the weights of the whole batch."""
+    """The loss is a mean that divides by the sum of the weights of the global batch."""
     x, y = digits()
     loss = keras.losses.SparseCategoricalCrossentropy(reduction="mean_with_sample_weight")
     model = dense(keras, keras.optimizers.SGD(0.1), loss=loss)

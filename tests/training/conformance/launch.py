@@ -1,9 +1,9 @@
-"""Runs cases in one process, or over the workers of a run.
+"""Runs cases in one process, or on the workers of a run.
 
-As a program, to look at some of them: ``python -m conformance.launch PACKAGE WORKERS [CASE ...]`` in
-``tests/training``.
+To run some of them: ``python -m conformance.launch PACKAGE WORKERS [CASE ...]`` in ``tests/training``.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -29,14 +29,14 @@ _SINGLE = "import sys; sys.path.insert(0, {path!r}); from conformance import lau
 
 
 def launch(package: str, workers: int, names: Iterable[str], folder: str, **runner: Any) -> dict[str, list[Any]]:
-    """What the cases returned, by name and rank; a string is the traceback of one that raised.
+    """Return the results of the cases, by name and rank; a string is the traceback of a case that raised.
 
     Args:
         package: ``keras`` or ``tf_keras``.
-        workers: 0 is a process of its own without Spark and without the library, to compare with.
+        workers: 0 means one process without Spark and without the library, for comparison.
         names: the cases.
-        folder: empty; for the results, and for what cases write.
-        runner: more arguments of the runner.
+        folder: an empty folder for the results and the files of cases.
+        runner: additional arguments of the runner.
     """
     env = {"TF_USE_LEGACY_KERAS": "1" if package == "tf_keras" else "0", "TF_CPP_MIN_LOG_LEVEL": "2"}
     waiting, results = list(names), {}
@@ -46,7 +46,7 @@ def launch(package: str, workers: int, names: Iterable[str], folder: str, **runn
             files = sorted(Path(folder).glob(f"{name}.*.pickle"))
             found = [pickle.loads(file.read_bytes()) for file in files]
             if not found and not error:
-                break  # one before it raised, after which a group is good for nothing
+                break  # a case before it raised, after which the group cannot be used
             results[name] = found or [error]
             waiting.remove(name)
             if not found:
@@ -82,7 +82,7 @@ def _run(package: str, workers: int, names: list[str], folder: str, env: dict[st
 
 
 def run_here(package: str, names: list[str], folder: str, workers: int) -> None:
-    """In a worker: run the cases, and write down what each returned."""
+    """Run the cases in a worker, and write a file with the result of each."""
     import tensorflow as tf
 
     rank = 0
@@ -92,6 +92,7 @@ def run_here(package: str, names: list[str], folder: str, workers: int) -> None:
         rank = get_context().rank
     keras = tf.keras
     assert keras.Model.__module__.split(".")[0] == package
+    gc.freeze()  # clear_session looks for garbage after each case: not among what is imported
     for name in names:
         try:
             result: Any = run_case(name, folder, workers)
@@ -105,7 +106,7 @@ def run_here(package: str, names: list[str], folder: str, workers: int) -> None:
 
 
 def run_case(name: str, folder: str, workers: int) -> dict[str, Any]:
-    """In a worker, and in its strategy's scope."""
+    """Run a case in a worker, within the strategy's scope."""
     import tensorflow as tf
 
     keras, case = tf.keras, CASES[name]
@@ -121,7 +122,7 @@ def run_case(name: str, folder: str, workers: int) -> dict[str, Any]:
 
 
 def difference(case: Case, single: dict[str, Any], found: Any, workers: int) -> str:
-    """What is not one process's, in words; empty where all is."""
+    """Describe how a result differs from that of one process; empty if it does not."""
     if not isinstance(found, dict):
         return f"it raised:\n{found}"
     expected = single.get(f"alone {workers}", {k: v for k, v in single.items() if not k.startswith("alone")})
@@ -151,7 +152,7 @@ def _main() -> None:
         for name in names:
             (single,) = singles[name] or ["nothing"]
             if not isinstance(single, dict):
-                print(f"{name}: one process cannot do it:\n{single}")
+                print(f"{name}: one process failed:\n{single}")
                 continue
             found = [difference(CASES[name], single, each, int(workers)) for each in groups[name]]
             if any(found) or len(found) != int(workers):
@@ -161,7 +162,7 @@ def _main() -> None:
                 print(f"{name}: WRONG: {' | '.join(dict.fromkeys(last)) or json.dumps(len(found))}")
             else:
                 right += 1
-        print(f"{right} of {len(names)} are right")
+        print(f"{right} of {len(names)} are correct")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""The table of what is held to be right: cases by name, and what each needs.
+"""The conformance table: cases by name, and what each one needs.
 
-A case is a function of the Keras package. It builds a model (within the strategy's scope already), trains, and returns
-named arrays; each is compared with what one process has at the same global batch.
+A case is a function of the Keras package, called within the strategy's scope. It builds a model, trains, and returns
+named arrays, which are compared with those of one process at the same global batch.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 BATCH = 48
-# Six whole batches and one of 37 rows: neither two nor three workers can share that in equal parts.
+# Six whole batches and one of 37 rows, which neither two nor three workers can divide equally.
 ROWS = 325
 
 
@@ -20,13 +19,13 @@ ROWS = 325
 class Case:
     """One row of the table.
 
-    Args:
+    Attributes:
         group: ``data``, ``models``, ``optimizers``, ``compile``, ``calls`` or ``callbacks``.
-        run: the case.
+        run: the function.
         packages: Keras packages that have the feature.
-        rtol, atol: tolerance against one process.
-        since: release of Keras 3 that has the feature.
-        alone: what one process does for comparison, where it is not the case itself.
+        rtol: relative tolerance against one process.
+        atol: absolute tolerance.
+        alone: what one process runs for comparison, if it is not the case itself.
     """
 
     group: str
@@ -34,7 +33,6 @@ class Case:
     packages: tuple[str, ...]
     rtol: float
     atol: float
-    since: tuple[int, int]
     alone: Callable[..., dict[str, Any]] | None
 
     @property
@@ -50,28 +48,21 @@ def case(
     keras_3_only: bool = False,
     rtol: float = 2e-4,
     atol: float = 2e-5,
-    since: tuple[int, int] = (3, 0),
     alone: Callable[..., dict[str, Any]] | None = None,
 ) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., dict[str, Any]]]:
-    """Put a function into the table."""
+    """Add a function to the table."""
 
     def register(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
         packages = ("keras",) if keras_3_only else ("keras", "tf_keras")
         assert run.__name__ not in CASES, run.__name__
-        CASES[run.__name__] = Case(run.__module__.rpartition("_")[2], run, packages, rtol, atol, since, alone)
+        CASES[run.__name__] = Case(run.__module__.rpartition("_")[2], run, packages, rtol, atol, alone)
         return run
 
     return register
 
 
-def since(case: Case, package: str) -> bool:
-    """Whether the installed release of the package has what the case is of."""
-    version = tuple(map(int, metadata.version(package.replace("_", "-")).split(".")[:2]))
-    return package != "keras" or version >= case.since
-
-
 def digits(rows: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's digits: [rows, 64] float32 in 0..1, and [rows] int32."""
+    """Return scikit-learn's digits: [rows, 64] float32 in 0..1, and [rows] int32."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -79,7 +70,7 @@ def digits(rows: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dense(keras: Any, optimizer: Any = None, **compile_arguments: Any) -> Any:
-    """A classifier of two layers, compiled."""
+    """Return a compiled classifier of two layers."""
     model = keras.Sequential(
         [keras.Input((64,)), keras.layers.Dense(12, activation="tanh"), keras.layers.Dense(10, activation="softmax")]
     )
@@ -89,28 +80,28 @@ def dense(keras: Any, optimizer: Any = None, **compile_arguments: Any) -> Any:
 
 
 def dataset(*tensors: Any, batch: int = BATCH, **kwargs: Any) -> Any:
-    """A ``tf.data`` dataset of global batches."""
+    """Return a ``tf.data`` dataset of global batches."""
     import tensorflow as tf
 
     return tf.data.Dataset.from_tensor_slices(tensors).batch(batch, **kwargs)
 
 
 def fit(model: Any, x: Any, y: Any = None, *, epochs: int = 2, **kwargs: Any) -> Any:
-    """``model.fit``, quiet, in order, with the table's batch where Keras makes the batches."""
+    """Call ``model.fit`` quietly, in order, and with the table's batch size if Keras makes the batches."""
     if y is not None:
         kwargs = {"batch_size": BATCH, "shuffle": False, **kwargs}
     return model.fit(x, y, epochs=epochs, verbose=0, **kwargs)
 
 
 def outcome(model: Any, history: Any = None, **values: Any) -> dict[str, np.ndarray]:
-    """Weights (all of them, the state of layers as well), history and anything else, as named arrays."""
+    """Return all weights (including the state of layers), the history and anything else as named arrays."""
     weights = {f"weight {i}": np.asarray(weight) for i, weight in enumerate(model.get_weights())}
     logs = {f"history {name}": np.asarray(value) for name, value in history.history.items()} if history else {}
     return {**weights, **logs, **{name: np.asarray(value) for name, value in values.items()}}
 
 
 def meet() -> None:
-    """Returns when all workers have called it: what the chief has written is there."""
+    """Wait for all workers, so that the files of the chief exist."""
     import tensorflow as tf
 
     tf.distribute.get_strategy().reduce("SUM", tf.constant(1.0), axis=None)

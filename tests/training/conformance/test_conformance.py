@@ -1,4 +1,4 @@
-"""Keras over two and three workers has the numbers of one process, at the same global batch: the whole table."""
+"""Keras on two and three workers gives the numbers of one process at the same global batch: the whole table."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from .launch import difference, launch
-from .table import CASES, since
+from .table import CASES
 
 PACKAGES = ["keras", "tf_keras"]
 
 
 @pytest.fixture(scope="module")
 def results(request, spark, tmp_path_factory):
-    """What the chosen cases of a package came to in a group of some size; run once, when the first test asks."""
-    known = {}
-    folder = tmp_path_factory.mktemp("results")  # pytest's factory is not for threads
+    """Return the results of the selected cases of a package in a group of some size; the first test runs them all."""
+    singles, groups = {}, {}
+    folder = tmp_path_factory.mktemp("results")  # pytest's factory is not thread-safe
     chosen = {
         (item.callspec.params["package"], item.callspec.params["name"])
         for item in request.session.items
@@ -23,32 +23,32 @@ def results(request, spark, tmp_path_factory):
     }
 
     def run(package, workers):
-        names = [name for name, case in CASES.items() if (package, name) in chosen and since(case, package)]
+        names = [name for name in CASES if (package, name) in chosen]
         (here := folder / f"{package}-{workers}").mkdir()
         return launch(package, workers, names, str(here), spark=spark)
 
     def results(package, workers):
-        if (package, workers) not in known:
-            known[package, workers] = run(package, workers)
-        return known[package, workers]
+        if package not in singles:  # a single process leaves a core to the groups
+            singles[package] = pool.submit(run, package, 0)
+        if not workers:
+            return singles[package].result()
+        if (package, workers) not in groups:
+            groups[package, workers] = run(package, workers)
+        return groups[package, workers]
 
-    # A single process leaves a core to the others.
     with ThreadPoolExecutor() as pool:
-        singles = {package: pool.submit(run, package, 0) for package in PACKAGES}
-        yield lambda package, workers: results(package, workers) if workers else singles[package].result()
+        yield results
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 @pytest.mark.parametrize(
     ("package", "name"), [(package, name) for package in PACKAGES for name in CASES if package in CASES[name].packages]
 )
-@pytest.mark.timeout(1500)  # the first one of a group runs all of them
+@pytest.mark.timeout(1500)  # the first test of a group runs all cases
 def test_workers_have_the_numbers_of_one_process(results, package, name, workers):
-    if not since(CASES[name], package):
-        pytest.skip(f"this release of {package} does not have it")
     found = results(package, workers)[name]
     (single,) = results(package, 0)[name]
-    assert isinstance(single, dict), f"one process cannot do it: {single}"
+    assert isinstance(single, dict), f"one process failed: {single}"
     assert len(found) == workers, found
     for rank, each in enumerate(found):
         assert not (wrong := difference(CASES[name], single, each, workers)), f"rank {rank}: {wrong}"

@@ -1,6 +1,7 @@
-"""Shares: made equal, taken to files, given and taken."""
+"""Shares: written to files, equalised, and their rows handed over."""
 
 import itertools
+import json
 import random
 
 import numpy as np
@@ -8,11 +9,18 @@ import pytest
 
 from spark_tensorflow_distributor.data.balance import merge_facts, plan_transfers
 from spark_tensorflow_distributor.data.columns import Column, Values
-from spark_tensorflow_distributor.data.layout import ROW_BITS
+from spark_tensorflow_distributor.data.layout import (
+    ROW_BITS,
+    ColumnFacts,
+    FrameFacts,
+    FrameLayout,
+    LevelLayout,
+    ShardLayout,
+)
 from spark_tensorflow_distributor.data.spool import FrameSpool
 
 
-def test_transfers_make_shares_equal_by_few_moves():
+def test_few_transfers_make_shares_equal():
     assert plan_transfers([5, 5, 5]) == []
     assert plan_transfers([6, 5, 5]) == []
     assert plan_transfers([5, 6, 5]) == []
@@ -24,21 +32,19 @@ def test_transfers_make_shares_equal_by_few_moves():
     for _ in range(200):
         rows = [rng.randrange(20) for _ in range(rng.randrange(1, 9))]
         after = list(rows)
-        for giver, taker, count in plan_transfers(rows):
+        for source, target, count in plan_transfers(rows):
             assert count > 0
-            after[giver] -= count
-            after[taker] += count
+            after[source] -= count
+            after[target] += count
         assert max(after) - min(after) <= 1
         assert sum(after) == sum(rows)
 
 
 def test_facts_add_up():
-    one = {"rows": 2, "columns": [{"nulls": 1, "inner_nulls": 0, "nans": 0, "lengths": [[2, 3]]}]}
-    none = {"rows": 0, "columns": [{"nulls": 0, "inner_nulls": 0, "nans": 0, "lengths": [[-1, -1]]}]}
-    whole = merge_facts([one, none, one])
-    assert whole["rows"] == 4
-    assert whole["columns"] == [{"nulls": 2, "inner_nulls": 0, "nans": 0, "lengths": [[2, 3]]}]
-    assert merge_facts([none, none])["columns"][0]["lengths"] == [[-1, -1]]
+    one = FrameFacts(2, (ColumnFacts(nulls=1, lengths=((2, 3),)),))
+    none = FrameFacts(0, (ColumnFacts(lengths=((-1, -1),)),))
+    assert merge_facts([one, none, one]) == FrameFacts(4, (ColumnFacts(nulls=2, lengths=((2, 3),)),))
+    assert merge_facts([none, none]).columns[0].lengths == ((-1, -1),)
 
 
 COLUMNS = (
@@ -51,7 +57,7 @@ COLUMNS = (
 
 
 def values(first, count):
-    """Rows numbered from ``first``: floats, an integer, a text of one to three letters, an array of as many."""
+    """Rows numbered from ``first``: floats, an integer, a string of one to three letters, an array of that length."""
     numbers = np.arange(first, first + count)
     lengths = numbers % 3 + 1
     text = b"".join(bytes([65 + n % 26]) * (n % 3 + 1) for n in numbers.tolist())
@@ -71,33 +77,33 @@ def ids(partition, first, count):
 
 
 def read(spool):
-    """The rows of a spool in their order, as (a, b, i, s, l, is a null)."""
+    """The rows of a spool in their order, as (a, b, i, s, l, whether a is null)."""
     layout, files = spool.layout()
-    stored = layout["stored"]
+    stored = layout.stored
 
     def load(number, dtype):
         files[number].seek(0)
         return np.frombuffer(files[number].read(), dtype)
 
     def plain(number, dtype):
-        own = layout["columns"][number]
-        return load(own["file"], dtype).reshape(stored, own["width"])[:, own["place"]]
+        column = layout.columns[number]
+        return load(column.file, dtype).reshape(stored, column.width)[:, column.index]
 
-    def long(number, dtype):
-        own = layout["columns"][number]
-        (level,) = own["levels"]
-        offsets = np.arange(stored + 1) * level["length"]
-        if level["offsets"] is not None:
-            offsets = load(level["offsets"], np.int64)
-        data = load(own["file"], dtype)
+    def nested(number, dtype):
+        column = layout.columns[number]
+        (level,) = column.levels
+        offsets = np.arange(stored + 1) * level.length
+        if level.offsets is not None:
+            offsets = load(level.offsets, np.int64)
+        data = load(column.file, dtype)
         return [data[a:b] for a, b in itertools.pairwise(offsets)]
 
     nulls = np.zeros((stored, len(COLUMNS)), np.uint8)
-    if layout["nulls"] is not None:
-        nulls = load(layout["nulls"], np.uint8).reshape(stored, -1)
+    if layout.null_file is not None:
+        nulls = load(layout.null_file, np.uint8).reshape(stored, -1)
     a, b, i = plain(0, np.float32), plain(1, np.float32), plain(2, np.int64)
-    s, lists = long(3, np.uint8), long(4, np.int32)
-    order = [row for start, count in layout["runs"] for row in range(start, start + count)][: layout["rows"]]
+    s, lists = nested(3, np.uint8), nested(4, np.int32)
+    order = [row for start, count in layout.runs for row in range(start, start + count)][: layout.rows]
     return [(a[r], b[r], i[r], bytes(s[r]), lists[r].tolist(), bool(nulls[r, 0])) for r in order]
 
 
@@ -119,53 +125,62 @@ def test_rows_come_back_in_the_order_of_the_partitions(spool):
     spool.add(values(4, 6), ids(0, 4, 6))
     spool.add(values(50, 1), ids(1, 0, 1))
     assert read(spool) == expected([*range(10), 50, *range(100, 107)])
-    assert spool.facts()["rows"] == 18
-    assert spool.facts()["columns"][0]["nulls"] == 5
-    assert spool.facts()["columns"][3]["lengths"] == [[1, 3]]
+    assert spool.facts().rows == 18
+    assert spool.facts().columns[0].nulls == 5
+    assert spool.facts().columns[3].lengths == ((1, 3),)
 
 
-def test_rows_are_given_and_taken(spool, tmp_path):
+def test_rows_are_handed_over(spool, tmp_path):
     other = FrameSpool(COLUMNS, str(tmp_path))
     spool.add(values(100, 7), ids(2, 0, 7))
     spool.add(values(0, 10), ids(0, 0, 10))
     other.add(values(200, 2), ids(5, 0, 2))
-    first, second = spool.give(3), spool.give(2)
-    other.take(first)
-    other.take(second)
+    first, second = spool.hand_over(3), spool.hand_over(2)
+    other.receive(first)
+    other.receive(second)
     assert read(spool) == expected([*range(10), 100, 101])
     assert read(other) == expected([200, 201, 104, 105, 106, 102, 103])
     other.close()
 
 
-def test_a_spool_that_had_nothing_can_take(spool, tmp_path):
+def test_layouts_and_facts_survive_json(spool):
+    spool.add(values(0, 4), ids(0, 0, 4))
+    layout, files = spool.layout()
+    assert isinstance(layout, FrameLayout)
+    shard = ShardLayout("train", {"type": "struct", "fields": []}, COLUMNS, spool.facts(), layout, len(files))
+    assert ShardLayout.from_json(json.loads(json.dumps(shard.to_json()))) == shard
+    assert FrameFacts.from_json(json.loads(json.dumps(shard.facts.to_json()))) == shard.facts
+
+
+def test_an_empty_spool_receives_rows(spool, tmp_path):
     other = FrameSpool(COLUMNS, str(tmp_path))
     other.add(values(3, 3), ids(0, 0, 3))
-    spool.take(other.give(1))
+    spool.receive(other.hand_over(1))
     assert read(spool) == expected([5])
     assert read(other) == expected([3, 4])
     other.close()
 
 
-def test_arrays_of_one_length_have_no_offsets(tmp_path):
+def test_arrays_of_equal_length_have_no_offsets(tmp_path):
     columns = (Column("l", ("l",), "array<float>", "float32", 1),)
     made = FrameSpool(columns, str(tmp_path))
     three = np.full(4, 3)
     for part in range(2):
         made.add([Values(np.arange(12, dtype=np.float32), [three])], ids(part, 0, 4))
     layout, files = made.layout()
-    assert layout["columns"][0]["levels"] == [{"offsets": None, "items": 8, "length": 3}]
+    assert layout.columns[0].levels == (LevelLayout(items=8, length=3, offsets=None),)
     assert len(files) == 1
     made.add([Values(np.zeros(1, np.float32), [np.array([1])])], ids(9, 0, 1))
     layout, files = made.layout()
-    level = layout["columns"][0]["levels"][0]
-    files[level["offsets"]].seek(0)
-    assert np.frombuffer(files[level["offsets"]].read(), np.int64).tolist() == [0, 3, 6, 9, 12, 15, 18, 21, 24, 25]
+    level = layout.columns[0].levels[0]
+    files[level.offsets].seek(0)
+    assert np.frombuffer(files[level.offsets].read(), np.int64).tolist() == [0, 3, 6, 9, 12, 15, 18, 21, 24, 25]
     made.close()
 
 
-def test_nan_is_counted_but_not_under_a_null(tmp_path):
+def test_nan_is_counted_except_in_null_rows(tmp_path):
     made = FrameSpool(COLUMNS[:1], str(tmp_path))
     data = np.array([np.nan, np.nan, 1.0, np.inf], np.float32)
     made.add([Values(data, nulls=np.array([True, False, False, False]))], ids(0, 0, 4))
-    assert made.facts()["columns"][0] == {"nulls": 1, "inner_nulls": 0, "nans": 1}
+    assert made.facts().columns[0] == ColumnFacts(nulls=1, nans=1)
     made.close()

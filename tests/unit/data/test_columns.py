@@ -1,10 +1,10 @@
-"""Schemas and Arrow arrays, taken apart."""
+"""Columns from schemas, and NumPy arrays from Arrow arrays."""
 
 import numpy as np
 import pytest
 
-from spark_tensorflow_distributor import DataError
-from spark_tensorflow_distributor.data.columns import Column, columns_of, nearest, take_apart
+from spark_tensorflow_distributor import ConfigurationError, DataError
+from spark_tensorflow_distributor.data.columns import Column, by_column, columns_of, nearest, split_array
 
 pa = pytest.importorskip("pyarrow")
 
@@ -37,23 +37,23 @@ def test_a_schema_becomes_columns():
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ({"type": "map", "keyType": "string", "valueType": "long"}, "has no keys"),
+        ({"type": "map", "keyType": "string", "valueType": "long"}, "tensors have no keys"),
         (array_of({"type": "struct", "fields": []}), "array of structs"),
         ("void", "every row is null"),
         ("interval year to month", "no fixed length"),
         ({"type": "udt", "class": "org.example.Own"}, "org.example.Own"),
         ("variant", "type variant"),
-        (array_of({"type": "map"}), "has no keys"),
+        (array_of({"type": "map"}), "tensors have no keys"),
     ],
 )
-def test_types_without_meaning_are_refused_by_name(kind, message):
+def test_unsupported_types_are_rejected_by_name(kind, message):
     with pytest.raises(DataError, match=message) as caught:
         columns_of(schema(good="long", bad=kind), "The DataFrame 'train'")
     assert "'train'" in str(caught.value)
     assert "'bad'" in str(caught.value)
 
 
-def test_names_have_to_be_single_and_there_has_to_be_one():
+def test_a_schema_needs_columns_with_distinct_names():
     fields = [{"name": "a", "type": "long"}, {"name": "a", "type": "long"}]
     with pytest.raises(DataError, match="two columns named 'a'"):
         columns_of({"fields": fields}, "It")
@@ -61,66 +61,74 @@ def test_names_have_to_be_single_and_there_has_to_be_one():
         columns_of({"fields": []}, "It")
 
 
-def test_the_nearest_name():
+def test_nearest_name():
     assert nearest("Lable", ["x", "label"]) == "; did you mean 'label'?"
     assert nearest("zzz", ["x", "label"]) == ""
+
+
+def test_values_by_column():
+    assert by_column("fill_value", None, ["a", "b"]) == {}
+    assert by_column("fill_value", 0, ["a", "b"]) == {"a": 0, "b": 0}
+    assert by_column("fill_value", {"b": 1}, ["a", "b"]) == {"b": 1}
+    with pytest.raises(ConfigurationError, match="fill_value names 'ag', which is not a requested column; did you"):
+        by_column("fill_value", {"ag": 1}, ["age", "b"])
 
 
 def numbers(dtype, depth=0):
     return Column("c", ("c",), dtype, dtype, depth)
 
 
-def test_numbers_keep_their_values_beside_nulls():
-    large = 2**53 + 1  # not a float64
-    found = take_apart(pa.array([large, None, 3])[1:], numbers("int64"))
+def test_numbers_keep_their_values_next_to_nulls():
+    large = 2**53 + 1  # not representable as float64
+    found = split_array(pa.array([large, None, 3])[1:], numbers("int64"))
     assert found.data[1] == 3
     assert found.nulls.tolist() == [True, False]
-    assert take_apart(pa.array([large, None]), numbers("int64")).data[0] == large
+    assert split_array(pa.array([large, None]), numbers("int64")).data[0] == large
 
 
-def test_no_copy_of_numbers_where_arrow_has_them_in_a_row():
+def test_contiguous_numbers_are_not_copied():
     array = pa.array(np.arange(10, dtype=np.float32))
-    found = take_apart(array[3:], numbers("float32"))
+    found = split_array(array[3:], numbers("float32"))
     assert found.data.__array_interface__["data"][0] == array.buffers()[1].address + 12
 
 
-def test_truth_values_become_bytes():
-    found = take_apart(pa.array([True, None, False])[1:], numbers("bool"))
+def test_booleans_become_bytes():
+    found = split_array(pa.array([True, None, False])[1:], numbers("bool"))
     assert found.data.dtype == np.uint8
     assert found.data[1] == 0
     assert found.nulls.tolist() == [True, False]
 
 
-def test_nested_arrays_have_lengths_at_each_level():
+def test_nested_arrays_have_lengths_at_every_level():
     array = pa.array([[[9]], [[1, 2], []], None, [[3]]], pa.list_(pa.list_(pa.int32())))[1:]
-    found = take_apart(array, numbers("int32", 2))
+    found = split_array(array, numbers("int32", 2))
     assert [level.tolist() for level in found.lengths] == [[2, 0, 1], [2, 0, 1]]
     assert found.data.tolist() == [1, 2, 3]
     assert found.nulls.tolist() == [False, True, False]
     assert found.inner_nulls == 0
 
 
-def test_nulls_in_arrays_are_counted():
-    assert take_apart(pa.array([[1, None], [None]], pa.list_(pa.int32())), numbers("int32", 1)).inner_nulls == 2
+def test_nulls_inside_arrays_are_counted():
+    assert split_array(pa.array([[1, None], [None]], pa.list_(pa.int32())), numbers("int32", 1)).inner_nulls == 2
 
 
-def test_values_under_a_null_are_left_out():
+def test_values_of_null_arrays_are_left_out():
     offsets, values = pa.array([0, 2, 4], pa.int32()), pa.array([1, 2, 3, 4], pa.int32())
     array = pa.ListArray.from_arrays(offsets, values, mask=pa.array([True, False]))
-    found = take_apart(array, numbers("int32", 1))
+    found = split_array(array, numbers("int32", 1))
     assert found.lengths[0].tolist() == [0, 2]
     assert found.data.tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary()])
-def test_texts_become_bytes_and_lengths(kind):
+def test_strings_become_bytes_and_lengths(kind):
     array = pa.array(["skipped", "ä", "", None, "bc"], pa.string()).cast(kind)[1:]
-    found = take_apart(array, Column("c", ("c",), "string", "string"))
+    found = split_array(array, Column("c", ("c",), "string", "string"))
     assert bytes(found.data) == "äbc".encode()
     assert found.lengths[0].tolist() == [2, 0, 0, 2]
     assert found.nulls.tolist() == [False, False, True, False]
 
 
-def test_what_was_not_expected_is_named():
-    with pytest.raises(DataError, match="'c' came as"):
-        take_apart(pa.array(["a"]), numbers("int64"))
+def test_an_unexpected_arrow_type_is_named():
+    with pytest.raises(DataError, match="'c' arrived as"):
+        split_array(pa.array(["a"]), numbers("int64"))

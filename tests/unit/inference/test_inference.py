@@ -1,4 +1,4 @@
-"""The pure parts of batch inference. No TensorFlow, no JVM."""
+"""The pure parts of batch inference, without TensorFlow and a JVM."""
 
 import io
 import json
@@ -12,14 +12,14 @@ from spark_tensorflow_distributor.inference import model as models
 from spark_tensorflow_distributor.inference.features import (
     Input,
     Inputs,
-    bind,
     check_stackable,
-    choose,
     feature_names,
-    fitted,
+    match_inputs,
+    reshape_dims,
+    select_columns,
 )
 from spark_tensorflow_distributor.inference.outputs import Output, output_names, spark_type
-from spark_tensorflow_distributor.inference.rows import Rows, rows_of, stacked, to_arrow
+from spark_tensorflow_distributor.inference.rows import Rows, rows_from_arrow, rows_to_arrow, stack
 
 SCHEMA = {
     "fields": [
@@ -33,47 +33,45 @@ SCHEMA = {
 A, B = Input("a", (3,), "float32"), Input("b", (1,), "string")
 
 
-def test_columns_are_chosen_and_others_may_have_any_type():
-    assert [column.name for column in choose(SCHEMA, ["outer.inner", "age"])] == ["outer.inner", "age"]
+def test_columns_are_selected_and_others_may_have_any_type():
+    assert [column.name for column in select_columns(SCHEMA, ["outer.inner", "age"])] == ["outer.inner", "age"]
     with pytest.raises(DataError, match="no column 'aeg'; did you mean 'age'"):
-        choose(SCHEMA, ["aeg"])
+        select_columns(SCHEMA, ["aeg"])
     with pytest.raises(DataError, match=r"did you mean 'outer\.inner'"):
-        choose(SCHEMA, ["outer.iner"])
+        select_columns(SCHEMA, ["outer.iner"])
     with pytest.raises(DataError, match=r"is a struct. Name its fields: outer\.inner"):
-        choose(SCHEMA, ["outer"])
+        select_columns(SCHEMA, ["outer"])
     with pytest.raises(DataError, match="map_keys"):
-        choose(SCHEMA, ["tags"])
+        select_columns(SCHEMA, ["tags"])
 
 
-def test_names():
+def test_feature_names():
     assert feature_names("a") == ("a",)
-    for wrong in ([], None, [1], "", ["a", "a"]):
-        if wrong == "":
-            continue
+    for wrong in ([], None, [1], ["a", "a"]):
         with pytest.raises(ConfigurationError, match="feature_columns"):
             feature_names(wrong)
 
 
 def test_only_numbers_are_stacked():
-    check_stackable(choose(SCHEMA, ["age", "image", "outer.inner"]))
-    with pytest.raises(DataError, match="'city' is of the type string"):
-        check_stackable(choose(SCHEMA, ["age", "city"]))
+    check_stackable(select_columns(SCHEMA, ["age", "image", "outer.inner"]))
+    with pytest.raises(DataError, match="column 'city' is of type string"):
+        check_stackable(select_columns(SCHEMA, ["age", "city"]))
 
 
-def test_features_go_to_inputs_by_name_or_in_order():
+def test_features_match_inputs_by_name_or_in_order():
     two = Inputs("list", (A, B))
-    assert bind(["b", "a"], False, two) == [1, 0]
-    assert bind(["x", "y"], False, two) == [0, 1]
-    assert bind(["x"], True, Inputs("one", (A,))) == [0]
-    assert bind(["x"], False, Inputs("one", (A,))) == [0]
-    with pytest.raises(DataError, match=r"'b' gets no column.*'y' is no input"):
-        bind(["a", "y"], False, two)
+    assert match_inputs(["b", "a"], False, two) == [1, 0]
+    assert match_inputs(["x", "y"], False, two) == [0, 1]
+    assert match_inputs(["x"], True, Inputs("tensor", (A,))) == [0]
+    assert match_inputs(["x"], False, Inputs("tensor", (A,))) == [0]
+    with pytest.raises(DataError, match=r"'b' gets no column.*'y' is not an input"):
+        match_inputs(["a", "y"], False, two)
     with pytest.raises(DataError, match="'a' gets no column; did you mean 'aa'"):
-        bind(["aa", "b"], False, Inputs("dict", (A, B)))
+        match_inputs(["aa", "b"], False, Inputs("dict", (A, B)))
     with pytest.raises(DataError, match=r"2 inputs .* one tensor"):
-        bind(["x"], True, two)
+        match_inputs(["x"], True, two)
     with pytest.raises(DataError, match="stack=True"):
-        bind(["x", "y"], False, Inputs("one", (A,)))
+        match_inputs(["x", "y"], False, Inputs("tensor", (A,)))
 
 
 @pytest.mark.parametrize(
@@ -90,20 +88,20 @@ def test_features_go_to_inputs_by_name_or_in_order():
         ((5,), None, None),
     ],
 )
-def test_rows_are_reshaped_where_their_values_fit(dims, wanted, result):
-    assert fitted("x", dims, "float32", Input("a", wanted, "float32")) == result
+def test_rows_are_reshaped_if_the_number_of_values_fits(dims, wanted, result):
+    assert reshape_dims("x", dims, "float32", Input("a", wanted, "float32")) == result
 
 
-def test_what_does_not_fit_is_named():
+def test_a_mismatch_names_the_feature_and_the_input():
     with pytest.raises(DataError, match=r"'x' is \[batch, 783\] float32.*'a' \[batch, 28, 28\] float32"):
-        fitted("x", (783,), "float32", Input("a", (28, 28), "float32"))
+        reshape_dims("x", (783,), "float32", Input("a", (28, 28), "float32"))
     with pytest.raises(DataError, match=r"'x' is \[batch\] string.*float32"):
-        fitted("x", (), "string", Input("a", (), "float32"))
+        reshape_dims("x", (), "string", Input("a", (), "float32"))
     with pytest.raises(DataError, match=r"\[batch, \?\]"):
-        fitted("x", (None,), "float32", Input("a", (4,), "float32"))
+        reshape_dims("x", (None,), "float32", Input("a", (4,), "float32"))
 
 
-def test_types_of_outputs():
+def test_output_types_and_names():
     assert spark_type([Output("o", (), "float32")]) == "float"
     assert spark_type([Output("o", (1,), "bfloat16")]) == "float"
     assert spark_type([Output("o", (10,), "float64")]) == "array<double>"
@@ -121,33 +119,33 @@ def test_types_of_outputs():
 def test_arrow_to_rows():
     import pyarrow as pa
 
-    assert rows_of(pa.array([1.5, 2.0]), ["x"]).data.tolist() == [1.5, 2.0]
-    assert rows_of(pa.array([True, False]), ["x"]).data.dtype == bool
-    assert rows_of(pa.array([[1, 2], [3, 4], [5, 6]]).slice(1), ["x"]).data.tolist() == [[3, 4], [5, 6]]
-    texts = rows_of(pa.array(["ä", "", "bc"]).slice(1), ["x"])
+    assert rows_from_arrow(pa.array([1.5, 2.0]), ["x"]).data.tolist() == [1.5, 2.0]
+    assert rows_from_arrow(pa.array([True, False]), ["x"]).data.dtype == bool
+    assert rows_from_arrow(pa.array([[1, 2], [3, 4], [5, 6]]).slice(1), ["x"]).data.tolist() == [[3, 4], [5, 6]]
+    texts = rows_from_arrow(pa.array(["ä", "", "bc"]).slice(1), ["x"])
     assert texts.data.tolist() == [b"", b"bc"]
     assert texts.dtype == "string"
-    nested = rows_of(pa.array([[["a"], ["b"]], [["c"], ["d"]]]), ["x"])
+    nested = rows_from_arrow(pa.array([[["a"], ["b"]], [["c"], ["d"]]]), ["x"])
     assert nested.data.tolist() == [[[b"a"], [b"b"]], [[b"c"], [b"d"]]]
-    ragged = rows_of(pa.array([[1, 2], [], [3]]), ["x"])
+    ragged = rows_from_arrow(pa.array([[1, 2], [], [3]]), ["x"])
     assert ragged.dims == (None,)
-    part = ragged.cut(1, 3)
+    part = ragged.slice(1, 3)
     assert (part.data.tolist(), part.lengths[0].tolist()) == ([3], [0, 1])
-    deep = rows_of(pa.array([[[1, 2], [3]], [[4]]]), ["x"]).cut(1, 2)
+    deep = rows_from_arrow(pa.array([[[1, 2], [3]], [[4]]]), ["x"]).slice(1, 2)
     assert (deep.data.tolist(), [level.tolist() for level in deep.lengths]) == ([4], [[1], [1]])
 
 
-def test_nulls_are_named():
+def test_nulls_name_their_column():
     import pyarrow as pa
 
     with pytest.raises(DataError, match=r"column 'x' has 2 nulls in a batch of 3 rows.*fill_value"):
-        rows_of(pa.array([1, None, None]), ["x"])
+        rows_from_arrow(pa.array([1, None, None]), ["x"])
     with pytest.raises(DataError, match="column 'y' has 1 null in"):
-        rows_of(pa.array([[1.0, 2.0], [1.0, None]]), ["x", "y"])
+        rows_from_arrow(pa.array([[1.0, 2.0], [1.0, None]]), ["x", "y"])
     with pytest.raises(DataError, match=r"column 'x' \(and y too\) has 1 null in"):
-        rows_of(pa.array([[None, 2.0], [1.0, None]]), ["x", "y"])
+        rows_from_arrow(pa.array([[None, 2.0], [1.0, None]]), ["x", "y"])
     with pytest.raises(DataError, match="arrays of the feature column 'x' have 1 null"):
-        rows_of(pa.array([[1.0, None]]), ["x"])
+        rows_from_arrow(pa.array([[1.0, None]]), ["x"])
 
 
 def test_a_vector_and_a_struct_as_arguments():
@@ -155,24 +153,24 @@ def test_a_vector_and_a_struct_as_arguments():
 
     vector = pa.array([{"type": 1, "size": None, "indices": None, "values": [1.0]}])
     with pytest.raises(DataError, match="vector_to_array"):
-        rows_of(vector, ["v"])
+        rows_from_arrow(vector, ["v"])
     with pytest.raises(DataError, match=r"struct of \['a'\]"):
-        rows_of(pa.array([{"a": 1}]), ["v"])
+        rows_from_arrow(pa.array([{"a": 1}]), ["v"])
 
 
 def test_stacking():
-    whole = stacked([Rows("a", np.array([1, 2])), Rows("b", np.array([[3.0, 4.0], [5.0, 6.0]]))])
+    whole = stack([Rows("a", np.array([1, 2])), Rows("b", np.array([[3.0, 4.0], [5.0, 6.0]]))])
     assert whole.data.dtype == np.float32
     assert whole.data.tolist() == [[1, 3, 4], [2, 5, 6]]
     with pytest.raises(DataError, match="'c'"):
-        stacked([Rows("c", np.array([1]), [np.array([1])])])
+        stack([Rows("c", np.array([1]), [np.array([1])])])
 
 
 def test_rows_to_arrow():
     import pyarrow as pa
 
     def arrow(data, kind, *more):
-        return to_arrow([Rows("o", np.asarray(each)) for each in (data, *more)], kind)
+        return rows_to_arrow([Rows("o", np.asarray(each)) for each in (data, *more)], kind)
 
     assert arrow([[1.0], [2.0]], pa.float32()).to_pylist() == [1.0, 2.0]
     assert arrow([[1.0], [2.0]], pa.list_(pa.float32())).to_pylist() == [[1.0], [2.0]]
@@ -180,7 +178,7 @@ def test_rows_to_arrow():
     assert arrow(np.zeros((2, 2, 1)), pa.list_(pa.list_(pa.float64()))).to_pylist() == [[[0.0], [0.0]]] * 2
     assert arrow(np.array([b"a", "ä".encode()], object), pa.string()).to_pylist() == ["a", "ä"]
     ragged = Rows("o", np.array([1.0, 2.0, 3.0]), [np.array([2, 0, 1])])
-    assert to_arrow([ragged], pa.list_(pa.float64())).to_pylist() == [[1.0, 2.0], [], [3.0]]
+    assert rows_to_arrow([ragged], pa.list_(pa.float64())).to_pylist() == [[1.0, 2.0], [], [3.0]]
     with pytest.raises(DataError, match="output_type"):
         arrow([[1.0, 2.0]], pa.float32())
 
@@ -193,7 +191,8 @@ def archive(version):
     return data.getvalue()
 
 
-def test_files_of_models(tmp_path):
+def test_model_files(tmp_path, monkeypatch):
+    monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
     path = tmp_path / "m.keras"
     path.write_bytes(archive("3.1.0"))
     spec, data = models.pack(path, None, True)
@@ -206,7 +205,7 @@ def test_files_of_models(tmp_path):
     assert again.key != models.pack(path, {"f": len}, True)[0].key
     folder = tmp_path / "saved"
     folder.mkdir()
-    with pytest.raises(ConfigurationError, match=r"no saved_model\.pb, but nothing"):
+    with pytest.raises(ConfigurationError, match=r"contains no saved_model\.pb, but nothing"):
         models.pack(folder, None, True)
     (folder / "saved_model.pb").write_bytes(b"x")
     (folder / "assets").mkdir()
@@ -216,9 +215,12 @@ def test_files_of_models(tmp_path):
     assert zipfile.ZipFile(io.BytesIO(data)).namelist() == ["saved_model.pb", "assets/words"]
     spec, data = models.pack("gs://bucket/model.keras", None, True)
     assert (spec.kind, spec.url, data) == ("url", "gs://bucket/model.keras", b"")
+    assert spec.library == ""
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
+    assert models.pack("gs://bucket/model.keras", None, True)[0].library == "tf_keras"
 
 
-def test_what_is_no_model(tmp_path):
+def test_arguments_that_are_not_models(tmp_path):
     with pytest.raises(ConfigurationError, match=r"There is no model at 'nowhere.keras'"):
         models.pack("nowhere.keras", None, True)
     weights = tmp_path / "model.weights.h5"
@@ -227,3 +229,6 @@ def test_what_is_no_model(tmp_path):
         models.pack(weights, None, True)
     with pytest.raises(ConfigurationError, match="model is a int"):
         models.pack(3, None, True)
+    layer = type("Dense", (), {"__module__": "keras.layers"})()
+    with pytest.raises(ConfigurationError, match="model is a Dense"):
+        models.pack(layer, None, True)

@@ -1,4 +1,4 @@
-"""Checkpoints as files: what goes in comes out, and what is damaged is known as such."""
+"""Checkpoints as files: they round-trip, and damage is detected."""
 
 import io
 import random
@@ -41,70 +41,70 @@ def check_equal(mine, theirs):
         assert mine == theirs
 
 
-def test_what_goes_in_comes_out():
+def test_a_checkpoint_round_trips():
     facts, state = snapshot.read(io.BytesIO(written()))
     assert facts["epoch"] == 3
     check_equal(state, STATE)
 
 
-def test_types_that_numpy_does_not_know():
+def test_types_that_numpy_does_not_know_round_trip():
     ml_dtypes = pytest.importorskip("ml_dtypes")
     values = np.array([1.5, -2.0], ml_dtypes.bfloat16)
     _, state = snapshot.read(io.BytesIO(written([values, values[0]])))
     check_equal(state, [values, values[0]])
 
 
-def test_numpy_opens_it():
+def test_numpy_opens_a_checkpoint():
     with np.load(io.BytesIO(written())) as file:
         np.testing.assert_array_equal(file["0"], np.arange(6).reshape(2, 3))
 
 
 @pytest.mark.parametrize("value", [object(), {"inner": [1, {2, 3}]}, np.array([object()])])
-def test_what_a_checkpoint_does_not_hold(value):
+def test_other_objects_are_rejected(value):
     with pytest.raises(CheckpointError, match="state"):
         written(value)
     with pytest.raises(CheckpointError):
-        snapshot.check({"deep": value})
+        snapshot.copy_state({"deep": value})
 
 
-def test_a_copy_does_not_change_with_the_original():
+def test_a_copy_is_independent_of_the_original():
     array = np.ones(3)
-    copied = snapshot.check({"array": array})
+    copied = snapshot.copy_state({"array": array})
     array[:] = 0
     np.testing.assert_array_equal(copied["array"], np.ones(3))
 
 
 @pytest.mark.parametrize("part", [0, 1, 10, 0.3, 0.7, 0.99, -1])
-def test_a_truncated_file(part):
+def test_a_truncated_file_is_detected(part):
     data = written()
     size = part if isinstance(part, int) else int(len(data) * part)
     with pytest.raises(CheckpointError):
         snapshot.read(io.BytesIO(data[:size]))
 
 
-def test_any_flipped_byte_is_noticed_or_does_no_harm():
+def test_a_flipped_bit_is_detected_or_harmless():
     data = written()
     chance = random.Random(1)
-    noticed = 0
-    for place in chance.sample(range(len(data)), 300):
+    detected = 0
+    for index in chance.sample(range(len(data)), 300):
         damaged = bytearray(data)
-        damaged[place] ^= 1 << chance.randrange(8)
+        damaged[index] ^= 1 << chance.randrange(8)
         try:
             _, state = snapshot.read(io.BytesIO(bytes(damaged)))
         except CheckpointError:
-            noticed += 1
-        else:  # a date or an attribute in the archive's list
+            detected += 1
+        else:  # in a date or an attribute of the archive's directory
             check_equal(state, STATE)
-    assert noticed > 200
+    assert detected > 200
 
 
 @pytest.mark.parametrize("data", [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(100)])
-def test_foreign_files(data):
-    with pytest.raises(CheckpointError, match=r"no checkpoint of this library|damaged"):
+def test_foreign_files_are_rejected(data):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of this library|damaged"):
         snapshot.read_facts(io.BytesIO(data))
 
 
-def test_another_format():
+def test_an_unknown_format_is_rejected():
     import json
     import zipfile
 

@@ -1,9 +1,9 @@
-"""The place between two steps, with stand-ins for Keras' loops."""
+"""The hooks between two steps, with stand-ins for Keras' loops."""
 
 from spark_tensorflow_distributor.training import step_hooks
 
 
-class StepListener:
+class Listener:
     def __init__(self, done=0, skipped=0, batches=0):
         self.done, self.skipped, self.batches = done, skipped, batches
         self.calls, self.training, self.later = [], True, 0
@@ -48,7 +48,7 @@ class TFDatasetAdapter:
 
 
 class Data:
-    """Counts its iterators, and yields which one it is with each batch."""
+    """Counts its iterators, and yields the number of the iterator with each batch."""
 
     def __init__(self, batches):
         self.batches, self.iterators = batches, 0
@@ -60,7 +60,7 @@ class Data:
 
 
 def keras_loop(knows_length=True, steps_per_epoch=None, batches=3):
-    """As the epoch iterator of Keras 3.8 and later goes about it."""
+    """Return a stand-in for Keras' epoch iterator."""
 
     class Loop:
         steps_per_execution = 1
@@ -96,7 +96,7 @@ def keras_loop(knows_length=True, steps_per_epoch=None, batches=3):
 
 
 def epoch_of(loop):
-    """One epoch, as ``fit`` walks it."""
+    """Run one epoch as ``fit`` does."""
     seen = []
     for begin, _, iterator in loop._enumerate_iterator():
         batch = next(iterator, None)
@@ -106,9 +106,9 @@ def epoch_of(loop):
     return seen
 
 
-def test_a_guest_stands_between_the_steps():
-    listener, kind = StepListener(), keras_loop()
-    step_hooks._in_keras(kind, listener)
+def test_the_listener_is_called_between_the_steps():
+    listener, kind = Listener(), keras_loop()
+    step_hooks._hook_keras(kind, listener)
     loop = kind()
     assert [begin for begin, _ in epoch_of(loop)] == [0, 1, 2]
     assert listener.calls == ["iterator", "step", "step", "iterator", "last step"]
@@ -117,17 +117,17 @@ def test_a_guest_stands_between_the_steps():
     assert set(listener.calls) == {"alive", "iterator"}
 
 
-def test_training_goes_on_in_the_order_that_it_would_have_had():
+def test_training_resumes_in_the_order_that_it_would_have_had():
     for knows_length in (True, False):
         whole_kind, kind = keras_loop(knows_length), keras_loop(knows_length)
-        step_hooks._in_keras(whole_kind, StepListener())
+        step_hooks._hook_keras(whole_kind, Listener())
         whole = whole_kind()
         epochs = []
         for _ in range(4):
             epochs.append(epoch_of(whole))
             if not knows_length:
                 whole._num_batches = 4  # Keras counts the step at which it was out of data
-        step_hooks._in_keras(kind, StepListener(done=1, skipped=2, batches=1))
+        step_hooks._hook_keras(kind, Listener(done=1, skipped=2, batches=1))
         again = kind()
         assert epoch_of(again) == epochs[2][1:]
         if not knows_length:
@@ -135,66 +135,10 @@ def test_training_goes_on_in_the_order_that_it_would_have_had():
         assert epoch_of(again) == epochs[3]
 
 
-def test_one_stream_over_all_epochs_is_read_up_to_the_place():
+def test_a_single_stream_over_all_epochs_is_read_up_to_the_position():
     kind = keras_loop(steps_per_epoch=2, batches=20)
-    step_hooks._in_keras(kind, StepListener(done=1, skipped=3, batches=1))
+    step_hooks._hook_keras(kind, Listener(done=1, skipped=3, batches=1))
     assert epoch_of(kind()) == [(1, (1, 7))]
-
-
-class PyDatasetAdapter:
-    """Gives a new dataset each time, which begins with its own first order."""
-
-    def get_tf_dataset(self):
-        return Data(3)
-
-
-def old_keras_loop(steps_per_epoch=None, batches=3):
-    """As the epoch iterator of Keras 3.5 goes about it."""
-
-    class Loop:
-        steps_per_execution, _num_batches = 1, batches
-
-        def __init__(self):
-            self.data_adapter = PyDatasetAdapter()
-            self.data = self._distributed_dataset = Data(batches)
-            self.steps_per_epoch, self._current_iterator = steps_per_epoch, None
-
-        def _get_iterator(self):
-            raise AssertionError("it is for the beginning only")
-
-        def enumerate_epoch(self):
-            if self.steps_per_epoch:
-                if not self._current_iterator:
-                    self._current_iterator = iter(self._distributed_dataset)
-                for step in range(self.steps_per_epoch):
-                    yield step, self._current_iterator
-            else:
-                iterator = iter(self._distributed_dataset)
-                for step in range(self._num_batches):
-                    yield step, iterator
-
-    return Loop
-
-
-def old_epoch_of(loop):
-    return [(begin, next(iterator)) for begin, iterator in loop.enumerate_epoch()]
-
-
-def test_the_loop_of_keras_3_5():
-    listener, kind = StepListener(done=1, skipped=2, batches=1), old_keras_loop()
-    step_hooks._in_keras(kind, listener)
-    loop = kind()
-    assert old_epoch_of(loop) == [(1, (3, 1)), (2, (3, 2))]
-    assert old_epoch_of(loop) == [(0, (4, 0)), (1, (4, 1)), (2, (4, 2))]
-    assert listener.calls.count("iterator") == loop.data.iterators == 4
-
-
-def test_one_stream_in_the_loop_of_keras_3_5():
-    listener, kind = StepListener(done=1, skipped=3, batches=1), old_keras_loop(steps_per_epoch=2, batches=20)
-    step_hooks._in_keras(kind, listener)
-    loop = kind()
-    assert old_epoch_of(loop) == [(1, (1, 7))]
-    assert listener.calls.count("iterator") == loop.data.iterators == 1
 
 
 def test_the_loops_of_tf_keras():
@@ -224,9 +168,9 @@ def test_the_loops_of_tf_keras():
             yield from range(self._initial_step, 3)
             self._initial_step = 0
 
-    listener = StepListener(done=1, skipped=2, batches=1)
+    listener = Listener(done=1, skipped=2, batches=1)
     listener.later = 2
-    step_hooks._in_tf_keras(Handler, listener)
+    step_hooks._hook_tf_keras(Handler, listener)
     handler = Handler()
     seen = []
     for epoch, iterator in handler.enumerate_epochs():
@@ -237,5 +181,5 @@ def test_the_loops_of_tf_keras():
         (3, 0, (4, 0)), (3, 1, (4, 1)), (3, 2, (4, 2)),
     ]  # fmt: skip
     assert listener.has_arrived
-    assert Handler._adapter.ended == 2  # of the epochs left out, as this stand-in tells it of no other
+    assert Handler._adapter.ended == 2  # for the skipped epochs; the stand-in itself does not call it
     assert [call for call in listener.calls if call.startswith("epoch")] == ["epoch 2", "epoch 3", "epoch 4"]

@@ -1,1 +1,1 @@
-"""The side that runs in Spark's Python worker: meets its peers, starts and watches the trainer; no TensorFlow."""
+"""The agent's side of a run, in Spark's Python worker. It never initialises TensorFlow."""

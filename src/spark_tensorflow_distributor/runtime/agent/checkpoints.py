@@ -1,34 +1,35 @@
-"""Carries checkpoints between a worker and the driver, each over a connection of its own.
+"""Transfers checkpoints between a worker and the driver.
 
-So that a large one holds up neither the worker's other messages nor its trainer.
+Each travels over a connection of its own, so that a large one delays neither the worker's messages nor its training.
 """
 
 import socket
 import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+from ...formatting import one_line
 from ...resume.background import Background
 from ...resume.names import lane_of
-from ..wire import CHUNK_BYTES, receive, receive_bytes
+from ..wire import CHUNK_BYTES, Message, receive, receive_bytes
 from .link import open_connection
 
-# For each piece, not for the whole.
-_SECONDS = 30.0
+# Time limit for each piece of a checkpoint.
+_TRANSFER_SECONDS = 30.0
 
 
 class CheckpointTransfer:
-    """One worker's.
+    """Fetches a worker's checkpoints from the driver and sends new ones in the background.
 
     Args:
-        addresses: where the driver listens.
-        secret: the run's key.
-        rank: of this worker.
-        directory: for files that come from the driver, without a name.
+        addresses: The addresses of the driver's channel.
+        secret: Key of the launch.
+        rank: This worker's rank.
+        directory: Where to keep fetched checkpoints, in unnamed files.
 
     Attributes:
-        warnings: what went wrong since somebody looked; from another thread.
+        warnings: Warnings about failed transfers, which the caller removes; filled by another thread.
     """
 
     def __init__(
@@ -40,17 +41,17 @@ class CheckpointTransfer:
     ) -> None:
         self._addresses, self._secret, self._rank, self._directory = addresses, secret, rank, directory
         self.warnings: deque[str] = deque()
-        self._background = Background("spark-tensorflow-courier", self._deliver)
+        self._background = Background("spark-tensorflow-checkpoints", self._deliver)
 
-    def fetch(self, alive: Callable[[], None]) -> dict[str, BinaryIO]:
-        """The checkpoints that the driver keeps and this worker needs, by name.
+    def fetch(self, heartbeat: Callable[[], None]) -> dict[str, BinaryIO]:
+        """Fetch the checkpoints that the driver keeps for this rank, by name.
 
         Args:
-            alive: called now and then.
+            heartbeat: Called after each piece.
 
         Raises:
-            OSError: the driver cannot be reached, or the disk is full.
-            EOFError: the connection was lost.
+            OSError: The driver cannot be reached, or the disk is full.
+            EOFError: The connection was lost.
         """
         files: dict[str, BinaryIO] = {}
         with self._connect({"type": "fetch"}) as connection:
@@ -59,18 +60,18 @@ class CheckpointTransfer:
                 files[name] = file
                 for piece in receive_bytes(connection, size):
                     file.write(piece)
-                    alive()
+                    heartbeat()
                 file.flush()
         return files
 
     def put(self, name: str, file: BinaryIO) -> None:
-        """Have a checkpoint sent. One of the same lane that still waits is given up for it."""
+        """Queue a checkpoint for sending; it replaces one of the same lane that is still queued."""
         outdated = self._background.put(lane_of(name), (name, file))
         if outdated is not None:
             outdated[1].close()
 
     def close(self, seconds: float) -> None:
-        """Let what is under way arrive, for at most so long."""
+        """Wait for queued checkpoints to be sent, for at most ``seconds``."""
         self._background.join(seconds)
 
     def _deliver(self, checkpoint: tuple[str, BinaryIO]) -> None:
@@ -80,8 +81,8 @@ class CheckpointTransfer:
                 self._send(name, file)
         except (OSError, EOFError) as error:
             self.warnings.append(
-                f"The checkpoint {name} did not reach the driver: {type(error).__name__}: {error}. Training goes "
-                "on; until a later one does, a restart begins at the one before."
+                f"Checkpoint {name} did not reach the driver: {one_line(error)}. Training continues; until "
+                "the next checkpoint arrives, a restart would resume from the previous one."
             )
 
     def _send(self, name: str, file: BinaryIO) -> None:
@@ -94,9 +95,9 @@ class CheckpointTransfer:
             if answer["type"] != "commit_taken":
                 raise OSError(str(answer.get("reason")))
 
-    def _connect(self, hello: dict[str, Any]) -> socket.socket:
+    def _connect(self, hello: Message) -> socket.socket:
         connection, _ = open_connection(self._addresses, self._secret, {**hello, "rank": self._rank})
         if connection is None:
             raise ConnectionError(f"the driver's channel at {self._addresses} cannot be reached")
-        connection.settimeout(_SECONDS)
+        connection.settimeout(_TRANSFER_SECONDS)
         return connection

@@ -1,4 +1,4 @@
-"""Finds or starts the fork server of this executor, and has it fork this task's trainer."""
+"""Finds or starts this executor's fork server, and asks it for this task's trainer."""
 
 import contextlib
 import errno
@@ -11,16 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
 
 from ...errors import ClusterError
 from .. import _importer
 from ..devices import DEFAULT_ENV
 from ..process_tools import BOOT, kill_group, peer_uid, start_time
 from ..shipping import PACKAGE, importer_source, own_sources
-from ..wire import FrameReader, frame
+from ..specs import TrainerSpec
+from ..wire import FrameReader, Message, frame
 
-# Environment that TensorFlow and what lies under it read when they are imported: images that differ in it differ.
+# Variables that TensorFlow and its libraries read when they are imported. Processes that differ in them must not share
+# a server.
 _READ_AT_IMPORT = (
     "TF_",
     "KERAS_",
@@ -34,18 +36,21 @@ _READ_AT_IMPORT = (
     "GRPC_",
     "PYTHONPATH",
 )
-_FIND_SECONDS = 10.0
+_CONNECT_SECONDS = 10.0
 
 
 class ForkClient:
     """A connection to a fork server.
 
     Args:
-        warm: share the executor's server, which has imported TensorFlow; else start one of this task's own, which
-            imports nothing.
-        env: the run's own environment variables.
-        preload: modules that a warm server imports.
-        warm_seconds: how long a warm server outlives its last use.
+        warm: Share the executor's server, which has already imported TensorFlow; otherwise start a private server for
+            this task, which imports nothing.
+        env: The run's ``env``.
+        preload: Modules that a warm server imports.
+        warm_seconds: How long a warm server outlives its last use.
+
+    Attributes:
+        trainer_pid: Process id of the trainer, or None before it is started.
     """
 
     def __init__(self, *, warm: bool, env: Mapping[str, str], preload: Sequence[str], warm_seconds: float) -> None:
@@ -53,63 +58,72 @@ class ForkClient:
         self._path = import_path(env)
         self._preload = list(preload) if warm else []
         self._warm_seconds = warm_seconds
-        # A Linux name for a socket that is no file: it is gone when its server is, and a host's containers and
-        # network namespaces do not see each other's.
+        # Sharing needs Linux's abstract socket names. They vanish with their server, and the containers and network
+        # namespaces of a host do not see each other's.
         self._shared = warm and sys.platform.startswith("linux")
         self._reader = FrameReader()
         self._process: subprocess.Popen[bytes] | None = None
-        self.trainer: int | None = None
-        self.connection = self._find() if self._shared else self._start_private()
+        self.trainer_pid: int | None = None
+        self._connection = self._connect() if self._shared else self._start_private()
 
     def fileno(self) -> int:
-        return self.connection.fileno()
+        return self._connection.fileno()
 
-    def launch(self, request: Mapping[str, Any], fds: Sequence[int]) -> None:
-        """Ask for a trainer. ``fds`` in the order of ``forkserver.FD_NAMES``; they may be closed afterwards."""
-        socket.send_fds(self.connection, [b"L"], list(fds))
-        self.connection.sendall(frame(request))
+    def launch(self, spec: TrainerSpec, fds: Sequence[int]) -> None:
+        """Ask for a trainer.
 
-    def receive(self) -> Iterator[dict[str, Any]]:
-        """What the server tells: ``ready``, ``started``, ``exited``.
+        Args:
+            spec: Describes the trainer.
+            fds: Descriptors in the order of ``forkserver.FD_NAMES``, followed by the checkpoints'. They may be closed
+                afterwards.
+        """
+        socket.send_fds(self._connection, [b"L"], list(fds))
+        self._connection.sendall(frame(asdict(spec)))
+
+    def receive(self) -> Iterator[Message]:
+        """Yield the server's messages: ``ready``, ``started``, ``exited``.
 
         Raises:
-            EOFError: the server is gone, and with it the trainer.
+            EOFError: The server is gone, and the trainer with it.
         """
         try:
-            data = self.connection.recv(1 << 16)
+            data = self._connection.recv(1 << 16)
         except OSError:
             data = b""
         if not data:
-            # The kernel ends the trainer with its server, but not what the trainer itself has started.
-            if self.trainer is not None:
-                kill_group(self.trainer)
-            raise EOFError("the process that starts the trainers has ended")
+            # The kernel kills the trainer with its server, but not the processes that the trainer has started.
+            if self.trainer_pid is not None:
+                kill_group(self.trainer_pid)
+            raise EOFError("the fork server, which starts the trainers, has ended")
         for message in self._reader.feed(data):
             if message["type"] in ("started", "exited"):
-                self.trainer = message.get("pid")
+                self.trainer_pid = message.get("pid")
             yield message
 
     def kill(self) -> None:
-        """Have the trainer killed, if it still runs; ``exited`` follows."""
+        """Make the server kill the trainer if it is still running; ``exited`` follows."""
         with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_WR)
+            self._connection.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Let go of the server, which kills the trainer if it still runs."""
-        self.connection.close()
-        if self._process is not None:
-            if not self._shared:
-                try:
-                    self._process.wait(5)
-                except subprocess.TimeoutExpired:
-                    self._process.kill()
-                    self._process.wait()
-            # A shared server outlives this task: not a child to wait for, nor to warn about.
-            self._process.returncode = self._process.returncode or 0
+        """Disconnect from the server, which kills the trainer if it is still running."""
+        self._connection.close()
+        if self._process is None:
+            return
+        if self._shared:
+            # The server outlives this task. A return code keeps Popen from warning about a child still running.
+            self._process.returncode = 0
+            return
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
-    def _find(self) -> socket.socket:
-        name = b"\0" + self._name().encode()
-        end = time.monotonic() + _FIND_SECONDS
+    def _connect(self) -> socket.socket:
+        """Connect to the executor's server, and start it if there is none."""
+        name = b"\0" + self._socket_name().encode()
+        end = time.monotonic() + _CONNECT_SECONDS
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -119,7 +133,7 @@ class ForkClient:
                 if error.errno not in (errno.ECONNREFUSED, errno.EAGAIN) or time.monotonic() > end:
                     raise
                 if error.errno == errno.EAGAIN or not self._start_shared(name):
-                    time.sleep(0.005)  # another task of this executor is just starting it
+                    time.sleep(0.005)  # another task of this executor is starting it
                 continue
             if peer_uid(connection) != os.getuid():
                 connection.close()
@@ -127,10 +141,10 @@ class ForkClient:
             return connection
 
     def _start_shared(self, name: bytes) -> bool:
-        """Start the executor's server; False where another task was faster.
+        """Start the executor's server; returns False if another task was faster.
 
-        The name is bound and listened to here, before the server runs: binding decides who starts it, and who
-        connects meanwhile waits in the socket's queue for as long as the import takes.
+        This process binds the name and listens on it before it starts the server. Binding decides which task starts
+        the server, and tasks that connect in the meantime wait in the socket's queue until the import is done.
         """
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             try:
@@ -140,16 +154,16 @@ class ForkClient:
                     return False
                 raise
             listener.listen(1024)
-            self._start({"listen_fd": listener.fileno()}, listener.fileno())
+            self._start("listen_fd", listener.fileno())
         return True
 
     def _start_private(self) -> socket.socket:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._start({"connection_fd": theirs.fileno()}, theirs.fileno())
+            self._start("connection_fd", theirs.fileno())
         return ours
 
-    def _start(self, place: Mapping[str, int], fd: int) -> None:
+    def _start(self, fd_name: str, fd: int) -> None:
         watched = os.getppid()
         boot = {
             "package": PACKAGE,
@@ -159,12 +173,12 @@ class ForkClient:
             "preload": self._preload,
             "watch": [watched, start_time(watched)],
             "idle_seconds": self._warm_seconds,
-            **place,
+            fd_name: fd,
         }
         self._process = subprocess.Popen(
             [sys.executable, "-c", BOOT],
             stdin=subprocess.PIPE,
-            # What is printed during the import goes where Spark's Python worker prints: the executor's stderr.
+            # Output of the import goes to the executor's stderr, like that of Spark's Python worker.
             stdout=2,
             stderr=2,
             env=self._env,
@@ -172,34 +186,26 @@ class ForkClient:
             start_new_session=True,
         )
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once: shows as the end of the connection
+        with contextlib.suppress(BrokenPipeError):  # if it has died, the connection will end
             self._process.stdin.write(json.dumps(boot).encode())
             self._process.stdin.close()
 
-    def _name(self) -> str:
+    def _socket_name(self) -> str:
         watched = os.getppid()
-        read = {name: value for name, value in self._env.items() if name.startswith(_READ_AT_IMPORT)}
-        identity = json.dumps(
-            [
-                sys.executable,
-                sorted(read.items()),
-                self._preload,
-                self._warm_seconds,
-                _importer.fingerprint(own_sources()),
-            ]
-        )
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        read = sorted((name, value) for name, value in self._env.items() if name.startswith(_READ_AT_IMPORT))
+        identity = [sys.executable, read, self._preload, self._warm_seconds, _importer.fingerprint(own_sources())]
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         return f"stfd-{os.getuid()}-{watched}-{start_time(watched)}-{digest}"
 
 
 def import_path(env: Mapping[str, str]) -> list[str]:
-    """Where trainers look for modules: what the run's ``env`` adds by PYTHONPATH, then what Spark's worker has.
+    """Return the trainers' ``sys.path``: the PYTHONPATH of the run's ``env``, then the path of Spark's Python worker.
 
-    Spark puts PySpark before all else as a zip file, which Python compiles anew in every process (0.4 s). Where the
-    very version is installed beside it, the zip goes last.
+    Spark puts PySpark first as a zip file, which Python compiles again in every process (0.4 s). If the same version
+    is also installed, the zip goes last.
     """
-    own = [entry for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    path = own + [entry for entry in sys.path if entry not in own]
+    added = [entry for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    path = added + [entry for entry in sys.path if entry not in added]
     zips = [entry for entry in path if entry.endswith(("pyspark.zip", "-src.zip"))]
     return [entry for entry in path if entry not in zips] + zips if _pyspark_is_installed() else path
 

@@ -1,46 +1,51 @@
 """The agent's end of the driver's channel.
 
-Losing it after the workers have met never hurts training: what cannot be sent at once waits in a bounded buffer, log
-lines beyond it are dropped and counted, and a lost connection is tried again once a second. What was waiting is lost
-with a connection; what the driver must know of a worker, its next connection says first.
+Losing the channel after the workers have met never hurts training. Messages that cannot be sent at once wait in a
+bounded buffer; log lines that exceed it are dropped and counted. A lost connection is retried once a second. Messages
+still waiting are lost with their connection, so the hello of the next one repeats what the driver must know.
 """
 
 import contextlib
+import select
 import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ...errors import RendezvousError
-from ..wire import HANDSHAKE_SECONDS, FrameReader, frame, prove_to_driver, receive
+from ..wire import HANDSHAKE_SECONDS, FrameReader, Message, frame, prove_to_driver, receive
 
 _CONNECT_SECONDS = 3.0
-# For each piece of a result, not for the whole of it.
+# Time limit for each piece of a result.
 _RESULT_SECONDS = 30.0
-_ALIVE_SECONDS = 2.0
-# Log lines that wait for a slow driver, in bytes.
+_HEARTBEAT_SECONDS = 2.0
+# Size limit of log lines that wait for a slow driver.
 _LOG_BUFFER_BYTES = 1 << 20
 
 
 class DriverLink:
-    """A connection to the driver that sends without ever blocking.
+    """A connection to the driver that never blocks while sending.
 
     Args:
-        addresses: where the driver listens, to be tried in this order.
-        secret: the run's key.
-        hello: the first message on every new connection; it names the rank.
+        addresses: The driver's addresses, in the order in which to try them.
+        secret: Key of the launch.
+        hello: The first message on every new connection; it names the rank.
+
+    Attributes:
+        dropped_lines: Number of log lines that were dropped.
+        refused_since: When the driver began to refuse connections, by ``time.monotonic()``; None if it does not.
     """
 
-    def __init__(self, addresses: Sequence[tuple[str, int]], secret: bytes, hello: Mapping[str, Any]) -> None:
+    def __init__(self, addresses: Sequence[tuple[str, int]], secret: bytes, hello: Mapping[str, object]) -> None:
         self._addresses = addresses
         self._secret = secret
         self._hello = dict(hello)
         self._socket: socket.socket | None = None
         self._reader = FrameReader()
-        self._waiting: deque[bytes] = deque()
-        self._waiting_bytes = 0
-        self._told_alive = 0.0
+        self._unsent: deque[bytes] = deque()
+        self._unsent_bytes = 0
+        self._last_heartbeat = 0.0
         self.dropped_lines = 0
         self.refused_since: float | None = None
 
@@ -52,10 +57,10 @@ class DriverLink:
         return -1 if self._socket is None else self._socket.fileno()
 
     def connect(self, seconds: float = _CONNECT_SECONDS) -> bool:
-        """Try each address once, for at most ``seconds``; False where none answers.
+        """Try each address once, for at most ``seconds``; returns whether one accepted.
 
         Raises:
-            RendezvousError: who answers does not hold the run's secret.
+            RendezvousError: The process at that address does not hold the launch's secret.
         """
         sock, refused = open_connection(self._addresses, self._secret, self._hello, seconds)
         if sock is not None:
@@ -67,56 +72,56 @@ class DriverLink:
             self.refused_since = time.monotonic()
         return False
 
-    def update_hello(self, **changes: Any) -> None:
-        """What a later connection says of this worker first."""
+    def update_hello(self, **changes: object) -> None:
+        """Add to what the next connection says first."""
         self._hello.update(changes)
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Queue a message; it is kept until it could be sent, or the connection is lost."""
+    def send(self, message: Mapping[str, object]) -> None:
+        """Queue a message. It is kept until it has been sent or the connection is lost."""
         self._queue(frame(message))
         self.flush()
 
-    def tell_alive(self, **facts: Any) -> None:
-        """A sign of life, every two seconds at most."""
+    def send_heartbeat(self, **facts: object) -> None:
+        """Send a sign of life with ``facts``, at most every two seconds."""
         now = time.monotonic()
-        if self._socket is not None and now - self._told_alive >= _ALIVE_SECONDS:
-            self._told_alive = now
+        if self._socket is not None and now - self._last_heartbeat >= _HEARTBEAT_SECONDS:
+            self._last_heartbeat = now
             self.send({"type": "alive", **facts})
 
     def send_lines(self, stream: str, lines: Sequence[str]) -> None:
-        """Queue log lines; dropped and counted where the driver does not keep up."""
-        if self._waiting_bytes > _LOG_BUFFER_BYTES or self._socket is None:
+        """Queue log lines; drop and count them if the driver does not keep up."""
+        if self._unsent_bytes > _LOG_BUFFER_BYTES or self._socket is None:
             self.dropped_lines += len(lines)
             return
         self._queue(frame({"type": "log", "stream": stream, "lines": list(lines), "dropped": self.dropped_lines}))
         self.flush()
 
     def _queue(self, data: bytes) -> None:
-        self._waiting.append(data)
-        self._waiting_bytes += len(data)
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
 
     @property
-    def has_waiting(self) -> bool:
-        return bool(self._waiting) and self._socket is not None
+    def has_unsent(self) -> bool:
+        return bool(self._unsent) and self._socket is not None
 
     def flush(self) -> None:
-        """Send what the socket takes now."""
-        while self._waiting and self._socket is not None:
+        """Send as much as the socket accepts without blocking."""
+        while self._unsent and self._socket is not None:
             try:
-                sent = self._socket.send(self._waiting[0])
+                sent = self._socket.send(self._unsent[0])
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
                 self._declare_lost()
                 return
-            self._waiting_bytes -= sent
-            if sent == len(self._waiting[0]):
-                self._waiting.popleft()
+            self._unsent_bytes -= sent
+            if sent == len(self._unsent[0]):
+                self._unsent.popleft()
             else:
-                self._waiting[0] = self._waiting[0][sent:]
+                self._unsent[0] = self._unsent[0][sent:]
 
-    def receive(self) -> Iterator[dict[str, Any]]:
-        """The messages that have arrived; ends at once where there are none, or the connection is lost."""
+    def receive(self) -> Iterator[Message]:
+        """Yield the messages that have arrived, without waiting for more."""
         if self._socket is None:
             return
         try:
@@ -130,19 +135,41 @@ class DriverLink:
             return
         yield from self._reader.feed(data)
 
-    def send_result(self, result: BinaryIO, size: int) -> bool:
-        """Send the first ``size`` bytes of a file; whether the driver has taken all of them.
+    def wait_for_message(self, deadline: float, *, silence: str) -> Message:
+        """Wait for the driver's next message, and send heartbeats in the meantime.
 
-        The one message that is not JSON: its bytes follow it. Blocks, since nothing else is left to do.
+        Args:
+            deadline: When to give up, by ``time.monotonic()``.
+            silence: The error's text in that case.
+
+        Raises:
+            RendezvousError: The connection was lost, or no message arrived in time.
+        """
+        while True:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise RendezvousError(silence)
+            self.send_heartbeat()
+            self.flush()
+            ready, _, _ = select.select([self], [], [], min(remaining, 1.0))
+            for message in self.receive() if ready else ():
+                return message
+            if not self.is_open:
+                raise RendezvousError("The connection to the driver was lost while the workers were meeting.")
+
+    def send_result(self, result: BinaryIO, size: int) -> bool:
+        """Send the first ``size`` bytes of a file; returns whether the driver has received all of them.
+
+        This is the only message that is followed by raw bytes. It blocks, since nothing else is left to do.
         """
         if self._socket is None:
             return False
         sock = self._socket
         try:
             sock.settimeout(_RESULT_SECONDS)
-            while self._waiting:
-                sock.sendall(self._waiting.popleft())
-            self._waiting_bytes = 0
+            while self._unsent:
+                sock.sendall(self._unsent.popleft())
+            self._unsent_bytes = 0
             sock.sendall(frame({"type": "result", "size": size}))
             sock.sendfile(result, 0, size)
             while receive(sock)["type"] != "result_taken":
@@ -157,35 +184,33 @@ class DriverLink:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-            # Half a frame may have been sent: a new connection starts clean.
-            self._waiting.clear()
-            self._waiting_bytes = 0
+            # The lost connection may have sent half a frame: the next one must start clean.
+            self._unsent.clear()
+            self._unsent_bytes = 0
 
     def close(self, linger: float = 2.0) -> None:
-        """Send what waits, for at most ``linger`` seconds, and close."""
-        if self._socket is None:
-            return
+        """Send what is still queued, for at most ``linger`` seconds, and close the connection."""
         end = time.monotonic() + linger
-        while self._waiting and self._socket is not None and time.monotonic() < end:
+        while self.has_unsent and time.monotonic() < end:
             self.flush()
-            if self._waiting:
+            if self._unsent:
                 time.sleep(0.005)
         if self._socket is not None:
-            with contextlib.suppress(OSError):  # the driver may have gone first
+            with contextlib.suppress(OSError):  # the driver may have closed it first
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._declare_lost()
 
 
 def open_connection(
-    addresses: Sequence[tuple[str, int]], secret: bytes, hello: Mapping[str, Any], seconds: float = _CONNECT_SECONDS
+    addresses: Sequence[tuple[str, int]], secret: bytes, hello: Mapping[str, object], seconds: float = _CONNECT_SECONDS
 ) -> tuple[socket.socket | None, bool]:
-    """A connection to the driver on which both ends have proved themselves, and ``hello`` was said.
+    """Connect to the driver, perform the handshake and send ``hello``.
 
     Returns:
-        The socket, or None where no address answers; and whether one refused.
+        The socket, or None if no address accepted; and whether an address refused the connection.
 
     Raises:
-        RendezvousError: who answers does not hold the run's secret.
+        RendezvousError: The process at an address does not hold the launch's secret.
     """
     refused = False
     for address in addresses:
@@ -194,7 +219,7 @@ def open_connection(
         except ConnectionRefusedError:
             refused = True
             continue
-        except OSError:  # no route, no name, a firewall that swallows: the next address may do
+        except OSError:  # no route, an unknown name, a firewall that drops packets: the next address may work
             continue
         try:
             sock.settimeout(HANDSHAKE_SECONDS)
@@ -209,24 +234,3 @@ def open_connection(
             sock.close()
             raise
     return None, refused
-
-
-def expect(link: DriverLink, deadline: float, *, silence: str) -> dict[str, Any]:
-    """Wait for the next message of the driver.
-
-    Raises:
-        RendezvousError: the connection was lost, or nothing came until ``deadline`` (``time.monotonic()``).
-    """
-    import select
-
-    while True:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            raise RendezvousError(silence)
-        link.tell_alive()
-        link.flush()
-        ready, _, _ = select.select([link], [], [], min(remaining, 1.0))
-        for message in link.receive() if ready else ():
-            return message
-        if not link.is_open:
-            raise RendezvousError("The connection to the driver was lost while the workers were meeting.")

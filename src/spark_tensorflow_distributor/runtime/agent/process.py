@@ -1,4 +1,4 @@
-"""What the exit of a trainer's process means. Pure."""
+"""A trainer's process as seen from outside: its state, its stacks, and how it ended."""
 
 import contextlib
 import os
@@ -6,7 +6,18 @@ import signal
 import tempfile
 import time
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import BinaryIO, NamedTuple
+
+from ...formatting import gibibytes
+from ..failures import Failure
+from ..wire import Message
+
+# The trainer's signal handler writes immediately, whatever Python is blocked in; a stopped process never writes.
+_WRITE_SECONDS = 1.0
+_MAX_STACKS_CHARS = 20_000
+
+# The states that Linux reports in /proc.
+_STATES = {"R": "running", "S": "sleeping", "D": "waiting for a disk", "T": "stopped", "t": "traced", "Z": "ended"}
 
 
 @dataclass
@@ -14,71 +25,100 @@ class TrainerOutcome:
     """How a trainer ended.
 
     Attributes:
-        failure: a record (see ``protocol.failure_record``); None where the function returned.
-        result_bytes: size of the pickled value in the result file.
-        exit: words for the report ("ok", "exit status 3", "killed by signal 9 (SIGKILL)", "stopped").
-        peak_rss: bytes.
-        phases: when each phase began, seconds since the epoch.
+        failure: None if the function returned.
+        result_bytes: Size of the pickled value in the result file.
+        exit: Words for the report ("ok", "exit status 3", "killed by signal 9 (SIGKILL)", "stopped").
+        peak_rss: Peak resident set size in bytes.
+        phases: When each phase began, in seconds since the epoch.
+        warnings: Warnings shown to the user.
     """
 
-    failure: dict[str, Any] | None = None
+    failure: Failure | None = None
     result_bytes: int = 0
     exit: str = "ok"
     peak_rss: int = 0
     phases: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
+    def conclude(self, rank: int, host: str, outcome: Message | None, exited: Message | None) -> None:
+        """Set how the trainer ended.
 
-def explain_exit(code: int, peak_rss: int) -> tuple[str, str, str]:
-    """Kind, short words and full words for a trainer that ended without an outcome.
+        Args:
+            rank: The worker's rank.
+            host: The worker's host.
+            outcome: The outcome that the trainer reported, or None.
+            exited: The exit that the fork server reported, or None if the trainer is still running.
+        """
+        if outcome is not None and "failure" in outcome:
+            self.failure = Failure.from_json(outcome["failure"])
+            self.exit = self.failure.message.split("\n")[0][:200]
+        elif outcome is not None:
+            self.result_bytes = int(outcome.get("size", 0))
+        elif exited is None:
+            self.exit = "stopped"
+        elif "error" in exited:
+            self.exit = exited["error"]
+            message = f"The trainer is gone: {self.exit}. It probably ran out of memory."
+            self.failure = Failure(rank, host, "signal", message)
+        else:
+            self.peak_rss = int(exited.get("peak_rss", 0))
+            kind, self.exit, message = explain_exit(int(exited["code"]), self.peak_rss)
+            self.failure = Failure(rank, host, kind, message)
+
+
+class ExitCause(NamedTuple):
+    """Why a process ended: the kind of ``WorkerFailure``, a summary, and a full sentence."""
+
+    kind: str
+    summary: str
+    message: str
+
+
+def explain_exit(code: int, peak_rss: int) -> ExitCause:
+    """Explain the exit of a trainer that ended without reporting an outcome.
 
     Args:
-        code: exit status, or minus the signal's number.
-        peak_rss: bytes.
+        code: The exit status, or the negative number of the signal.
+        peak_rss: Peak resident set size in bytes.
     """
-    peak = f"peak RSS {peak_rss / 2**30:.1f} GiB" if peak_rss else "peak RSS unknown"
+    peak = f"peak RSS {gibibytes(peak_rss)}" if peak_rss else "peak RSS unknown"
     if code >= 0:
-        short = f"exit status {code}"
+        summary = f"exit status {code}"
         message = (
-            f"The trainer's process ended with {short} before the function returned "
+            f"The trainer's process ended with {summary} before the function returned "
             f"(os._exit, or a library that calls exit; {peak})."
         )
-        return "exit", short, message
+        return ExitCause("exit", summary, message)
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = "unknown"
-    short = f"killed by signal {-code} ({name})"
+    summary = f"killed by signal {-code} ({name})"
     if -code == signal.SIGKILL:
         why = (
-            "likely out of memory: the kernel and cluster managers end a process so. Give the workers more memory "
-            "(spark.executor.memoryOverhead), use a smaller batch, or run fewer workers on a host"
+            "most likely by the out-of-memory killer of the kernel or the cluster manager. Give the workers "
+            "more memory (spark.executor.memoryOverhead), use a smaller batch, or run fewer workers per host"
         )
     elif -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
-        why = "a crash in native code; the last lines hold Python's stack at that moment"
+        why = "a crash in native code; the last lines of its output show Python's stack at that moment"
     else:
-        why = "sent by another process, or by the function itself"
-    return "signal", short, f"The trainer was {short}, {why} ({peak})."
-
-
-# The trainer's handler writes at once, whatever Python waits for; a process that is stopped never does.
-_WRITE_SECONDS = 1.0
-_LONGEST = 20_000
+        why = "sent by another process or by the function itself"
+    return ExitCause("signal", summary, f"The trainer was {summary}, {why} ({peak}).")
 
 
 class TrainerProbe:
-    """Of one trainer.
+    """Observes a trainer's process.
 
     Args:
-        directory: where its stacks are written, to a file without a name.
+        directory: Where to keep the unnamed file to which the trainer writes its stacks.
     """
 
     def __init__(self, directory: str) -> None:
         self.file: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (closed by close)
         self._due: float | None = None
 
-    def facts(self, pid: int | None) -> dict[str, Any]:
-        """State ("running", "sleeping", "stopped", ...) and seconds of CPU so far; nothing where there is no /proc."""
+    def state(self, pid: int | None) -> dict[str, str | float]:
+        """Return the process's ``state`` ("running", ...) and seconds of ``cpu``; empty if there is no /proc."""
         if pid is None:
             return {}
         with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/stat", encoding="ascii") as file:
@@ -87,8 +127,8 @@ class TrainerProbe:
             return {"state": _STATES.get(fields[0], fields[0]), "cpu": round(ticks / os.sysconf("SC_CLK_TCK"), 1)}
         return {}
 
-    def ask(self, pid: int | None) -> None:
-        """Have the stacks of all threads written."""
+    def request_stacks(self, pid: int | None) -> None:
+        """Make the trainer write the stacks of all its threads."""
         if self._due is not None:
             return
         self._due = time.monotonic() + _WRITE_SECONDS
@@ -96,17 +136,14 @@ class TrainerProbe:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGUSR2)
 
-    def answer(self, pid: int | None) -> dict[str, Any] | None:
-        """The stacks, a second after they were asked for; None before."""
+    def stacks(self, pid: int | None) -> Message | None:
+        """Return a message with the requested stacks, once they are due; else None."""
         if self._due is None or time.monotonic() < self._due:
             return None
         self._due = None
         self.file.seek(0)
         text = self.file.read().decode(errors="replace")
-        return {"type": "stacks", "stacks": text[-_LONGEST:], **self.facts(pid)}
+        return {"type": "stacks", "stacks": text[-_MAX_STACKS_CHARS:], **self.state(pid)}
 
     def close(self) -> None:
         self.file.close()
-
-
-_STATES = {"R": "running", "S": "sleeping", "D": "waiting for a disk", "T": "stopped", "t": "traced", "Z": "ended"}

@@ -1,9 +1,9 @@
-"""How the workers learn each other's addresses: through the driver's channel, or else through Spark's allGather.
+"""Exchanges the workers' addresses through the driver's channel or, if that is unreachable, Spark's allGather.
 
-The channel takes milliseconds. Every call of Spark's allGather takes a full second, whatever it carries, because
-Spark polls it once a second; but it works wherever Spark itself does, so it is the way where the executors cannot
-reach the driver. All ranks must take the same way: who cannot connect goes to allGather, and the driver sends
-those that did connect there too, once it has missed a rank for some seconds (see ``driver.group``).
+The channel takes milliseconds. A call of allGather takes a full second whatever it carries, because Spark polls once a
+second, but it works wherever Spark works. All ranks must use the same method. A rank that cannot connect to the driver
+calls allGather; after missing a rank for some seconds, the driver tells all others to do the same (see
+``driver.group``).
 """
 
 import errno
@@ -11,35 +11,32 @@ import json
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from ...errors import ClusterError, RendezvousError
-from .link import DriverLink, expect
+from ..barrier import AllGather
+from ..wire import Message
+from .link import DriverLink
+
+# Describes a rank to the others: rank, host, port and tensorflow.
+Member: TypeAlias = Mapping[str, Any]
 
 
 class Stopped(Exception):
-    """The driver ends this worker because another one failed."""
-
-
-class Barrier(Protocol):
-    """What a rank needs of Spark's BarrierTaskContext."""
-
-    def allGather(self, message: str = "") -> list[str]: ...
-
-    def barrier(self) -> None: ...
+    """The driver has stopped this worker because another one failed."""
 
 
 def hold_port(ports: range | None = None) -> socket.socket:
-    """A socket bound to a free port of this host, which holds that port until it is closed.
+    """Return a socket bound to a free port of this host, which reserves that port until it is closed.
+
+    TensorFlow does not set SO_REUSEPORT, so the port must be released just before TensorFlow binds it. Until then,
+    this socket keeps other processes from taking it.
 
     Args:
-        ports: to choose from; None for any.
+        ports: The ports to choose from; None for any.
 
     Raises:
-        ClusterError: all of ``ports`` are taken.
-
-    TensorFlow does not set SO_REUSEPORT, so the port has to be released just before TensorFlow binds it; it is held
-    until then, through the import of TensorFlow and the meeting.
+        ClusterError: All of ``ports`` are taken.
     """
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     holder = socket.socket(family, socket.SOCK_STREAM)
@@ -56,56 +53,56 @@ def hold_port(ports: range | None = None) -> socket.socket:
     assert ports is not None
     raise ClusterError(
         f"All ports from {ports.start} to {ports.stop - 1} are taken on {socket.gethostname()}. Widen "
-        "tensorflow.spark.distributor.workerPorts: each worker of a host needs one."
+        "tensorflow.spark.distributor.workerPorts: each worker on a host needs one port."
     )
 
 
 def meet(
-    member: Mapping[str, Any], world_size: int, link: DriverLink, barrier: Barrier, deadline: float
-) -> tuple[list[dict[str, Any]], str]:
-    """Collectives what each rank says of itself.
+    member: Member, world_size: int, link: DriverLink, all_gather: AllGather, deadline: float
+) -> tuple[list[Member], str]:
+    """Exchange addresses with the other ranks.
 
     Args:
-        member: this rank's part: rank, host, port, tensorflow and more, all JSON.
-        world_size: how many ranks there are.
-        link: the driver's channel, connected or not.
-        barrier: Spark's barrier of this task.
-        deadline: when to give up waiting for the driver, on ``time.monotonic()``'s clock.
+        member: Describes this rank.
+        world_size: Number of ranks.
+        link: The driver's channel, connected or not.
+        all_gather: Spark's allGather in this task.
+        deadline: When to give up waiting for the driver, by ``time.monotonic()``.
 
     Returns:
-        The members by rank, and the way it went: ``"channel"`` or ``"allGather"``.
+        All members by rank, and the method by which they met: ``"channel"`` or ``"allGather"``.
 
     Raises:
-        Stopped: another worker failed, or not all came in time.
-        RendezvousError: the driver was lost meanwhile.
-        ClusterError: the workers do not have the same TensorFlow.
+        Stopped: Another worker failed, or not all workers joined in time.
+        RendezvousError: The connection to the driver was lost in the meantime.
+        ClusterError: The workers have different versions of TensorFlow.
     """
-    members: Sequence[dict[str, Any]] | None = None
+    members: Sequence[Member] | None = None
     if link.is_open:
         link.send({"type": "join", "member": dict(member)})
-        silence = "The driver did not answer within start_timeout."
-        answer = expect(link, deadline, silence=silence)
+        answer: Message = {"type": ""}
         while answer["type"] not in ("members", "use_all_gather", "stop"):
-            answer = expect(link, deadline, silence=silence)
+            answer = link.wait_for_message(deadline, silence="The driver did not answer within start_timeout.")
         if answer["type"] == "stop":
             raise Stopped(answer["reason"])
         members = answer.get("members")
-    way = "channel"
+    method = "channel"
     if members is None:
-        way = "allGather"
-        members = [json.loads(text) for text in barrier.allGather(json.dumps(member))]
+        method = "allGather"
+        members = [json.loads(text) for text in all_gather(json.dumps(member))]
     by_rank = sorted(members, key=lambda each: int(each["rank"]))
-    if [each["rank"] for each in by_rank] != list(range(world_size)):
-        raise RendezvousError(f"Expected ranks 0 to {world_size - 1}, met {[m['rank'] for m in by_rank]}.")
+    found = [each["rank"] for each in by_rank]
+    if found != list(range(world_size)):
+        raise RendezvousError(f"Expected ranks 0 to {world_size - 1}, met {found}.")
     check_versions(by_rank)
-    return by_rank, way
+    return by_rank, method
 
 
-def check_versions(members: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a group whose workers have different versions of TensorFlow.
+def check_versions(members: Sequence[Member]) -> None:
+    """Reject a group whose workers have different versions of TensorFlow.
 
     Raises:
-        ClusterError: they differ in more than the patch version.
+        ClusterError: They differ in more than the patch version.
     """
     by_version: dict[str, list[str]] = {}
     for member in members:
@@ -114,18 +111,18 @@ def check_versions(members: Sequence[Mapping[str, Any]]) -> None:
     if len(by_version) > 1:
         found = "; ".join(f"{version}: {', '.join(sorted(set(hosts)))}" for version, hosts in by_version.items())
         raise ClusterError(
-            f"The workers have different versions of TensorFlow: {found}. Install one version on all hosts, or "
-            "choose an interpreter that all of them have, with spark.pyspark.python."
+            f"The workers have different versions of TensorFlow: {found}. Install the same version on all hosts, or "
+            "set spark.pyspark.python to an interpreter that has it on all of them."
         )
 
 
-def cluster_spec(members: Sequence[Mapping[str, Any]], *, loopback: bool) -> dict[str, list[str]]:
-    """TF_CONFIG's ``cluster``: the workers' ``host:port`` in the order of their ranks.
+def cluster_spec(members: Sequence[Member], *, loopback: bool) -> dict[str, list[str]]:
+    """Return TF_CONFIG's ``cluster``: the workers' ``host:port`` in rank order.
 
     Args:
-        members: as :func:`meet` returned them.
-        loopback: all workers run in the driver's own process tree (Spark's master is ``local``), so the loopback
-            address serves whatever becomes of the machine's network.
+        members: The result of :func:`meet`.
+        loopback: All workers run on the driver's own host (Spark's master is ``local``). The loopback address then
+            works even if the machine's network changes.
     """
     return {"worker": [f"{'127.0.0.1' if loopback else m['host']}:{m['port']}" for m in members]}
 

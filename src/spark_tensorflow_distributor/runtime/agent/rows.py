@@ -1,58 +1,58 @@
-"""From Spark's rows to the trainer's files: what the supervisor has to do with them."""
+"""Delivers a worker's rows from Spark to its trainer."""
 
 import json
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import BrokenInputError, DistributorError
-from ..failures import failure_record, pickle_exception
-from ..wire import send_files
+from ..barrier import AllGather
+from ..failures import Failure
+from ..wire import Message, send_files
 from .link import DriverLink
 
-if TYPE_CHECKING:  # with NumPy, which a run without DataFrames does without
+if TYPE_CHECKING:  # it imports NumPy, which a run without DataFrames does not need
     from ...data.intake import RowReceiver
 
 
 class RowDelivery:
-    """Hands the rows of one worker to its trainer, once they are in and shared out.
+    """Hands a worker's share of the rows to its trainer once it is complete.
 
     Args:
-        intake: takes the rows from Spark.
-        link: the driver's channel, by which the ranks share them out.
-        all_gather: Spark's, for ranks that met without the driver; else None.
+        receiver: Receives the rows from Spark.
+        link: The driver's channel, through which the ranks balance their shares.
+        all_gather: Spark's allGather, if the ranks met without the driver; else None.
 
     Attributes:
-        error: why there will be no rows, or None.
+        error: Why the rows cannot be delivered, or None.
     """
 
-    def __init__(self, intake: "RowReceiver", link: DriverLink, all_gather: Callable[[str], list[str]] | None) -> None:
-        self._intake, self._link, self._all_gather = intake, link, all_gather
+    def __init__(self, receiver: "RowReceiver", link: DriverLink, all_gather: AllGather | None) -> None:
+        self._receiver, self._link, self._all_gather = receiver, link, all_gather
         self._trainer: socket.socket | None = None
-        self._passed: list[Mapping[str, Any]] = []
+        self._passed: list[Message] = []
         self._is_done = False
         self.error: Exception | None = None
 
     def start(self, trainer: socket.socket) -> None:
-        """Name the connection to the trainer, which waits for the rows at the other end."""
+        """Set the connection to the trainer, which waits for the rows at its other end."""
         self._trainer = trainer
 
     def fileno(self) -> int:
-        """Readable when :meth:`on_rows` is due."""
-        return self._intake.fileno()
+        """Return a descriptor that becomes readable when :meth:`on_received` is due."""
+        return self._receiver.fileno()
 
-    def tell(self) -> None:
-        """Give the driver a sign of life, where one is due."""
-        if sign := self._intake.progress():
-            self._link.send(sign)
+    def report_progress(self) -> None:
+        """Report progress to the driver if that is due."""
+        if message := self._receiver.progress():
+            self._link.send(message)
 
-    def on_rows(self) -> None:
-        """Spark has handed over all rows, or could not."""
+    def on_received(self) -> None:
+        """Balance the shares, now that Spark has delivered all rows or failed to."""
         try:
-            messages = self._intake.acknowledge()
+            messages = self._receiver.acknowledge()
             if self._all_gather is not None:
-                self._intake.share_by_all_gather(self._all_gather)
+                self._receiver.balance_by_all_gather(self._all_gather)
                 messages = []
         except Exception as error:
             self.error = error
@@ -61,48 +61,39 @@ class RowDelivery:
             if message["type"] == "rows":
                 self._link.update_hello(facts=message["facts"])
             self._send(message)
-        self._finish()
+        self._deliver()
 
-    def on_message(self, message: Mapping[str, Any]) -> None:
-        """A message of the driver's."""
-        for each in self._intake.on_message(message):
-            self._send(each)
-        self._finish()
+    def on_message(self, message: Message) -> None:
+        """Handle a message from the driver."""
+        for reply in self._receiver.on_message(message):
+            self._send(reply)
+        self._deliver()
 
-    def _send(self, message: Mapping[str, Any]) -> None:
+    def _send(self, message: Message) -> None:
         if message["type"] == "pass":
             self._passed.append(message)
-            # Said again on a new connection, should this one be lost.
+            # The hello of the next connection repeats it, in case this connection is lost.
             self._link.update_hello(passed=self._passed)
         self._link.send(message)
 
-    def _finish(self) -> None:
-        """Once the share is whole, hand it to the trainer."""
-        if not self._intake.is_complete or self._is_done or self._trainer is None:
+    def _deliver(self) -> None:
+        if not self._receiver.is_complete or self._is_done or self._trainer is None:
             return
         self._is_done = True
         try:
-            layout, files = self._intake.layout()
-            # As a file, because a long message to a trainer that does not read yet would hold this process up.
-            with tempfile.TemporaryFile() as plan:
-                plan.write(json.dumps(layout).encode())
-                plan.flush()
-                send_files(self._trainer, {"type": "data"}, [plan, *files])
+            layouts, files = self._receiver.layout()
+            # The layouts travel as a file: a long message would block this process until the trainer reads it.
+            with tempfile.TemporaryFile() as layout_file:
+                layout_file.write(json.dumps([layout.to_json() for layout in layouts]).encode())
+                layout_file.flush()
+                send_files(self._trainer, {"type": "data"}, [layout_file, *files])
         except ConnectionError:
-            return  # a trainer that is gone tells so by its exit
+            return  # the trainer is gone, which its exit reports
         except (OSError, DistributorError) as error:
             self.error = error
 
-    def failure(self, rank: int, host: str, log_tail: list[str]) -> dict[str, Any]:
-        """The record of :attr:`error`."""
-        error = self.error
-        assert error is not None
-        return failure_record(
-            rank,
-            host,
-            "input" if isinstance(error, BrokenInputError) else "startup",
-            str(error) if isinstance(error, DistributorError) else f"{type(error).__name__}: {error}",
-            error_type=type(error).__name__,
-            pickled=pickle_exception(error),
-            log_tail=log_tail,
-        )
+    def failure(self, rank: int, host: str) -> Failure:
+        """Describe :attr:`error` as the worker's failure."""
+        assert self.error is not None
+        kind = "input" if isinstance(self.error, BrokenInputError) else "startup"
+        return Failure.from_exception(rank, host, kind, self.error, with_traceback=False)

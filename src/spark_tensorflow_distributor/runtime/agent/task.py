@@ -1,7 +1,7 @@
-"""The agent: what runs in a Spark barrier task.
+"""The agent: the program of a Spark barrier task.
 
-It meets its peers while a trainer's image is loaded, has the trainer started, watches it, and hands back a report
-and, on rank 0, the function's value.
+It starts loading TensorFlow in the fork server, meets its peers in the meantime, starts and watches the trainer, and
+returns a report and, on rank 0, the function's value.
 """
 
 import errno
@@ -11,301 +11,297 @@ import os
 import pickle
 import sys
 import time
-import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
-from ...errors import CheckpointError, ClusterError, DistributorError, SerializationError
+from ...errors import CheckpointError, ClusterError, SerializationError
+from ...formatting import mebibytes, one_line
 from .. import devices
-from ..barrier import carry_out
-from ..failures import encode_failure, failure_record, pickle_exception
-from ..specs import TaskSpec, WorkerReport, tensorflow_version
+from ..barrier import AllGather, carry_out
+from ..failures import Failure
+from ..specs import TaskSpec, TrainerSpec, WorkerReport, tensorflow_version
 from ..wire import chunks
 from .checkpoints import CheckpointTransfer
-from .environment import host_cores, local_directory, phase_seconds, trainer_environment
+from .environment import (
+    host_cores,
+    hosts_of,
+    local_directory,
+    phase_seconds,
+    trainer_environment,
+    worker_contexts,
+)
 from .fork_client import ForkClient, import_path
 from .link import DriverLink
 from .output import Tail
-from .placement import hosts_of, placements
 from .process import TrainerOutcome
 from .rendezvous import Stopped, cluster_spec, deadline_after, hold_port, meet
 from .rows import RowDelivery
 from .supervisor import Supervisor
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark import BarrierTaskContext
+
+    from ...data.intake import RowReceiver
+
 _PRELOAD = ("tensorflow", "pyspark.cloudpickle")
+
+# See specs.ROW_SCHEMA.
+Row: TypeAlias = tuple[int, str, int, bytes]
 
 
 class WorkerFailedError(Exception):
-    """Ends a Spark task whose worker failed, where the driver can be told in no other way."""
+    """Fails a Spark task, to report a failure to a driver whose channel cannot be reached."""
 
 
-def run_task(spec: bytes, batches: Iterator[Any]) -> Iterator[Any]:
-    """The body of the Spark task: Arrow batches in, rows of ``protocol.ROW_SCHEMA`` out."""
+def run_task(spec: bytes, batches: Iterator["pa.RecordBatch"]) -> Iterator["pa.RecordBatch"]:
+    """Run the agent in a Spark task; takes the input's Arrow batches and yields rows of ``specs.ROW_SCHEMA``."""
     import pyarrow as pa
     from pyspark import BarrierTaskContext
 
     schema = pa.schema([("rank", pa.int32()), ("kind", pa.string()), ("seq", pa.int32()), ("data", pa.binary())])
     agent = Agent(pickle.loads(spec), BarrierTaskContext.get(), batches)
-    for rank, kind, seq, data in agent.run():
+    for row in agent.run():
         yield pa.RecordBatch.from_arrays(
-            [pa.array([value], field.type) for value, field in zip((rank, kind, seq, data), schema, strict=True)],
+            [pa.array([value], field.type) for value, field in zip(row, schema, strict=True)],
             schema=schema,
         )
 
 
 class Agent:
-    """One rank's side of a run, from the first to the last moment of its Spark task.
+    """One rank's side of a run, for the whole life of its Spark task.
 
     Args:
-        spec: what the driver wants.
-        context: Spark's BarrierTaskContext of this task.
-        batches: the stage's input, Arrow batches with the rows of the run's DataFrames.
+        spec: What the driver asks for.
+        context: Spark's context of this task.
+        batches: The stage's input, Arrow batches with the rows of the run's DataFrames.
     """
 
-    def __init__(self, spec: TaskSpec, context: Any, batches: Iterator[Any]) -> None:
+    def __init__(self, spec: TaskSpec, context: "BarrierTaskContext", batches: Iterator["pa.RecordBatch"]) -> None:
         self._spec = spec
         self._context = context
-        self._partition = int(context.partitionId())
+        partition = int(context.partitionId())
         hosts = hosts_of([info.address for info in context.getTaskInfos()])
-        self._place = placements(hosts)[self._partition]
+        self._worker = replace(
+            worker_contexts(hosts)[partition], attempt=spec.attempt, checkpoint_dir=spec.config.checkpoint_dir
+        )
+        self._rank, self._host = self._worker.rank, hosts[partition]
+        self._report = WorkerReport(self._rank, self._host, partition, os.getpid())
         self._tail = Tail()
-        self._started = time.time()
-        self._times: dict[str, float] = {}
-        self._facts: dict[str, Any] = {}
-        self._warnings: list[str] = []
-        hello = {"type": "hello", "rank": self._place.rank, "host": self._place.host, "pid": os.getpid()}
+        self._started_at = time.time()
+        self._met_at: float | None = None
+        hello = {"type": "hello", "rank": self._rank, "host": self._host, "pid": os.getpid()}
         self._link = DriverLink(spec.driver_addresses, spec.secret, hello)
-        self._intake: Any = None
-        if spec.frames:
-            from ...data.intake import RowReceiver
+        self._receiver = self._receive_rows(batches)
 
-            self._intake = RowReceiver(
-                spec.frames,
-                batches,
-                rank=self._place.rank,
-                world_size=self._place.world_size,
-                directory=local_directory(),
-                sharing=self._place.local_world_size,
-            )
-        else:
-            for _ in batches:  # Spark's own placeholder, a row or none
-                pass
-
-    def run(self) -> Iterator[tuple[int, str, int, bytes]]:
+    def run(self) -> Iterator[Row]:
         """Train; yields the rows that go back to the driver."""
         result: BinaryIO | None = None
-        ending = TrainerOutcome()
+        outcome = TrainerOutcome()
         try:
             self._link.connect()
             has_channel = self._link.is_open
             try:
-                ending, result = self._work()
+                outcome, result = self._train()
             except Exception as error:
-                ending = self._own_failure(error)
-            taken = self._hand_over(result, ending)
-            tells = {"report": asdict(self._report(ending)), "failure": ending.failure}
-            self._link.send({"type": "report", **tells})
+                outcome = self._fail(error)
+            is_sent = self._send_result(result, outcome)
+            failure = None if outcome.failure is None else outcome.failure.to_json()
+            summary = {"report": asdict(self._final_report(outcome)), "failure": failure}
+            self._link.send({"type": "report", **summary})
             self._link.close()
-            if ending.failure is not None and not has_channel:
-                raise WorkerFailedError(encode_failure(ending.failure))
-            yield self._place.rank, "report", 0, json.dumps(tells).encode()
-            if result is not None and ending.failure is None and not taken:
-                yield from self._result_rows(result, ending.result_bytes)
+            if outcome.failure is not None and not has_channel:
+                raise WorkerFailedError(outcome.failure.to_spark_error())
+            yield self._rank, "report", 0, json.dumps(summary).encode()
+            if result is not None and outcome.failure is None and not is_sent:
+                yield from self._result_rows(result, outcome.result_bytes)
         finally:
             self._link.close(linger=0)
-            if self._intake is not None:
-                self._intake.close()
+            if self._receiver is not None:
+                self._receiver.close()
             if result is not None:
                 result.close()
 
-    def _work(self) -> tuple[TrainerOutcome, BinaryIO]:
-        spec, place = self._spec, self._place
+    def _receive_rows(self, batches: Iterator["pa.RecordBatch"]) -> "RowReceiver | None":
+        if not self._spec.frames:
+            for _ in batches:  # Spark's placeholder, one row or none
+                pass
+            return None
+        from ...data.intake import RowReceiver
+
+        return RowReceiver(
+            self._spec.frames,
+            batches,
+            rank=self._rank,
+            world_size=self._worker.world_size,
+            directory=local_directory(),
+            local_world_size=self._worker.local_world_size,
+        )
+
+    def _train(self) -> tuple[TrainerOutcome, BinaryIO]:
+        spec = self._spec
         gpus = self._gpus()
-        threads = devices.threads_for(host_cores(), place.local_world_size, int(self._context.cpus()))
-        self._facts.update(threads=threads, devices=gpus or ("CPU",), tensorflow=tensorflow_version())
-        courier = self._courier()
-        launcher = ForkClient(warm=spec.warm_start, env=spec.env, preload=_PRELOAD, warm_seconds=spec.warm_seconds)
+        threads = devices.threads_for(host_cores(), self._worker.local_world_size, int(self._context.cpus()))
+        self._report = replace(self._report, threads=threads, devices=gpus or ("CPU",), tensorflow=tensorflow_version())
+        transfer = self._checkpoint_transfer()
+        fork_client = ForkClient(
+            warm=spec.warm_start, env=spec.config.env, preload=_PRELOAD, warm_seconds=spec.warm_seconds
+        )
         try:
-            port = hold_port(range(*spec.worker_ports) if spec.worker_ports else None)
-            with port:
-                member = {
-                    "rank": place.rank,
-                    "host": place.host,
-                    "port": port.getsockname()[1],
-                    "tensorflow": self._facts["tensorflow"],
-                }
-                deadline = deadline_after(spec.start_timeout)
-                members, way = meet(member, place.world_size, self._link, self._context, deadline)
-                self._times["met"] = time.time()
-                self._facts["way"] = way
+            with hold_port(range(*spec.worker_ports) if spec.worker_ports else None) as port:
+                cluster = self._meet(port.getsockname()[1])
+                all_gather = self._context.allGather if self._report.rendezvous == "allGather" else None
                 supervisor = Supervisor(
-                    place.rank,
-                    place.host,
-                    launcher,
+                    self._rank,
+                    self._host,
+                    fork_client,
                     self._link,
                     self._tail,
                     driver_is_client=spec.driver_is_client,
                     log_to_executor=spec.log_to_executor,
-                    ends_together=way == "channel",
-                    rows=self._hand_over_rows(way),
-                    courier=courier,
+                    released_by_driver=all_gather is None,
+                    rows=self._row_delivery(all_gather),
+                    transfer=transfer,
                 )
-                kept = self._fetch(courier) if courier is not None else {}
-                request = self._request(cluster_spec(members, loopback=spec.loopback), gpus, threads, kept)
-                result = supervisor.start(request, spec.payload, local_directory(), port, list(kept.values()))
-                for file in kept.values():
+                checkpoints = {} if transfer is None else self._fetch_checkpoints(transfer)
+                trainer = self._trainer_spec(cluster, gpus, tuple(checkpoints))
+                files = list(checkpoints.values())
+                result = supervisor.start(trainer, spec.payload, local_directory(), port, files)
+                for file in files:
                     file.close()
         except BaseException:
-            launcher.close()
+            fork_client.close()
             raise
         try:
-            ending = supervisor.watch()
-            if ending.failure is None and way == "allGather":
-                # Nobody goes before all have returned: a trainer that ends takes its peers' connections along.
+            outcome = supervisor.watch()
+            if outcome.failure is None and all_gather is not None:
+                # A trainer that exits cuts its peers' connections, so none may exit before all have returned.
                 self._context.barrier()
         finally:
             supervisor.finish()
-        return ending, result
+        return outcome, result
 
-    def _courier(self) -> CheckpointTransfer | None:
-        """For checkpoints, where the driver keeps them and can be reached."""
+    def _meet(self, port: int) -> dict[str, list[str]]:
+        """Exchange addresses with the other ranks; returns TF_CONFIG's ``cluster``."""
+        member = {"rank": self._rank, "host": self._host, "port": port, "tensorflow": self._report.tensorflow}
+        deadline = deadline_after(self._spec.config.start_timeout)
+        members, method = meet(member, self._worker.world_size, self._link, self._context.allGather, deadline)
+        self._met_at = time.time()
+        self._report = replace(self._report, rendezvous=method)
+        return cluster_spec(members, loopback=self._spec.loopback)
+
+    def _checkpoint_transfer(self) -> CheckpointTransfer | None:
+        """Return the transfer of checkpoints if the driver keeps them and can be reached."""
         spec = self._spec
-        if not spec.checkpoints.at_driver:
+        if not spec.trainer.checkpoints.at_driver:
             return None
         if not self._link.is_open:
             self._warn(
-                "No checkpoints: the executors cannot reach the driver, which would keep them. Set checkpoint_dir to a "
-                "place that all hosts share, or open the driver's channel (tensorflow.spark.distributor.driverPort)."
+                "No checkpoints will be saved: the executors cannot reach the driver, which would keep them. Set "
+                "checkpoint_dir to a location that all hosts share, or open the driver's port "
+                "(tensorflow.spark.distributor.driverPort) to the executors."
             )
             return None
-        return CheckpointTransfer(spec.driver_addresses, spec.secret, self._place.rank, local_directory())
+        return CheckpointTransfer(spec.driver_addresses, spec.secret, self._rank, local_directory())
 
-    def _warn(self, text: str) -> None:
-        self._warnings.append(text)
-        self._link.send({"type": "warning", "text": text})
-
-    def _fetch(self, courier: CheckpointTransfer) -> dict[str, BinaryIO]:
+    def _fetch_checkpoints(self, transfer: CheckpointTransfer) -> dict[str, BinaryIO]:
         try:
-            return courier.fetch(self._link.tell_alive)
+            return transfer.fetch(self._link.send_heartbeat)
         except (OSError, EOFError) as error:
             raise CheckpointError(
-                f"The checkpoints that the driver keeps did not reach rank {self._place.rank} @ {self._place.host}: "
-                f"{type(error).__name__}: {error}."
+                f"Rank {self._rank} @ {self._host} could not fetch its checkpoints from the driver: {one_line(error)}."
             ) from error
 
-    def _hand_over_rows(self, way: str) -> RowDelivery | None:
-        if self._intake is None:
-            return None
-        return RowDelivery(self._intake, self._link, self._context.allGather if way == "allGather" else None)
+    def _warn(self, text: str) -> None:
+        self._report = replace(self._report, warnings=(*self._report.warnings, text))
+        self._link.send({"type": "warning", "text": text})
+
+    def _row_delivery(self, all_gather: AllGather | None) -> RowDelivery | None:
+        return None if self._receiver is None else RowDelivery(self._receiver, self._link, all_gather)
 
     def _gpus(self) -> tuple[str, ...]:
         spec = self._spec
-        if not spec.use_gpu:
+        if not spec.config.use_gpu:
             return ()
         resources = {name: info.addresses for name, info in self._context.resources().items()}
-        addresses = devices.task_addresses(resources, spec.gpu_resource_name)
-        count = spec.gpus_by_rank[self._place.rank]
+        addresses = devices.task_addresses(resources, spec.config.gpu_resource_name)
+        count = spec.gpus_by_rank[self._rank]
         return devices.visible_devices(addresses, count, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
-    def _request(
-        self, cluster: Mapping[str, Any], gpus: tuple[str, ...], threads: int, kept: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        spec, place = self._spec, self._place
-        return {
-            "env": trainer_environment(os.environ, spec.env, cluster, place.rank, gpus, threads),
-            "path": import_path(spec.env),
-            "argv": [sys.argv[0] if sys.argv else ""],
-            "cwd": os.getcwd(),
-            "barrier": carry_out(self._context),
-            "threads": threads,
-            "gpus": list(gpus),
-            "gpu_is_shared": spec.gpu_is_shared,
-            "use_custom_strategy": spec.use_custom_strategy,
-            "is_script": spec.is_script,
-            "max_result_bytes": spec.max_result_bytes,
-            "has_data": bool(spec.frames),
-            "seed": spec.seed,
-            "partition": self._partition,
-            "checkpoints": {
-                **asdict(spec.checkpoints),
-                "at_driver": spec.checkpoints.at_driver and self._link.is_open,
-                "names": list(kept),
-            },
-            "context": {
-                "rank": place.rank,
-                "world_size": place.world_size,
-                "local_rank": place.local_rank,
-                "local_world_size": place.local_world_size,
-                "node_rank": place.node_rank,
-                "attempt": spec.attempt,
-                "checkpoint_dir": spec.checkpoints.folder,
-            },
-        }
+    def _trainer_spec(
+        self, cluster: Mapping[str, Sequence[str]], gpus: tuple[str, ...], checkpoint_names: tuple[str, ...]
+    ) -> TrainerSpec:
+        spec, threads = self._spec, self._report.threads
+        checkpoints = spec.trainer.checkpoints
+        at_driver = checkpoints.at_driver and self._link.is_open
+        return TrainerSpec(
+            context=self._worker,
+            settings=replace(spec.trainer, checkpoints=replace(checkpoints, at_driver=at_driver)),
+            host=self._host,
+            partition=self._report.partition,
+            env=trainer_environment(os.environ, spec.config.env, cluster, self._rank, gpus, threads),
+            path=tuple(import_path(spec.config.env)),
+            argv=(sys.argv[0] if sys.argv else "",),
+            cwd=os.getcwd(),
+            barrier=carry_out(self._context),
+            threads=threads,
+            gpus=gpus,
+            has_data=bool(spec.frames),
+            checkpoint_names=checkpoint_names,
+        )
 
-    def _own_failure(self, error: Exception) -> TrainerOutcome:
-        """An error of the agent itself, told as the worker's failure."""
+    def _fail(self, error: Exception) -> TrainerOutcome:
+        """Report an error of the agent itself as the worker's failure."""
+        rank, host, name = self._rank, self._host, type(error).__name__
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             error = ClusterError(
-                f"The disk of {local_directory()} on {self._place.host} is full: {error}. Free space there, or point "
+                f"The disk of {local_directory()} on {host} is full: {error}. Free space there, or point "
                 "spark.local.dir (SPARK_LOCAL_DIRS on the executors) to a larger disk."
             )
-        name = type(error).__name__
-        stopped = isinstance(error, Stopped)
-        record = failure_record(
-            self._place.rank,
-            self._place.host,
-            "stopped" if stopped else "startup",
-            str(error) if isinstance(error, DistributorError | Stopped) else f"{name}: {error}",
-            error_type="" if stopped else name,
-            traceback="" if stopped else "".join(traceback.format_exception(error)),
-            pickled=None if stopped else pickle_exception(error),
-            log_tail=self._tail.get(),
-        )
-        self._link.send({"type": "failed", "failure": record})
-        return TrainerOutcome(failure=record, exit="stopped" if stopped else name)
+        if isinstance(error, Stopped):
+            name = "stopped"
+            failure = Failure(rank, host, name, str(error), log_tail=self._tail.get())
+        else:
+            failure = Failure.from_exception(rank, host, "startup", error, log_tail=self._tail.get())
+        self._link.send({"type": "failed", "failure": failure.to_json()})
+        return TrainerOutcome(failure=failure, exit=name)
 
-    def _report(self, ending: TrainerOutcome) -> WorkerReport:
-        return WorkerReport(
-            rank=self._place.rank,
-            host=self._place.host,
-            partition=self._partition,
-            pid=os.getpid(),
-            devices=tuple(self._facts.get("devices", ())),
-            threads=self._facts.get("threads", 0),
-            tensorflow=self._facts.get("tensorflow", ""),
-            rendezvous=self._facts.get("way", ""),
-            seconds=phase_seconds(self._spec.submitted_at, self._started, self._times, ending.phases, time.time()),
-            peak_rss=ending.peak_rss,
-            rows={} if self._intake is None else self._intake.rows,
-            spooled_bytes=0 if self._intake is None else self._intake.bytes,
-            exit=ending.exit,
+    def _final_report(self, outcome: TrainerOutcome) -> WorkerReport:
+        receiver = self._receiver
+        return replace(
+            self._report,
+            seconds=phase_seconds(self._spec.submitted_at, self._started_at, self._met_at, outcome.phases, time.time()),
+            peak_rss=outcome.peak_rss,
+            rows={} if receiver is None else receiver.rows,
+            spooled_bytes=0 if receiver is None else receiver.bytes,
+            exit=outcome.exit,
             dropped_lines=self._link.dropped_lines,
             log_tail=self._tail.get(),
-            warnings=(*self._warnings, *ending.warnings),
+            warnings=(*self._report.warnings, *outcome.warnings),
         )
 
-    def _hand_over(self, result: BinaryIO | None, ending: TrainerOutcome) -> bool:
-        """Send the value to the driver; False where it has to go through Spark's rows."""
-        size = ending.result_bytes
-        if result is None or ending.failure is not None or not size or self._link.send_result(result, size):
+    def _send_result(self, result: BinaryIO | None, outcome: TrainerOutcome) -> bool:
+        """Send the value over the channel; returns False if it has to go through Spark's rows instead."""
+        size = outcome.result_bytes
+        if result is None or outcome.failure is not None or not size or self._link.send_result(result, size):
             return True
         limit = self._spec.max_row_bytes
         if limit and size > limit:
             error = SerializationError(
-                f"The function returned a value of {size / 2**20:.1f} MiB (pickled). The executors cannot reach the "
-                f"driver's channel at {self._spec.driver_addresses}, and through Spark's own results not more than "
-                f"{limit / 2**20:.1f} MiB can go, for the memory of the driver's JVM. Open that address to the "
-                "executors (tensorflow.spark.distributor.driverPort fixes its port), raise spark.driver.memory and "
+                f"The function returned a value of {mebibytes(size)} (pickled). The executors cannot reach the "
+                f"driver's channel at {self._spec.driver_addresses}, and through Spark's own results the memory of "
+                f"the driver's JVM allows at most {mebibytes(limit)}. Open that address to the executors "
+                "(tensorflow.spark.distributor.driverPort fixes its port), raise spark.driver.memory and "
                 "spark.driver.maxResultSize, or save the value to storage and return its path."
             )
-            ending.failure = self._own_failure(error).failure
+            outcome.failure = self._fail(error).failure
         return False
 
-    def _result_rows(self, result: BinaryIO, size: int) -> Iterator[tuple[int, str, int, bytes]]:
+    def _result_rows(self, result: BinaryIO, size: int) -> Iterator[Row]:
         if not size:
             return
         with mmap.mmap(result.fileno(), size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
             for seq, piece in enumerate(chunks(view)):
                 with piece:
-                    yield self._place.rank, "result", seq, bytes(piece)
+                    yield self._rank, "result", seq, bytes(piece)

@@ -1,1 +1,1 @@
-"""The driver's side of a run: knows Spark, never TensorFlow."""
+"""The driver's side of a run. It uses Spark, and never TensorFlow."""

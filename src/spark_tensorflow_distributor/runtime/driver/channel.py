@@ -1,8 +1,8 @@
-"""The socket on the driver's host to which the agents of one launch report.
+"""The driver's channel: the socket to which the agents of one launch report.
 
-Open only to who holds the run's secret. A thread for each connection reads; what it reads goes into one queue, which
-the thread that called ``run`` empties. Log lines that this thread does not keep up with are dropped and counted, so
-that neither the driver's memory nor the workers' training pays for a slow terminal.
+Only holders of the launch's secret can use it. One thread per connection puts what it reads into a single queue, which
+the thread that called ``run`` empties. Log lines that arrive faster than that thread prints them are dropped and
+counted, so that a slow terminal costs neither the driver memory nor the workers time.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from ..wire import HANDSHAKE_SECONDS, frame, prove_to_agent, receive, receive_by
 
 _log = logging.getLogger(__name__)
 
-# For each piece of a checkpoint.
-_COURIER_SECONDS = 30.0
+# Time limit for each piece of a checkpoint.
+_TRANSFER_SECONDS = 30.0
 
-# Frames of log lines (each of up to 64 KiB) that wait to be printed.
+# Most frames of log lines (each up to 64 KiB) that may wait to be printed.
 _WAITING_LOGS = 500
 
 
@@ -28,15 +28,15 @@ class Channel:
     """Listens until closed.
 
     Args:
-        secret: the run's key.
-        bind_address: the interface to listen on.
-        advertised: host names or addresses by which the agents may reach it, best first.
+        secret: Key of the launch.
+        bind_address: The interface to listen on.
+        advertised: Host names or addresses at which agents may reach it, best first.
         port: 0 for any free port.
-        commits: keeps the checkpoints that agents bring; None where the driver keeps none.
+        checkpoints: Keeps the checkpoints that agents send; None if the driver keeps none.
 
     Attributes:
-        events: ``(rank, message)`` in the order of arrival; ``connected`` and ``disconnected`` are messages too.
-        dropped_lines: log lines that were not printed.
+        events: ``(rank, message)`` in the order of arrival, with ``connected`` and ``disconnected`` as messages.
+        dropped_lines: Number of log lines that were dropped.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Channel:
         bind_address: str,
         advertised: tuple[str, ...],
         port: int = 0,
-        commits: DriverCheckpointStore | None = None,
+        checkpoints: DriverCheckpointStore | None = None,
     ) -> None:
         self._secret = secret
-        self._commits = commits
+        self._checkpoints = checkpoints
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._connections: dict[int, socket.socket] = {}
@@ -63,21 +63,21 @@ class Channel:
         self._start_thread(self._accept)
 
     def send(self, rank: int | None, message: dict[str, Any]) -> None:
-        """Send to one rank, or to all (None). A connection that is lost is the agent's to open again."""
+        """Send to one rank, or to all (None). If the connection is lost, the agent opens a new one."""
         data = frame(message)
         with self._lock:
             targets = list(self._connections.values()) if rank is None else [self._connections.get(rank)]
         for connection in targets:
             if connection is not None:
-                with contextlib.suppress(OSError):  # its reader sees the end, too
+                with contextlib.suppress(OSError):  # its reader notices, too
                     connection.sendall(data)
 
     def close(self) -> None:
-        """Close all connections, and wait for the threads."""
+        """Close all connections and wait for the threads."""
         with self._lock:
             self._closed = True
             connections = list(self._open)
-        # shutdown, because close alone does not wake a thread that waits in accept or recv.
+        # Shut down first: close alone does not wake a thread that is blocked in accept or recv.
         for sock in (self._listener, *connections):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -107,12 +107,12 @@ class Channel:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if not prove_to_agent(connection, self._secret):
-                _log.warning("Refused a connection to the driver's channel: the caller does not hold the secret.")
+                _log.warning("Rejected a connection to the driver's channel: the peer does not hold the secret.")
                 return
             connection.settimeout(HANDSHAKE_SECONDS)
             hello = receive(connection)
             if hello["type"] in ("commit", "fetch"):
-                self._serve_courier(connection, hello)
+                self._serve_checkpoints(connection, hello)
                 return
             connection.settimeout(None)
             if not self._enter(int(hello["rank"]), connection):
@@ -138,14 +138,14 @@ class Channel:
             if current:
                 self.events.put((rank, {"type": "disconnected"}))
 
-    def _serve_courier(self, connection: socket.socket, hello: dict[str, Any]) -> None:
-        """A checkpoint that comes, or those that are asked for."""
-        commits = self._commits
-        if commits is None:
+    def _serve_checkpoints(self, connection: socket.socket, hello: dict[str, Any]) -> None:
+        """Receive one checkpoint, or send those that the rank needs."""
+        checkpoints = self._checkpoints
+        if checkpoints is None:
             return
-        connection.settimeout(_COURIER_SECONDS)
+        connection.settimeout(_TRANSFER_SECONDS)
         if hello["type"] == "fetch":
-            kept = [(name, file, file.seek(0, 2)) for name, file in commits.for_rank(int(hello["rank"]))]
+            kept = [(name, file, file.seek(0, 2)) for name, file in checkpoints.for_rank(int(hello["rank"]))]
             connection.sendall(frame({"commits": [[name, size] for name, _, size in kept]}))
             for _, file, size in kept:
                 if size:
@@ -153,7 +153,7 @@ class Channel:
             return
         name, size = str(hello["name"]), int(hello["size"])
         try:
-            commits.take(name, receive_bytes(connection, size))
+            checkpoints.put(name, receive_bytes(connection, size))
         except OSError as error:
             connection.sendall(frame({"type": "commit_refused", "reason": f"at the driver: {error}"}))
             raise

@@ -1,7 +1,8 @@
-"""What a person sees while a run goes on: the workers' lines, and a progress bar of the chief's fit."""
+"""Shows a running training at the driver: the workers' output, and a progress bar for the chief's ``fit``."""
 
 import contextlib
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +11,10 @@ from typing import Any, TextIO
 _log = logging.getLogger(__name__)
 
 
-def wants_progress(asked: bool | None) -> bool:
-    """Whether to show a bar: as asked, else in a terminal or a notebook."""
-    if asked is not None:
-        return asked
+def wants_progress(requested: bool | None) -> bool:
+    """Return whether to show a progress bar: as requested, or by default in a terminal or notebook."""
+    if requested is not None:
+        return requested
     return _in_notebook() or bool(getattr(sys.stderr, "isatty", lambda: False)())
 
 
@@ -24,11 +25,11 @@ def _in_notebook() -> bool:
 
 
 class Console:
-    """Prints what the workers say. A failure to print never fails a run.
+    """Prints the workers' output. A failure to print never fails a run.
 
     Args:
-        show_lines: pass on the workers' lines.
-        show_progress: show the bar.
+        show_lines: Whether to show the workers' output.
+        show_progress: Whether to show the progress bar.
     """
 
     def __init__(self, *, show_lines: bool, show_progress: bool) -> None:
@@ -38,7 +39,7 @@ class Console:
         self._broken = False
 
     def lines(self, rank: int, host: str, message: Mapping[str, Any]) -> None:
-        """A frame of lines from one worker, each shown as ``[rank 3 @ host] line``."""
+        """Show lines of output from one worker, each as ``[rank 3 @ host] line``."""
         if not self._show_lines:
             return
         stream = sys.stderr if message["stream"] == "stderr" else sys.stdout
@@ -47,20 +48,20 @@ class Console:
         missed = int(message.get("dropped", 0)) - self._dropped.get(rank, 0)
         if missed > 0:
             self._dropped[rank] = int(message["dropped"])
-            lines.insert(0, f"{prefix}... {missed} lines not shown: they came faster than they could be printed ...")
+            lines.insert(0, f"{prefix}... {missed} lines not shown: they arrived faster than they could be printed ...")
         self._write(lines, stream)
 
     def warn(self, rank: int, host: str, text: str) -> None:
-        """A warning from a worker, shown whether or not its lines are."""
+        """Show a warning from a worker, even if its output is not shown."""
         self._write([f"[rank {rank} @ {host}] WARNING: {text}"], sys.stderr)
 
     def progress(self, message: Mapping[str, Any]) -> None:
-        """A progress report of the chief's fit."""
+        """Update the bar with a progress report of the chief's ``fit``."""
         if self._bar is not None:
             self._draw(self._bar.update, message)
 
     def close(self) -> None:
-        """End the bar; what it showed last stays on the screen."""
+        """Close the bar and leave its last state on the screen."""
         if self._bar is not None:
             self._draw(self._bar.close)
 
@@ -78,7 +79,7 @@ class Console:
     def _draw(self, show: Callable[..., None], *args: Any) -> None:
         try:
             show(*args)
-        except Exception:  # a terminal or widget library that the bar cannot draw with; the lines go on
+        except Exception:  # a terminal or widget library that the bar cannot use; lines are still shown
             self._bar = None
             _log.warning("The progress bar cannot be shown here.", exc_info=True)
 
@@ -93,7 +94,7 @@ def _print(text: str, stream: TextIO) -> None:
 
 
 class FitBar:
-    """A tqdm bar over the steps of the present epoch, with loss and samples a second."""
+    """A tqdm bar over the steps of the current epoch, with the loss and the samples per second."""
 
     _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
     _FORMAT_NO_TOTAL = "{desc}: {n_fmt} steps [{elapsed}{postfix}]"
@@ -106,6 +107,7 @@ class FitBar:
         self._speed = ""
 
     def update(self, message: Mapping[str, Any]) -> None:
+        """Show a progress report."""
         event = message["event"]
         if event == "fit_begin":
             self.close()
@@ -118,7 +120,7 @@ class FitBar:
             self.close()
 
     def _step(self, message: Mapping[str, Any]) -> None:
-        bar = self._bar_of(int(message["epoch"]))
+        bar = self._bar_for(int(message["epoch"]))
         self._measure(message.get("samples"))
         loss = message.get("loss")
         parts = ([f"loss={loss:.4g}"] if loss is not None else []) + ([self._speed] if self._speed else [])
@@ -127,17 +129,17 @@ class FitBar:
         bar.refresh()
 
     def _end_epoch(self, message: Mapping[str, Any]) -> None:
-        bar = self._bar_of(int(message["epoch"]))
+        bar = self._bar_for(int(message["epoch"]))
         logs = ", ".join(f"{name}={value:.4g}" for name, value in message["logs"].items())
         bar.set_postfix_str(", ".join(part for part in (logs, self._speed) if part), refresh=False)
         bar.n = int(message["step"])
-        # An epoch whose length was unknown has shown it by now.
+        # The first epoch reveals the number of steps if it was unknown.
         self._steps = self._steps or bar.n
         bar.total = max(bar.total or 0, bar.n)
         bar.refresh()
         self.close()
 
-    def _bar_of(self, epoch: int) -> Any:
+    def _bar_for(self, epoch: int) -> Any:
         if self._bar is None:
             from tqdm.auto import tqdm
 
@@ -151,21 +153,22 @@ class FitBar:
         return self._bar
 
     def _measure(self, samples: int | None) -> None:
-        """Samples a second between two reports, as the workers' clock of steps goes."""
-        now = time.monotonic()
+        """Update the speed, in samples per second since an earlier report."""
         if samples is None:
             return
-        if self._rate is not None and now - self._rate[0] > 0.1 and samples > self._rate[1]:
-            self._speed = f"{_short((samples - self._rate[1]) / (now - self._rate[0]))} samples/s"
-        if self._rate is None or now - self._rate[0] > 0.1:
+        now = time.monotonic()
+        before, samples_before = self._rate or (-math.inf, samples)
+        if now - before > 0.1:
+            if samples > samples_before:
+                self._speed = f"{_short((samples - samples_before) / (now - before))} samples/s"
             self._rate = (now, samples)
 
     def above(self, stream: TextIO) -> contextlib.AbstractContextManager[Any]:
-        """While it is entered, what is printed to ``stream`` stands above the bar."""
-        shown = self._bar is not None
-        return self._bar.external_write_mode(file=stream) if shown else contextlib.nullcontext()
+        """Return a context in which output to ``stream`` appears above the bar."""
+        return contextlib.nullcontext() if self._bar is None else self._bar.external_write_mode(file=stream)
 
     def close(self) -> None:
+        """Close the bar of the current epoch."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

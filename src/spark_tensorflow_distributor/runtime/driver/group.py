@@ -1,45 +1,48 @@
-"""What the driver decides about one launch of the group, message by message. Pure: no socket, no clock of its own."""
+"""The driver's decisions about one launch of the group, message by message. Pure: no sockets, no clock."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from ..failures import failure_record
+from ..failures import Failure
 from ..specs import SILENT_SECONDS
 from . import stalls
 
 # (rank, or None for all ranks; message)
 Command = tuple[int | None, dict[str, Any]]
 
-# All tasks of a barrier stage start together, so a rank that is this much later than the first to come probably
-# cannot reach the driver, and waits for the others at Spark's allGather.
-MEET_ELSEWHERE_SECONDS = 8.0
-# After a first failure, others that follow from it or have the same cause are let come in.
+# All tasks of a barrier stage start together, so a rank that is this much later than the first one probably cannot
+# reach the driver, and is waiting for the others in Spark's allGather.
+ALL_GATHER_SECONDS = 8.0
+# After the first failure, wait this long for related ones to arrive.
 VERDICT_SECONDS = 1.0
-# Who has lost the channel and does not come back is not waited for at the end.
+# At the end, do not wait longer than this for ranks that lost the channel.
 LOST_SECONDS = 10.0
-# Where others have failed, less tells that one is gone.
+# If other ranks have failed, a shorter silence is enough to suspect a rank.
 QUIET_SECONDS = 5.0
-# The stacks of all ranks come within a second or two.
+# The stacks of all ranks arrive within a second or two.
 STACKS_SECONDS = 4.0
-# For how long the chief may pickle its value alone; a value of a GB takes seconds.
+# How long the chief may take to pickle its value alone; a value of 1 GB takes seconds.
 PICKLE_SECONDS = 60.0
 
 
 class Group:
-    """The state of one launch, and the commands that follow from it.
+    """The state of one launch. Its methods return the commands that follow from each event.
 
     Args:
-        world_size: how many ranks there are.
-        stall_timeout: seconds without progress before the group is failed; None for never.
+        world_size: Number of ranks.
+        stall_timeout: Seconds without progress after which the group fails; None for never.
 
     Attributes:
-        members: what each rank said of itself when it came.
-        connected, ever_connected, done: ranks.
-        failures: records by rank, with the time of each.
-        steps: of each rank that has told any: how many it has made, and where it is in ``fit``.
-        vitals: what each agent told last of its trainer's process.
-        elsewhere: the ranks meet by Spark's allGather.
-        stop_reason: why all were ended, or None.
+        members: Address and version of each rank that has joined, by rank.
+        connected: Ranks that are connected now.
+        ever_connected: Ranks that have ever connected.
+        done: Ranks whose function has returned.
+        failures: Failures by rank.
+        steps: Steps made and position in ``fit``, of each rank that has reported any.
+        vitals: The last known state of each trainer's process.
+        uses_all_gather: The ranks meet through Spark's allGather.
+        stop_reason: Why all ranks were stopped, or None.
     """
 
     def __init__(self, world_size: int, *, stall_timeout: float | None = None) -> None:
@@ -48,7 +51,7 @@ class Group:
         self.connected: set[int] = set()
         self.ever_connected: set[int] = set()
         self.done: set[int] = set()
-        self.failures: dict[int, tuple[Mapping[str, Any], float]] = {}
+        self.failures: dict[int, Failure] = {}
         self.uses_all_gather = False
         self.stop_reason: str | None = None
         self._stall_timeout = stall_timeout
@@ -64,15 +67,15 @@ class Group:
         self._chief_pickles_since: float | None = None
         self._released = False
         self._facts: dict[int, Any] = {}
-        self._passed: dict[tuple[int, int, int], dict[str, Any]] = {}
+        self._forwarded: dict[tuple[int, int, int], dict[str, Any]] = {}
 
     @property
     def has_met(self) -> bool:
-        """All ranks know each other, or are about to without the driver's help."""
+        """Whether all ranks know each other, or are about to without the driver's help."""
         return self.uses_all_gather or len(self.members) == self.world_size
 
     def connect(self, rank: int, hello: Mapping[str, Any], now: float) -> list[Command]:
-        """A rank has connected, for the first time or again; ``hello`` tells what it reached meanwhile."""
+        """Handle a connection, the first one or a later one; ``hello`` says how far the rank has got."""
         self.connected.add(rank)
         self.ever_connected.add(rank)
         self._lost_at.pop(rank, None)
@@ -86,12 +89,12 @@ class Group:
         return commands
 
     def disconnect(self, rank: int, now: float) -> None:
-        """A rank's connection is gone. Training goes on without it."""
+        """Handle a lost connection. Training continues without it."""
         self.connected.discard(rank)
         self._lost_at[rank] = now
 
     def receive(self, rank: int, message: Mapping[str, Any], now: float) -> list[Command]:
-        """A rank's message; returns what to send."""
+        """Handle a message from a rank."""
         kind = message["type"]
         self._heard[rank] = now
         self._note_progress(rank, message, now)
@@ -108,7 +111,7 @@ class Group:
         if kind == "done":
             self.done.add(rank)
         elif kind == "failed":
-            self._fail(rank, message["failure"], now)
+            self._fail(replace(Failure.from_json(message["failure"]), seconds=now))
         return self.tick(now)
 
     def _note_progress(self, rank: int, message: Mapping[str, Any], now: float) -> None:
@@ -122,7 +125,7 @@ class Group:
             self.vitals[rank] = message
             return
         elif kind == "log":
-            # In fit its steps count, and not what a library has to say while it waits.
+            # In fit, only steps count as progress: a library may keep logging while it waits.
             if self._is_in_fit(rank):
                 return
         elif kind not in ("phase", "progress", "done", "join", "intake", "rows", "committed", "resumed"):
@@ -142,7 +145,7 @@ class Group:
         return []
 
     def _count(self, rank: int, facts: Any) -> list[Command]:
-        """A rank has all its rows. Once all have, each can tell which rows to pass on to whom."""
+        """Handle the facts about a rank's rows. Given those of all ranks, each rank can plan which rows go where."""
         if rank in self._facts:
             return []
         self._facts[rank] = facts
@@ -152,34 +155,34 @@ class Group:
         return {"type": "shares", "facts": {str(rank): facts for rank, facts in self._facts.items()}}
 
     def _forward(self, message: Mapping[str, Any]) -> list[Command]:
-        passed = {**message, "type": "passed"}
-        self._passed[passed["to"], passed["from"], passed["frame"]] = passed
-        return [(passed["to"], passed)]
+        forwarded = {**message, "type": "passed"}
+        self._forwarded[forwarded["to"], forwarded["from"], forwarded["frame"]] = forwarded
+        return [(forwarded["to"], forwarded)]
 
     def _catch_up(self, rank: int, hello: Mapping[str, Any]) -> list[Command]:
-        """A connection was lost: say again what may have been lost with it. Hearing it twice does no harm."""
+        """Repeat what may have been lost with an earlier connection; receiving it twice does no harm."""
         commands = self._count(rank, hello["facts"]) if "facts" in hello else []
         for message in hello.get("passed", ()):
             commands += self._forward(message)
         if len(self._facts) == self.world_size:
             commands.append((rank, self._shares()))
-            commands += [(rank, passed) for passed in self._passed.values() if passed["to"] == rank]
+            commands += [(rank, rows) for rows in self._forwarded.values() if rows["to"] == rank]
         return commands
 
-    def _fail(self, rank: int, record: Mapping[str, Any], now: float) -> None:
-        self.failures.setdefault(rank, (record, now))
-        if self._first_failure is None and record["kind"] != "stopped":
-            self._first_failure = now
+    def _fail(self, failure: Failure) -> None:
+        self.failures.setdefault(failure.rank, failure)
+        if self._first_failure is None and failure.kind != "stopped":
+            self._first_failure = failure.seconds
 
     def tick(self, now: float) -> list[Command]:
-        """What is due by now."""
+        """Return the commands that are due by now."""
         if self.stop_reason is not None or self._released:
             return []
         if self._first_failure is not None:
             accounted = len(self.failures.keys() | self.done) == self.world_size
             if accounted or now - self._first_failure >= VERDICT_SECONDS:
                 self._add_suspects(now)
-                first = min(self.failures, key=lambda rank: self.failures[rank][1])
+                first = min(self.failures, key=lambda rank: self.failures[rank].seconds)
                 return self.stop(f"Stopped because rank {first} failed.")
             return []
         if self._stalled_at is not None:
@@ -193,20 +196,20 @@ class Group:
         missing = set(range(self.world_size)) - self.done
         if missing == {0} and self.world_size > 1 and self._is_chief_stuck(now):
             return self.stop(
-                "Rank 0 has been reading the value that its function returned for a minute, and all others are done. A "
-                "model with BatchNorm or metrics can only be read by all workers together: return the same value on "
-                "every rank, or plain arrays (get_weights()) that every rank has computed."
+                "Rank 0 has been pickling the value that its function returned for a minute, and all other ranks are "
+                "done. A model with BatchNorm or metrics can only be read by all workers together: return the same "
+                "value on every rank, or plain arrays (get_weights()) that every rank has computed."
             )
         if self.done and all(now - self._lost_at.get(rank, now) >= LOST_SECONDS for rank in missing):
             self._released = True
             return [(None, {"type": "release"})]
-        if not self.has_met and self._first_join is not None and now - self._first_join >= MEET_ELSEWHERE_SECONDS:
+        if not self.has_met and self._first_join is not None and now - self._first_join >= ALL_GATHER_SECONDS:
             self.uses_all_gather = True
             return [(rank, {"type": "use_all_gather"}) for rank in sorted(self.members)]
         return []
 
     def stop(self, reason: str) -> list[Command]:
-        """End every worker."""
+        """Stop every worker."""
         if self.stop_reason is not None:
             return []
         self.stop_reason = reason
@@ -217,7 +220,7 @@ class Group:
         return since is not None and 0 in self.connected and now - since > PICKLE_SECONDS
 
     def _is_stalled(self, now: float) -> bool:
-        """All who still work have made no progress for too long, or one that is in fit."""
+        """Whether no working rank, or one that is in ``fit``, has made progress for too long."""
         if self._stall_timeout is None or not self.has_met:
             return False
         since = {rank: now - when for rank, when in self._progress.items() if rank not in self.done}
@@ -226,7 +229,7 @@ class Group:
         return max(longest, min(since.values(), default=0.0)) > self._stall_timeout
 
     def _end_stall(self, now: float) -> list[Command]:
-        """The stacks of all have come, or enough time for them is over: say which rank is behind."""
+        """Once all stacks have arrived, or time for them is up, name the rank that is behind."""
         assert self._stalled_at is not None
         awaited = self.connected - self._stacks.keys()
         if awaited and now - self._stalled_at < STACKS_SECONDS:
@@ -235,16 +238,14 @@ class Group:
         why = f"No progress for stall_timeout={self._stall_timeout:g} s."
         behind, words = stalls.explain(ranks, self.steps, self._stacks, {**self.vitals, **self._stacks})
         for rank in ranks:
-            host = str(self.members.get(rank, {}).get("host", "?"))
             stacks = str(self._stacks.get(rank, {}).get("stacks", ""))
             text = f"{why} {words[rank]}" if rank == behind else words[rank]
-            record = failure_record(rank, host, "stalled", text, traceback=stacks)
-            # The one behind comes first, as the root cause.
-            self.failures.setdefault(rank, (record, now - (rank == behind)))
+            # The rank that is behind comes first, as the root cause.
+            self._record_failure(rank, "stalled", text, now - (rank == behind), traceback=stacks)
         return self.stop(f"Stopped. {why} {words[behind]}")
 
     def _silent(self, now: float) -> list[int]:
-        """Ranks that are gone without a word. While others make steps, all are there: a step needs all of them."""
+        """Return ranks that have vanished. While others make steps no rank has: every step needs all of them."""
         if not self.has_met or self.uses_all_gather:
             return []
         working = self.ever_connected - self.done - self.failures.keys()
@@ -253,26 +254,26 @@ class Group:
         return sorted(rank for rank in silent if last_step - self._heard[rank] < SILENT_SECONDS / 2)
 
     def _add_suspects(self, now: float) -> None:
-        """Others have failed: add those that they may have failed for, and that cannot tell it themselves."""
+        """After a failure, add the ranks that may have caused it but cannot report it themselves."""
         for rank in sorted(self.ever_connected - self.done - self.failures.keys()):
             silent, state = now - self._heard.get(rank, now), self.vitals.get(rank, {}).get("state")
             if silent > QUIET_SECONDS and self.has_met and not self.uses_all_gather:
-                text = f"Nothing was heard of this worker for {silent:.0f} s: its host is down, or the network to it."
+                text = f"This worker has been silent for {silent:.0f} s: its host, or the network to it, is down."
                 self._record_failure(rank, "lost", text, now - silent)
             elif state in ("stopped", "traced"):
                 self._record_failure(
-                    rank, "stalled", f"The trainer's process is {state}, by a signal or a debugger.", now
+                    rank, "stalled", f"The trainer's process was {state} by a signal or a debugger.", now
                 )
 
-    def _record_failure(self, rank: int, kind: str, text: str, when: float) -> None:
+    def _record_failure(self, rank: int, kind: str, text: str, when: float, *, traceback: str = "") -> None:
         host = str(self.members.get(rank, {}).get("host", "?"))
-        self.failures.setdefault(rank, (failure_record(rank, host, kind, text), when))
+        self.failures.setdefault(rank, Failure(rank, host, kind, text, traceback=traceback, seconds=when))
 
     def _declare_lost(self, ranks: list[int], now: float) -> list[Command]:
         for rank in ranks:
             text = (
-                f"Nothing was heard of this worker for {SILENT_SECONDS:g} s, and no other one made a step meanwhile: "
-                "its host is down, or the network to it."
+                f"This worker has been silent for {SILENT_SECONDS:g} s, and no other worker made a step meanwhile: its "
+                "host, or the network to it, is down."
             )
             self._record_failure(rank, "lost", text, self._heard[rank])
         self._first_failure = now - VERDICT_SECONDS

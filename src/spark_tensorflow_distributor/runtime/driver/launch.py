@@ -1,4 +1,4 @@
-"""One launch of the group: a Spark job, a channel, and the thread that called ``run`` between them."""
+"""One launch of the group: the event loop between a Spark job and the driver's channel."""
 
 import functools
 import json
@@ -6,12 +6,13 @@ import logging
 import queue
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import WorkerFailure
-from ..failures import decode_failure, failure_from_record
+from ..failures import Failure
 from ..specs import TaskSpec, WorkerReport
+from ..wire import from_json
 from .channel import Channel
 from .console import Console
 from .group import Group
@@ -20,36 +21,38 @@ from .spark import SparkJob
 _log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25
-# Agents that were told to stop end within a second or two; after this the job is cancelled.
+# Agents stop within a second or two of the command; after this long, cancel the job.
 _STOP_SECONDS = 8.0
-# How often to ask Spark whether it still computes the workers' input.
+# How often to ask Spark whether it is still computing the workers' input.
 _LOOK_SECONDS = 1.0
-# The first sign of life may take this long before a hint about busy slots is due.
+# If no worker has connected after this long, hint at busy slots.
 _HINT_SECONDS = 20.0
-# How often it is said who has not come yet.
+# How often to name the ranks that are missing.
 _MISSING_SECONDS = 30.0
 
 
 @dataclass
 class LaunchResult:
-    """What one launch came to.
+    """The result of one launch.
 
     Attributes:
-        value: pickled value of rank 0, in chunks; None where the launch failed.
-        reports: by rank, as far as they came.
-        failures: failure records by rank, each with the time of its arrival since the start, in seconds.
-        spark_error: what Spark raised, or None.
-        cancelled: the job was cancelled from outside of the run.
-        start_timed_out: how many workers had come when start_timeout was over; None where it was not.
-        stop_reason: why the workers were stopped, or None.
-        had_data: DataFrames were computed for it.
-        commits: names of the checkpoints that were saved.
-        resumed: places in ``fit`` from which training went on.
+        value: Pickled value of rank 0, in chunks; None if the launch failed.
+        reports: By rank; ranks that Spark lost have none.
+        failures: By rank; their ``seconds`` count from the start of the launch.
+        spark_error: What Spark raised, or None.
+        cancelled: The job was cancelled by something other than this run.
+        start_timed_out: How many workers had connected when ``start_timeout`` expired; None if it did not.
+        stop_reason: Why the workers were stopped, or None.
+        seconds: Duration of the launch.
+        hosts: By rank, of each rank that has connected.
+        had_data: The launch computed DataFrames.
+        commits: Names of the checkpoints that were saved.
+        resumed: Positions in ``fit`` at which training resumed.
     """
 
     value: list[bytes] | None = None
     reports: dict[int, WorkerReport] = field(default_factory=dict)
-    failures: dict[int, tuple[Mapping[str, Any], float]] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
     spark_error: BaseException | None = None
     cancelled: bool = False
     start_timed_out: int | None = None
@@ -66,24 +69,25 @@ class LaunchResult:
 
     @functools.cached_property
     def worker_failures(self) -> dict[int, WorkerFailure]:
-        """The failures by rank, in order, with their exceptions where those can be rebuilt here."""
-        return {rank: failure_from_record(*each) for rank, each in sorted(self.failures.items())}
+        """The failures by rank, with their original exceptions if these can be rebuilt here."""
+        return {rank: failure.to_worker_failure() for rank, failure in sorted(self.failures.items())}
 
 
 class Launch:
-    """Runs the loop of one launch.
+    """The event loop of one launch.
 
     Args:
-        spec: what the agents are told.
-        channel: open; closed by the caller.
-        console: shows what the workers say.
-        stall_timeout: see :class:`~spark_tensorflow_distributor.MirroredStrategyRunner`.
+        spec: The agents' instructions.
+        channel: An open channel; the caller closes it.
+        console: Shows the workers' output.
+        stall_timeout: See :class:`~spark_tensorflow_distributor.MirroredStrategyRunner`.
     """
 
     def __init__(self, spec: TaskSpec, channel: Channel, console: Console, stall_timeout: float | None) -> None:
         self._spec = spec
         self._channel = channel
         self._console = console
+        self._start_timeout = spec.config.start_timeout
         self._group = Group(spec.world_size, stall_timeout=stall_timeout)
         self._result = LaunchResult(had_data=bool(spec.frames))
         self._started = time.monotonic()
@@ -94,9 +98,9 @@ class Launch:
         self._job_ended = False
 
     def run(self, job: SparkJob) -> LaunchResult:
-        """Run the job to its end. On an exception (Ctrl-C above all) the workers are stopped before it goes on."""
+        """Run the job to its end. On an exception, typically Ctrl-C, stop the workers before it propagates."""
         try:
-            # The job's end is an event as any other, so that nothing has to be polled for.
+            # The end of the job is an event like any other, so that nothing needs polling.
             job.start(lambda: self._channel.events.put((-1, {"type": "job_ended"})))
             self._loop(job)
         except BaseException:
@@ -111,7 +115,7 @@ class Launch:
     def _loop(self, job: SparkJob) -> None:
         stopped_at: float | None = None
         hinted = False
-        # Not job.is_alive: the thread that told of the job's end is still alive then, for a moment.
+        # Not job.is_alive: the thread that reports the end of the job is still alive for a moment.
         while not self._job_ended:
             self._next_event()
             now = time.monotonic()
@@ -120,15 +124,15 @@ class Launch:
             self._name_missing(now)
             waited = now - self._waiting_since
             if not self._group.has_met and self._group.stop_reason is None:
-                if waited > self._spec.start_timeout and self._has_not_started(job):
+                if waited > self._start_timeout and self._has_not_started(job):
                     self._result.start_timed_out = len(self._group.members)
-                    self._command(self._group.stop(f"The workers did not meet within {self._spec.start_timeout:g} s."))
+                    self._command(self._group.stop(f"The workers did not meet within {self._start_timeout:g} s."))
                 elif waited > _HINT_SECONDS and not self._group.ever_connected and not hinted:
                     hinted = True
                     _log.warning(
-                        "No worker has started after %d s. Are the cluster's slots busy with other jobs, or fewer than "
-                        "%d? Waiting for up to start_timeout=%g s.",
-                        waited, self._spec.world_size, self._spec.start_timeout,
+                        "No worker has started after %d s. Are the cluster's slots busy with other jobs, or are there "
+                        "fewer than %d? Waiting up to start_timeout=%g s.",
+                        waited, self._spec.world_size, self._start_timeout,
                     )  # fmt: skip
             if self._group.stop_reason is not None:
                 stopped_at = stopped_at or now
@@ -138,7 +142,7 @@ class Launch:
         self._drain()
 
     def _watch_computing(self, job: SparkJob, now: float) -> None:
-        """Let no timeout begin for as long as Spark computes the DataFrames, which takes its time."""
+        """Hold back all timeouts while Spark computes the DataFrames, which may take long."""
         if not self._spec.frames or self._group.ever_connected or now < self._next_look:
             return
         self._next_look = now + _LOOK_SECONDS
@@ -146,7 +150,7 @@ class Launch:
             self._waiting_since = now
 
     def _name_missing(self, now: float) -> None:
-        """Say now and then which ranks have not come, while others wait for them."""
+        """Log from time to time which ranks are missing while others wait for them."""
         group = self._group
         if group.has_met or group.stop_reason is not None or not group.ever_connected:
             self._next_missing = now + _MISSING_SECONDS
@@ -154,24 +158,24 @@ class Launch:
             self._next_missing = now + _MISSING_SECONDS
             missing = sorted(set(range(self._spec.world_size)) - group.members.keys())
             _log.warning(
-                "Waiting for rank%s %s: %d of %d workers have come. Up to start_timeout=%g s.",
+                "Waiting for rank%s %s: %d of %d workers have connected. Giving up after start_timeout=%g s.",
                 "s" if len(missing) > 1 else "", ", ".join(map(str, missing)), len(group.members),
-                self._spec.world_size, self._spec.start_timeout,
+                self._spec.world_size, self._start_timeout,
             )  # fmt: skip
 
     def _has_not_started(self, job: SparkJob) -> bool:
-        """False where the workers do run, and only cannot reach this driver; they meet without it then."""
+        """Return False if the workers do run and merely cannot reach this driver; they meet without it then."""
         if not self._group.ever_connected and job.is_running_unseen(self._channel.addresses):
             self._group.uses_all_gather = True
             _log.warning(
-                "The workers cannot reach the driver at %s: no output is shown, and a failure is known only when Spark "
-                "tells it. tensorflow.spark.distributor.driverPort fixes the port, so that it can be opened.",
+                "The workers cannot reach the driver at %s: their output is not shown, and failures are reported only "
+                "through Spark. Set tensorflow.spark.distributor.driverPort to a port that is open to the executors.",
                 self._channel.addresses,
             )
         return not self._group.uses_all_gather
 
     def _end(self, job: SparkJob, patience: float) -> None:
-        """See the job end; cancel it if it does not end by itself."""
+        """Wait for the job to end; cancel it if it does not."""
         job.join(patience)
         if job.is_alive:
             job.cancel()
@@ -226,13 +230,17 @@ class Launch:
             self._channel.send(rank, message)
 
     def _take_report(self, rank: int, message: Mapping[str, Any]) -> None:
-        self._result.reports[rank] = WorkerReport.from_json(message["report"])
+        self._result.reports[rank] = from_json(WorkerReport, message["report"])
         if message["failure"] is not None:
-            self._result.failures.setdefault(rank, (message["failure"], time.monotonic() - self._started))
+            self._record_failure(Failure.from_json(message["failure"]), time.monotonic())
+
+    def _record_failure(self, failure: Failure, when: float) -> None:
+        self._result.failures.setdefault(failure.rank, replace(failure, seconds=when - self._started))
 
     def _take_rows(self, job: SparkJob) -> None:
-        for rank, (record, when) in self._group.failures.items():
-            self._result.failures[rank] = (record, when - self._started)
+        for failure in self._group.failures.values():
+            self._result.failures.pop(failure.rank, None)  # the group knows when it arrived
+            self._record_failure(failure, failure.seconds)
         value: dict[int, bytes] = {}
         for rank, kind, seq, data in job.rows:
             if kind == "report":
@@ -242,9 +250,9 @@ class Launch:
         self._result.spark_error = job.error
         if job.error is not None:
             text = str(job.error)
-            told = decode_failure(text)
-            if told is not None:
-                self._result.failures.setdefault(int(told["rank"]), (told, time.monotonic() - self._started))
-            self._result.cancelled = self._group.stop_reason is None and "cancel" in text.lower() and told is None
+            carried = Failure.from_spark_error(text)
+            if carried is not None:
+                self._record_failure(carried, time.monotonic())
+            self._result.cancelled = self._group.stop_reason is None and "cancel" in text.lower() and carried is None
         elif not self._result.failures and self._result.start_timed_out is None and len(self._result.reports):
             self._result.value = self._channel_value or [value[seq] for seq in sorted(value)]

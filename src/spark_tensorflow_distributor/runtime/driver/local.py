@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import runpy
 import secrets
@@ -12,10 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ...config import RunnerConfig
+from ...context import set_checkpoints
 from ...data.frames import Frames
 from ...errors import BrokenInputError, ConfigurationError, GpuConfigurationError
 from ..devices import visible_devices
+from ..process_tools import environment
 from .spark import unwrapped
+
+_log = logging.getLogger(__name__)
 
 
 def run_locally(
@@ -28,19 +33,21 @@ def run_locally(
     """Call the function here, on one worker.
 
     Args:
-        config: the runner's arguments.
-        function: the training function, or the path of a script whose command line is ``kwargs["args"]``.
-        kwargs: its arguments.
-        gpus: entries of CUDA_VISIBLE_DEVICES; None for CPU training.
-        frames: the DataFrames among the arguments.
+        config: The runner's arguments.
+        function: The training function, or the path of a script whose command line is ``kwargs["args"]``.
+        kwargs: Its arguments.
+        gpus: Entries of CUDA_VISIBLE_DEVICES; None for CPU training.
+        frames: The DataFrames among the arguments.
     """
     from ...context import WorkerContext, set_context
 
-    with _environment({**config.env, "CUDA_VISIBLE_DEVICES": ",".join(gpus or ())}):
+    # With another program's TF_CONFIG, the strategy would wait for workers that never join.
+    changes = {**config.env, "CUDA_VISIBLE_DEVICES": ",".join(gpus or ()), "TF_CONFIG": None}
+    with environment(changes, restore_all=True):
         context = WorkerContext(0, 1, 0, 1, 0, checkpoint_dir=config.checkpoint_dir)
         previous = set_context(context)
         try:
-            with _shards(frames) as shards:
+            with _checkpoints(config), _shards(frames) as shards:
                 if config.use_custom_strategy:
                     return _call(function, {**kwargs, **shards})
                 import tensorflow as tf
@@ -53,32 +60,85 @@ def run_locally(
 
 
 @contextlib.contextmanager
+def _checkpoints(config: RunnerConfig) -> Iterator[None]:
+    """Keep the function's own checkpoints in ``checkpoint_dir``, and warn about those that are not kept.
+
+    ``fit`` is not tracked: that replaces methods of Keras, which other threads of this process may be using.
+    """
+    if config.checkpoint_dir is None:
+        previous = set_checkpoints(_NoCheckpoints())
+        try:
+            yield
+        finally:
+            set_checkpoints(previous)
+        return
+    from ...resume.manual import ManualCheckpoints
+    from ...resume.store import FolderStore
+    from ...resume.writer import CheckpointWriter
+
+    _log.warning(
+        "local_mode: checkpoint_dir=%r keeps what the function passes to get_context().save_checkpoint(), but fit() "
+        "itself is neither saved nor resumed. Use local_mode=False for that.",
+        config.checkpoint_dir,
+    )
+    store = FolderStore(config.checkpoint_dir, secrets.token_hex(8))
+    writer = CheckpointWriter(store, lambda _: None, _log.warning)
+    previous = set_checkpoints(ManualCheckpoints(store, writer, True, _log.warning))
+    try:
+        yield
+        writer.flush()
+        with contextlib.suppress(Exception):  # at worst, the next run in this folder resumes from the end of this one
+            store.finish()
+    finally:
+        writer.flush()
+        set_checkpoints(previous)
+
+
+class _NoCheckpoints:
+    """Warns, once in a run, that checkpoints are not kept."""
+
+    def __init__(self) -> None:
+        self._has_warned = False
+
+    def save(self, state: object) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "local_mode: save_checkpoint() keeps nothing without a checkpoint_dir. Set checkpoint_dir to a folder "
+                "from which an interrupted run resumes."
+            )
+
+    def latest(self) -> None:
+        return None
+
+
+@contextlib.contextmanager
 def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
     """The DataFrames' rows, all of them, in files of this process."""
     if not frames.specs:
         yield {}
         return
     from ...data.intake import RowReceiver
-    from ...data.shard import ShardId, shards
+    from ...data.shard import ShardId, open_shards
 
     intake = RowReceiver(
-        frames.specs, frames.local_batches(), rank=0, world_size=1, directory=tempfile.gettempdir(), sharing=1
+        frames.specs, frames.local_batches(), rank=0, world_size=1, directory=tempfile.gettempdir(), local_world_size=1
     )
     try:
         select.select([intake], [], [])
         intake.acknowledge()
-        layout, files = intake.layout()
-        place = ShardId(rank=0, world_size=1, partition=0, seed=secrets.randbits(31))
-        made = shards(layout["frames"], [os.dup(file.fileno()) for file in files], place)
+        layouts, files = intake.layout()
+        shard_id = ShardId(rank=0, world_size=1, partition=0, seed=secrets.randbits(31))
+        shards = open_shards(layouts, [os.dup(file.fileno()) for file in files], shard_id)
     except BrokenInputError as error:
         # What Spark says of the DataFrame's own plan is the user's to see.
         raise unwrapped(error.__cause__ or error) from None
     finally:
         intake.close()
     try:
-        yield dict(made)
+        yield dict(shards)
     finally:
-        for shard in made.values():
+        for shard in shards.values():
             shard.close()
         # Datasets and models refer to each other in circles; until those are broken, the rows stay on the disk.
         gc.collect()
@@ -103,11 +163,11 @@ def local_gpus(config: RunnerConfig, addresses: Sequence[str] | None) -> tuple[s
     """The driver's GPUs that the run uses.
 
     Args:
-        config: the runner's arguments.
-        addresses: what Spark gave the driver under the resource's name; None where it gave nothing.
+        config: The runner's arguments.
+        addresses: What Spark gave the driver under the resource's name; None where it gave nothing.
 
     Raises:
-        GpuConfigurationError: the driver has no such resource, or fewer GPUs than ``num_slots``.
+        GpuConfigurationError: The driver has no such resource, or fewer GPUs than ``num_slots``.
     """
     name = config.gpu_resource_name
     if addresses is None:
@@ -122,17 +182,3 @@ def local_gpus(config: RunnerConfig, addresses: Sequence[str] | None) -> tuple[s
             f"{list(addresses)}. Ask for at most {len(addresses)}, or raise spark.driver.resource.{name}.amount."
         )
     return visible_devices(addresses, config.num_slots, os.environ.get("CUDA_VISIBLE_DEVICES"))
-
-
-@contextlib.contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Set variables, and afterwards leave the whole environment as it was, whatever was changed meanwhile."""
-    saved = dict(os.environ)
-    os.environ.update(changes)
-    # A TF_CONFIG of another program would make this a cluster of workers that never come.
-    os.environ.pop("TF_CONFIG", None)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(saved)

@@ -1,35 +1,39 @@
-"""The user's program as bytes, and who is to blame where that fails."""
+"""Serialises the user's program, and names the culprit if that fails."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ...errors import ConfigurationError, SerializationError
+from ...formatting import one_line
 
 _SPARK_HINTS = {
-    "SparkSession": "The driver's session does not exist on the workers. Use the data outside of the function.",
-    "SparkContext": "The driver's context does not exist on the workers.",
-    "DataFrame": "A Spark DataFrame lives in the driver's session. Pass it to run() as a keyword argument of its own, "
-    "and the function gets its rows.",
-    "RDD": "An RDD lives in the driver's session.",
-    "MirroredStrategyRunner": "The runner belongs to the driver. A method of an object that holds it carries it "
-    "along: use a plain function.",
+    "SparkSession": "A session exists only on the driver. Compute with Spark outside of the function.",
+    "SparkContext": "A SparkContext exists only on the driver.",
+    "DataFrame": "Pass the DataFrame to run() as a keyword argument of its own, and the function receives its rows.",
+    "RDD": "An RDD exists only on the driver.",
+    "MirroredStrategyRunner": "The runner exists only on the driver. A method takes its whole object along, and that "
+    "object holds the runner: use a plain function.",
 }
 
 
 def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> bytes:
-    """``(function, kwargs)``, pickled by value where they cannot be imported on the workers.
+    """Pickle ``(function, kwargs)`` with PySpark's cloudpickle.
+
+    Args:
+        function: The training function.
+        kwargs: Its keyword arguments, with None in place of each DataFrame: the worker puts its ``DataShard`` there.
 
     Raises:
-        ConfigurationError: ``function`` is not callable, or does not take these arguments.
-        SerializationError: something in them cannot be pickled; the message names it.
+        ConfigurationError: If ``function`` is not callable or does not accept these arguments.
+        SerializationError: Something cannot be pickled; the message names it.
     """
     if not callable(function):
         raise ConfigurationError(
-            f"run() got a {type(function).__name__} as its training function; it must be a function or the path of "
-            "a Python script."
+            f"run() got a {type(function).__name__} as its training function; it must be a function or the path of a "
+            "Python script."
         )
-    check_arguments(function, kwargs)
+    check_arguments(function, list(kwargs))
     from pyspark import cloudpickle
 
     try:
@@ -39,17 +43,17 @@ def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> by
 
 
 def pack_script(path: str, args: Sequence[str]) -> bytes:
-    """The script's name, text and command line.
+    """Pickle a script's path, source and command line.
 
     Raises:
-        ConfigurationError: there is no such file, it is no Python, or an argument is not a string.
+        ConfigurationError: The script cannot be read, is not valid Python, or an argument is not a string.
     """
     import tokenize
 
     from pyspark import cloudpickle
 
     if isinstance(args, str) or not all(isinstance(arg, str) for arg in args):
-        raise ConfigurationError(f"args is {args!r}; it must be a list of strings, as in sys.argv[1:].")
+        raise ConfigurationError(f"args is {args!r}; it must be a list of strings, like sys.argv[1:].")
     try:
         with tokenize.open(path) as file:  # honours the encoding that the script declares
             source = file.read()
@@ -57,42 +61,42 @@ def pack_script(path: str, args: Sequence[str]) -> bytes:
     except OSError as error:
         raise ConfigurationError(f"The script {path!r} cannot be read on the driver: {error}.") from error
     except SyntaxError as error:
-        raise ConfigurationError(f"The script {path!r} is not Python: {error}.") from error
+        raise ConfigurationError(f"The script {path!r} is not valid Python: {error}.") from error
     return bytes(cloudpickle.dumps((path, source, list(args))))
 
 
-def check_arguments(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments that the function does not take, before a cluster is asked for anything.
+def check_arguments(function: Callable[..., Any], names: Sequence[str]) -> None:
+    """Check the names of the function's keyword arguments before any work starts on the cluster.
 
     Raises:
-        ConfigurationError: the call ``function(**kwargs)`` would raise TypeError.
+        ConfigurationError: The call would raise a TypeError.
     """
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # a builtin: it will tell itself
+    except (TypeError, ValueError):  # a builtin without a signature checks its own arguments
         return
     try:
-        signature.bind(**kwargs)
+        signature.bind(**dict.fromkeys(names))
     except TypeError as error:
         name = getattr(function, "__name__", repr(function))
-        raise ConfigurationError(f"{name}{signature} cannot be called with {sorted(kwargs)}: {error}.") from None
+        raise ConfigurationError(f"{name}{signature} cannot be called with {sorted(names)}: {error}.") from None
 
 
 def _explain(function: Callable[..., Any], kwargs: Mapping[str, Any], error: Exception) -> str:
-    for where, value in _parts(function, kwargs):
-        reason = _cannot_pickle(value)
+    for what, value in _parts(function, kwargs):
+        reason = _pickling_error(value)
         if reason is not None:
-            hint = _SPARK_HINTS.get(type(value).__name__, _default_hint(where))
-            return f"{where}, a {type(value).__name__}, cannot be sent to the workers: {reason}. {hint}"
-    return f"The training function cannot be sent to the workers: {type(error).__name__}: {error}."
+            hint = _SPARK_HINTS.get(type(value).__name__, _default_hint(what))
+            return f"{what}, a {type(value).__name__}, cannot be sent to the workers: {reason}. {hint}"
+    return f"The training function cannot be sent to the workers: {one_line(error)}."
 
 
-def _default_hint(where: str) -> str:
-    return "Create it inside the function." if "argument" not in where else "Pass what it is made from instead."
+def _default_hint(what: str) -> str:
+    return "Pass what it is made from instead." if "argument" in what else "Create it inside the function."
 
 
 def _parts(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What travels with the function, each with its name."""
+    """Yield a description and the value of everything that is pickled with the function."""
     for name, value in kwargs.items():
         yield f"The argument {name!r}", value
     plain = inspect.unwrap(function)
@@ -104,7 +108,7 @@ def _parts(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Iterator[
         return
     captured = inspect.getclosurevars(plain)
     for name, value in captured.nonlocals.items():
-        yield f"The variable {name!r}, which the function takes from around it", value
+        yield f"The variable {name!r}, which the function uses from an enclosing scope", value
         if inspect.isfunction(value):
             yield from _parts(value, {})
     for name, value in captured.globals.items():
@@ -115,12 +119,11 @@ def _parts(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Iterator[
         yield "A default value of the function", value
 
 
-def _cannot_pickle(value: Any) -> str | None:
+def _pickling_error(value: object) -> str | None:
     from pyspark import cloudpickle
 
     try:
         cloudpickle.dumps(value)
     except Exception as error:
-        text = str(error).strip().split("\n")[0].rstrip(".")
-        return f"{type(error).__name__}: {text}"
+        return one_line(error).strip().split("\n")[0].rstrip(".")
     return None

@@ -1,4 +1,4 @@
-"""From the runner's arguments and the facts of the cluster to a plan, or to a refusal. Pure."""
+"""Turns the runner's arguments and the facts about the cluster into a plan, or rejects them. Pure."""
 
 import math
 import re
@@ -17,7 +17,7 @@ WORKER_PORTS = "tensorflow.spark.distributor.workerPorts"
 
 _ENCRYPTION = {
     "spark.ssl.enabled": "TLS",
-    "spark.network.crypto.enabled": "encryption of the traffic between hosts",
+    "spark.network.crypto.enabled": "encryption of traffic between hosts",
     "spark.io.encryption.enabled": "encryption of files on local disks",
 }
 _UNITS = {"": 0, "b": 0, "k": 1, "kb": 1, "m": 2, "mb": 2, "g": 3, "gb": 3, "t": 4, "tb": 4, "p": 5, "pb": 5}
@@ -25,16 +25,16 @@ _UNITS = {"": 0, "b": 0, "k": 1, "kb": 1, "m": 2, "mb": 2, "g": 3, "gb": 3, "t":
 
 @dataclass(frozen=True)
 class ClusterFacts:
-    """What the plan depends on.
+    """The facts about a cluster that a plan depends on.
 
     Attributes:
-        conf: the settings named in this module, where they are set.
-        is_connect: a Spark Connect session: some facts cannot be asked for.
-        slots: tasks of this kind that the cluster can run at once now; None where that cannot be told.
-        workers: how many executors are registered; None where that cannot be told.
-        may_grow: more executors may still register.
-        task_resource_amount: GPUs a task as the resource profile asks for; None: the setting counts.
-        has_profile: a resource profile was given.
+        conf: Values of the settings that this module reads; unset ones are missing.
+        is_connect: Whether the session is a Spark Connect session, which does not provide all facts.
+        slots: Number of tasks of this kind that the cluster can run simultaneously now, or None if unknown.
+        workers: Number of registered executors, or None if unknown.
+        may_grow: Whether more executors may still register.
+        task_resource_amount: GPUs per task in the resource profile; None to use the Spark setting.
+        has_profile: Whether the user passed a resource profile.
     """
 
     conf: Mapping[str, str]
@@ -47,24 +47,24 @@ class ClusterFacts:
 
     @property
     def is_local(self) -> bool:
-        """Spark runs in the driver's own JVM, and has all the slots it will ever have."""
+        """Whether Spark runs in the driver's own JVM, where the number of slots is fixed."""
         return is_local_master(self.conf.get("spark.master"))
 
 
 def is_local_master(master: str | None) -> bool:
-    """Whether a master URL means Spark in the driver's own JVM; ``local-cluster`` does not."""
+    """Return whether a master URL means Spark in the driver's own JVM; ``local-cluster`` does not."""
     return re.match(r"local(\[|$)", master or "") is not None
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What will be launched.
+    """Describes what to launch.
 
     Attributes:
-        num_tasks: Spark tasks, each with one worker.
-        gpus_by_rank: how many GPUs each rank uses; empty for CPU training.
-        gpu_is_shared: several tasks share one GPU.
-        warnings: what the user should know before it starts.
+        num_tasks: Number of Spark tasks, each with one worker.
+        gpus_by_rank: Number of GPUs that each rank uses; empty for CPU training.
+        gpu_is_shared: Whether several tasks share one GPU.
+        warnings: Messages to show to the user before the launch.
     """
 
     num_tasks: int
@@ -74,10 +74,10 @@ class RunPlan:
 
 
 def num_tasks_for(config: RunnerConfig, facts: ClusterFacts) -> int:
-    """Spark tasks for ``num_slots``.
+    """Return the number of Spark tasks for ``num_slots``.
 
     Raises:
-        GpuConfigurationError: the amount of GPUs a task is missing or makes no sense.
+        GpuConfigurationError: The number of GPUs per task is not set or invalid.
     """
     if not config.use_gpu:
         return config.num_slots
@@ -85,12 +85,12 @@ def num_tasks_for(config: RunnerConfig, facts: ClusterFacts) -> int:
 
 
 def make_plan(config: RunnerConfig, facts: ClusterFacts) -> RunPlan:
-    """Check all that can be checked without running anything, but for the number of slots.
+    """Check everything that can be checked without starting a job, except the number of free slots.
 
     Raises:
-        GpuConfigurationError: see :func:`num_tasks_for`.
-        EncryptionUnsupportedError: the cluster asks for encryption.
-        ClusterError: dynamic allocation is on.
+        GpuConfigurationError: See :func:`num_tasks_for`.
+        EncryptionUnsupportedError: The cluster requires encryption.
+        ClusterError: Dynamic allocation is enabled.
     """
     num_tasks = num_tasks_for(config, facts)
     warnings = _check_encryption(facts)
@@ -108,14 +108,12 @@ def _task_gpus(config: RunnerConfig, facts: ClusterFacts) -> float:
         return facts.task_resource_amount
     value = facts.conf.get(key)
     if value is None or facts.has_profile:
-        where = (
-            "the resource_profile's task requests have no such resource" if facts.has_profile else f"{key} is not set"
-        )
+        why = f"resource_profile requests no {name!r} for its tasks" if facts.has_profile else f"{key} is not set"
         raise GpuConfigurationError(
-            f"use_gpu=True, and {where}: Spark does not schedule GPUs here. Set {key} (GPUs a task, usually 1), "
+            f"use_gpu=True, but {why}, so Spark does not schedule GPUs. Set {key} (GPUs per task, usually 1), "
             f"spark.executor.resource.{name}.amount and spark.executor.resource.{name}.discoveryScript when the Spark "
-            "application starts, or train on CPUs with use_gpu=False. If the resource has another name on this "
-            "cluster, give it as gpu_resource_name."
+            "application starts, or train on CPUs with use_gpu=False. If this cluster uses another name for the "
+            "resource, pass it as gpu_resource_name."
         )
     try:
         amount = float(value)
@@ -123,25 +121,24 @@ def _task_gpus(config: RunnerConfig, facts: ClusterFacts) -> float:
         amount = math.nan
     if not amount > 0 or (amount > 1 and amount != int(amount)):
         raise GpuConfigurationError(
-            f"{key} is {value!r}; it must be a whole number of GPUs a task, or a fraction up to 0.5 by which several "
-            "tasks share one GPU."
+            f"{key} is {value!r}; it must be a whole number of GPUs per task, or a fraction up to 0.5 if several tasks "
+            "share one GPU."
         )
     return amount
 
 
 def _check_encryption(facts: ClusterFacts) -> tuple[str, ...]:
-    wanted = [key for key in _ENCRYPTION if is_true(facts.conf.get(key), key)]
-    if not wanted:
+    found = [f"{key}=true ({what})" for key, what in _ENCRYPTION.items() if is_true(facts.conf.get(key), key)]
+    if not found:
         return ()
-    asked = ", ".join(f"{key}=true ({_ENCRYPTION[key]})" for key in wanted)
-    what = (
-        f"The cluster asks for encryption: {asked}. TensorFlow's own traffic between the workers (gradients, model "
-        "parameters) has neither encryption nor authentication, and the library's temporary files are plain"
+    problem = (
+        f"The cluster requires encryption: {', '.join(found)}. TensorFlow's traffic between the workers (gradients, "
+        "model parameters) is neither encrypted nor authenticated, and the library's temporary files are not encrypted."
     )
     if is_true(facts.conf.get(IGNORE_SSL), IGNORE_SSL):
-        return (f"{what}. {IGNORE_SSL} is true, so the run goes on.",)
+        return (f"{problem} The run starts anyway, because {IGNORE_SSL} is true.",)
     raise EncryptionUnsupportedError(
-        f"{what}. If the network between the hosts is trusted, set {IGNORE_SSL}=true in the Spark configuration."
+        f"{problem} If the network between the hosts is trusted, set {IGNORE_SSL}=true in the Spark configuration."
     )
 
 
@@ -149,14 +146,14 @@ def _check_dynamic_allocation(facts: ClusterFacts) -> None:
     key = "spark.dynamicAllocation.enabled"
     if is_true(facts.conf.get(key), key) and not facts.is_local:
         raise ClusterError(
-            f"{key} is true, and Spark refuses barrier stages with dynamic allocation (SPARK-24942). Start the "
+            f"{key} is true, but Spark does not run barrier stages with dynamic allocation (SPARK-24942). Start the "
             f"application with {key}=false and a fixed number of executors (spark.executor.instances, or "
             "spark.cores.max on a standalone cluster)."
         )
 
 
 def check_slots(config: RunnerConfig, facts: ClusterFacts, num_tasks: int) -> InsufficientSlotsError | None:
-    """The error to raise where the cluster has too few slots now; None where it has enough, or cannot tell."""
+    """Return the error to raise if the cluster has too few slots now; None if it has enough or does not say."""
     if facts.slots is None or facts.slots >= num_tasks:
         return None
     conf, name = facts.conf, config.gpu_resource_name
@@ -166,41 +163,41 @@ def check_slots(config: RunnerConfig, facts: ClusterFacts, num_tasks: int) -> In
     settings = ", ".join(f"{key}={conf.get(key, 'not set')}" for key in keys if key in conf or "instances" not in key)
     workers = "" if facts.is_local or facts.workers is None else f" on {facts.workers} executors"
     if facts.is_local:
-        change = f"Start Spark with master('local[{num_tasks}]') or more"
+        change = f"Start Spark with at least master('local[{num_tasks}]')"
     else:
         change = "Start more or larger executors (spark.executor.instances, spark.executor.cores, spark.cores.max)"
     gpus = f" (num_slots={config.num_slots} GPUs)" if config.use_gpu else ""
     return InsufficientSlotsError(
-        f"The run needs {num_tasks} Spark tasks at the same time{gpus}, and the cluster has {facts.slots} slots"
-        f"{workers}: an executor runs as many tasks as its cores divided by spark.task.cpus, and its GPUs divided by "
-        f"a task's GPUs, allow. {change}, or ask for num_slots={max_slots(config, facts)}. Found: {settings}."
+        f"The run needs {num_tasks} Spark tasks at the same time{gpus}, but the cluster has {facts.slots} slots"
+        f"{workers}. An executor has as many slots as its cores divided by spark.task.cpus, or its GPUs divided by the "
+        f"GPUs per task if that is less. {change}, or use num_slots={max_slots(config, facts)}. Found: {settings}."
     )
 
 
 def max_slots(config: RunnerConfig, facts: ClusterFacts) -> int:
-    """The largest ``num_slots`` for which the cluster has room."""
+    """Return the largest ``num_slots`` that fits the cluster now."""
     tasks = facts.slots or 0
     return int(tasks * max(1, _task_gpus(config, facts))) if config.use_gpu else tasks
 
 
 def max_row_bytes(max_result: int, heap: int | None) -> int:
-    """How large a result may be to go through Spark's rows.
+    """Return the largest result, in bytes, that may be sent through Spark's rows.
 
-    A result of 200 MB was seen to exhaust a heap of 1 GB, and the job then never ended: an eighth is safe.
+    A result of 200 MB exhausted a heap of 1 GB and the job then hung; an eighth of the heap is safe.
 
     Args:
         max_result: ``spark.driver.maxResultSize`` in bytes; 0 for no limit.
-        heap: heap of the driver's JVM in bytes, where it is known.
+        heap: Heap of the driver's JVM in bytes, or None if unknown.
     """
-    room = (heap or max_result or 1 << 30) // 8
-    return min(max_result, room) if max_result else room
+    limit = (heap or max_result or 1 << 30) // 8
+    return min(max_result, limit) if max_result else limit
 
 
 def is_true(value: str | None, key: str) -> bool:
-    """A boolean Spark setting; unset is false.
+    """Parse a boolean Spark setting; unset means false.
 
     Raises:
-        ClusterError: it is neither true nor false.
+        ClusterError: It is neither true nor false.
     """
     lower = (value or "false").strip().lower()
     if lower not in ("true", "false"):
@@ -209,39 +206,39 @@ def is_true(value: str | None, key: str) -> bool:
 
 
 def number(value: str, key: str) -> float:
-    """A setting that is a number, 0 or more.
+    """Parse a setting that is a non-negative number.
 
     Raises:
-        ClusterError: it is none.
+        ClusterError: It is not.
     """
     try:
-        found = float(value)
+        parsed = float(value)
     except ValueError:
-        found = -1.0
-    if not 0 <= found < math.inf:
-        raise ClusterError(f"{key} is {value!r}; it must be a number, 0 or more.")
-    return found
+        parsed = -1.0
+    if not 0 <= parsed < math.inf:
+        raise ClusterError(f"{key} is {value!r}; it must be a non-negative number.")
+    return parsed
 
 
 def ports(value: str, key: str) -> tuple[int, ...]:
-    """A range such as ``20000-20099``: the first and the one after the last; empty where nothing is set.
+    """Parse a range of ports, such as ``20000-20099``, into its first port and the one after its last; unset is empty.
 
     Raises:
-        ClusterError: it is no range of ports.
+        ClusterError: It is not a range of ports.
     """
     if not value:
         return ()
     first, _, last = value.partition("-")
     if first.isdigit() and last.isdigit() and 0 < int(first) <= int(last) < 1 << 16:
         return int(first), int(last) + 1
-    raise ClusterError(f"{key} is {value!r}; it must be a range of ports, such as 20000-20099.")
+    raise ClusterError(f"{key} is {value!r}; it must be a range of ports such as 20000-20099.")
 
 
 def parse_bytes(value: str, key: str) -> int:
-    """Spark's sizes: ``1g``, ``512m``, ``1048576``.
+    """Parse a size in Spark's notation, such as ``1g``, ``512m`` or ``1048576``, into bytes.
 
     Raises:
-        ClusterError: it is no size.
+        ClusterError: It is not a size.
     """
     match = re.fullmatch(r"(\d+)([a-z]*)", value.strip().lower())
     if match is None or match[2] not in _UNITS:

@@ -1,10 +1,11 @@
-"""What a run tells about itself afterwards."""
+"""The report of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...errors import WorkerFailure
+from ...formatting import mebibytes
 from ..specs import WorkerReport
 
 __all__ = ["AttemptReport", "RunReport", "WorkerReport"]
@@ -16,12 +17,12 @@ class AttemptReport:
 
     Attributes:
         attempt: 0 for the first.
-        seconds: from submission to the end of the Spark job.
-        workers: one report a rank, by rank; a rank that Spark lost has none.
-        failures: by rank.
-        root_cause: the rank whose failure the others follow from, or None.
-        checkpoints: names of those that were saved.
-        resumed: the places in ``fit`` where training went on: ``fit``, ``epoch`` and ``step``, counted from 0.
+        seconds: From submission to the end of the Spark job.
+        workers: Reports by rank; a rank that Spark lost has none.
+        failures: Failures by rank.
+        root_cause: The rank whose failure caused the others, or None.
+        checkpoints: Names of the checkpoints that were saved.
+        resumed: The positions at which training resumed: ``fit``, ``epoch`` and ``step``, counted from 0.
     """
 
     attempt: int
@@ -38,12 +39,12 @@ class RunReport:
     """The report of a run.
 
     Attributes:
-        num_slots: as asked for.
-        num_tasks: Spark tasks that ran it.
-        seconds: the whole run, in seconds.
-        succeeded: whether it returned a value.
-        attempts: every launch, the last one last.
-        dropped_lines: log lines of the workers that were not shown because they came faster than the driver printed.
+        num_slots: The runner's argument.
+        num_tasks: Number of Spark tasks that ran it.
+        seconds: Duration of the whole run.
+        succeeded: Whether it returned a value.
+        attempts: Every launch, in order.
+        dropped_lines: Log lines of the workers that were dropped because the driver could not print them fast enough.
     """
 
     num_slots: int
@@ -59,7 +60,7 @@ class RunReport:
         return self.attempts[-1].workers if self.attempts else {}
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data, ready for JSON; exceptions as their text."""
+        """Return the report as plain data, ready for JSON; exceptions become text."""
         data = asdict(self)
         for attempt in data["attempts"]:
             for failure in attempt["failures"].values():
@@ -69,13 +70,15 @@ class RunReport:
     def __str__(self) -> str:
         state = "succeeded" if self.succeeded else "failed"
         head = f"Run {state} after {self.seconds:.1f} s, {len(self.attempts)} attempt(s), {self.num_tasks} worker(s)"
-        # A column for what there was: not every run has DataFrames.
+        # Only a run with DataFrames has a column for them.
         phases = [name for name in _PHASES if name != "data" or any(w.rows for w in self.workers.values())]
         rows = [_header(phases), *(_row(worker, phases) for _, worker in sorted(self.workers.items()))]
         widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         if self.dropped_lines:
-            lines.append(f"{self.dropped_lines} log lines were not shown: they came faster than they could be printed.")
+            lines.append(
+                f"{self.dropped_lines} log lines were dropped: they arrived faster than they could be printed."
+            )
         return "\n".join([head, *lines])
 
 
@@ -89,7 +92,7 @@ def _header(phases: Sequence[str]) -> tuple[str, ...]:
 
 def _row(worker: WorkerReport, phases: Sequence[str]) -> tuple[str, ...]:
     times = (f"{worker.seconds[name]:.2f}" if name in worker.seconds else "-" for name in phases)
-    rss = f"{worker.peak_rss / 2**20:.0f} MiB" if worker.peak_rss else "-"
+    rss = mebibytes(worker.peak_rss) if worker.peak_rss else "-"
     data = (f"{sum(worker.rows.values()):,}",) if "data" in phases else ()
     devices = ",".join(worker.devices) or "-"
     return (str(worker.rank), worker.host, devices, str(worker.threads), *data, *times, rss, worker.exit)

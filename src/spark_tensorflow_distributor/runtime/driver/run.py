@@ -1,4 +1,4 @@
-"""One run: launch, and launch again for as long as the policy says so."""
+"""One run: launch the group, and launch it again as long as the restart policy allows."""
 
 import contextlib
 import logging
@@ -12,10 +12,12 @@ from typing import Any
 from ...config import RunnerConfig
 from ...data.frames import Frames
 from ...errors import ClusterError, SerializationError
+from ...formatting import one_line
 from ...resume.driver_store import DriverCheckpointStore
 from ...resume.names import lane_of
+from ...resume.settings import CheckpointSettings
 from ..shipping import spark_task
-from ..specs import CheckpointSpec, TaskSpec, tensorflow_version
+from ..specs import TaskSpec, TrainerSettings, tensorflow_version
 from . import outcome, plan
 from .channel import Channel
 from .console import Console, wants_progress
@@ -23,15 +25,22 @@ from .launch import Launch, LaunchResult
 from .report import AttemptReport, RunReport
 from .spark import SparkGateway
 
-_log = logging.getLogger("spark_tensorflow_distributor")
+_log = logging.getLogger(__name__)
 
-# A relaunch waits so long for all slots before it goes on with those of min_slots.
+# A relaunch waits this long for all slots before it settles for fewer (min_slots).
 _SHRINK_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Program:
-    """What the workers run: the pickled payload (see ``TaskSpec``), which kind it is, its name, and its DataFrames."""
+    """What the workers run.
+
+    Attributes:
+        payload: The pickled program (see ``TaskSpec``).
+        is_script: It is a script, not a function.
+        name: Shown in Spark's web UI.
+        frames: The DataFrames among the function's arguments.
+    """
 
     payload: bytes
     is_script: bool
@@ -40,13 +49,13 @@ class Program:
 
 
 class Run:
-    """The attempts of one run.
+    """Launches the group, again if necessary, until the run succeeds or fails for good.
 
     Args:
-        config: the runner's arguments.
-        gateway: the session.
-        program: what the workers run.
-        report: filled as the run goes.
+        config: The runner's arguments.
+        gateway: The Spark session.
+        program: What the workers run.
+        report: Receives a report of each attempt.
     """
 
     def __init__(self, config: RunnerConfig, gateway: SparkGateway, program: Program, report: RunReport) -> None:
@@ -55,19 +64,19 @@ class Run:
         self._program = program
         self._report = report
         self._id = secrets.token_hex(8)
-        # A run that goes on with another one's checkpoints has to have its order of rows, too.
+        # A run that resumes another run's checkpoints needs that run's order of rows.
         folder = config.checkpoint_dir
         self._seed = secrets.randbits(31) if folder is None else zlib.crc32(folder.encode()) >> 1
-        self._commits = DriverCheckpointStore()
-        self._last_commits: dict[str, str] = {}
+        self._checkpoints = DriverCheckpointStore()
+        self._last_checkpoints: dict[str, str] = {}
 
     def execute(self, made: plan.RunPlan) -> Any:
-        """Train as planned; returns rank 0's value, or raises the error that the run is to end with."""
-        with contextlib.closing(self._commits):
+        """Train as planned; returns rank 0's value, or raises the error of the run."""
+        with contextlib.closing(self._checkpoints):
             return self._attempts(made)
 
     def _attempts(self, made: plan.RunPlan) -> Any:
-        attempt, met_again = 0, 0
+        attempt, lost_ports = 0, 0
         policy = outcome.RestartPolicy(self._config.max_restarts)
         error: BaseException | None = None
         while True:
@@ -75,9 +84,9 @@ class Run:
             result = self._launch(made, facts, attempt)
             if result.succeeded:
                 return _unpickle(result)
-            if outcome.lost_a_port(result, met_again):
-                met_again += 1
-                _log.info("Another process took a worker's port; the workers meet again.")
+            if outcome.lost_a_port(result, lost_ports):
+                lost_ports += 1
+                _log.info("Another process took a worker's port; launching again with other ports.")
                 continue
             error = outcome.error_of(result, self._config, made.num_tasks)
             pause = policy.pause(error)
@@ -85,7 +94,7 @@ class Run:
                 raise error
             attempt += 1
             _log.warning(
-                "Attempt %d of %d failed, the group is launched again in %g s: %s",
+                "Attempt %d of %d failed; launching the group again in %g s: %s",
                 attempt, self._config.max_restarts + 1, pause, str(error).split("\n")[0],
             )  # fmt: skip
             self._forget_lost_hosts(result)
@@ -97,8 +106,8 @@ class Run:
         """Wait while executors are registering; a relaunch may shrink to ``min_slots``.
 
         Raises:
-            InsufficientSlotsError: there are too few, and no more are to be expected; from the error of the attempt
-                before, if there was one.
+            InsufficientSlotsError: There are too few slots and no more can be expected. Its cause is the error of the
+                previous attempt, if there was one.
         """
         started = time.monotonic()
         while True:
@@ -107,7 +116,7 @@ class Run:
             if error is None:
                 return made, facts
             waited = time.monotonic() - started
-            # After a failure Spark may be about to replace an executor that was lost.
+            # After a failure, Spark may be about to replace a lost executor.
             may_grow = facts.may_grow or (attempt > 0 and not facts.is_local)
             if not may_grow or waited > min(_SHRINK_SECONDS, self._config.start_timeout):
                 smaller = self._shrunk(facts, attempt)
@@ -118,7 +127,7 @@ class Run:
             time.sleep(0.25)
 
     def _forget_lost_hosts(self, result: LaunchResult) -> None:
-        """Have Spark send nothing more to hosts that are gone, of which it may learn only minutes later."""
+        """Make Spark give up hosts that are gone, which it would notice only minutes later."""
         lost = {failure.host for failure in result.worker_failures.values() if failure.kind == "lost"}
         for host in sorted(lost - {"?"}):
             self._gateway.forget_host(host)
@@ -128,7 +137,7 @@ class Run:
         room = plan.max_slots(self._config, facts)
         if attempt == 0 or least is None or room < least:
             return None
-        _log.warning("The cluster has room for %d of %d slots; going on with those.", room, self._config.num_slots)
+        _log.warning("The cluster has room for %d of %d slots; continuing with those.", room, self._config.num_slots)
         return plan.make_plan(replace(self._config, num_slots=room, min_slots=None), facts)
 
     def _launch(self, made: plan.RunPlan, facts: plan.ClusterFacts, attempt: int) -> LaunchResult:
@@ -154,26 +163,26 @@ class Run:
         port = plan.number(facts.conf.get(plan.DRIVER_PORT, "0"), plan.DRIVER_PORT)
         bind, advertised = self._gateway.channel_address()
         try:
-            return Channel(secret, bind, advertised, int(port), self._commits if self._keeps_commits else None)
+            return Channel(secret, bind, advertised, int(port), self._checkpoints if self._keeps_checkpoints else None)
         except OSError as error:
             raise ClusterError(
-                f"The driver cannot listen on {bind}:{int(port)} for its workers: {error}. The address is that of "
-                f"spark.driver.bindAddress or spark.driver.host, the port that of {plan.DRIVER_PORT} (0 for any)."
+                f"The driver cannot listen on {bind}:{int(port)} for its workers: {error}. The address comes from "
+                f"spark.driver.bindAddress or spark.driver.host, the port from {plan.DRIVER_PORT} (0 for any free one)."
             ) from error
 
     @property
-    def _keeps_commits(self) -> bool:
-        """Whether the driver keeps the checkpoints: for attempts that may follow, and no longer than the run."""
+    def _keeps_checkpoints(self) -> bool:
+        """Whether the driver keeps the checkpoints, for later attempts of this run only."""
         return self._config.checkpoint_dir is None and self._config.max_restarts > 0
 
-    def _checkpoints(self) -> CheckpointSpec:
+    def _checkpoint_settings(self) -> CheckpointSettings:
         config = self._config
-        return CheckpointSpec(
+        return CheckpointSettings(
             folder=config.checkpoint_dir,
-            at_driver=self._keeps_commits,
-            every=config.checkpoint_every,
-            run=self._id,
-            expected=tuple(self._last_commits.values()) if config.checkpoint_dir is not None else (),
+            at_driver=self._keeps_checkpoints,
+            interval=config.checkpoint_interval,
+            run_id=self._id,
+            expected=tuple(self._last_checkpoints.values()) if config.checkpoint_dir is not None else (),
         )
 
     def _spec(
@@ -182,42 +191,41 @@ class Run:
         config, conf = self._config, facts.conf
         limit = plan.parse_bytes(conf.get("spark.driver.maxResultSize", "1g"), "spark.driver.maxResultSize")
         return TaskSpec(
+            config=replace(config, env=dict(config.env), resource_profile=None),
+            trainer=TrainerSettings(
+                is_script=self._program.is_script,
+                use_custom_strategy=config.use_custom_strategy,
+                gpu_is_shared=made.gpu_is_shared,
+                max_result_bytes=limit,
+                seed=self._seed,
+                checkpoints=self._checkpoint_settings(),
+            ),
             attempt=attempt,
             world_size=made.num_tasks,
             secret=secret,
             driver_addresses=channel.addresses,
             driver_is_client=facts.is_connect,
             payload=self._program.payload,
-            is_script=self._program.is_script,
-            use_gpu=config.use_gpu,
-            gpu_resource_name=config.gpu_resource_name,
             gpus_by_rank=made.gpus_by_rank,
-            gpu_is_shared=made.gpu_is_shared,
-            use_custom_strategy=config.use_custom_strategy,
-            env=dict(config.env),
-            start_timeout=config.start_timeout,
-            max_result_bytes=limit,
             max_row_bytes=plan.max_row_bytes(limit, self._gateway.heap_bytes()),
             warm_start=plan.is_true(conf.get(plan.WARM_START, "true"), plan.WARM_START),
             warm_seconds=plan.number(conf.get(plan.WARM_SECONDS, "300"), plan.WARM_SECONDS),
             submitted_at=time.time(),
             loopback=facts.is_local,
             log_to_executor=not (facts.is_local and config.log_to_driver),
-            checkpoints=self._checkpoints(),
             worker_ports=plan.ports(conf.get(plan.WORKER_PORTS, ""), plan.WORKER_PORTS),
             frames=self._program.frames.specs,
-            seed=self._seed,
         )
 
     def _add_to_report(self, result: LaunchResult, attempt: int, dropped: int) -> None:
         for name in result.commits:
-            self._last_commits[lane_of(name)] = name
+            self._last_checkpoints[lane_of(name)] = name
         cause = outcome.root_cause(result.failures)
         workers = dict(sorted(result.reports.items()))
         self._report.attempts.append(
             AttemptReport(
                 attempt, result.seconds, workers, result.worker_failures, cause, tuple(result.commits),
-                tuple({key: place[key] for key in ("fit", "epoch", "step")} for place in result.resumed),
+                tuple({key: position[key] for key in ("fit", "epoch", "step")} for position in result.resumed),
             )
         )  # fmt: skip
         if result.succeeded:
@@ -226,12 +234,12 @@ class Run:
 
     @staticmethod
     def _warn_of_version(result: LaunchResult) -> None:
-        """A model that one version returns may not load in another."""
+        """Warn if a returned model may not load here because the versions of TensorFlow differ."""
         own = tensorflow_version()
         theirs = {worker.tensorflow for worker in result.reports.values() if worker.tensorflow}
         if own and any(version.split(".")[:2] != own.split(".")[:2] for version in theirs):
             _log.warning(
-                "The executors have TensorFlow %s, and the driver has %s: a model that is returned may not load here.",
+                "The executors have TensorFlow %s, but the driver has %s: a returned model may not load here.",
                 ", ".join(sorted(theirs)), own,
             )  # fmt: skip
 
@@ -244,6 +252,6 @@ def _unpickle(result: LaunchResult) -> Any:
         return pickle.loads(b"".join(chunks))
     except Exception as error:
         raise SerializationError(
-            f"The function returned a value that cannot be loaded at the driver: {type(error).__name__}: {error}. The "
-            "driver needs the packages that the value is made of, in the versions of the executors."
+            f"The function returned a value that cannot be loaded at the driver: {one_line(error)}. The driver needs "
+            "the packages that the value's classes come from, in the executors' versions."
         ) from error

@@ -1,4 +1,4 @@
-"""All that touches SparkSession: facts, submission, cancellation; the same on classic Spark and Spark Connect."""
+"""All uses of SparkSession: facts, submission, cancellation; the same on classic Spark and Spark Connect."""
 
 import contextlib
 import logging
@@ -29,10 +29,11 @@ Row = tuple[int, str, int, bytes]
 
 
 def active_session(spark: Any = None) -> Any:
-    """The session to use: the one given, else the active one, else a new one as 1.0.0 made it.
+    """Return the given session, else the active one, else a new one as 1.0.0 did.
 
     Raises:
-        ConfigurationError: what was given is no SparkSession.
+        ConfigurationError: ``spark`` is not a SparkSession.
+        ClusterError: PySpark is not installed.
     """
     if spark is not None:
         if not hasattr(spark, "range") or not hasattr(spark, "conf"):
@@ -42,19 +43,19 @@ def active_session(spark: Any = None) -> Any:
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise ClusterError(
-            "PySpark is not installed for this interpreter. Install it in the version of the cluster: "
+            "PySpark is not installed for this interpreter. Install the cluster's version: "
             "pip install 'spark-tensorflow-distributor[spark]'."
         ) from error
     return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
 
 
 def is_connect(spark: Any) -> bool:
-    """Whether the session is a client of Spark Connect."""
+    """Return whether the session is a client of Spark Connect."""
     return ".connect." in f"{type(spark).__module__}."
 
 
 def unwrapped(error: BaseException) -> BaseException:
-    """What Spark raised, without the wrapper in which ``toLocalIterator`` raises it in classic PySpark."""
+    """Return what Spark raised, without the wrapper that ``toLocalIterator`` adds in classic PySpark."""
     java = getattr(error, "java_exception", None)
     if java is None:
         return error
@@ -67,11 +68,11 @@ def unwrapped(error: BaseException) -> BaseException:
 
 
 class SparkGateway:
-    """One session, and what a run wants of it.
+    """A session and what a run needs of it.
 
     Args:
-        spark: the user's session. It is never stopped, and none of its settings is changed.
-        resource_profile: for the job, or None.
+        spark: The user's session. It is never stopped, and its settings are never changed.
+        resource_profile: Of the job, or None.
     """
 
     def __init__(self, spark: Any, resource_profile: Any = None) -> None:
@@ -80,12 +81,12 @@ class SparkGateway:
         self._profile = resource_profile
 
     def conf(self, key: str) -> str | None:
-        """A setting, whether it was given to the application or to the session."""
-        value = self.spark.conf.get(key, None)  # a session's settings begin with the application's
+        """Return a setting of the session or the application."""
+        value = self.spark.conf.get(key, None)  # a session inherits the application's settings
         return None if value is None else str(value)
 
     def facts(self, config: RunnerConfig) -> ClusterFacts:
-        """What a plan depends on, as it is now."""
+        """Return what a plan depends on, as of now."""
         name = config.gpu_resource_name
         keys = (*_CONF_KEYS, f"spark.task.resource.{name}.amount", f"spark.executor.resource.{name}.amount")
         conf = {key: value for key in keys if (value := self.conf(key)) is not None}
@@ -106,7 +107,7 @@ class SparkGateway:
         )
 
     def _slots(self) -> int | None:
-        """Spark's own count, by which it decides on barrier stages; None where this Spark does not tell."""
+        """Return the count by which Spark admits barrier stages; None if this version does not expose it."""
         if self._profile is not None:
             return None
         from py4j.protocol import Py4JError
@@ -115,11 +116,11 @@ class SparkGateway:
         try:
             return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
         except Py4JError:
-            _log.debug("This Spark does not tell its slots.", exc_info=True)
+            _log.debug("This version of Spark does not expose its number of slots.", exc_info=True)
             return None
 
     def _may_grow(self, conf: dict[str, str], workers: int) -> bool:
-        """Whether executors may still be registering: fewer than asked for, or the application is young."""
+        """Return whether executors may still be registering: some are missing, or the application is young."""
         if is_local_master(conf.get("spark.master")):
             return False
         wanted = conf.get("spark.executor.instances", "")
@@ -132,13 +133,13 @@ class SparkGateway:
         return age < seconds
 
     def heap_bytes(self) -> int | None:
-        """Heap of the driver's JVM; None under Connect, where it is another machine's."""
+        """Return the heap size of the driver's JVM; None under Connect, where it runs on another machine."""
         if self.is_connect:
             return None
         return int(self.spark.sparkContext._jvm.java.lang.Runtime.getRuntime().maxMemory())
 
     def channel_address(self) -> tuple[str, tuple[str, ...]]:
-        """The address to listen on, and those by which the workers may reach it."""
+        """Return the address to listen on, and those at which the workers may reach it."""
         if self.is_connect:
             own = _address_towards(_connect_host(self.spark))
             return own, (own,)
@@ -149,17 +150,17 @@ class SparkGateway:
         return bind, (host,)
 
     def driver_resources(self, name: str) -> Sequence[str] | None:
-        """GPU addresses of the driver itself, or None where it has no such resource (or is a client of Connect)."""
+        """Return the driver's own GPU addresses; None if it has no such resource or is a client of Connect."""
         if self.is_connect:
             return None
         resources = self.spark.sparkContext.resources
         return resources[name].addresses if name in resources else None
 
     def forget_host(self, host: str) -> None:
-        """Have Spark give up the executors on a host that does not answer, and look for others.
+        """Make Spark replace the executors on a host that does not answer.
 
-        Spark finds out by itself when their heartbeats are missing for ``spark.network.timeout``, 120 s; until then it
-        would send them the next attempt's tasks. Classic Spark only; where it cannot be done, nothing is.
+        Spark itself notices after ``spark.network.timeout`` (120 s) without heartbeats; until then it would send them
+        the next attempt's tasks. Does nothing under Connect, or if the cluster manager cannot replace executors.
         """
         if is_connect(self.spark):
             return
@@ -170,13 +171,15 @@ class SparkGateway:
                 executor = executors.apply(number)
                 if executor.hostPort().rpartition(":")[0] == host and executor.id() != "driver":
                     context.killAndReplaceExecutor(executor.id())
-                    _log.info("Executor %s on %s is given up.", executor.id(), host)
+                    _log.info("Gave up executor %s on %s.", executor.id(), host)
         except Exception as error:  # internals of Spark, and cluster managers that cannot
-            _log.debug("The executors on %s cannot be given up: %s", host, error)
+            _log.debug("Cannot give up the executors on %s: %s", host, error)
 
     def executors_reach(self, addresses: Sequence[tuple[str, int]]) -> bool:
-        """Whether a process on an executor can connect to one of the addresses. Where no slot is free for a look within
-        ten seconds it says no: the slots may be the run's own."""
+        """Return whether a process on an executor can connect to one of the addresses.
+
+        False if no slot is free to try within ten seconds: the run itself may hold them all.
+        """
         reached: list[bool] = []
 
         def look(batches: Iterator[Any]) -> Iterator[Any]:
@@ -192,7 +195,7 @@ class SparkGateway:
 
         def ask() -> None:
             frame = self.spark.range(0, 1, 1, 1)
-            with contextlib.suppress(Exception):  # cancelled, or the session is gone: no answer
+            with contextlib.suppress(Exception):  # cancelled, or the session is gone
                 reached.append(len(frame.mapInArrow(look, frame.schema).collect()) > 0)
 
         thread = threading.Thread(target=ask, daemon=True)
@@ -206,10 +209,10 @@ class SparkGateway:
         """Run ``task`` once in each of ``num_tasks`` barrier tasks, in the background.
 
         Args:
-            task: from Arrow batches to Arrow batches of ``ROW_SCHEMA``.
-            num_tasks: how many.
-            description: for Spark's web page, where the user set none.
-            source: a DataFrame of ``num_tasks`` partitions whose rows the tasks get; None for a placeholder.
+            task: Maps Arrow batches to Arrow batches of ``ROW_SCHEMA``.
+            num_tasks: Number of tasks.
+            description: Shown in Spark's web UI if the user has set no description.
+            source: A DataFrame of ``num_tasks`` partitions whose rows the tasks receive; None for a placeholder.
         """
         options = {} if self._profile is None else {"profile": self._profile}
         if source is None:
@@ -218,22 +221,22 @@ class SparkGateway:
             frame = source.mapInArrow(task, ROW_SCHEMA, barrier=True, **options)
         except TypeError as error:  # PySpark 3.5 does not know the argument
             raise ConfigurationError(
-                f"This PySpark takes no resource_profile here ({error}). Use PySpark 4."
+                f"This version of PySpark does not support resource_profile ({error}). Use PySpark 4."
             ) from error
         return SparkJob(self, frame, description)
 
 
 class SparkJob:
-    """One Spark job in a thread of its own.
+    """One Spark job on a thread of its own.
 
     Args:
-        gateway: the session.
-        frame: the DataFrame to collect.
-        description: for Spark's web page, where the user set none.
+        gateway: The session.
+        frame: The DataFrame to collect.
+        description: Shown in Spark's web UI if the user has set no description.
 
     Attributes:
-        error: what the action raised, or None.
-        rows: what it gave, once it has ended.
+        error: What the action raised, or None.
+        rows: Its result, once it has ended.
     """
 
     def __init__(self, gateway: SparkGateway, frame: Any, description: str) -> None:
@@ -247,7 +250,7 @@ class SparkJob:
         self._thread: threading.Thread | None = None
 
     def start(self, on_end: Callable[[], None]) -> None:
-        """Start the job; ``on_end`` is called when it has ended, in its thread."""
+        """Start the job; its thread calls ``on_end`` when it has ended."""
         self._on_end = on_end
         if self._gateway.is_connect:
             tags = self._gateway.spark.getTags()
@@ -255,7 +258,7 @@ class SparkJob:
         else:
             from pyspark import InheritableThread
 
-            # The caller's job group, description and pool hold for the run, as for any other action of hers.
+            # The caller's job group, description and pool apply to the run as to any other action.
             self._thread = InheritableThread(target=self._run, daemon=True, name="spark-tensorflow-job")
         self._thread.start()
 
@@ -268,21 +271,20 @@ class SparkJob:
             self._thread.join(seconds)
 
     def is_running_unseen(self, addresses: Sequence[tuple[str, int]]) -> bool:
-        """Whether the tasks run, though none has come to the driver's channel at ``addresses``."""
+        """Return whether the tasks run although none has connected to the driver's channel at ``addresses``."""
         if self._gateway.is_connect:
             return not self._gateway.executors_reach(addresses)
         return any(active for _, active in self._stages())
 
     def is_computing(self, num_tasks: int) -> bool:
-        """Whether Spark computes the input of the tasks, which have not started yet. Connect does not tell: there it
-        is taken for granted."""
+        """Return whether Spark is still computing the tasks' input; assumed under Connect, which does not expose it."""
         if self._gateway.is_connect:
             return True
-        # The tasks themselves start all at once, and are all of their stage.
+        # The tasks themselves start all at once and make up their whole stage.
         return any(active and (tasks, active) != (num_tasks, num_tasks) for tasks, active in self._stages())
 
     def _stages(self) -> Iterator[tuple[int, int]]:
-        """Of each stage of this job: how many tasks it has, and how many of them run."""
+        """Yield the numbers of tasks and of running tasks of each stage of this job."""
         tracker = self._gateway.spark.sparkContext._jsc.sc().statusTracker()
         for job in tracker.getJobIdsForTag(self._tag):
             found = tracker.getJobInfo(job)
@@ -292,8 +294,8 @@ class SparkJob:
                     yield int(info.get().numTasks()), int(info.get().numActiveTasks())
 
     def cancel(self) -> None:
-        """End the job's tasks. The session and its other jobs go on."""
-        with contextlib.suppress(Exception):  # a session that is gone has no job left to cancel
+        """Cancel the job. The session and its other jobs continue."""
+        with contextlib.suppress(Exception):  # a stopped session has no job left to cancel
             if self._gateway.is_connect:
                 self._gateway.spark.interruptTag(self._tag)
             else:
@@ -318,7 +320,7 @@ class SparkJob:
 
 
 def _collect(frame: Any) -> list[Row]:
-    """The rows, through Arrow where this PySpark has it: chunks of a large result stay single pieces of memory."""
+    """Collect the rows, through Arrow if possible: chunks of a large result are not copied row by row then."""
     if not hasattr(frame, "toArrow"):
         return [(row[0], row[1], row[2], bytes(row[3])) for row in frame.collect()]
     columns = [column.to_pylist() for column in frame.toArrow().columns]
@@ -331,7 +333,7 @@ def _connect_host(spark: Any) -> str:
 
 
 def _address_towards(host: str) -> str:
-    """This machine's address as ``host`` sees it; no packet is sent."""
+    """Return this machine's address as ``host`` sees it; sends no packet."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))
         return str(probe.getsockname()[0])

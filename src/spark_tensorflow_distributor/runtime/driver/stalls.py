@@ -1,13 +1,18 @@
-"""Which rank keeps the others waiting, from what each told: steps, state of its process, stacks. Pure."""
+"""Finds the rank that keeps the others waiting, from each rank's steps, process state and stacks. Pure."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 _THREAD = re.compile(r"^(?:Current thread|Thread) .*$", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
-# Where a thread stands that computes or waits in TensorFlow, or waits for work in a pool.
-_LIBRARY = re.compile(r"/(?:tensorflow|keras|tf_keras|spark_tensorflow_distributor|concurrent|threading|selectors)\b")
+_OURS = ("<spark_tensorflow_distributor>/", "_importer.py", f"{Path(__file__).parents[2]}/")
+_LIBRARY = re.compile(
+    r"^.*/(?:site|dist)-packages/|^.*/lib(?:64)?/(?:python|pypy)3(?:\.\d+t?)?/|^.*/(?=pyspark\.zip/)|^(?=<frozen )"
+    r"|^.*/(?=__autograph_generated_file)"
+)
+_TENSORFLOW = re.compile(r"/(?:site|dist)-packages/(?:tensorflow|keras|tf_keras)/")
 
 
 def explain(
@@ -16,60 +21,111 @@ def explain(
     stacks: Mapping[int, Mapping[str, Any]],
     vitals: Mapping[int, Mapping[str, Any]],
 ) -> tuple[int, dict[int, str]]:
-    """The rank that is behind, and words for each.
+    """Return the rank that is behind, and a sentence about each rank.
 
     Args:
-        ranks: that still work.
-        steps: by rank, the steps made and the place in ``fit``.
-        stacks: by rank, those that answered when they were asked for their stacks.
-        vitals: by rank, the state of the trainer's process.
+        ranks: Ranks that are still working.
+        steps: By rank, the number of steps made and the position in ``fit``.
+        stacks: By rank, the answers to the request for stacks; a rank that did not answer is missing.
+        vitals: By rank, the state of the trainer's process.
     """
-
     states = {rank: vitals.get(rank, {}).get("state") for rank in ranks}
-    stands = {rank: own_code(str(stacks.get(rank, {}).get("stacks", ""))) for rank in ranks}
+    texts = {rank: str(answer.get("stacks", "")) for rank, answer in stacks.items()}
+    codes = {rank: user_code(texts.get(rank, "")) for rank in ranks}
 
-    def order(rank: int) -> tuple[bool, bool, int, bool]:
+    def progress(rank: int) -> tuple[bool, bool, int, bool]:
+        code = codes[rank]
         is_running = states[rank] not in ("stopped", "traced")
-        return (is_running, rank in stacks, steps.get(rank, (0, None))[0], not stands[rank])
+        return (is_running, rank in stacks, steps.get(rank, (0, None))[0], code is None or code.in_tensorflow)
 
-    behind = min(ranks, key=order)
-    words = {}
+    behind = min(ranks, key=progress)
+    is_clear = len(ranks) > 1 and any(progress(rank) != progress(behind) for rank in ranks)
+    sentences = {}
     for rank in ranks:
-        place, own, state = _place(steps.get(rank)), stands[rank], states[rank]
-        if rank == behind:
-            if state in ("stopped", "traced"):
-                why = f"its process is {state} (by a signal or a debugger)"
-            elif rank not in stacks:
-                why = "its host does not answer"
-            elif own:
-                why = f"it stands in {own}"
-            else:
-                why = "where it stands is in its stacks"
-            words[rank] = f"Rank {rank} is behind{place}: {why}."
+        code, step = codes[rank], _step(steps.get(rank))
+        if states[rank] in ("stopped", "traced"):
+            what = f"its process is {states[rank]} (by a signal or a debugger)"
+        elif rank not in stacks:
+            what = "its host does not answer"
+        elif code is not None:
+            what = f"it is at {code}"
         else:
-            words[rank] = f"Rank {rank} waits for rank {behind}{place}, in {own or 'TensorFlow'}."
-    return behind, words
+            what = "its stacks show where it is" if texts[rank] else "it did not write its stacks"
+        if not is_clear:
+            sentences[rank] = f"Rank {rank}{step}: {what}."
+        elif rank == behind:
+            sentences[rank] = f"Rank {rank} is behind{step}: {what}."
+        else:
+            sentences[rank] = f"Rank {rank} is waiting for rank {behind}{step}: {what}."
+    if len(ranks) > 1 and not is_clear:
+        sentences[behind] = f"No rank is clearly behind. {sentences[behind]}"
+    return behind, sentences
 
 
-def own_code(stacks: str) -> str:
-    """The innermost line of the user's own that any thread stands in, as words; "" where none does.
+class UserCode(NamedTuple):
+    """The line of the user's code that a thread is at.
+
+    Attributes:
+        function: Name of the function.
+        file: Its file.
+        line: Number of the line.
+        library: File of the library that the line is calling, or ``""``.
+        in_tensorflow: Whether that call leads into TensorFlow or Keras, where a rank waits for the others.
+        from_tensorflow: Whether TensorFlow or Keras called the function.
+    """
+
+    function: str
+    file: str
+    line: str
+    library: str
+    in_tensorflow: bool
+    from_tensorflow: bool
+
+    def __str__(self) -> str:
+        return f"{self.function} ({self.file}, line {self.line})" + (f", in {self.library}" if self.library else "")
+
+
+def user_code(stacks: str) -> UserCode | None:
+    """Return the innermost line of the user's code in the main thread, else in another thread.
+
+    While the main thread waits in TensorFlow, a function that TensorFlow is calling in another thread, such as the
+    generator of a dataset, takes precedence: the main thread may be waiting for it.
 
     Args:
-        stacks: as ``faulthandler`` writes them, the most recent call first.
+        stacks: The text that ``faulthandler`` writes: the newest thread first and the main thread last.
     """
-    for thread in reversed(_THREAD.split(stacks)):
-        frames = list(_FRAME.finditer(thread))
-        if frames and _is_own(frames[0]["file"]):  # else it computes or waits in a library
-            first = frames[0]
-            return f"{first['name']} ({first['file']}, line {first['line']})"
-    return ""
+    threads = [_innermost(thread) for thread in _THREAD.split(stacks)]
+    main = threads.pop()
+    if main is not None and not main.in_tensorflow:
+        return main
+    others = [code for code in threads if code is not None]
+    callbacks = (code for code in others if code.from_tensorflow and not code.in_tensorflow)
+    return next(callbacks, None) or main or next(iter(others), None)
 
 
-def _is_own(file: str) -> bool:
-    return not _LIBRARY.search(file) and not file.startswith("<frozen")
+def _innermost(thread: str) -> UserCode | None:
+    frames = list(_FRAME.finditer(thread))
+    if frames and (frames[-1]["file"], frames[-1]["name"]) == ("<string>", "<module>"):
+        frames.pop()  # the trainer's own start, `python -c`
+    files = [frame["file"] for frame in frames]
+    for number, frame in enumerate(frames):
+        if _is_users(frame["file"]):
+            return UserCode(
+                frame["name"],
+                frame["file"],
+                frame["line"],
+                library=_LIBRARY.sub("", files[0]) if number else "",
+                in_tensorflow=any(map(_TENSORFLOW.search, files[:number])),
+                from_tensorflow=any(map(_TENSORFLOW.search, files[number:])),
+            )
+    return None
 
 
-def _place(made: tuple[int, Mapping[str, int] | None] | None) -> str:
+def _is_users(file: str) -> bool:
+    return not file.startswith(_OURS) and not _LIBRARY.match(file)
+
+
+def _step(made: tuple[int, Mapping[str, int] | None] | None) -> str:
     if made is None or made[1] is None:
         return ""
     return f" (epoch {made[1]['epoch'] + 1}, after step {made[1]['step']})"

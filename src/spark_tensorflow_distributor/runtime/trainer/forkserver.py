@@ -1,15 +1,15 @@
-"""A small server that forks trainers from a process in which TensorFlow is already imported.
+"""The fork server: forks trainers from a process that has already imported TensorFlow.
 
-Importing TensorFlow takes seconds, forking a process that has imported it takes milliseconds, and the memory of the
-image is shared. One such server serves all Spark tasks of an executor, so a host imports TensorFlow once and not
-once a slot, and a second run does not import it at all. The idea is that of ``multiprocessing``'s fork server.
+Importing TensorFlow takes seconds; forking a process that has imported it takes milliseconds, and the forks share its
+memory. One server serves all Spark tasks of an executor, so a host imports TensorFlow once rather than once per slot,
+and a second run does not import it at all. ``multiprocessing`` has a fork server for the same reason.
 
-What makes it safe is that the server only imports. It never creates an eager context, a device or a thread of its
-own, and looks whether the import left anything behind that does not survive a fork; if so, it starts itself anew
-without the import, and every trainer imports TensorFlow itself. A cold start (``preload=[]``) is the same program.
+This is safe because the server only imports: it never creates an eager context, a device or a thread. It also checks
+whether the import has left anything behind that does not survive a fork. If so, it restarts itself without the import,
+and every trainer imports TensorFlow itself. A cold start is the same program with ``preload=[]``.
 
-The server ends with the process it watches (Spark's Python daemon), or after some idle time; a trainer ends with the
-connection of the agent that asked for it, or with the server.
+The server ends with the process that it watches (Spark's Python daemon) or after some idle time. A trainer ends with
+the connection of the agent that asked for it, or with the server.
 """
 
 import contextlib
@@ -26,41 +26,34 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
+from ...training.fork_safety import has_eager_context
 from ..process_tools import BOOT, die_with_parent, is_alive, kill_group, peer_uid
-from ..wire import frame, receive
+from ..specs import TrainerSpec
+from ..wire import Message, frame, from_json, receive
 
-# The descriptors that travel with a launch, in this order.
+# The descriptors that come with a launch, in this order. Those of the worker's checkpoints follow.
 FD_NAMES = ("stdout", "stderr", "control", "payload", "result", "port", "stacks")
-# Behind them the checkpoints that this worker may begin with.
-_MOST_FILES = 200
+_MAX_FILES = 200
 _POLL_SECONDS = 0.5
 
 
-class _Trainer:
-    """A forked trainer and the connection of its agent."""
-
-    def __init__(self, pid: int, connection: socket.socket) -> None:
-        self.pid = pid
-        self.connection = connection
-
-
 def main(boot: dict[str, Any]) -> None:
-    """Serve until the watched process ends, or nobody has asked for ``idle_seconds``.
+    """Serve until the watched process ends, or no agent has connected for ``idle_seconds``.
 
     Args:
-        boot: ``listen_fd`` (a shared server) or ``connection_fd`` (a private one), ``watch`` (pid and start time of
-            the process to end with), ``preload`` (modules to import), ``idle_seconds``.
+        boot: ``listen_fd`` (of a shared server) or ``connection_fd`` (of a private one), ``watch`` (pid and start time
+            of the watched process), ``preload`` (modules to import), ``idle_seconds``.
     """
-    os.environ.pop("PYTHONHASHSEED", None)  # Spark's, for its own shuffles
+    os.environ.pop("PYTHONHASHSEED", None)  # Spark sets it for its own shuffles
     if boot["preload"]:
         _preload(boot["preload"])
         reason = _unsafe_to_fork()
         if reason:
-            print(f"No warm start: after the import of TensorFlow {reason}.", file=sys.stderr, flush=True)
-            _start_anew({**boot, "preload": []})
-        gc.freeze()  # a collection in a trainer would otherwise touch, and so copy, every page of the image
+            print(f"No warm start: after importing TensorFlow, {reason}.", file=sys.stderr, flush=True)
+            _restart({**boot, "preload": []})
+        gc.freeze()  # otherwise a collection in a trainer would write to, and thereby copy, every shared page
     Server(boot).serve()
 
 
@@ -69,27 +62,26 @@ def _preload(modules: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception:
-            # Whatever is wrong here goes wrong again in the trainer, which can report it.
+            # The import will fail again in the trainer, which can report it.
             return
 
 
 def _unsafe_to_fork() -> str:
-    """Why this process must not be forked; "" where it may be."""
+    """Return why this process must not be forked; "" if it may be."""
     if threading.active_count() > 1:
-        return f"{threading.active_count() - 1} Python threads run"
-    context = sys.modules.get("tensorflow.python.eager.context")
-    current = getattr(context, "_context", None)
-    if current is not None and getattr(current, "_context_handle", None) is not None:
+        return f"{threading.active_count() - 1} Python threads are running"
+    if has_eager_context():
         return "an eager context exists"
-    with contextlib.suppress(OSError):  # no /proc: then there is nothing to look at
+    with contextlib.suppress(OSError):  # no /proc to look at
         for fd in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):  # the listing's own descriptor is gone by now
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself has been closed
                 if os.readlink(f"/proc/self/fd/{fd}").startswith("/dev/nvidia"):
                     return "a GPU is open"
     return ""
 
 
-def _start_anew(boot: dict[str, Any]) -> None:
+def _restart(boot: dict[str, Any]) -> NoReturn:
+    """Replace this process with a new server."""
     with tempfile.TemporaryFile("w+") as file:
         json.dump(boot, file)
         file.seek(0)
@@ -101,7 +93,7 @@ def _start_anew(boot: dict[str, Any]) -> None:
 
 
 class Server:
-    """The event loop: connections in, trainers out."""
+    """Accepts connections from agents, and forks their trainers."""
 
     def __init__(self, boot: dict[str, Any]) -> None:
         self._watch_pid, self._watch_start = boot["watch"]
@@ -109,8 +101,8 @@ class Server:
         self._warm = bool(boot["preload"])
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
-        self._trainers: dict[int, _Trainer] = {}
-        self._connections: dict[socket.socket, int | None] = {}
+        self._trainers: dict[int, socket.socket] = {}  # by pid, their agents' connections
+        self._connections: dict[socket.socket, int | None] = {}  # the pid of each one's trainer
         self._last_use = time.monotonic()
         if boot.get("listen_fd") is not None:
             self._listener = socket.socket(fileno=boot["listen_fd"])
@@ -138,8 +130,8 @@ class Server:
                         self._serve_connection(key.fileobj)  # type: ignore[arg-type]
                 self._reap()
         finally:
-            for trainer in list(self._trainers.values()):
-                kill_group(trainer.pid)
+            for pid in self._trainers:
+                kill_group(pid)
 
     def _is_needed(self) -> bool:
         if not is_alive(self._watch_pid, self._watch_start):
@@ -151,9 +143,9 @@ class Server:
             return False
         if time.monotonic() - self._last_use < self._idle_seconds:
             return True
-        self._accept()  # who came at the last moment is still served
+        self._accept()  # an agent may have connected at the last moment
         if not self._connections:
-            self._listener.close()  # the next who comes starts a new server, while this one is still shutting down
+            self._listener.close()  # the next agent starts a new server, even while this one is shutting down
         return bool(self._connections)
 
     def _accept(self) -> None:
@@ -172,35 +164,34 @@ class Server:
         connection.setblocking(True)
         self._connections[connection] = None
         self._selector.register(connection, selectors.EVENT_READ)
-        self._tell(connection, {"type": "ready", "pid": os.getpid(), "warm": self._warm})
+        self._send(connection, {"type": "ready", "pid": os.getpid(), "warm": self._warm})
 
     def _serve_connection(self, connection: socket.socket) -> None:
         try:
-            mark, fds, _, _ = socket.recv_fds(connection, 1, _MOST_FILES)
+            mark, fds, _, _ = socket.recv_fds(connection, 1, _MAX_FILES)
             if not mark:
                 raise EOFError
-            request = receive(connection)
-        except (OSError, EOFError, ValueError):
+            spec = from_json(TrainerSpec, receive(connection))
+            named = dict(zip((*FD_NAMES, *spec.checkpoint_names), fds, strict=True))
+        except (OSError, EOFError, ValueError, TypeError):
             self._drop(connection)
             return
         try:
             pid = os.fork()
-        except OSError as error:  # no memory, no process slots
-            self._tell(connection, {"type": "exited", "error": f"the trainer could not be started: {error}"})
+        except OSError as error:  # out of memory or processes
+            self._send(connection, {"type": "exited", "error": f"the trainer could not be started: {error}"})
             pid = -1
         if pid == 0:
-            named = dict(zip(FD_NAMES, fds, strict=False))
-            named |= dict(zip(request["checkpoints"]["names"], fds[len(FD_NAMES) :], strict=True))
-            self._become_trainer(request, named)
+            self._become_trainer(spec, named)
         for fd in fds:
             os.close(fd)
         if pid > 0:
-            self._trainers[pid] = _Trainer(pid, connection)
+            self._trainers[pid] = connection
             self._connections[connection] = pid
-            self._tell(connection, {"type": "started", "pid": pid})
+            self._send(connection, {"type": "started", "pid": pid})
 
-    def _become_trainer(self, request: dict[str, Any], fds: dict[str, int]) -> None:
-        """In the child. Never returns."""
+    def _become_trainer(self, spec: TrainerSpec, fds: dict[str, int]) -> NoReturn:
+        """Run the trainer in the forked child."""
         status = 1
         try:
             parent = os.getppid()
@@ -214,7 +205,7 @@ class Server:
                     sock.close()
             from .main import run_trainer
 
-            status = run_trainer(request, fds)
+            status = run_trainer(spec, fds)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -231,22 +222,17 @@ class Server:
                 done, status, usage = pid, 0, None
             if done == 0:
                 continue
-            trainer = self._trainers.pop(pid)
-            kill_group(pid)  # what the function left running
+            connection = self._trainers.pop(pid)
+            kill_group(pid)  # processes that the function left running
             unit = 1 if sys.platform == "darwin" else 1024
-            self._tell(
-                trainer.connection,
-                {
-                    "type": "exited",
-                    "code": os.waitstatus_to_exitcode(status),
-                    "peak_rss": usage.ru_maxrss * unit if usage else 0,
-                },
-            )
-            if trainer.connection not in self._connections:
-                trainer.connection.close()
+            peak_rss = usage.ru_maxrss * unit if usage else 0
+            code = os.waitstatus_to_exitcode(status)
+            self._send(connection, {"type": "exited", "code": code, "peak_rss": peak_rss})
+            if connection not in self._connections:
+                connection.close()
 
     def _drop(self, connection: socket.socket) -> None:
-        """The agent is gone, or wants no more: then its trainer goes, and the agent hears when it has."""
+        """Kill the trainer of an agent that has disconnected or asked for it; the agent then receives its exit."""
         pid = self._connections.pop(connection, None)
         self._selector.unregister(connection)
         if pid is not None and pid in self._trainers:
@@ -255,6 +241,6 @@ class Server:
             connection.close()
 
     @staticmethod
-    def _tell(connection: socket.socket, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # an agent that is gone shows as the end of its connection
+    def _send(connection: socket.socket, message: Message) -> None:
+        with contextlib.suppress(OSError):  # if the agent is gone, its connection will end
             connection.sendall(frame(message))

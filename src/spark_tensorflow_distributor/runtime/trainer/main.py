@@ -1,7 +1,7 @@
 """The trainer: from a launch request to an outcome.
 
-It runs in a process of its own, just forked. What it was given: the request (a dict), and descriptors. What it gives
-back: messages on ``control``, the pickled value in the file ``result``, and its exit status.
+It runs in a process of its own, freshly forked. It is given a :class:`TrainerSpec` and open files, and gives back
+messages on ``control``, the pickled value in the file ``result``, and its exit status.
 """
 
 import atexit
@@ -16,52 +16,44 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Callable
-from typing import Any, BinaryIO
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ...context import WorkerContext, set_context
+from ...context import set_context
+from ...data.layout import ShardLayout
 from ...errors import SerializationError
-from ...resume.fit_tracker import Saving
+from ...formatting import mebibytes, one_line, type_name
 from ...training.autograph_files import keep_no_generated_files
-from ...training.strategy import PortTakenError, configure, multi_worker_strategy, stay_in_scope, wait_for_leader
+from ...training.ports import PortTakenError, wait_for_leader
 from .. import barrier
-from ..failures import pickle_exception
-from ..specs import SILENT_SECONDS
+from ..failures import Failure
+from ..specs import SILENT_SECONDS, TrainerSpec
 from ..wire import frame, receive, receive_files
 
-# What pyspark.cloudpickle and the standard library raise for an object that cannot be pickled.
+if TYPE_CHECKING:
+    from ...resume.fit_tracker import FitTracker  # imports TensorFlow
+
 _PICKLE_HINT = "Return plain data (numbers, arrays, dicts of them) or save the object to storage inside the function."
 
 
-def run_trainer(request: dict[str, Any], fds: dict[str, int]) -> int:
-    """Become the trainer that the request describes; returns the exit status."""
-    _take_over(request, fds)
+def run_trainer(spec: TrainerSpec, fds: Mapping[str, int]) -> int:
+    """Become the trainer that ``spec`` describes, and train; returns the exit status."""
+    _take_over(spec, fds)
     control = Control(socket.socket(fileno=fds["control"]))
-    # The agent asks for the stacks of all threads by this signal, when training stands still.
+    # The agent sends this signal to get the stacks of all threads when training has stalled.
     faulthandler.register(signal.SIGUSR2, fds["stacks"], all_threads=True)
-    saving = Saving(request, fds, control)
-    try:
-        outcome = _train(request, fds, control, saving)
-    except PortTakenError as error:
-        outcome = _failed("port", error, str(error))
-    except _StartupError as error:
-        cause = error.__cause__ or error
-        outcome = _failed("startup", cause, str(error))
+    trainer = Trainer(spec, fds, control)
+    outcome = trainer.train()
     _flush()
     control.send({"type": "outcome", **outcome})
-    # This process is one end of the group's connections: if it went now, its peers would fail in what they still
+    # This process is one end of the group's connections: if it exited now, its peers would fail in what they still
     # have to do.
     if control.wait_for_release():
-        saving.finish()
-    # Handlers that the function registered run as at any other exit; the image's own are not this process's affair.
+        trainer.finish()
+    # Run the exit handlers that the function has registered, as any other process would.
     with contextlib.suppress(Exception):
         atexit._run_exitfuncs()
-    return 0 if outcome["ok"] else 1
-
-
-class _StartupError(Exception):
-    """Something failed before the training function was called."""
+    return 1 if "failure" in outcome else 0
 
 
 class Control:
@@ -69,30 +61,30 @@ class Control:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._lock = threading.Lock()  # Keras may report progress from a thread of its own
+        self._lock = threading.Lock()  # Keras may report progress from another thread
         sock.setblocking(True)
 
     def send(self, message: dict[str, Any]) -> None:
-        # An agent that is gone takes this process with it within moments; nobody is left to tell.
+        # If the agent is gone, this process is about to be killed, and nobody is left to receive the message.
         with contextlib.suppress(OSError), self._lock:
             self._socket.sendall(frame(message))
 
     def phase(self, name: str) -> None:
-        """Tell the agent that the named phase begins."""
+        """Report that a phase begins."""
         self.send({"type": "phase", "name": name, "time": time.time()})
 
-    def wait_for_data(self) -> tuple[dict[str, Any], list[int]]:
-        """The layout of this worker's rows, and the files that it speaks of."""
+    def wait_for_data(self) -> tuple[list[ShardLayout], list[int]]:
+        """Wait for this worker's rows; returns their layouts, and the descriptors of their files."""
         self.phase("data")
         while True:
             message, (plan, *files) = receive_files(self._socket)
             if message["type"] == "data":
                 with os.fdopen(plan, "rb") as file:
                     file.seek(0)
-                    return json.load(file), files
+                    return [ShardLayout.from_json(each) for each in json.load(file)], files
 
     def wait_for_release(self) -> bool:
-        """Whether all workers have returned; False where the agent is gone."""
+        """Wait until all workers have returned; False if the agent is gone."""
         with contextlib.suppress(OSError, EOFError):
             return bool(receive(self._socket))
         return False
@@ -103,8 +95,8 @@ class Control:
             socket.send_fds(self._socket, [frame({**message, "files": 1})], [file.fileno()])
 
 
-def _take_over(request: dict[str, Any], fds: dict[str, int]) -> None:
-    """Make this process, a copy of the fork server, look like one that was started for the purpose."""
+def _take_over(spec: TrainerSpec, fds: Mapping[str, int]) -> None:
+    """Make this process, a fork of the fork server, look like one that was started for the purpose."""
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(fds["stdout"], 1)
@@ -112,81 +104,199 @@ def _take_over(request: dict[str, Any], fds: dict[str, int]) -> None:
     for fd in (null, fds["stdout"], fds["stderr"]):
         os.close(fd)
     for stream in (sys.stdout, sys.stderr):
-        # Lines have to leave as they are printed; and no user's print may fail for the server's locale.
+        # Lines must leave as they are printed, and no print may fail because of the server's locale.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     os.environ.clear()
-    os.environ.update(request["env"])
-    sys.path[:] = request["path"]
-    sys.argv[:] = request["argv"]
-    with contextlib.suppress(OSError):  # Spark may have removed a working directory of another task
-        os.chdir(request["cwd"])
-    tempfile.tempdir = None  # look at this environment's TMPDIR again
+    os.environ.update(spec.env)
+    sys.path[:] = spec.path
+    sys.argv[:] = spec.argv
+    with contextlib.suppress(OSError):  # Spark may have removed the working directory of another task
+        os.chdir(spec.cwd)
+    tempfile.tempdir = None  # read this environment's TMPDIR again
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     faulthandler.enable()
     _reseed()
 
 
 def _reseed() -> None:
-    """Every fork of one image would otherwise draw the same numbers."""
+    """Reseed the generators: all forks of one image would otherwise draw the same numbers."""
     random.seed()
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed()
 
 
-def _train(request: dict[str, Any], fds: dict[str, int], control: Control, saving: Saving) -> dict[str, Any]:
-    control.phase("import")
-    try:
-        tf = _import_tensorflow()
+class Trainer:
+    """Calls the user's function on this worker.
+
+    Args:
+        spec: What to run, and where this worker stands in the group.
+        fds: Descriptors by name, see ``forkserver.FD_NAMES``; the driver's checkpoints under their own names.
+        control: The connection to the agent.
+    """
+
+    def __init__(self, spec: TrainerSpec, fds: Mapping[str, int], control: Control) -> None:
+        self._spec, self._fds, self._control = spec, fds, control
+        self._tracker: FitTracker | None = None
+
+    def train(self) -> dict[str, Any]:
+        """Train; returns the outcome: ``size`` of the pickled value on the chief, or a ``failure``."""
+        try:
+            call = self._prepare()
+        except PortTakenError as error:
+            return self._failed("port", error, str(error))
+        except Exception as error:
+            return self._failed("startup", error)
+        self._control.phase("train")
+        try:
+            value = call()
+        except SystemExit as error:
+            if error.code not in (None, 0):
+                return self._failed("exit", error, f"The function called sys.exit({error.code!r}).")
+            value = None
+        except BaseException as error:  # KeyboardInterrupt and the like fail the worker, too
+            return self._failed("exception", error, one_line(error))
+        self._control.phase("result")
+        if self._tracker is not None:
+            self._tracker.flush()
+        if not self._spec.context.is_chief:
+            _read_along(value)
+            return {}
+        return self._write_result(value)
+
+    def finish(self) -> None:
+        """Mark the run as finished: all workers have returned."""
+        if self._tracker is not None:
+            self._tracker.finish()
+
+    def _prepare(self) -> Callable[[], Any]:
+        """Set up TensorFlow, Keras, the strategy and the data; returns the user's call."""
+        spec, control = self._spec, self._control
+        control.phase("import")
+        from ...training.strategy import configure, multi_worker_strategy, stay_in_scope  # imports TensorFlow
+
         keep_no_generated_files()
-        barrier.carry_in(request["barrier"])
-        for warning in configure(
-            tf,
-            threads=request["threads"],
-            gpus=request["gpus"],
-            gpu_is_shared=request["gpu_is_shared"],
-        ):
+        barrier.carry_in(spec.barrier)
+        shared = spec.settings.gpu_is_shared
+        for warning in configure(threads=spec.threads, gpus=spec.gpus, gpu_is_shared=shared):
             control.send({"type": "warning", "text": warning})
-        context = WorkerContext(**request["context"])
-        set_context(context)
-        _prepare_keras(context, control, request)
-        saving.begin()
+        set_context(spec.context)
+        self._prepare_keras()
+        self._track_fits()
         control.phase("strategy")
-        os.close(fds["port"])
-        if not request["use_custom_strategy"]:
+        os.close(self._fds["port"])
+        if not spec.settings.use_custom_strategy:
             wait_for_leader(json.loads(os.environ["TF_CONFIG"]))
-            stay_in_scope(
-                tf, multi_worker_strategy(tf, silent_seconds=SILENT_SECONDS, gpu_is_shared=request["gpu_is_shared"])
+            stay_in_scope(multi_worker_strategy(silent_seconds=SILENT_SECONDS, gpu_is_shared=shared))
+        return self._load_program(self._shards() if spec.has_data else {})
+
+    def _track_fits(self) -> None:
+        from ...resume.fit_tracker import track_fits
+
+        spec = self._spec
+        files = {name: self._fds[name] for name in spec.checkpoint_names}
+        self._tracker = track_fits(spec.settings.checkpoints, files, spec.context, self._control)
+
+    def _prepare_keras(self) -> None:
+        import tensorflow as tf
+
+        from ...training import keras_api, patches, progress, shard_feeding
+        from ...training.private_names import missing_names_warning
+
+        spec, control = self._spec, self._control
+        if spec.context.world_size > 1:
+            keras = keras_api.keras_for_workers()
+            warning = missing_names_warning([tf] if keras is None else [tf, keras])
+            if warning is not None:
+                control.send({"type": "warning", "text": warning})
+            patches.patch_tensorflow(spec.settings.seed)
+            patched = patches.apply_patches()
+            if patched:
+                control.send({"type": "patched", "names": patched})
+            if spec.has_data:
+                shard_feeding.feed_shards()
+        keras_api.quiet_auto_verbose(spec.context.is_chief)
+        if spec.context.is_chief:
+            progress.report_fit_progress(lambda message: control.send({"type": "progress", **message}))
+
+    def _shards(self) -> dict[str, Any]:
+        from ...data.shard import ShardId, open_shards
+
+        layouts, files = self._control.wait_for_data()
+        context = self._spec.context
+        shard_id = ShardId(context.rank, context.world_size, self._spec.partition, self._spec.settings.seed)
+        return dict(open_shards(layouts, files, shard_id))
+
+    def _load_program(self, data: Mapping[str, Any]) -> Callable[[], Any]:
+        """Load the user's function with its arguments, or the script, ready to be called."""
+        from pyspark import cloudpickle
+
+        with os.fdopen(self._fds["payload"], "rb") as file:
+            file.seek(0)
+            if self._spec.settings.is_script:
+                from .user_script import script_call
+
+                name, source, args = cloudpickle.load(file)
+                return script_call(name, source, args)
+            function, kwargs = cloudpickle.load(file)
+        kwargs.update(data)
+        return lambda: function(**kwargs)
+
+    def _write_result(self, value: Any) -> dict[str, Any]:
+        from pyspark import cloudpickle
+
+        limit = self._spec.settings.max_result_bytes
+        with os.fdopen(self._fds["result"], "wb", closefd=False) as file:
+            try:
+                cloudpickle.dump(value, file)
+                file.flush()
+            except OSError as error:
+                return self._unsendable(
+                    f"The returned value could not be written to the executor's local directory: {error}. "
+                    "Free space there, or point spark.local.dir to a larger disk."
+                )
+            except BaseException as error:
+                return self._unsendable(
+                    f"The function returned a {type_name(value)}, which cannot be pickled: {one_line(error)}. "
+                    f"{_PICKLE_HINT}"
+                )
+            size = file.tell()
+        if limit and size > limit:
+            return self._unsendable(
+                f"The function returned a value of {mebibytes(size)} (pickled), but "
+                f"spark.driver.maxResultSize is {mebibytes(limit)}. Raise that setting, with spark.driver.memory "
+                "at several times the size, or save the value to storage inside the function and return its path."
             )
-        data = control.wait_for_data() if request["has_data"] else ({}, [])
-        call = _load_program(fds["payload"], request, _shards(request, *data))
-    except PortTakenError:
-        raise
-    except Exception as error:
-        raise _StartupError(_one_line(error)) from error
-    control.phase("train")
-    try:
-        value = call()
-    except SystemExit as error:
-        if error.code not in (None, 0):
-            return _failed("exit", error, f"The function called sys.exit({error.code!r}).", saving.place)
-        value = None
-    except BaseException as error:  # KeyboardInterrupt and the like fail the worker too
-        return _failed("exception", error, _one_line(error), saving.place)
-    control.phase("result")
-    saving.flush()
-    if not context.is_chief:
-        _read_along(value)
-        return {"ok": True}
-    return _write_result(value, fds["result"], request["max_result_bytes"])
+        return {"size": size}
+
+    def _unsendable(self, message: str) -> dict[str, Any]:
+        return self._failed("result", SerializationError(message), message, with_traceback=False)
+
+    def _failed(self, kind: str, error: BaseException, message: str | None = None, **details: Any) -> dict[str, Any]:
+        # Pickled by value, so that exception classes defined beside the user's function are the same class again at
+        # the driver.
+        from pyspark.cloudpickle import dumps
+
+        tracker = self._tracker if kind in ("exception", "exit") else None
+        failure = Failure.from_exception(
+            self._spec.context.rank,
+            self._spec.host,
+            kind,
+            error,
+            message=message,
+            dumps=dumps,
+            place=(tracker and tracker.position) or {},
+            **details,
+        )
+        return {"failure": failure.to_json()}
 
 
 def _read_along(value: Any) -> None:
-    """Pickle what this rank returned, for nobody.
+    """Pickle what this rank returned, and discard it.
 
-    Where the chief pickles a model, it reads variables that are kept in step only when they are read (BatchNorm's
-    moving statistics, metrics), and such a read is a collective: all ranks have to take part, or the chief waits for
-    ever. TensorFlow asks the same of who saves a model under this strategy.
+    When the chief pickles a model, it reads variables that are synchronised only on reading (BatchNorm's moving
+    statistics, metrics). Such a read is a collective: every rank must take part, or the chief waits for ever.
+    TensorFlow asks the same of programs that save a model under this strategy.
     """
     from pyspark import cloudpickle
 
@@ -194,109 +304,6 @@ def _read_along(value: Any) -> None:
         return
     with open(os.devnull, "wb") as nowhere, contextlib.suppress(Exception):  # the chief's error is the one to report
         cloudpickle.dump(value, nowhere)
-
-
-def _import_tensorflow() -> Any:
-    import tensorflow as tf
-
-    return tf
-
-
-def _prepare_keras(context: WorkerContext, control: Control, request: dict[str, Any]) -> None:
-    from ...training import keras_api, patches, progress, shard_feeding
-
-    if context.world_size > 1:
-        patches.patch_tensorflow(request["seed"])
-        patched = patches.apply_patches()
-        if patched:
-            control.send({"type": "patched", "names": patched})
-        if request["has_data"]:
-            shard_feeding.feed_shards()
-    keras_api.quiet_auto_verbose(context.is_chief)
-    if context.is_chief:
-        progress.report_fit_progress(lambda message: control.send({"type": "progress", **message}))
-
-
-def _shards(request: dict[str, Any], layout: dict[str, Any], files: list[int]) -> dict[str, Any]:
-    if not layout:
-        return {}
-    from ...data.shard import ShardId, shards
-
-    context = request["context"]
-    place = ShardId(context["rank"], context["world_size"], request["partition"], request["seed"])
-    return dict(shards(layout["frames"], files, place))
-
-
-def _load_program(payload_fd: int, request: dict[str, Any], data: dict[str, Any]) -> Callable[[], Any]:
-    """The user's function with its arguments, or her script, ready to be called."""
-    from pyspark import cloudpickle
-
-    with os.fdopen(payload_fd, "rb") as file:
-        file.seek(0)
-        if request["is_script"]:
-            from .user_script import script_call
-
-            name, source, args = cloudpickle.load(file)
-            return script_call(name, source, args)
-        function, kwargs = cloudpickle.load(file)
-    kwargs.update(data)
-    return lambda: function(**kwargs)
-
-
-def _write_result(value: Any, result_fd: int, limit: int) -> dict[str, Any]:
-    from pyspark import cloudpickle
-
-    with os.fdopen(result_fd, "wb", closefd=False) as file:
-        try:
-            cloudpickle.dump(value, file)
-            file.flush()
-        except OSError as error:
-            failure = SerializationError(
-                f"The returned value could not be written to the executor's local directory: {error}. "
-                "Free space there, or point spark.local.dir to a larger disk."
-            )
-            return _failed("result", failure, str(failure))
-        except BaseException as error:
-            failure = SerializationError(
-                f"The function returned a {_type_name(value)}, which cannot be pickled: {_one_line(error)}. "
-                f"{_PICKLE_HINT}"
-            )
-            return _failed("result", failure, str(failure))
-        size = file.tell()
-    if limit and size > limit:
-        failure = SerializationError(
-            f"The function returned a value of {size / 2**20:.1f} MiB (pickled), and the setting "
-            f"spark.driver.maxResultSize is {limit / 2**20:.1f} MiB. Raise that setting, with spark.driver.memory at "
-            "several times the size, or save the value to storage inside the function and return its path."
-        )
-        return _failed("result", failure, str(failure))
-    return {"ok": True, "size": size}
-
-
-def _failed(kind: str, error: BaseException, message: str, place: dict[str, int] | None = None) -> dict[str, Any]:
-    # By value, so that the caller's own exception classes, defined beside her function, are the same class again at
-    # the driver.
-    from pyspark.cloudpickle import dumps
-
-    return {
-        "ok": False,
-        "kind": kind,
-        "message": message,
-        "error_type": _type_name(error),
-        "traceback": "".join(traceback.format_exception(error)) if kind != "result" else "",
-        "pickled": pickle_exception(error, dumps),
-        "place": place,
-    }
-
-
-def _type_name(value: object) -> str:
-    cls = type(value)
-    return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{_type_name(error)}: {text}" if text else _type_name(error)
 
 
 def _flush() -> None:

@@ -1,5 +1,6 @@
 """Runs the text of a Python script as ``python script.py args`` would."""
 
+import linecache
 import os
 import sys
 import types
@@ -7,18 +8,16 @@ from collections.abc import Callable, Sequence
 
 
 def script_call(name: str, source: str, args: Sequence[str]) -> Callable[[], None]:
-    """A function that runs the script.
+    """Return a function that runs a script.
 
     Args:
-        name: the script's path as it was given to ``run``; shown in tracebacks, and ``sys.argv[0]``.
-        source: its text, read at the driver: the file need not be on the executors.
-        args: its command line.
+        name: The path that was passed to ``run``, for tracebacks and ``sys.argv[0]``.
+        source: The script's text, read at the driver: the executors need not have the file.
+        args: Its command-line arguments.
     """
 
     def call() -> None:
-        import linecache
-
-        # Tracebacks then show the script's lines.
+        # For the source lines in tracebacks.
         linecache.cache[name] = (len(source), None, source.splitlines(True), name)
         module = types.ModuleType("__main__")
         module.__file__ = name
@@ -28,7 +27,7 @@ def script_call(name: str, source: str, args: Sequence[str]) -> Callable[[], Non
         sys.argv[:] = [name, *args]
         sys.modules["__main__"] = module
         folder = os.path.dirname(os.path.abspath(name))
-        if os.path.isdir(folder):  # modules beside the script, where the executors see that folder
+        if os.path.isdir(folder):  # for modules beside the script, if the executors share that folder
             sys.path.insert(0, folder)
         try:
             exec(code, module.__dict__)

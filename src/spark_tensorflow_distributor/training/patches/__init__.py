@@ -1,16 +1,18 @@
-"""What TensorFlow and Keras lack for several workers, and what is done about it.
+"""Patches for what TensorFlow and Keras get wrong on several workers.
 
-Keras 3 cannot ``fit`` under ``tf.distribute.MultiWorkerMirroredStrategy``, and much of it gives other numbers than in
-one process. Each file here mends one kind of fault; each mend says what the fault is. Where one process can see whether
-a release has the fault, the mend looks; where only a group of workers could, it is for all releases, and a test fails
-when it is not needed any more. A Keras of a kind not known here stays as it is, with a warning.
+Keras 3 cannot ``fit`` under ``tf.distribute.MultiWorkerMirroredStrategy``, and many of its features give other numbers
+than in one process. Each module here patches one kind of fault, and each patch says what the fault is. If one process
+can see whether a release has the fault, the patch checks; if only a group of workers can, the patch applies to all
+releases, and a test fails once it is no longer needed. A release of an unknown kind is left unchanged, with a warning.
 """
 
 import logging
 from collections.abc import Callable, Collection
-from typing import Any
+from types import ModuleType
 
-from ..keras_api import import_package, legacy_selected
+import tensorflow as tf
+
+from ..keras_api import keras_for_workers, selected_keras
 from . import (
     execution,
     global_batches,
@@ -18,7 +20,6 @@ from . import (
     layer_state,
     logs,
     losses,
-    metrics,
     model_building,
     random_numbers,
     saved_files,
@@ -27,19 +28,18 @@ from . import (
 
 _log = logging.getLogger(__name__)
 
-# On a package that has been here.
+# Set on a package that has been patched.
 _MARK = "_spark_tensorflow_distributor_patched"
 
-Patch = Callable[[Any, Any], bool]
+# Patches the given Keras package, and returns whether it was necessary.
+Patch = Callable[[ModuleType], bool]
 
-# In the order in which they are applied. The names are those of the faults.
+# In the order in which they are applied, named after the faults.
 PATCHES: dict[str, Patch] = {
     "symbolic_build": model_building.symbolic_build,
     "reduce_per_replica": logs.reduce_per_replica,
     "unread_logs": logs.unread_logs,
-    "metric_variables": metrics.metric_variables,
-    "loss_scaling": losses.loss_scaling,
-    "shares": losses.shares,
+    "batch_fraction": losses.weight_losses,
     "gradients": gradients.gradients,
     "global_batches": global_batches.global_batches,
     "shuffled_arrays": random_numbers.shuffled_arrays,
@@ -53,9 +53,8 @@ PATCHES: dict[str, Patch] = {
 }
 
 
-# Of tf_keras.
 TF_KERAS_PATCHES: dict[str, Patch] = {
-    "shares": tf_keras.shares,
+    "batch_fraction": tf_keras.weight_losses,
     "global_batches": tf_keras.global_batches,
     "step_logs": tf_keras.step_logs,
     "shuffled_arrays": tf_keras.shuffled_arrays,
@@ -68,59 +67,52 @@ TF_KERAS_PATCHES: dict[str, Patch] = {
 
 
 def patch_tensorflow(seed: int = 0) -> None:
-    """What has nothing to do with Keras; to be called before the strategy is made.
+    """Apply the patches that are independent of Keras. Call it before the strategy is created.
 
     Args:
-        seed: the same on all workers.
+        seed: The same on all workers.
     """
-    import tensorflow as tf
-
     try:
-        random_numbers.shuffle_alike(tf, seed)
-        if not legacy_selected():  # tf_keras puts the workers' metrics together in merge calls
-            execution.without_merge_calls(tf)
+        random_numbers.shuffle_alike(seed)
+        if selected_keras() == "keras":  # tf_keras needs merge calls to combine the workers' metrics
+            execution.without_merge_calls()
     except (ImportError, AttributeError) as error:
         _log.warning(
-            f"TensorFlow {tf.__version__} has insides of an unknown kind ({error!r}): where the program gives no seed, "
-            "workers may shuffle differently, and gradient accumulation and loss scaling may fail with several workers."
+            f"TensorFlow {tf.__version__} has internals of an unknown kind ({error!r}). Without a seed from the "
+            "program, workers may shuffle differently; gradient accumulation and loss scaling may fail with several "
+            "workers."
         )
 
 
 def apply_patches(without: Collection[str] = ()) -> list[str]:
-    """Mends what keeps Keras from training right under several workers, in this process, where it needs mending.
+    """Patch the Keras of ``tf.keras`` in this process so that it trains correctly under several workers.
 
-    To be called before the first model is built; it takes milliseconds and starts neither TensorFlow's eager context
-    nor a device. It is for the Keras of ``tf.keras``: Keras 3, or tf_keras if ``TF_USE_LEGACY_KERAS`` selects it. It
-    does nothing for another backend than TensorFlow, without Keras, and the second time.
+    Call it before the first model is built. It takes milliseconds and initialises neither TensorFlow's eager context
+    nor a device. It does nothing without Keras, for a backend other than TensorFlow, and when called again.
 
     Args:
-        without: names of mends to leave out, to see what they are good for.
+        without: Names of patches to leave out, to see what they are needed for.
 
     Returns:
-        The names of what was patched, for the log.
+        The names of the patches that were applied, for the log.
+
+    Raises:
+        ConfigurationError: Keras 3 is too old.
     """
-    package = "tf_keras" if legacy_selected() else "keras"
-    keras = import_package(package)
-    if keras is None or (package == "keras" and not _is_keras_3_of_tensorflow(keras)):
-        return []
-    if getattr(keras, _MARK, False):
+    keras = keras_for_workers()
+    if keras is None or getattr(keras, _MARK, False):
         return []
     setattr(keras, _MARK, True)
-    import tensorflow as tf
-
+    package = selected_keras()
     advice = "use another release" + (", or tf_keras with TF_USE_LEGACY_KERAS=1" if package == "keras" else "")
-    patched = []
-    for name, mend in (PATCHES if package == "keras" else TF_KERAS_PATCHES).items():
+    applied = []
+    for name, patch in (PATCHES if package == "keras" else TF_KERAS_PATCHES).items():
         try:
-            if name not in without and mend(tf, keras):
-                patched.append(name)
-        except Exception as error:  # Any at all: a probe walks through code that nobody promised to keep.
+            if name not in without and patch(keras):
+                applied.append(name)
+        except Exception as error:  # of any type: a patch goes through internals that nobody promised to keep
             _log.warning(
-                f"{package} {keras.__version__} has a {name} of an unknown kind ({error!r}); it was left as it is. If "
-                f"training fails with several workers, {advice}."
+                f"{package} {keras.__version__} has a {name} of an unknown kind ({error!r}), which was left unchanged. "
+                f"If training fails with several workers, {advice}."
             )
-    return patched
-
-
-def _is_keras_3_of_tensorflow(keras: Any) -> bool:
-    return not keras.__version__.startswith("2.") and keras.backend.backend() == "tensorflow"
+    return applied

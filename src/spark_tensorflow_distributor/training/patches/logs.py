@@ -1,24 +1,30 @@
-"""The values that a step returns."""
+"""Patches for the logs that a step returns."""
+
+from __future__ import annotations
 
 import contextvars
 import functools
 import inspect
 import weakref
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
+
+import tensorflow as tf
 
 from ..collectives import Collectives
 from ..keras_api import by_name, given_callbacks
+from ..private_names import KERAS_TRAINER
 from .probe import probe_strategy, spans_workers
 
-# Whether a callback of any worker reads what single steps return; None outside of ``fit`` and the like.
-_is_read: contextvars.ContextVar[bool | None] = contextvars.ContextVar("is_read", default=None)
+# Whether a callback on any worker reads the logs of single steps; None outside of ``fit`` and its kind.
+_logs_are_read: contextvars.ContextVar[bool | None] = contextvars.ContextVar("logs_are_read", default=None)
 
 
-def reduce_per_replica(tf: Any, keras: Any) -> bool:
-    """Averages logs over the workers as they are. Keras goes along their first axis, too, which only vectors have."""
-    trainer, strategy = keras.src.backend.tensorflow.trainer, probe_strategy(tf)
-    with tf.Graph().as_default():  # a tensor outside of a graph would start the eager context
+def reduce_per_replica(keras: ModuleType) -> bool:
+    """Average logs over the workers only. Keras also averages along the first axis, which only vectors have."""
+    trainer, strategy = KERAS_TRAINER.load(), probe_strategy()
+    with tf.Graph().as_default():  # a tensor outside of a graph would initialise the eager context
         trainer.reduce_per_replica(tf.compat.v1.placeholder(tf.float32, ()), strategy, "mean")
     if not strategy.axes:
         raise RuntimeError("it does not use Strategy.reduce")
@@ -27,21 +33,21 @@ def reduce_per_replica(tf: Any, keras: Any) -> bool:
     original = trainer.reduce_per_replica
 
     @functools.wraps(original)
-    def reduce_per_replica(values: Any, strategy: Any, reduction: str) -> Any:
-        if reduction not in ("auto", "mean", "sum") or not spans_workers(tf, strategy):
+    def reduce_per_replica(values: Any, strategy: tf.distribute.Strategy, reduction: str) -> Any:
+        if reduction not in ("auto", "mean", "sum") or not spans_workers(strategy):
             return original(values, strategy, reduction)
-        if _is_read.get() is False and reduction != "sum":
-            return tf.nest.map_structure(lambda value: _own_mean(tf, strategy, value), values)
-        return _reduce_over_workers(tf, values, strategy, "SUM" if reduction == "sum" else "MEAN")
+        if _logs_are_read.get() is False and reduction != "sum":
+            return tf.nest.map_structure(lambda value: _local_mean(strategy, value), values)
+        return _reduce_over_workers(values, strategy, "SUM" if reduction == "sum" else "MEAN")
 
-    trainer.reduce_per_replica = reduce_per_replica
+    trainer.reduce_per_replica = reduce_per_replica  # type: ignore[attr-defined]
     return True
 
 
-def _reduce_over_workers(tf: Any, values: Any, strategy: Any, operation: str) -> Any:
-    """Reduces the tensors of a structure; scalars of a type go together, as each collective is a round trip."""
+def _reduce_over_workers(values: Any, strategy: tf.distribute.Strategy, operation: str) -> Any:
+    """Reduce the tensors of a structure. Scalars of a type go together, as each collective costs a round trip."""
     leaves = tf.nest.flatten(values)
-    scalars: dict[Any, list[int]] = {}
+    scalars: dict[tf.DType, list[int]] = {}
     for index, leaf in enumerate(leaves):
         if isinstance(leaf, tf.Tensor) and leaf.shape.rank == 0:
             scalars.setdefault(leaf.dtype, []).append(index)
@@ -54,62 +60,65 @@ def _reduce_over_workers(tf: Any, values: Any, strategy: Any, operation: str) ->
     return tf.nest.pack_sequence_as(values, leaves)
 
 
-def unread_logs(tf: Any, keras: Any) -> bool:
-    """Leaves the logs of a step to the worker where nobody reads them, and averages those of an epoch's end.
+def unread_logs(keras: ModuleType) -> bool:
+    """Do not average the logs of single steps over the workers if nobody reads them; average those of an epoch's end.
 
-    Keras averages them over the workers in each step: a collective, which takes as long as a third of a small step.
+    Keras averages the logs of each step: a collective, which takes as long as a third of a small step.
     """
-    model = keras.src.backend.tensorflow.trainer.TensorFlowTrainer
-    made: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-
-    def reading(original: Callable[..., Any]) -> Callable[..., Any]:
-        def method(call: inspect.BoundArguments) -> Any:
-            self = call.arguments["self"]
-            strategy = getattr(self, "_distribute_strategy", None)
-            if _is_read.get() is not None or not spans_workers(tf, strategy):
-                return original(*call.args, **call.kwargs)
-            is_read = original.__name__.endswith("on_batch") or _is_read_anywhere(keras, strategy, call.arguments)
-            if made.get(self, is_read) != is_read:
-                self.train_function = self.test_function = None  # they were made for the other case
-            made[self] = is_read
-            token = _is_read.set(is_read)
-            try:
-                return original(*call.args, **call.kwargs)
-            finally:
-                _is_read.reset(token)
-
-        return by_name(original, method)
-
+    model = KERAS_TRAINER.load().TensorFlowTrainer
     for name in ("fit", "evaluate", "train_on_batch", "test_on_batch"):
-        setattr(model, name, reading(getattr(model, name)))
-    at_the_end = model._get_metrics_result_or_logs
+        setattr(model, name, _noting_readers(getattr(model, name), keras))
+    original = model._get_metrics_result_or_logs
 
-    @functools.wraps(at_the_end)
+    @functools.wraps(original)
     def get_metrics_result_or_logs(self: Any, logs: Any) -> Any:
-        result = at_the_end(self, logs)
-        if result is not logs or _is_read.get() is not False or not logs:
+        result = original(self, logs)
+        if result is not logs or _logs_are_read.get() is not False or not logs:
             return result  # from metrics, which sum over the workers themselves
-        return _reduce_over_workers(tf, logs, self.distribute_strategy, "MEAN")
+        return _reduce_over_workers(logs, self.distribute_strategy, "MEAN")
 
     model._get_metrics_result_or_logs = get_metrics_result_or_logs
     return True
 
 
-def _is_read_anywhere(keras: Any, strategy: Any, arguments: dict[str, Any]) -> bool:
-    is_read = arguments.get("verbose", "auto") in (1, "auto")
-    is_read = is_read or any(_reads_steps(keras, each) for each in given_callbacks(arguments.get("callbacks")))
-    exchange = Collectives.of_workers(strategy)
-    return any(each == b"1" for each in exchange.gather(b"1" if is_read else b"0"))
+# For which case a model's functions were made.
+_made_for: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
-def _own_mean(tf: Any, strategy: Any, value: Any) -> Any:
+def _noting_readers(original: Callable[..., Any], keras: ModuleType) -> Callable[..., Any]:
+    def method(call: inspect.BoundArguments) -> Any:
+        model = call.arguments["self"]
+        strategy = getattr(model, "_distribute_strategy", None)
+        if _logs_are_read.get() is not None or not spans_workers(strategy):
+            return original(*call.args, **call.kwargs)
+        are_read = original.__name__.endswith("on_batch") or _are_read_anywhere(keras, strategy, call.arguments)
+        if _made_for.get(model, are_read) != are_read:
+            model.train_function = model.test_function = None
+        _made_for[model] = are_read
+        token = _logs_are_read.set(are_read)
+        try:
+            return original(*call.args, **call.kwargs)
+        finally:
+            _logs_are_read.reset(token)
+
+    return by_name(original, method)
+
+
+def _are_read_anywhere(keras: ModuleType, strategy: tf.distribute.Strategy, arguments: dict[str, Any]) -> bool:
+    are_read = arguments.get("verbose", "auto") in (1, "auto")
+    are_read = are_read or any(_reads_steps(keras, each) for each in given_callbacks(arguments.get("callbacks")))
+    collectives = Collectives.of_workers(strategy)
+    return any(each == b"1" for each in collectives.gather_bytes(b"1" if are_read else b"0"))
+
+
+def _local_mean(strategy: tf.distribute.Strategy, value: Any) -> Any:
     if not isinstance(value, tf.Tensor | tf.distribute.DistributedValues):
         return value
     return tf.reduce_mean(tf.stack(strategy.experimental_local_results(value)), axis=0)
 
 
-def _reads_steps(keras: Any, callback: Any) -> bool:
-    """Whether a callback is called after steps, and does with their logs what nobody knows."""
+def _reads_steps(keras: ModuleType, callback: Any) -> bool:
+    """Return whether a callback is called after steps and may read their logs."""
     known = keras.callbacks
     if getattr(callback, "ignores_step_logs", False) or isinstance(callback, known.BackupAndRestore):
         return False
@@ -118,5 +127,5 @@ def _reads_steps(keras: Any, callback: Any) -> bool:
     if isinstance(callback, known.TensorBoard) and callback.update_freq == "epoch":
         return False
     names = ("on_batch_end", "on_train_batch_end", "on_test_batch_end")
-    own = [getattr(type(callback), name) is not getattr(known.Callback, name) for name in names]
-    return any(own) or any(name in vars(callback) for name in names)
+    overridden = [getattr(type(callback), name) is not getattr(known.Callback, name) for name in names]
+    return any(overridden) or any(name in vars(callback) for name in names)

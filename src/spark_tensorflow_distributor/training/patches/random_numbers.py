@@ -1,58 +1,62 @@
-"""Random numbers that the workers share."""
+"""Patches for random numbers that the workers share."""
+
+from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import itertools
 import random
 import sys
 import threading
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
+import tensorflow as tf
+
 from ..keras_api import by_name
-from .batch_parts import is_of_no_row, present_part, rows_of_part
+from ..private_names import DATA_SEEDS, EAGER_CONTEXT, KERAS_LEGACY_LAYERS, KERAS_RANDOM, KERAS_TRAINER
+from .batch_parts import BatchPart, current_part, is_same_for_all_rows, rows_in_part
 
 _PHILOX = 1
-# Numbers that Philox4x32 draws for one value of its counter, of 32 bits or fewer each.
+# Numbers of 32 bits or fewer that Philox4x32 draws for one value of its counter.
 _GROUP = 4
 
 _seeds = itertools.count(1)
 
 
-def shuffle_alike(tf: Any, seed: int) -> None:
-    """Gives all workers the same random order where the program gives no seed.
+def shuffle_alike(seed: int) -> None:
+    """Give all workers the same random order if the program sets no seed.
 
-    They take their parts of the same batches. Where each had shuffled for itself, some rows would be in several parts
-    and others in none. So Python, NumPy and ``tf.data`` begin with one seed on all workers, in all attempts of a run.
+    They take their parts of the same batches. If each shuffled by itself, some rows would be in several parts and
+    others in none. So Python, NumPy and ``tf.data`` begin with the same seed on all workers, in all attempts of a run.
     """
     global _seeds
-    from tensorflow.python.data.util import random_seed
-
     _seeds = itertools.count(seed % (1 << 30))
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % (1 << 32))
-    original = random_seed.get_seed
+    module: Any = DATA_SEEDS.load()
+    original = module.get_seed
 
     @functools.wraps(original)
-    def get_seed(seed: Any) -> Any:
+    def get_seed(seed: int | None) -> Any:
         if seed is None and _has_no_seed():
             seed = next(_seeds)
         return original(seed)
 
-    random_seed.get_seed = get_seed
+    module.get_seed = get_seed
 
 
-def shuffled_arrays(tf: Any, keras: Any) -> bool:
-    """The same for arrays, which Keras shuffles by an operation in a graph, that knows but TensorFlow's global seed."""
-    loop = keras.src.backend.tensorflow.trainer.TFEpochIterator
-    loop.__init__ = with_a_seed(tf, loop.__init__)
+def shuffled_arrays(keras: ModuleType) -> bool:
+    """Do the same for arrays, which Keras shuffles in a graph that only knows TensorFlow's global seed."""
+    loop = KERAS_TRAINER.load().TFEpochIterator
+    loop.__init__ = with_a_seed(loop.__init__)
     return True
 
 
-def with_a_seed(tf: Any, original: Callable[..., None]) -> Callable[..., None]:
-    """What makes datasets, in such a way that all workers' operations in them have the same seeds."""
+def with_a_seed(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a function that makes datasets, so that their operations have the same seeds on all workers."""
 
     def init(call: inspect.BoundArguments) -> None:
         is_set = not _has_no_seed()
@@ -68,42 +72,40 @@ def with_a_seed(tf: Any, original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _has_no_seed() -> bool:
-    from tensorflow.python.eager import context
-
-    return context.global_seed() is None
+    return EAGER_CONTEXT.load().global_seed() is None
 
 
-def dropout(tf: Any, keras: Any) -> bool:
-    """Gives each row of a batch a mask of its own.
+def dropout(keras: ModuleType) -> bool:
+    """Give each row of a global batch its own mask.
 
-    All workers have the same seed, so that Keras drops the same units in the first row of each part, the second and so
-    on. Here a part's masks are those that its rows would have had in one process: the generator counts, and is begun
-    where the part does (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+    All workers have the same seed, so Keras drops the same units in the first row of each part, in the second and so
+    on. Here the masks of a part are those that its rows would have in one process: the generator is counter-based, and
+    starts at the part's position (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
     """
-    module = keras.src.backend.tensorflow.random
+    module: Any = KERAS_RANDOM.load()
     original = module.dropout
 
     @functools.wraps(original)
-    def dropout(inputs: Any, rate: float, noise_shape: Any = None, seed: Any = None) -> Any:
-        part, replica = present_part(), tf.distribute.get_replica_context()
-        if part is None or replica is None or is_of_no_row(noise_shape) or not 0 < rate < 1:
+    def dropout(inputs: tf.Tensor, rate: float, noise_shape: Any = None, seed: Any = None) -> tf.Tensor:
+        part, replica = current_part(), tf.distribute.get_replica_context()
+        if part is None or replica is None or is_same_for_all_rows(noise_shape) or not 0 < rate < 1:
             return original(inputs, rate, noise_shape, seed)
         seed = module._cast_seed(module.draw_seed(seed))
         shape = tf.shape(inputs, out_type=tf.int64)
         if noise_shape is not None:
             shape = [shape[i] if each is None else tf.cast(each, tf.int64) for i, each in enumerate(noise_shape)]
             shape = tf.stack(shape)
-        drawn = _uniform_of_part(tf, shape, part, seed, inputs.dtype)
+        drawn = _uniform_of_part(shape, part, seed, inputs.dtype)
         return tf.where(drawn >= rate, inputs * tf.cast(1 / (1 - rate), inputs.dtype), tf.zeros((), inputs.dtype))
 
     module.dropout = dropout
     return True
 
 
-def _uniform_of_part(tf: Any, shape: Any, part: Any, seed: Any, dtype: Any) -> Any:
-    """The part's numbers of those that the whole batch would draw."""
+def _uniform_of_part(shape: tf.Tensor, part: BatchPart, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Return the part's numbers among those that the global batch would draw."""
     count = tf.reduce_prod(shape)
-    skipped = part.begin * (count // tf.maximum(rows_of_part(part), 1))
+    skipped = part.begin * (count // tf.maximum(rows_in_part(part), 1))
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
     low = counter[0] + tf.cast(skipped // _GROUP, tf.uint64)
     counter = tf.stack([low, counter[1] + tf.cast(low < counter[0], tf.uint64)])
@@ -114,34 +116,34 @@ def _uniform_of_part(tf: Any, shape: Any, part: Any, seed: Any, dtype: Any) -> A
     return tf.reshape(drawn[lead:], shape)
 
 
-# Whether a layer that adds or multiplies noise is what draws.
+# Whether a layer that adds or multiplies noise is drawing.
 _state = threading.local()
 
 
-def noise(tf: Any, keras: Any) -> bool:
-    """Gives each row of a batch noise of its own in GaussianNoise, GaussianDropout and AlphaDropout.
+def noise(keras: ModuleType) -> bool:
+    """Give each row of a global batch its own noise in GaussianNoise, GaussianDropout and AlphaDropout.
 
-    All workers have the same seeds, so that Keras draws the same noise for the first row of each part, the second and
-    so on. Here each worker draws what one process would, for the whole batch, and takes that of its part.
+    All workers have the same seeds, so Keras draws the same noise for the first row of each part, for the second and so
+    on. Here each worker draws what one process would draw for the global batch, and takes the rows of its part.
     """
-    module = keras.src.backend.tensorflow.random
+    module = KERAS_RANDOM.load()
     for name in ("normal", "uniform"):
-        setattr(module, name, drawing_for_all(tf, getattr(module, name)))
-    tell_noise(keras.layers)
-    legacy = importlib.import_module("keras.src.legacy.layers").AlphaDropout  # that of tf.keras
-    legacy.call = _telling(legacy.call)
+        setattr(module, name, drawing_for_all(getattr(module, name)))
+    mark_noise(keras.layers)
+    legacy = KERAS_LEGACY_LAYERS.load().AlphaDropout  # the one of tf.keras
+    legacy.call = _marking(legacy.call)
     return True
 
 
-def tell_noise(layers: Any) -> None:
-    """Lets it be known when one of the layers draws."""
+def mark_noise(layers: ModuleType) -> None:
+    """Make it known when one of the layers draws."""
     for layer in (layers.GaussianNoise, layers.GaussianDropout, layers.AlphaDropout):
-        layer.call = _telling(layer.call)
+        layer.call = _marking(layer.call)
 
 
-def _telling(original: Callable[..., Any]) -> Callable[..., Any]:
+def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def call(self: Any, inputs: Any, training: Any = None) -> Any:
+    def call(self: Any, inputs: tf.Tensor, training: Any = None) -> Any:
         _state.is_noise = True
         try:
             return original(self, inputs, training=training)
@@ -151,22 +153,22 @@ def _telling(original: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def drawing_for_all(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of a ``shape`` that draws random numbers: of a part, those among the numbers of the whole batch."""
+def drawing_for_all(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function of a ``shape`` that draws random numbers: draw for the global batch, return the part's rows."""
 
     def draw(call: inspect.BoundArguments) -> Any:
-        part, shape = present_part(), call.arguments["shape"]
+        part, shape = current_part(), call.arguments["shape"]
         is_noise = getattr(_state, "is_noise", False) and tf.distribute.get_replica_context() is not None
-        if part is None or not is_noise or is_of_no_row(shape):
+        if part is None or not is_noise or is_same_for_all_rows(shape):
             return original(*call.args, **call.kwargs)
-        known = shape if isinstance(shape, tuple | list) else [None] * shape.shape[0]
+        static = shape if isinstance(shape, tuple | list) else [None] * shape.shape[0]
         shape = tf.cast(tf.stack(shape), tf.int64)
-        each = shape[0] // tf.maximum(rows_of_part(part), 1)  # a TimeDistributed layer has several for a row
-        call.arguments["shape"] = tf.concat([[each * part.rows], shape[1:]], axis=0)
+        per_row = shape[0] // tf.maximum(rows_in_part(part), 1)  # a TimeDistributed layer has several for a row
+        call.arguments["shape"] = tf.concat([[per_row * part.global_rows], shape[1:]], axis=0)
         numbers = original(*call.args, **call.kwargs)
-        begin = each * part.begin
+        begin = per_row * part.begin
         return tf.ensure_shape(
-            numbers[begin : begin + shape[0]], [each if isinstance(each, int) else None for each in known]
+            numbers[begin : begin + shape[0]], [size if isinstance(size, int) else None for size in static]
         )
 
     return by_name(original, draw)

@@ -1,4 +1,4 @@
-"""Files that a program writes on all workers at once."""
+"""Patches for files that a program writes on all workers at once."""
 
 import contextlib
 import contextvars
@@ -9,39 +9,39 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from ..collectives import Collectives
+from ..private_names import KERAS_LEGACY_H5, KERAS_SAVING
 from .layer_state import average_state
 from .probe import spans_workers
 
-_is_silent: contextvars.ContextVar[bool] = contextvars.ContextVar("is_silent", default=False)
+_writes_nothing: contextvars.ContextVar[bool] = contextvars.ContextVar("writes_nothing", default=False)
 
 
 @contextlib.contextmanager
 def _writing_nothing() -> Iterator[None]:
-    token = _is_silent.set(True)
+    token = _writes_nothing.set(True)
     try:
         yield
     finally:
-        _is_silent.reset(token)
+        _writes_nothing.reset(token)
 
 
-def saved_models(tf: Any, keras: Any) -> bool:
-    """Writes a model's file under another name first, and then renames it; and lets the chief save alone.
+def saved_models(keras: ModuleType) -> bool:
+    """Write a model's file atomically, and let the chief save alone.
 
-    All workers call ``model.save("model.keras")``, and where they share a folder, they write into one file at once.
-    Where the chief alone saves or loads, Keras makes an optimizer for comparison, whose variables then wait for the
-    others.
+    All workers call ``model.save("model.keras")``; in a shared folder, they would write to one file at once. If the
+    chief alone saves or loads, Keras creates an optimizer for comparison, whose variables would wait for the others.
     """
-    library = keras.src.saving.saving_lib
-    name = "get_attr_skipset" if hasattr(library, "get_attr_skipset") else "get_attr_skiplist"  # before Keras 3.6
-    setattr(library, name, _outside_of_a_strategy(getattr(library, name)))
-    hdf5 = keras.src.legacy.saving.legacy_h5_format
+    library: Any = KERAS_SAVING.load()
+    library.get_attr_skipset = _outside_of_a_strategy(library.get_attr_skipset)
+    hdf5 = KERAS_LEGACY_H5.load()
     for module, name in ((library, "save_model"), (library, "save_weights_only"), (hdf5, "save_model_to_hdf5")):
-        setattr(module, name, at_once(getattr(module, name)))
+        setattr(module, name, atomically(getattr(module, name)))
     return True
 
 
@@ -51,7 +51,7 @@ def _outside_of_a_strategy(original: Callable[[str], Any]) -> Callable[[str], An
     @functools.wraps(original)
     def get_attr_skipset(obj_type: str) -> Any:
         if obj_type not in known:
-            # A strategy's scope is that of a thread.
+            # A strategy's scope belongs to its thread.
             thread = threading.Thread(target=lambda: known.__setitem__(obj_type, original(obj_type)))
             thread.start()
             thread.join()
@@ -60,77 +60,76 @@ def _outside_of_a_strategy(original: Callable[[str], Any]) -> Callable[[str], An
     return get_attr_skipset
 
 
-def at_once(original: Callable[..., Any]) -> Callable[..., Any]:
-    """What saves a model into a file, in such a way that the file is there as a whole or not at all."""
+def atomically(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function that saves a model, so that its file appears as a whole or not at all."""
 
     @functools.wraps(original)
     def save(model: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
-        if _is_silent.get():
+        if _writes_nothing.get():
             return None
         path = os.fspath(filepath) if isinstance(filepath, str | os.PathLike) else ""
-        whole_file = str(path).endswith((".keras", ".h5", ".hdf5")) and "://" not in str(path)
-        if not whole_file or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        is_file = str(path).endswith((".keras", ".h5", ".hdf5")) and "://" not in str(path)
+        if not is_file or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
             return original(model, filepath, *args, **kwargs)
         folder, name = os.path.split(os.path.abspath(path))
-        beside = os.path.join(folder, f".{uuid.uuid4().hex}-{name}")
+        temporary = os.path.join(folder, f".{uuid.uuid4().hex}-{name}")
         try:
-            result = original(model, beside, *args, **kwargs)
-            os.replace(beside, path)
+            result = original(model, temporary, *args, **kwargs)
+            os.replace(temporary, path)
         finally:
             with contextlib.suppress(OSError):
-                os.remove(beside)
+                os.remove(temporary)
         return result
 
     return save
 
 
-def callbacks(tf: Any, keras: Any) -> bool:
-    """Lets Keras' callbacks write on the chief only.
+def callbacks(keras: ModuleType) -> bool:
+    """Let Keras' callbacks write on the chief only.
 
-    All workers have the same model and the same logs; they would write the same files at once, and one that resumes
-    would resume alone where the others cannot see its folder.
+    All workers have the same model and the same logs, and would write the same files at once. A worker that restores a
+    backup would be alone in that if the others cannot see its folder.
     """
-    all_of_them = keras.callbacks
-    all_of_them.ModelCheckpoint._save_model = _saving_once(tf, all_of_them.ModelCheckpoint._save_model)
-    backup = all_of_them.BackupAndRestore
-    backup._save_model = _saving_once(tf, backup._save_model)
-    backup.on_train_begin = _restoring_together(tf, backup.on_train_begin)
-    backup.on_train_end = on_the_chief(tf, backup.on_train_end)
-    for callback in (all_of_them.CSVLogger, all_of_them.TensorBoard):
+    module = keras.callbacks
+    module.ModelCheckpoint._save_model = _saving_once(module.ModelCheckpoint._save_model)
+    backup = module.BackupAndRestore
+    backup._save_model = _saving_once(backup._save_model)
+    backup.on_train_begin = _restoring_together(backup.on_train_begin)
+    backup.on_train_end = on_the_chief(backup.on_train_end)
+    for callback in (module.CSVLogger, module.TensorBoard):
         for name in [name for name in vars(callback) if name.startswith("on_") or name == "set_model"]:
-            setattr(callback, name, on_the_chief(tf, getattr(callback, name)))
+            setattr(callback, name, on_the_chief(getattr(callback, name)))
     return True
 
 
-def _is_other(tf: Any, callback: Any, model: Any = None) -> bool:
-    """Whether the callback's model is trained by several workers, and this one is not their chief."""
-    model = model or callback.model
-    strategy = getattr(model, "distribute_strategy", None)
-    return spans_workers(tf, strategy) and strategy.cluster_resolver.task_id != 0  # type: ignore[union-attr]
+def _is_not_the_chief(model: Any) -> bool:
+    """Return whether the model is trained by several workers, and this one is not their chief."""
+    strategy: Any = getattr(model, "distribute_strategy", None)
+    return spans_workers(strategy) and strategy.cluster_resolver.task_id != 0
 
 
-def on_the_chief(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
-    """A callback's method, that does nothing on the other workers."""
+def on_the_chief(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a callback's method so that it does nothing on the other workers."""
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if original.__name__ == "set_model":
             (model,) = (*args, *kwargs.values())
-            if _is_other(tf, self, model):
+            if _is_not_the_chief(model):
                 self._model = model
                 return None
-        elif _is_other(tf, self):
+        elif _is_not_the_chief(self.model):
             return None
         return original(self, *args, **kwargs)
 
     return method
 
 
-def _saving_once(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+def _saving_once(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def save_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-        average_state(tf, self.model)
-        if not _is_other(tf, self):
+        average_state(self.model)
+        if not _is_not_the_chief(self.model):
             return original(self, *args, **kwargs)
         if not hasattr(self, "verbose"):  # BackupAndRestore
             return None
@@ -144,24 +143,24 @@ def _saving_once(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     return save_model
 
 
-def _restoring_together(tf: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+def _restoring_together(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def on_train_begin(self: Any, logs: Any = None) -> None:
         model = self.model
         strategy = model.distribute_strategy
-        if not spans_workers(tf, strategy):
+        if not spans_workers(strategy):
             original(self, logs)
             return
         is_chief = strategy.cluster_resolver.task_id == 0
         data = None
-        if model.optimizer is not None and not model.optimizer.built:  # which would be made on the chief only
+        if model.optimizer is not None and not model.optimizer.built:  # restoring would build it on the chief only
             model.optimizer.build(model.trainable_variables)
         if is_chief:
             before = model._initial_epoch
             original(self, logs)
             if model._initial_epoch != before:
                 data = _pack(_variables(model), model._initial_epoch)
-        data = Collectives.of_workers(strategy).broadcast(data)
+        data = Collectives.of_workers(strategy).broadcast_bytes(data)
         if data is not None and not is_chief:
             with np.load(BytesIO(data)) as arrays:
                 model._initial_epoch = json.loads(bytes(arrays["epoch"]))

@@ -23,7 +23,7 @@ SECRET = b"s" * 32
 def channel():
     with (
         closing(DriverCheckpointStore()) as commits,
-        closing(Channel(SECRET, "127.0.0.1", ("127.0.0.1",), commits=commits)) as made,
+        closing(Channel(SECRET, "127.0.0.1", ("127.0.0.1",), checkpoints=commits)) as made,
     ):
         made.kept = commits
         yield made
@@ -140,23 +140,23 @@ def test_a_malformed_message_ends_its_own_connection_alone(channel, body):
 
 
 def test_checkpoints_come_and_go(channel, tmp_path):
-    courier = CheckpointTransfer(channel.addresses, SECRET, 0, str(tmp_path))
-    assert courier.fetch(lambda: None) == {}
+    transfer = CheckpointTransfer(channel.addresses, SECRET, 0, str(tmp_path))
+    assert transfer.fetch(lambda: None) == {}
     for number, data in enumerate([b"a" * 10, b"b" * (3 << 20), b""]):
-        courier.put(f"fit0-{number:08d}", io.BytesIO(data))
-        courier.close(5)
+        transfer.put(f"fit0-{number:08d}", io.BytesIO(data))
+        transfer.close(5)
         assert channel.events.get(timeout=2)[1] == {
             "type": "committed",
             "name": f"fit0-{number:08d}",
             "bytes": len(data),
         }
-    courier.put("own-00000000", io.BytesIO(b"mine"))
-    courier.close(5)
-    fetched = contents(courier.fetch(lambda: None))
-    assert fetched == {"fit0-00000001": b"b" * (3 << 20), "fit0-00000002": b"", "own-00000000": b"mine"}
+    transfer.put("manual-00000000", io.BytesIO(b"mine"))
+    transfer.close(5)
+    fetched = contents(transfer.fetch(lambda: None))
+    assert fetched == {"fit0-00000001": b"b" * (3 << 20), "fit0-00000002": b"", "manual-00000000": b"mine"}
     other = CheckpointTransfer(channel.addresses, SECRET, 1, str(tmp_path))
-    assert contents(other.fetch(lambda: None)) == {"own-00000000": b"mine"}  # rank 0 passes the rest on
-    assert not courier.warnings
+    assert contents(other.fetch(lambda: None)) == {"manual-00000000": b"mine"}  # rank 0 passes the rest on
+    assert not transfer.warnings
 
 
 def contents(files):
@@ -181,19 +181,19 @@ def test_a_full_disk_at_the_driver_is_told(channel, tmp_path, monkeypatch):
     def full(name, pieces):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(channel.kept, "take", full)
-    courier = CheckpointTransfer(channel.addresses, SECRET, 0, str(tmp_path))
-    courier.put("fit0-00000000", io.BytesIO(b"x"))
-    courier.close(5)
-    assert "No space left on device" in courier.warnings[0]
+    monkeypatch.setattr(channel.kept, "put", full)
+    transfer = CheckpointTransfer(channel.addresses, SECRET, 0, str(tmp_path))
+    transfer.put("fit0-00000000", io.BytesIO(b"x"))
+    transfer.close(5)
+    assert "No space left on device" in transfer.warnings[0]
 
 
 def test_a_driver_that_is_gone_is_told(channel, tmp_path):
     channel.close()
-    courier = CheckpointTransfer(channel.addresses, SECRET, 0, str(tmp_path))
-    courier.put("fit0-00000000", io.BytesIO(b"x"))
-    courier.close(10)
-    assert "cannot be reached" in courier.warnings[0]
+    transfer = CheckpointTransfer(channel.addresses, SECRET, 0, str(tmp_path))
+    transfer.put("fit0-00000000", io.BytesIO(b"x"))
+    transfer.close(10)
+    assert "cannot be reached" in transfer.warnings[0]
 
 
 def test_closing_does_not_wait_for_who_is_idle(channel):

@@ -1,3 +1,5 @@
+"""The workers' output and the progress bar at the driver."""
+
 import io
 import sys
 
@@ -20,14 +22,14 @@ def test_lines_carry_rank_and_host(capsys):
     assert err == "[rank 0 @ other] e\n[rank 1 @ h] WARNING: careful\n"
 
 
-def test_lines_that_were_dropped_are_told_once(capsys):
+def test_dropped_lines_are_reported_once(capsys):
     console = Console(show_lines=True, show_progress=False)
     for _ in range(2):
         console.lines(0, "h", lines("x", dropped=7))
     assert capsys.readouterr().out.count("7 lines not shown") == 1
 
 
-def test_a_closed_terminal_fails_nothing(monkeypatch, caplog):
+def test_a_closed_terminal_is_logged_once(monkeypatch, caplog):
     closed = io.StringIO()
     closed.close()
     monkeypatch.setattr(sys, "stdout", closed)
@@ -37,14 +39,14 @@ def test_a_closed_terminal_fails_nothing(monkeypatch, caplog):
     assert caplog.text.count("can no longer be shown") == 1
 
 
-def test_a_narrow_encoding(monkeypatch):
+def test_characters_outside_the_terminals_encoding_are_escaped(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     Console(show_lines=True, show_progress=False).lines(0, "h", lines("ünï"))
     assert raw.getvalue() == b"[rank 0 @ h] \\xfcn\\xef\n"
 
 
-def test_a_bar_that_cannot_be_drawn_leaves_the_lines(monkeypatch, capsys, caplog):
+def test_lines_are_shown_without_a_bar_that_fails(monkeypatch, capsys, caplog):
     def broken(self, message):
         raise RuntimeError("no widgets")
 
@@ -58,7 +60,7 @@ def test_a_bar_that_cannot_be_drawn_leaves_the_lines(monkeypatch, capsys, caplog
 
 
 @pytest.mark.parametrize(("steps", "shown"), [(4, "4/4 steps"), (None, "4 steps")])
-def test_the_bar(capsys, steps, shown):
+def test_the_bar_shows_steps_and_metrics(capsys, steps, shown):
     console = Console(show_lines=True, show_progress=True)
     console.progress({"event": "fit_begin", "epochs": 2, "steps": steps})
     console.progress({"event": "step", "epoch": 0, "step": 1, "loss": 0.51234, "samples": 64})
@@ -72,7 +74,7 @@ def test_the_bar(capsys, steps, shown):
         assert text in err
 
 
-def test_whether_to_show_a_bar(monkeypatch):
+def test_a_bar_is_shown_as_requested_or_in_a_terminal(monkeypatch):
     assert wants_progress(True)
     assert not wants_progress(False)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

@@ -3,8 +3,8 @@
 import pytest
 
 from spark_tensorflow_distributor.runtime.driver.group import (
+    ALL_GATHER_SECONDS,
     LOST_SECONDS,
-    MEET_ELSEWHERE_SECONDS,
     PICKLE_SECONDS,
     SILENT_SECONDS,
     STACKS_SECONDS,
@@ -12,7 +12,7 @@ from spark_tensorflow_distributor.runtime.driver.group import (
     Group,
 )
 from spark_tensorflow_distributor.runtime.driver.outcome import root_cause
-from spark_tensorflow_distributor.runtime.failures import failure_record
+from spark_tensorflow_distributor.runtime.failures import Failure
 
 
 def member(rank):
@@ -25,7 +25,7 @@ def join(group, rank, now=0.0):
 
 
 def fail(group, rank, now, kind="exception"):
-    return group.receive(rank, {"type": "failed", "failure": failure_record(rank, "h", kind, "x")}, now)
+    return group.receive(rank, {"type": "failed", "failure": Failure(rank, "h", kind, "x").to_json()}, now)
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def test_a_rank_that_cannot_come_sends_all_to_spark():
     group = Group(3)
     join(group, 0)
     join(group, 2, 1.0)
-    assert group.tick(MEET_ELSEWHERE_SECONDS - 0.1) == []
-    sent = group.tick(MEET_ELSEWHERE_SECONDS)
+    assert group.tick(ALL_GATHER_SECONDS - 0.1) == []
+    sent = group.tick(ALL_GATHER_SECONDS)
     assert sent == [(0, {"type": "use_all_gather"}), (2, {"type": "use_all_gather"})]
     assert group.tick(100.0) == []
     # It was only late, and comes here after all.
@@ -132,9 +132,9 @@ def test_a_stall_is_told_with_the_stacks_of_all_ranks():
     ((_, message),) = group.receive(0, {"type": "stacks", "stacks": "Thread 0", "state": "sleeping"}, 115.1)
     assert "stall_timeout=10" in message["reason"]
     assert "Rank 0 is behind (epoch 2, after step 6)" in message["reason"]
-    assert {rank: each[0]["kind"] for rank, each in group.failures.items()} == {0: "stalled", 1: "stalled"}
-    assert "waits for rank 0" in group.failures[1][0]["message"]
-    assert group.failures[0][0]["traceback"] == "Thread 0"
+    assert {rank: each.kind for rank, each in group.failures.items()} == {0: "stalled", 1: "stalled"}
+    assert "Rank 1 is waiting for rank 0" in group.failures[1].message
+    assert group.failures[0].traceback == "Thread 0"
 
 
 def test_a_rank_that_does_not_answer_is_not_waited_for():
@@ -181,16 +181,16 @@ def test_a_rank_of_which_nothing_is_heard_is_lost(met):
     assert met.tick(10.0 + SILENT_SECONDS) == []
     ((_, message),) = met.tick(10.5 + SILENT_SECONDS)
     assert message == {"type": "stop", "reason": "Stopped because rank 2 failed."}
-    assert met.failures[2][0]["kind"] == "lost"
-    assert "its host is down, or the network to it" in met.failures[2][0]["message"]
+    assert met.failures[2].kind == "lost"
+    assert "its host, or the network to it, is down" in met.failures[2].message
 
 
 UNAVAILABLE = {"error_type": "tensorflow.python.framework.errors_impl.UnavailableError"}
 
 
 def collateral(group, rank, now):
-    record = failure_record(rank, "h", "exception", "UnavailableError: Connection reset by peer", **UNAVAILABLE)
-    return group.receive(rank, {"type": "failed", "failure": record}, now)
+    failure = Failure(rank, "h", "exception", "UnavailableError: Connection reset by peer", **UNAVAILABLE)
+    return group.receive(rank, {"type": "failed", "failure": failure.to_json()}, now)
 
 
 def test_who_is_silent_is_the_cause_when_others_fail(met):
@@ -200,7 +200,7 @@ def test_who_is_silent_is_the_cause_when_others_fail(met):
     for rank in (0, 1):
         collateral(met, rank, 20.0)
     assert met.tick(20.0 + VERDICT_SECONDS)[0][1]["type"] == "stop"
-    assert met.failures[2][0]["kind"] == "lost"
+    assert met.failures[2].kind == "lost"
     assert root_cause(met.failures) == 2
 
 
@@ -210,7 +210,7 @@ def test_a_stopped_process_is_the_cause_when_others_fail(met):
     for rank in (0, 1):
         collateral(met, rank, 20.0)
     met.tick(20.0 + VERDICT_SECONDS)
-    assert met.failures[2][0]["kind"] == "stalled"
+    assert met.failures[2].kind == "stalled"
     assert root_cause(met.failures) == 2
 
 

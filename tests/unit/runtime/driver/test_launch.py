@@ -7,7 +7,7 @@ from spark_tensorflow_distributor.runtime.driver.launch import Launch
 
 
 def test_who_has_not_come_is_named_every_half_minute(caplog):
-    spec = SimpleNamespace(world_size=4, frames=(), start_timeout=600)
+    spec = SimpleNamespace(world_size=4, frames=(), config=SimpleNamespace(start_timeout=600))
     launch = Launch(spec, None, None, None)
     now = time.monotonic()
 
@@ -20,7 +20,7 @@ def test_who_has_not_come_is_named_every_half_minute(caplog):
     for second in range(100, 160):
         launch._name_missing(now + second)
     assert [record.getMessage() for record in caplog.records] == [
-        "Waiting for ranks 0, 1, 3: 1 of 4 workers have come. Up to start_timeout=600 s."
+        "Waiting for ranks 0, 1, 3: 1 of 4 workers have connected. Giving up after start_timeout=600 s."
     ]
     come(0)
     come(1)

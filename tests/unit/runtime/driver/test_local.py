@@ -5,8 +5,15 @@ import sys
 
 import pytest
 
-from spark_tensorflow_distributor import DistributorError, GpuConfigurationError, MirroredStrategyRunner, get_context
+from spark_tensorflow_distributor import (
+    DistributorError,
+    GpuConfigurationError,
+    MirroredStrategyRunner,
+    context,
+    get_context,
+)
 from spark_tensorflow_distributor.config import RunnerConfig
+from spark_tensorflow_distributor.resume.store import FolderStore
 from spark_tensorflow_distributor.runtime.driver.local import local_gpus
 
 
@@ -22,13 +29,66 @@ def test_the_function_runs_here_and_the_environment_is_restored(runner):
 
     assert runner.run(train, x=3) == (3, os.getpid(), "", 1)
     assert "LEFT_BEHIND" not in os.environ
-    with pytest.raises(DistributorError, match="no"):
+    with pytest.raises(DistributorError, match="only inside a training function"):
         get_context()
 
 
 def test_errors_come_as_they_are(runner):
     with pytest.raises(ZeroDivisionError):
         runner.run(lambda: 1 / 0)
+
+
+@pytest.fixture
+def runner_with_folder(tmp_path):
+    return MirroredStrategyRunner(
+        num_slots=1, local_mode=True, use_gpu=False, use_custom_strategy=True, checkpoint_dir=str(tmp_path)
+    )
+
+
+def count_to(end, stop_at=None):
+    """A loop that resumes from its own checkpoints."""
+    context = get_context()
+    start = (context.latest_checkpoint() or {"step": 0})["step"]
+    for step in range(start, end):
+        if step == stop_at:
+            raise InterruptedError
+        context.save_checkpoint({"step": step + 1})
+    return start
+
+
+def test_checkpoints_are_kept_until_a_run_succeeds(runner_with_folder):
+    with pytest.raises(InterruptedError):
+        runner_with_folder.run(count_to, end=10, stop_at=6)
+    assert runner_with_folder.run(count_to, end=10) == 6
+    assert runner_with_folder.run(count_to, end=10) == 0
+    assert context._checkpoints is None
+
+
+def test_a_folder_keeps_no_fit_in_local_mode(runner_with_folder, caplog):
+    runner_with_folder.run(count_to, end=0)
+    (record,) = caplog.records
+    assert "fit() itself is neither saved nor resumed" in record.getMessage()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_reported(runner_with_folder, monkeypatch, caplog):
+    def full(store, name, write):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FolderStore, "put", full)
+    assert runner_with_folder.run(count_to, end=3) == 0
+    assert "could not be written: OSError: [Errno 28] No space left on device" in caplog.text
+
+
+def test_checkpoints_without_a_folder_are_warned_about_once(runner, caplog):
+    runner.run(count_to, end=3)
+    (record,) = caplog.records
+    assert (record.levelname, "Set checkpoint_dir" in record.getMessage()) == ("WARNING", True)
+    assert context._checkpoints is None
+
+
+def test_without_checkpoints_there_is_no_warning(runner, caplog):
+    runner.run(lambda: get_context().latest_checkpoint())
+    assert not caplog.records
 
 
 def test_a_script(runner, tmp_path, capsys):

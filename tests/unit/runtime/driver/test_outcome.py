@@ -14,27 +14,26 @@ from spark_tensorflow_distributor import (
 from spark_tensorflow_distributor.config import RunnerConfig
 from spark_tensorflow_distributor.runtime.driver.launch import LaunchResult
 from spark_tensorflow_distributor.runtime.driver.outcome import RestartPolicy, error_of, lost_a_port, root_cause
-from spark_tensorflow_distributor.runtime.failures import (
-    decode_failure,
-    encode_failure,
-    failure_record,
-    pickle_exception,
-)
+from spark_tensorflow_distributor.runtime.failures import Failure
 from spark_tensorflow_distributor.runtime.specs import WorkerReport
 
 CONFIG = RunnerConfig(2, use_gpu=False)
 UNAVAILABLE = {"error_type": "tensorflow.python.framework.errors_impl.UnavailableError"}
 
 
-def record(rank, kind="exception", message="boom", **more):
-    return failure_record(rank, f"h{rank}", kind, message, **more)
+def failure(rank, kind="exception", message="boom", seconds=0.0, **more):
+    return Failure(rank, f"h{rank}", kind, message, seconds=seconds, **more)
+
+
+def pickled(error):
+    return Failure.from_exception(0, "h0", "exception", error).pickled
 
 
 def test_the_first_that_is_no_consequence_is_the_cause():
     failures = {
-        0: (record(0, message="failed to connect to all addresses", **UNAVAILABLE), 1.0),
-        1: (record(1, "signal", "killed"), 1.2),
-        2: (record(2, "stopped"), 0.5),
+        0: failure(0, message="failed to connect to all addresses", seconds=1.0, **UNAVAILABLE),
+        1: failure(1, "signal", "killed", seconds=1.2),
+        2: failure(2, "stopped", seconds=0.5),
     }
     assert root_cause(failures) == 1
     assert root_cause({0: failures[0], 2: failures[2]}) == 0
@@ -42,13 +41,15 @@ def test_the_first_that_is_no_consequence_is_the_cause():
 
 
 def test_a_users_own_connection_error_is_a_cause():
-    failures = {0: (record(0, message="Connection reset by peer", error_type="OSError"), 1.0), 1: (record(1), 2.0)}
+    reset = failure(0, message="Connection reset by peer", seconds=1.0, error_type="OSError")
+    failures = {0: reset, 1: failure(1, seconds=2.0)}
     assert root_cause(failures) == 0
 
 
 def test_the_original_exception_is_chained():
-    told = record(1, pickled=pickle_exception(KeyError("k")), traceback="Traceback...", log_tail=["last words"])
-    error = error_of(LaunchResult(failures={1: (told, 3.0), 0: (record(0, "stopped"), 4.0)}), CONFIG, 2)
+    details = {"pickled": pickled(KeyError("k")), "traceback": "Traceback...", "log_tail": ("last words",)}
+    failures = {1: failure(1, seconds=3.0, **details), 0: failure(0, "stopped", seconds=4.0)}
+    error = error_of(LaunchResult(failures=failures), CONFIG, 2)
     assert isinstance(error, TrainingFailedError)
     assert isinstance(error.__cause__, KeyError)
     assert error.root_cause.rank == 1
@@ -58,22 +59,22 @@ def test_the_original_exception_is_chained():
 
 
 def test_an_exception_that_cannot_be_rebuilt_is_told_by_its_text():
-    error = error_of(LaunchResult(failures={0: (record(0, pickled="bm9wZQ=="), 1.0)}), CONFIG, 2)
+    error = error_of(LaunchResult(failures={0: failure(0, pickled="bm9wZQ==")}), CONFIG, 2)
     assert error.__cause__ is None
     assert "boom" in str(error)
 
 
 def test_the_librarys_own_errors_are_raised_as_themselves():
-    pickled = pickle_exception(GpuConfigurationError("no GPU"))
-    error = error_of(LaunchResult(failures={0: (record(0, "startup", pickled=pickled), 1.0)}), CONFIG, 2)
+    own = failure(0, "startup", pickled=pickled(GpuConfigurationError("no GPU")))
+    error = error_of(LaunchResult(failures={0: own}), CONFIG, 2)
     assert type(error) is GpuConfigurationError
 
 
 def test_a_missing_tensorflow_and_another_missing_module():
     def failed(name):
-        pickled = pickle_exception(ModuleNotFoundError(f"No module named {name!r}", name=name))
-        told = record(0, "startup", f"No module named {name!r}", error_type="ModuleNotFoundError", pickled=pickled)
-        return error_of(LaunchResult(failures={0: (told, 1.0)}), CONFIG, 2)
+        error = ModuleNotFoundError(f"No module named {name!r}", name=name)
+        missing = Failure.from_exception(0, "h0", "startup", error)
+        return error_of(LaunchResult(failures={0: missing}), CONFIG, 2)
 
     assert type(failed("tensorflow")) is ClusterError
     assert "spark.pyspark.python" in str(failed("tensorflow"))
@@ -84,7 +85,7 @@ def test_a_missing_tensorflow_and_another_missing_module():
 def test_start_timeout():
     error = error_of(LaunchResult(start_timed_out=1), CONFIG, 2)
     assert type(error) is RendezvousTimeoutError
-    assert "1 of 2 workers came within start_timeout=600 s" in str(error)
+    assert "1 of 2 workers connected within start_timeout=600 s" in str(error)
 
 
 def test_a_lost_executor_without_javas_stack():
@@ -106,8 +107,8 @@ def test_a_lost_executor_without_javas_stack():
 
 def failed(place=None, message="boom", kind="exception", error_type="ValueError"):
     """The error of an attempt in which rank 1's function raised."""
-    told = record(1, kind, message, error_type=error_type, place=place)
-    return error_of(LaunchResult(failures={1: (told, 1.0)}), CONFIG, 2)
+    found = failure(1, kind, message, error_type=error_type, place=place or {})
+    return error_of(LaunchResult(failures={1: found}), CONFIG, 2)
 
 
 def test_restarts_only_where_they_can_help():
@@ -165,18 +166,18 @@ def test_a_process_killed_twice_at_one_step_is_tried_again():
 
 
 def test_a_taken_port_is_met_with_new_ones():
-    result = LaunchResult(failures={0: (record(0, "port"), 1.0), 1: (record(1, "stopped"), 0.9)})
+    result = LaunchResult(failures={0: failure(0, "port", seconds=1.0), 1: failure(1, "stopped", seconds=0.9)})
     assert lost_a_port(result, 0)
     assert not lost_a_port(result, 3)
-    assert not lost_a_port(LaunchResult(failures={0: (record(0), 1.0)}), 0)
+    assert not lost_a_port(LaunchResult(failures={0: failure(0)}), 0)
 
 
 @pytest.mark.parametrize("size", [10, 5000, 100_000])
-def test_a_record_survives_sparks_error_text(size):
-    told = record(1, message="m" * size, traceback="t" * size, log_tail=["l" * size], pickled="p" * size)
-    text = f"Job aborted due to stage failure: Task 1 failed\n{encode_failure(told)}\n\tat org.apache.spark.X"
-    back = decode_failure(text)
+def test_a_failure_survives_sparks_error_text(size):
+    sent = failure(1, message="m" * size, traceback="t" * size, log_tail=("l" * size,), pickled="p" * size)
+    text = f"Job aborted due to stage failure: Task 1 failed\n{sent.to_spark_error()}\n\tat org.apache.spark.X"
+    back = Failure.from_spark_error(text)
     assert len(text) < 25_000
-    assert back["rank"] == 1
-    assert back["message"] == ("m" * size)[:4000]
-    assert decode_failure("no record here") is None
+    assert back.rank == 1
+    assert back.message == ("m" * size)[:4000]
+    assert Failure.from_spark_error("no failure here") is None

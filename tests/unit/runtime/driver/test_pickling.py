@@ -1,4 +1,4 @@
-"""What cannot travel is named."""
+"""Errors name the object that cannot be pickled."""
 
 import threading
 
@@ -49,7 +49,7 @@ def test_the_object_of_a_method_is_named():
         pack_function(Trainer().train, {})
 
 
-def test_arguments_that_do_not_fit():
+def test_arguments_that_the_function_does_not_accept():
     with pytest.raises(ConfigurationError, match=r"missing a required argument: 'b'"):
         pack_function(lambda a, b: 1, {"a": 1})
     with pytest.raises(ConfigurationError, match="unexpected keyword argument 'c'"):
@@ -63,7 +63,7 @@ def test_scripts(tmp_path):
     with pytest.raises(ConfigurationError, match="cannot be read"):
         pack_script(str(path), [])
     path.write_text("def broken(:\n")
-    with pytest.raises(ConfigurationError, match="is not Python"):
+    with pytest.raises(ConfigurationError, match="is not valid Python"):
         pack_script(str(path), [])
     path.write_text("print(1)\n")
     with pytest.raises(ConfigurationError, match="list of strings"):

@@ -1,3 +1,5 @@
+"""From the runner's arguments and the cluster's settings to a plan."""
+
 import pytest
 
 from spark_tensorflow_distributor import ClusterError, EncryptionUnsupportedError, GpuConfigurationError
@@ -26,7 +28,7 @@ def test_tasks_for_gpus(amount, tasks):
 
 
 @pytest.mark.parametrize("amount", ["0", "-1", "1.5", "many", "nan"])
-def test_an_amount_that_makes_no_sense(amount):
+def test_an_invalid_amount_of_gpus(amount):
     with pytest.raises(GpuConfigurationError, match=AMOUNT):
         num_tasks_for(RunnerConfig(5), ClusterFacts({AMOUNT: amount}))
 
@@ -37,20 +39,20 @@ def test_no_gpu_scheduling():
     assert num_tasks_for(cpu(), ClusterFacts({})) == 2
 
 
-def test_a_resource_profile_counts_before_the_setting():
+def test_a_resource_profile_takes_precedence_over_the_setting():
     assert num_tasks_for(RunnerConfig(4), ClusterFacts({AMOUNT: "1"}, task_resource_amount=2, has_profile=True)) == 2
     with pytest.raises(GpuConfigurationError, match="resource_profile"):
         num_tasks_for(RunnerConfig(4), ClusterFacts({AMOUNT: "1"}, has_profile=True))
 
 
-def test_a_fraction_is_shared():
+def test_a_fractional_amount_means_shared_gpus():
     plan = make_plan(RunnerConfig(4), ClusterFacts({AMOUNT: "0.5"}))
     assert plan.gpu_is_shared
     assert plan.gpus_by_rank == (1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("key", ["spark.ssl.enabled", "spark.network.crypto.enabled", "spark.io.encryption.enabled"])
-def test_encryption_is_refused_unless_told_to_go_on(key):
+def test_encryption_is_rejected_unless_ignored(key):
     with pytest.raises(EncryptionUnsupportedError, match=f"{key}=true.*{IGNORE_SSL}"):
         make_plan(cpu(), ClusterFacts({key: "TRUE"}))
     plan = make_plan(cpu(), ClusterFacts({key: "true", IGNORE_SSL: "True"}))
@@ -59,7 +61,7 @@ def test_encryption_is_refused_unless_told_to_go_on(key):
         make_plan(cpu(), ClusterFacts({key: "yes"}))
 
 
-def test_dynamic_allocation():
+def test_dynamic_allocation_is_rejected():
     facts = {"spark.dynamicAllocation.enabled": "true", "spark.master": "yarn"}
     with pytest.raises(ClusterError, match=r"SPARK-24942.*spark\.dynamicAllocation\.enabled=false"):
         make_plan(cpu(), ClusterFacts(facts))
@@ -81,12 +83,12 @@ def test_sizes(text, size):
     assert parse_bytes(text, "key") == size
 
 
-def test_a_size_that_is_none():
+def test_an_invalid_size():
     with pytest.raises(ClusterError, match="key is '1x'"):
         parse_bytes("1x", "key")
 
 
-def test_rows_take_an_eighth_of_the_heap():
+def test_results_in_rows_take_an_eighth_of_the_heap():
     assert max_row_bytes(1 << 30, 1 << 30) == 1 << 27
     assert max_row_bytes(1 << 20, 1 << 30) == 1 << 20
     assert max_row_bytes(0, None) == 1 << 27

@@ -1,0 +1,130 @@
+"""Saves checkpoints of one ``fit``."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+from ..context import WorkerContext
+from ..training.collectives import Collectives
+from ..training.random_state import random_state
+from . import snapshot
+from .callback_state import Callback, CallbackState, Logs, callback_states, history_of
+from .interval import CheckpointInterval
+from .model_state import ModelState, describe
+from .names import checkpoint_name
+from .resume_point import CheckpointFacts, DataUse, FitState, Position
+from .save_clock import SaveClock
+from .store import CheckpointStore
+from .writer import CheckpointWriter
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """How this process saves checkpoints.
+
+    Attributes:
+        store: Where they are kept.
+        writer: Writes them to the store.
+        interval: How often ``fit`` saves one.
+        run_id: Identifies the run.
+    """
+
+    store: CheckpointStore
+    writer: CheckpointWriter
+    interval: CheckpointInterval
+    run_id: str
+
+
+class FitSaver:
+    """Decides when to save a checkpoint of a ``fit``, and captures it on all ranks.
+
+    Args:
+        checkpointing: How to save.
+        context: This worker's context.
+        collectives: The group's collectives.
+        model_state: The model in training.
+        position: Where the fit is; changes as it proceeds.
+        data_use: How much of its data it has consumed; changes as it proceeds.
+
+    Attributes:
+        sequence: Number of the next checkpoint.
+    """
+
+    def __init__(
+        self,
+        checkpointing: Checkpointing,
+        context: WorkerContext,
+        collectives: Collectives,
+        model_state: ModelState,
+        position: Position,
+        data_use: DataUse,
+    ) -> None:
+        self._checkpointing, self._context, self._collectives = checkpointing, context, collectives
+        self._model_state, self._position, self._data_use = model_state, position, data_use
+        self._clock = SaveClock(checkpointing.interval)
+        self._callbacks: Sequence[Callback] = ()
+        self._callback_baseline: list[CallbackState] = []
+        self.sequence = 0
+
+    def begin(self, callbacks: Sequence[Callback]) -> None:
+        """Save these callbacks, too; training begins now, and no checkpoint has been restored yet."""
+        self._callbacks, self._callback_baseline = callbacks, callback_states(callbacks)
+
+    def after_step(self, count: int, *, is_last: bool) -> None:
+        """Save a checkpoint between two steps if one is due.
+
+        Not after the last step of an epoch: its end is saved soon, and an epoch resumed there would have no logs.
+        """
+        self._clock.advance(count)
+        if not is_last and self._clock.is_meeting_due:
+            self._meet()
+
+    def _meet(self) -> None:
+        plan = b""
+        if self._context.is_chief:
+            plan = json.dumps(self._clock.plan(self._checkpointing.writer.seconds)).encode()
+        is_due, steps = json.loads(self._collectives.broadcast_bytes(plan) or b"[false, 1]")
+        if is_due:
+            self._model_state.average_layer_state()
+            self._save(self._position.epoch, self._position.step)
+        self._clock.schedule(steps)
+
+    def end_epoch(self, epoch: int, logs: Logs) -> None:
+        """Save a checkpoint at the end of an epoch."""
+        self._save(epoch + 1, 0, ended=(epoch, logs))
+        self._clock.epoch_saved()
+
+    def end(self, epochs: int) -> None:
+        """Save a checkpoint of the complete ``fit``."""
+        self._save(epochs, 0, complete=True)
+
+    def _save(self, epoch: int, step: int, *, complete: bool = False, ended: tuple[int, Logs] | None = None) -> None:
+        """Capture a checkpoint from which training resumes at this epoch and step, and queue it for writing."""
+        started = time.monotonic()
+        part = BytesIO()
+        snapshot.write(part, {}, [random_state(), self._model_state.local_part()])
+        parts = self._collectives.gather_bytes(part.getvalue())
+        if self._context.is_chief:
+            by_rank = [snapshot.read(BytesIO(each))[1] for each in parts]
+            weights, metrics = self._model_state.capture([local for _, local in by_rank])
+            history, epochs = history_of(self._model_state.model, ended)
+            callbacks = callback_states(self._callbacks, self._callback_baseline)
+            state = FitState(weights, metrics, [random for random, _ in by_rank], callbacks, history, epochs)
+            facts = CheckpointFacts(
+                run=self._checkpointing.run_id,
+                fit=self._position.fit,
+                epoch=epoch,
+                step=step,
+                epoch_steps=self._data_use.epoch_steps,
+                iterators=self._data_use.iterators,
+                sequence=self.sequence,
+                complete=complete,
+                world_size=self._context.world_size,
+                variables=describe(self._model_state.weights),
+            )
+            name = checkpoint_name(f"fit{self._position.fit}", self.sequence)
+            self._checkpointing.writer.put(name, facts.to_json(), vars(state))
+        self.sequence += 1
+        self._clock.saved(time.monotonic() - started)

@@ -1,0 +1,192 @@
+"""The private names of TensorFlow and Keras that this package relies on.
+
+Nobody promised to keep them, so a trainer checks them once at its start. Nothing here imports TensorFlow or Keras.
+"""
+
+import functools
+import importlib
+import sys
+from collections.abc import Iterable
+from types import ModuleType
+from typing import NamedTuple
+
+
+class PrivateModule(NamedTuple):
+    """A private module and the names that are used from it.
+
+    Attributes:
+        path: The module's full name.
+        names: Attributes, dotted where they are attributes of a class.
+        reason: What they are used for.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    reason: str
+
+    def load(self) -> ModuleType:
+        """Import the module; TensorFlow or Keras has loaded most of them already."""
+        return importlib.import_module(self.path)
+
+    def loaded(self) -> ModuleType | None:
+        """Return the module if this process has imported it."""
+        return sys.modules.get(self.path)
+
+    def missing(self) -> list[str]:
+        """Return the full names of what this release does not have."""
+        try:
+            module = self.load()
+        except ImportError:
+            return [self.path]
+        return [f"{self.path}.{name}" for name in self.names if not _has(module, name)]
+
+
+def missing_names_warning(packages: Iterable[ModuleType]) -> str | None:
+    """Return a warning about the private names that the given packages lack; None if they have all of them.
+
+    Args:
+        packages: ``tensorflow``, ``keras`` or ``tf_keras``, as imported.
+    """
+    releases, names = [], []
+    for package in packages:
+        entries = [entry for entry in PRIVATE_MODULES if entry.path.partition(".")[0] == package.__name__]
+        if missing := [name for entry in entries for name in entry.missing()]:
+            releases.append(f"{package.__name__} {package.__version__}")
+            names += missing
+    if not names:
+        return None
+    return (
+        f"Internals of {' and '.join(releases)} have changed: this library relies on {', '.join(names)}, which this "
+        "release does not have. What depends on them is left out. If training fails or its numbers differ from those "
+        "of a single process, use another release."
+    )
+
+
+def _has(module: ModuleType, name: str) -> bool:
+    try:
+        functools.reduce(getattr, name.split("."), module)
+    except AttributeError:
+        return False
+    return True
+
+
+AUTOGRAPH_LOADER = PrivateModule(
+    "tensorflow.python.autograph.pyct.loader", ("load_source",), "removes the files that AutoGraph generates"
+)
+COLLECTIVE_STRATEGY = PrivateModule(
+    "tensorflow.python.distribute.collective_all_reduce_strategy",
+    ("CollectiveAllReduceExtended._use_merge_call", "coordination_config_pb2.CoordinatedJob"),
+    "reduces within branches and loops; describes the cluster for the coordination service",
+)
+WORKER_UTIL = PrivateModule(
+    "tensorflow.python.distribute.multi_worker_util", ("coordination_leader",), "sets the heartbeat timeout"
+)
+DISTRIBUTED_VALUES = PrivateModule(
+    "tensorflow.python.distribute.values",
+    ("apply_aggregation_replica_context",),
+    "updates variables within branches and loops",
+)
+EAGER_CONTEXT = PrivateModule(
+    "tensorflow.python.eager.context",
+    ("context", "global_seed"),
+    "sets the heartbeat timeout; shows whether the program set a seed, and whether a process is safe to fork",
+)
+GRAPH_STACK = PrivateModule(
+    "tensorflow.python.framework.ops", ("_default_graph_stack.reset",), "keeps the strategy's scope after clear_session"
+)
+DEVICE_ITERATORS = PrivateModule(
+    "tensorflow.python.data.ops.multi_device_iterator_ops",
+    ("_create_device_dataset",),
+    "turns autotuning off in datasets for devices, so that their iterators end in time",
+)
+DATA_SEEDS = PrivateModule(
+    "tensorflow.python.data.util.random_seed", ("get_seed",), "gives unseeded datasets the same order on all workers"
+)
+STATEFUL_RANDOM = PrivateModule(
+    "tensorflow.python.ops.stateful_random_ops",
+    ("global_generator",),
+    "saves the global generator without creating it",
+)
+
+KERAS_TRAINER = PrivateModule(
+    "keras.src.backend.tensorflow.trainer",
+    (
+        "TFEpochIterator._enumerate_iterator",
+        "TFEpochIterator._get_iterator",
+        "TensorFlowTrainer._get_metrics_result_or_logs",
+        "TensorFlowTrainer._make_function",
+        "TensorFlowTrainer._maybe_symbolic_build",
+        "TensorFlowTrainer._symbolic_build",
+        "reduce_per_replica",
+    ),
+    "the loops over steps, the distribution of batches, the functions that run a step, and its logs",
+)
+KERAS_RANDOM = PrivateModule(
+    "keras.src.backend.tensorflow.random",
+    ("_cast_seed", "draw_seed", "dropout", "normal", "uniform"),
+    "gives each row of a global batch its own random numbers",
+)
+KERAS_STATE = PrivateModule(
+    "keras.src.backend.common.global_state",
+    ("get_global_attribute",),
+    "saves the global seed generator without creating it",
+)
+KERAS_LEGACY_LAYERS = PrivateModule(
+    "keras.src.legacy.layers", ("AlphaDropout.call",), "gives each row of a global batch its own noise"
+)
+KERAS_LEGACY_H5 = PrivateModule(
+    "keras.src.legacy.saving.legacy_h5_format", ("save_model_to_hdf5",), "writes a model's file atomically"
+)
+KERAS_LOSS = PrivateModule(
+    "keras.src.losses.loss",
+    ("apply_mask", "reduce_values", "scale_loss_for_distribution", "unscale_loss_for_distribution"),
+    "weights a worker's loss by its part of the batch",
+)
+KERAS_COMPILED = PrivateModule(
+    "keras.src.trainers.compile_utils", ("CompileLoss.call",), "weights the logged loss of each output"
+)
+KERAS_OPTIMIZER = PrivateModule(
+    "keras.src.optimizers.base_optimizer",
+    ("BaseOptimizer.apply", "BaseOptimizer._backend_apply_gradients"),
+    "sums gradients over the workers before they are clipped",
+)
+KERAS_SAVING = PrivateModule(
+    "keras.src.saving.saving_lib",
+    ("get_attr_skipset", "save_model", "save_weights_only"),
+    "writes a model's file atomically, and lets the chief save alone",
+)
+
+TF_KERAS_DATA = PrivateModule(
+    "tf_keras.src.engine.data_adapter",
+    (
+        "DataHandler._configure_dataset_and_inferred_steps",
+        "DataHandler.enumerate_epochs",
+        "DataHandler.steps",
+        "DatasetAdapter",
+        "single_batch_iterator",
+    ),
+    "the loops over steps, and the distribution of batches",
+)
+TF_KERAS_TRAINING = PrivateModule("tf_keras.src.engine.training", ("reduce_per_replica",), "the logs of a step")
+TF_KERAS_COMPILED = PrivateModule(
+    "tf_keras.src.engine.compile_utils", ("tf",), "weights a worker's summed loss by its part of the batch"
+)
+TF_KERAS_LOSSES = PrivateModule(
+    "tf_keras.src.utils.losses_utils",
+    ("ReductionV2", "apply_valid_mask", "scale_loss_for_distribution"),
+    "weights a worker's loss by its part of the batch",
+)
+TF_KERAS_METRICS = PrivateModule("tf_keras.src.utils.metrics_utils", ("result_wrapper",), "the logs of a step")
+TF_KERAS_BACKEND = PrivateModule(
+    "tf_keras.src.backend",
+    ("RandomGenerator.dropout", "RandomGenerator.random_normal", "RandomGenerator.random_uniform"),
+    "gives each row of a global batch its own random numbers",
+)
+TF_KERAS_SAVING = PrivateModule(
+    "tf_keras.src.saving.saving_lib", ("H5IOStore.get",), "loads the state of metrics under a strategy"
+)
+TF_KERAS_SAVING_API = PrivateModule(
+    "tf_keras.src.saving.saving_api", ("save_model", "save_weights"), "writes a model's file atomically"
+)
+
+PRIVATE_MODULES = [entry for entry in list(globals().values()) if isinstance(entry, PrivateModule)]

@@ -1,0 +1,1 @@
+"""As much of TensorFlow's internals as a trainer touches."""

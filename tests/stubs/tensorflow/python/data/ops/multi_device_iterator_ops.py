@@ -1,0 +1,2 @@
+def _create_device_dataset(*args):
+    return args

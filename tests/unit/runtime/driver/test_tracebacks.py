@@ -1,0 +1,64 @@
+"""Which frames of a remote traceback the user sees."""
+
+import traceback
+
+from spark_tensorflow_distributor.runtime.driver.tracebacks import hide_own_frames, without_message
+
+REMOTE = """\
+Traceback (most recent call last):
+  File "<spark_tensorflow_distributor>/runtime/trainer/main.py", line 120, in train
+    value = call()
+            ^^^^^^
+  File "/home/me/spark_tensorflow_distributor/train.py", line 12, in train
+    model.fit(x, y)
+  File "/env/lib/python3.11/site-packages/spark_tensorflow_distributor/training/keras_api.py", line 51, in method
+    return replacement(call)
+  [Previous line repeated 5 more times]
+  File "/env/lib/python3.11/site-packages/keras/src/utils/traceback_utils.py", line 122, in error_handler
+    raise e.with_traceback(filtered_tb) from None
+  File "/home/me/spark_tensorflow_distributor/train.py", line 5, in on_epoch_end
+    raise ValueError("boom")
+ValueError: boom
+"""
+
+
+def test_the_librarys_frames_are_hidden_and_the_users_are_not():
+    assert hide_own_frames(REMOTE).splitlines() == [
+        "Traceback (most recent call last):",
+        '  File "/home/me/spark_tensorflow_distributor/train.py", line 12, in train',
+        "    model.fit(x, y)",
+        '  File "/env/lib/python3.11/site-packages/keras/src/utils/traceback_utils.py", line 122, in error_handler',
+        "    raise e.with_traceback(filtered_tb) from None",
+        '  File "/home/me/spark_tensorflow_distributor/train.py", line 5, in on_epoch_end',
+        '    raise ValueError("boom")',
+        "ValueError: boom",
+    ]
+
+
+def test_an_exception_with_no_other_frames_keeps_the_librarys():
+    own = REMOTE.split('  File "/home')[0] + "KeyError: 'rows'"
+    chained = f"{own}\n\nDuring handling of the above exception, another exception occurred:\n\n{REMOTE}"
+    shown = hide_own_frames(chained)
+    assert shown.startswith(own)
+    assert shown.endswith(hide_own_frames(REMOTE))
+
+
+def test_real_tracebacks_without_the_librarys_frames_stay_as_they_are():
+    def fail():
+        try:
+            raise KeyError("first")
+        except KeyError as error:
+            raise ValueError('two\n  File "x", line 1\nlines') from error
+
+    try:
+        fail()
+    except ValueError as error:
+        text = "".join(traceback.format_exception(error)).rstrip()
+    assert hide_own_frames(text) == text
+
+
+def test_a_message_is_repeated_only_where_it_says_more():
+    assert without_message(REMOTE, "ValueError: boom").endswith('raise ValueError("boom")')
+    assert without_message(REMOTE + "a note\n", "ValueError: boom").endswith("boom\na note")
+    assert without_message("ValueError: boom", "boom") == "ValueError: boom"
+    assert without_message("", "boom") == ""
