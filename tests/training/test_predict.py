@@ -249,7 +249,7 @@ def test_without_arrow_functions(spark, numbers, keras, dense, monkeypatch):
     """PySpark before 4.1 has only pandas functions."""
     from pyspark.sql import functions as F
 
-    monkeypatch.delattr(F, "arrow_udf")
+    monkeypatch.delattr(F, "arrow_udf", raising=False)
     rows = predict(numbers, dense, COLUMNS, stack=True).collect()
     close([row.prediction for row in rows], dense.predict(matrix(rows), verbose=0)[:, 0])
     x = keras.Input((3,), name="x")

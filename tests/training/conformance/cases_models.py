@@ -243,8 +243,19 @@ def regularizers(keras):
     x, y = digits()
     model = keras.Sequential(
         [keras.Input((64,)),
-         keras.layers.Dense(12, activation="tanh", kernel_regularizer="l2", activity_regularizer="l1"),
+         keras.layers.Dense(12, activation="tanh", kernel_regularizer="l2"),
          keras.layers.Dense(10, activation="softmax", bias_regularizer=keras.regularizers.L1(0.02))]
+    )  # fmt: skip
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return outcome(model, fit(model, x, y), evaluated=model.evaluate(x, y, batch_size=BATCH, verbose=0))
+
+
+@case(since=(3, 14))  # older releases sum over a batch's rows instead of averaging
+def activity_regularizers(keras):
+    x, y = digits()
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Dense(12, activation="tanh", activity_regularizer="l1"),
+         keras.layers.Dense(10, activation="softmax")]
     )  # fmt: skip
     model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", metrics=["accuracy"])
     return outcome(model, fit(model, x, y), evaluated=model.evaluate(x, y, batch_size=BATCH, verbose=0))

@@ -6,6 +6,7 @@ named arrays, which are compared with those of one process at the same global ba
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class Case:
         packages: Keras packages that have the feature.
         rtol: Relative tolerance against one process.
         atol: Absolute tolerance.
+        since: The first release of Keras 3 that gives the numbers of one process.
         alone: The function that one process runs for comparison, if it is not the case itself.
     """
 
@@ -33,11 +35,16 @@ class Case:
     packages: tuple[str, ...]
     rtol: float
     atol: float
+    since: tuple[int, int]
     alone: Callable[..., dict[str, Any]] | None
 
     @property
     def name(self) -> str:
         return self.run.__name__
+
+    def is_supported(self, package: str) -> bool:
+        """Tell whether the installed release of the package is recent enough."""
+        return package != "keras" or tuple(map(int, metadata.version("keras").split(".")[:2])) >= self.since
 
 
 CASES: dict[str, Case] = {}
@@ -48,6 +55,7 @@ def case(
     keras_3_only: bool = False,
     rtol: float = 2e-4,
     atol: float = 2e-5,
+    since: tuple[int, int] = (3, 10),
     alone: Callable[..., dict[str, Any]] | None = None,
 ) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., dict[str, Any]]]:
     """Add a function to the table."""
@@ -55,7 +63,7 @@ def case(
     def register(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
         packages = ("keras",) if keras_3_only else ("keras", "tf_keras")
         assert run.__name__ not in CASES, run.__name__
-        CASES[run.__name__] = Case(run.__module__.rpartition("_")[2], run, packages, rtol, atol, alone)
+        CASES[run.__name__] = Case(run.__module__.rpartition("_")[2], run, packages, rtol, atol, since, alone)
         return run
 
     return register
