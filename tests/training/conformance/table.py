@@ -43,7 +43,7 @@ class Case:
         return self.run.__name__
 
     def is_supported(self, package: str) -> bool:
-        """Tell whether the installed release of the package is recent enough."""
+        """Return whether the installed release of the package is recent enough."""
         return package != "keras" or tuple(map(int, metadata.version("keras").split(".")[:2])) >= self.since
 
 
