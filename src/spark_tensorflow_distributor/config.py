@@ -73,6 +73,7 @@ class RunnerConfig:
                 f"env sets {', '.join(sorted(reserved))}, which the runner sets for each worker. "
                 "Choose devices with num_slots and use_gpu."
             )
+        object.__setattr__(self, "env", dict(self.env))  # later changes to the caller's mapping have no effect
 
 
 def _check_int(name: str, value: object, least: int) -> None:

@@ -137,7 +137,7 @@ class TrainingFailedError(DistributorError):
         self.root_cause = root_cause
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.args[0], self.failures, self.root_cause))
+        return (type(self), (self.args[0], self.failures, self.root_cause), vars(self))  # with its notes
 
 
 class WorkerDataError(TrainingFailedError, DataError):

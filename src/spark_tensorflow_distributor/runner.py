@@ -107,7 +107,7 @@ class MirroredStrategyRunner:
             stall_timeout=stall_timeout,
             log_to_driver=log_to_driver,
             progress=progress,
-            env=dict(env or {}),
+            env={} if env is None else env,
             resource_profile=resource_profile,
         )
         self._session = spark

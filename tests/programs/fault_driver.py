@@ -89,7 +89,8 @@ def training():
                 if position == 1 or not hasattr(self, "first"):
                     self.first = position
                     record_event(f"first-{here}", f"{position} {time.time()}")
-                if position == watch:
+                if position >= watch and not hasattr(self, "has_reached"):
+                    self.has_reached = True
                     record_event(f"step-{here}", str(os.getpid()))
                 for what in due(position):
                     inject(what)

@@ -56,7 +56,7 @@ def test_in_a_separate_program(mode):
     command = [sys.executable, str(PROGRAM), json.dumps(conf), mode]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
+    assert lines, f"exit status {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
     check(json.loads(lines[0][7:]))
 
 

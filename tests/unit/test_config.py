@@ -37,3 +37,12 @@ def test_arguments_are_keyword_only():
         MirroredStrategyRunner(2)
     with pytest.raises(TypeError, match="num_slots"):
         MirroredStrategyRunner()
+
+
+def test_env_is_a_mapping_and_is_copied():
+    env = {"A": "1"}
+    config = RunnerConfig(1, use_gpu=False, env=env)
+    env["A"] = "2"
+    assert config.env == {"A": "1"}
+    with pytest.raises(ConfigurationError, match="env is a str; it must be a mapping"):
+        MirroredStrategyRunner(num_slots=1, use_gpu=False, env="x")

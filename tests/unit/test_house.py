@@ -106,7 +106,10 @@ def test_all_errors_pickle():
             assert str(again) == "text"
             assert issubclass(cls, std.DistributorError)
     failure = std.WorkerFailure(1, "h", "exception", "m", exception=KeyError("k"))
-    again = pickle.loads(pickle.dumps(std.TrainingFailedError("t", {1: failure}, failure)))
+    error = std.TrainingFailedError("t", {1: failure}, failure)
+    error.__notes__ = ["a note"]
+    again = pickle.loads(pickle.dumps(error))
+    assert again.__notes__ == ["a note"]
     assert again.failures[1].message == "m"
     assert again.root_cause.rank == 1
 

@@ -6,6 +6,7 @@ was complete does not train again: its model gets the saved weights, and the cal
 
 import contextlib
 import inspect
+import threading
 import time
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -88,6 +89,7 @@ class FitTracker:
         self._current: FitSession | None = None
         self._failed_at: Position | None = None
         self._last_report = 0.0
+        self._has_trailing_report = False
 
     def install(self) -> None:
         """Replace ``fit`` in every Keras of this process."""
@@ -177,7 +179,21 @@ class FitTracker:
         now = time.monotonic()
         if now - self._last_report >= _REPORT_SECONDS:
             self._last_report = now
-            self._report({"type": "step", "steps": self._steps, "at": self.position})
+            self._report_steps()
+        elif not self._has_trailing_report:
+            # If training stalls now, the driver still learns of the last steps.
+            self._has_trailing_report = True
+            timer = threading.Timer(_REPORT_SECONDS, self._report_trailing_steps)
+            timer.daemon = True
+            timer.start()
+
+    def _report_trailing_steps(self) -> None:
+        self._has_trailing_report = False
+        if self._current is not None:
+            self._report_steps()
+
+    def _report_steps(self) -> None:
+        self._report({"type": "step", "steps": self._steps, "at": self.position})
 
 
 class _SessionCallback:

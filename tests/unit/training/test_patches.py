@@ -96,6 +96,8 @@ def patches(install_keras, monkeypatch):
         for name in ("patches", "collectives"):
             vars(package).pop(name, None)
 
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("keras", "tf_keras")]:
+        monkeypatch.delitem(sys.modules, name)  # an earlier test of this process may have imported the real ones
     monkeypatch.setitem(sys.modules, "tensorflow", stub_tensorflow())
     forget()
     patches = importlib.import_module(f"{TRAINING}.patches")
