@@ -22,7 +22,8 @@ def test_the_driver_is_killed_and_restarted(free_hosts, events, reference, tmp_p
     options = {"checkpoint_dir": str(folder), "checkpoint_every": "5 steps"}
     named = None  # the checkpoint that was damaged last
     for watch, damage in ((20, None), (32, truncated), (44, with_a_bit_flipped)):
-        driver = once(free_hosts, events, watch=watch, **options)
+        # Slow steps: killing a driver takes seconds on a busy machine, and the training must not end before that.
+        driver = once(free_hosts, events, watch=watch, pause=0.4, **options)
         wait_for(events, "step-0-0")
         driver.kill()
         driver.close()
