@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from .tracebacks import is_own_file
 
 _THREAD = re.compile(r"^(?:Current thread|Thread) .*$", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
-_OURS = ("<spark_tensorflow_distributor>/", "_importer.py", f"{Path(__file__).parents[2]}/")
 _LIBRARY = re.compile(
     r"^.*/(?:site|dist)-packages/|^.*/lib(?:64)?/(?:python|pypy)3(?:\.\d+t?)?/|^.*/(?=pyspark\.zip/)|^(?=<frozen )"
     r"|^.*/(?=__autograph_generated_file)"
@@ -122,7 +122,8 @@ def _innermost(thread: str) -> UserCode | None:
 
 
 def _is_users(file: str) -> bool:
-    return not file.startswith(_OURS) and not _LIBRARY.match(file)
+    # "_importer.py" is the importer's text before the package can be imported.
+    return file != "_importer.py" and not is_own_file(file) and not _LIBRARY.match(file)
 
 
 def _step(made: tuple[int, Mapping[str, int] | None] | None) -> str:

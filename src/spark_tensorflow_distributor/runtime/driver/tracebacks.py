@@ -37,16 +37,14 @@ def without_message(traceback: str, message: str) -> str:
     return head.rstrip() if head.endswith("\n") else traceback.rstrip()
 
 
-def _shown(frames: list[list[str]]) -> list[str]:
-    others = [frame for frame in frames if not _is_own(frame[0])]
-    return [line for frame in others or frames for line in frame]
-
-
-def _is_own(line: str) -> bool:
-    frame = _FRAME.match(line)
-    if frame is None:
-        return False
+def is_own_file(file: str) -> bool:
+    """Return whether the file name of a frame is one of this library's, installed or loaded from memory."""
     # Code that was loaded from memory is called "<package>/path", installed code ".../package/path".
-    path = frame["file"].replace("\\", "/").replace(f"<{PACKAGE}>", f"/{PACKAGE}")
+    path = file.replace("\\", "/").replace(f"<{PACKAGE}>", f"/{PACKAGE}")
     _, found, tail = path.rpartition(f"/{PACKAGE}/")
     return bool(found) and tail in own_sources()
+
+
+def _shown(frames: list[list[str]]) -> list[str]:
+    others = [frame for frame in frames if not ((match := _FRAME.match(frame[0])) and is_own_file(match["file"]))]
+    return [line for frame in others or frames for line in frame]
