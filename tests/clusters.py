@@ -13,17 +13,28 @@ import pyspark
 from helpers import QUICK_JVM, wait_until
 
 SPARK_HOME = Path(pyspark.__file__).parent
+_PROGRAMS = Path(__file__).parent / "programs"
+
+
+def run_program(program, *args, conf=None):
+    """Run a program of tests/programs with a session of its own; return its result, and all that it printed."""
+    command = [sys.executable, str(_PROGRAMS / program), json.dumps(conf or {}), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, f"exit status {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return json.loads(lines[0][7:]), done.stdout
 
 
 class StandaloneCluster:
-    """A master and two workers with four cores each, on 127.0.0.1 and 127.0.0.2.
+    """A master and workers with four cores each, by default two, on 127.0.0.1 and 127.0.0.2.
 
     Args:
         folder: Logs and work directories.
         worker_conf: Settings of the workers (mainly GPU resources).
+        hosts: The workers' addresses.
     """
 
-    def __init__(self, folder, worker_conf=None):
+    def __init__(self, folder, worker_conf=None, hosts=("127.0.0.1", "127.0.0.2")):
         self.folder = Path(folder)
         self._processes = []
         self._drivers = []
@@ -34,15 +45,19 @@ class StandaloneCluster:
         self._env = env
         self._start("master", "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", "0")
         self.url = self._find_in_log("master", r"Starting Spark master at (spark://\S+)")
-        properties = self.folder / "worker.conf"
-        properties.write_text("".join(f"{key} {value}\n" for key, value in (worker_conf or {}).items()))
-        for host in ("127.0.0.1", "127.0.0.2"):
-            self._start(
-                f"worker-{host}", "org.apache.spark.deploy.worker.Worker", "--host", host, "--cores", "4",
-                "--memory", "4g", "--properties-file", str(properties), self.url,
-            )  # fmt: skip
-        for host in ("127.0.0.1", "127.0.0.2"):
+        self._properties = self.folder / "worker.conf"
+        self._properties.write_text("".join(f"{key} {value}\n" for key, value in (worker_conf or {}).items()))
+        for host in hosts:
+            self.start_worker(host)
+        for host in hosts:
             self._find_in_log(f"worker-{host}", r"Successfully registered with master")
+
+    def start_worker(self, host):
+        """Start a worker, without waiting for it."""
+        self._start(
+            f"worker-{host}", "org.apache.spark.deploy.worker.Worker", "--host", host, "--cores", "4",
+            "--memory", "4g", "--properties-file", str(self._properties), self.url,
+        )  # fmt: skip
 
     def _start(self, name, cls, *args):
         log = open(self.folder / f"{name}.log", "w")  # noqa: SIM115 (the process writes to it)
@@ -69,7 +84,7 @@ class StandaloneCluster:
     def start_driver(self, program, *args, conf=None, env=None):
         settings = {"spark.master": self.url, "spark.driver.host": "127.0.0.1"}
         settings |= {"spark.executor.extraJavaOptions": QUICK_JVM, **(conf or {})}
-        command = [sys.executable, str(Path(__file__).parent / "programs" / program), json.dumps(settings), *args]
+        command = [sys.executable, str(_PROGRAMS / program), json.dumps(settings), *args]
         driver = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

@@ -122,12 +122,21 @@ class Driver:
         self.process = None
 
 
-def order_of(id, events, rows=None, **kwargs):
-    """Return the request for a run; ``kwargs`` are arguments of the runner or, by name, of the training function."""
+def order_of(id, events, rows=None, conf=None, **kwargs):
+    """Return the request for a run.
+
+    Args:
+        id: Its name.
+        events: The folder of its events.
+        rows: Seconds that each part of a DataFrame takes; None to train on arrays.
+        conf: Settings of Spark for this run.
+        kwargs: Arguments of the runner or, by name, of the training function.
+    """
     of_function = {"epochs", "watch", "pause", "faults", "value_kills", "dropout"}
     order = {
         "id": id,
         "options": {key: value for key, value in kwargs.items() if key not in of_function},
+        "conf": conf or {},
         "kwargs": {"events": str(events), **{key: kwargs[key] for key in of_function & kwargs.keys()}},
     }
     if rows is not None:
@@ -135,7 +144,7 @@ def order_of(id, events, rows=None, **kwargs):
     return order
 
 
-def wait_for(events, name, seconds=120):
+def wait_for(events, name, seconds=200):
     """Wait for an event, and return its text."""
     path, end = events / name, time.monotonic() + seconds
     while not path.exists():

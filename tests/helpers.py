@@ -34,6 +34,17 @@ def processes(pattern: str) -> dict[int, str]:
     return found
 
 
+def clock_of(monkeypatch, module, now: float = 100.0):
+    """Stop the monotonic clock of a module; return a function that advances it by some seconds."""
+    time_now = [now]
+    monkeypatch.setattr(module.time, "monotonic", lambda: time_now[0])
+
+    def wait(seconds):
+        time_now[0] += seconds
+
+    return wait
+
+
 def wait_until(condition, seconds: float = 10.0) -> bool:
     """Return whether ``condition()`` becomes true within ``seconds``."""
     end = time.monotonic() + seconds

@@ -3,11 +3,12 @@
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-# The two longest groups start first. The cluster tests mostly wait and the conformance tests keep the cores busy, so
+# The longest groups start first. The cluster tests mostly wait and the conformance tests keep the cores busy, so
 # tests without TensorFlow run alongside them. Short groups come last: all processes then end at about the same time.
 _ORDER = (
     "tests/cluster/",
     "tests/training/conformance/",
+    "tests/training/programs/",
     "tests/spark/",
     "tests/training/test_resume.py",
     "tests/training/test_patches.py",

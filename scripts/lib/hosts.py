@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-NETWORK = "10.77.{number}.{host}"
+NETWORKS = ("10.77.{number}.{host}", "10.78.{number}.{host}")
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "cluster"
 
 
@@ -71,8 +71,8 @@ class Hosts:
     def __exit__(self, *_: object) -> None:
         self.down()
 
-    def address(self, host: int) -> str:
-        return NETWORK.format(number=self.number, host=10 + host)
+    def address(self, host: int, network: int = 0) -> str:
+        return NETWORKS[network].format(number=self.number, host=10 + host)
 
     @property
     def _switch(self) -> str:
@@ -85,21 +85,31 @@ class Hosts:
         self.down()
         self.folder.mkdir(parents=True, exist_ok=True)
         _ip("netns", "add", self._switch)
-        _ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
-        _ip("-n", self._switch, "link", "set", "bridge", "up")
-        for host, name in enumerate(self.names):
+        for name in self.names:
             _ip("netns", "add", name)
             _ip("-n", name, "link", "set", "lo", "up")
-            _ip("link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", f"h{host}", "netns", self._switch)
-            _ip("-n", self._switch, "link", "set", f"h{host}", "master", "bridge")
-            _ip("-n", self._switch, "link", "set", f"h{host}", "up")
-            _ip("-n", name, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
-            _ip("-n", name, "link", "set", "eth0", "up")
+        self._connect("bridge", "eth0", "h", 0)
         self.start_master()
         for host in range(1, len(self.names)):
             self.start_worker(host)
         for host in range(1, len(self.names)):
             self._wait_in_log(f"worker{host}.log", "Successfully registered with master")
+
+    def add_network(self) -> None:
+        """Connect all hosts by a second network, at their interfaces ``eth1``, of which Spark knows nothing."""
+        self._connect("bridge1", "eth1", "n", 1)
+
+    def _connect(self, bridge: str, interface: str, port: str, network: int) -> None:
+        switch = self._switch
+        _ip("-n", switch, "link", "add", bridge, "type", "bridge")
+        _ip("-n", switch, "link", "set", bridge, "up")
+        for host, name in enumerate(self.names):
+            peer = f"{port}{host}"
+            _ip("link", "add", interface, "netns", name, "type", "veth", "peer", "name", peer, "netns", switch)
+            _ip("-n", switch, "link", "set", peer, "master", bridge)
+            _ip("-n", switch, "link", "set", peer, "up")
+            _ip("-n", name, "addr", "add", f"{self.address(host, network)}/24", "dev", interface)
+            _ip("-n", name, "link", "set", interface, "up")
 
     def down(self) -> None:
         """Kill all processes on the hosts and remove the network. Does nothing if they do not exist."""

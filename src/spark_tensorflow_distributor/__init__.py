@@ -12,6 +12,9 @@ __version__ = "2.0.0.dev0"
 _HOMES = {
     "MirroredStrategyRunner": "runner",
     "RunReport": "runtime.driver.report",
+    "RunHandle": "runtime.driver.handle",
+    "RunCallback": "runtime.driver.callbacks",
+    "MLflowCallback": "tracking.mlflow",
     "WorkerReport": "runtime.driver.report",
     "DataShard": "data.shard",
     "get_context": "context",
@@ -19,6 +22,7 @@ _HOMES = {
     "predict_udf": "inference.predict",
     "WorkerContext": "context",
     "DistributorError": "errors",
+    "CallError": "errors",
     "ConfigurationError": "errors",
     "ClusterError": "errors",
     "InsufficientSlotsError": "errors",
@@ -28,15 +32,20 @@ _HOMES = {
     "RendezvousTimeoutError": "errors",
     "DataError": "errors",
     "CheckpointError": "errors",
+    "CollectiveError": "errors",
     "SerializationError": "errors",
+    "RunCancelledError": "errors",
+    "ResultNotLoadedError": "errors",
     "TrainingFailedError": "errors",
     "WorkerDataError": "errors",
     "WorkerFailure": "errors",
 }
 
 __all__ = [
+    "CallError",
     "CheckpointError",
     "ClusterError",
+    "CollectiveError",
     "ConfigurationError",
     "DataError",
     "DataShard",
@@ -44,9 +53,14 @@ __all__ = [
     "EncryptionUnsupportedError",
     "GpuConfigurationError",
     "InsufficientSlotsError",
+    "MLflowCallback",
     "MirroredStrategyRunner",
     "RendezvousError",
     "RendezvousTimeoutError",
+    "ResultNotLoadedError",
+    "RunCallback",
+    "RunCancelledError",
+    "RunHandle",
     "RunReport",
     "SerializationError",
     "TrainingFailedError",
@@ -63,8 +77,10 @@ if TYPE_CHECKING:
     from .context import WorkerContext, get_context
     from .data.shard import DataShard
     from .errors import (
+        CallError,
         CheckpointError,
         ClusterError,
+        CollectiveError,
         ConfigurationError,
         DataError,
         DistributorError,
@@ -73,6 +89,8 @@ if TYPE_CHECKING:
         InsufficientSlotsError,
         RendezvousError,
         RendezvousTimeoutError,
+        ResultNotLoadedError,
+        RunCancelledError,
         SerializationError,
         TrainingFailedError,
         WorkerDataError,
@@ -80,7 +98,10 @@ if TYPE_CHECKING:
     )
     from .inference.predict import predict, predict_udf
     from .runner import MirroredStrategyRunner
+    from .runtime.driver.callbacks import RunCallback
+    from .runtime.driver.handle import RunHandle
     from .runtime.driver.report import RunReport, WorkerReport
+    from .tracking.mlflow import MLflowCallback
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,14 @@
 """The runner's arguments, validated."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
+from types import ModuleType
 from typing import Any
 
 from .errors import ConfigurationError
+from .formatting import a_type
 from .resume.interval import CheckpointInterval
 
 
@@ -31,10 +34,13 @@ class RunnerConfig:
     checkpoint_every: float | str = 30.0
     start_timeout: float = 600
     stall_timeout: float | None = None
-    log_to_driver: bool = True
+    log_to_driver: bool | str = True
     progress: bool | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     resource_profile: Any = None
+    gradient_compression: str | None = None
+    py_modules: Sequence[ModuleType | str | os.PathLike[str]] = ()
+    log_dir: str | os.PathLike[str] | None = None
     checkpoint_interval: CheckpointInterval = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,6 +51,7 @@ class RunnerConfig:
             if self.min_slots > self.num_slots:
                 raise ConfigurationError(f"min_slots={self.min_slots} is greater than num_slots={self.num_slots}.")
         _check_folder(self.checkpoint_dir)
+        object.__setattr__(self, "log_dir", _checked_log_dir(self.log_dir))  # the class is frozen
         object.__setattr__(self, "checkpoint_interval", _parse_interval(self.checkpoint_every))  # the class is frozen
         _check_positive("start_timeout", self.start_timeout)
         if self.stall_timeout is not None:
@@ -55,6 +62,20 @@ class RunnerConfig:
                 "spark.task.resource.<name>.amount, usually 'gpu'."
             )
         self._check_env()
+        if isinstance(self.py_modules, str | os.PathLike | ModuleType | Mapping):
+            raise ConfigurationError(
+                f"py_modules is {self.py_modules!r}; it must be a list of module objects, names of modules, or paths."
+            )
+        object.__setattr__(self, "py_modules", tuple(self.py_modules))
+        if self.log_to_driver not in (True, False, "logging"):
+            raise ConfigurationError(
+                f"log_to_driver is {self.log_to_driver!r}; it must be True to print the workers' output, 'logging' to "
+                "send it to the logger spark_tensorflow_distributor.workers, or False."
+            )
+        if self.gradient_compression not in (None, "bfloat16", "float16"):
+            raise ConfigurationError(
+                f"gradient_compression is {self.gradient_compression!r}; it must be None, 'bfloat16' or 'float16'."
+            )
         if self.local_mode and not self.use_gpu and self.num_slots > 1:
             raise ConfigurationError(
                 f"num_slots={self.num_slots} with local_mode=True and use_gpu=False: the driver is a single CPU "
@@ -63,7 +84,7 @@ class RunnerConfig:
 
     def _check_env(self) -> None:
         if not isinstance(self.env, Mapping):
-            raise ConfigurationError(f"env is a {type(self.env).__name__}; it must be a mapping of str to str.")
+            raise ConfigurationError(f"env is {a_type(self.env)}; it must be a mapping of str to str.")
         for name, value in self.env.items():
             if not isinstance(name, str) or not isinstance(value, str) or "=" in name or not name:
                 raise ConfigurationError(f"env has {name!r}: {value!r}; names and values must be str.")
@@ -90,6 +111,18 @@ def _check_folder(folder: object) -> None:
             f"checkpoint_dir is {folder!r}; it must be a path or URL that all hosts can reach, or None to keep the "
             "checkpoints on the driver."
         )
+
+
+def _checked_log_dir(folder: object) -> str | None:
+    if folder is None:
+        return None
+    path = os.fspath(folder) if isinstance(folder, str | os.PathLike) else None
+    if not isinstance(path, str) or not path or "://" in path:
+        raise ConfigurationError(
+            f"log_dir is {folder!r}; it must be the path of a directory on the driver. To write to a "
+            "URL, pass it to the training function as an argument."
+        )
+    return path
 
 
 def _parse_interval(every: object) -> CheckpointInterval:

@@ -1,5 +1,6 @@
 """The context of a worker, as its training function sees it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +12,13 @@ class Checkpoints(Protocol):
 
     def save(self, state: object) -> None: ...
     def latest(self) -> Any: ...
+
+
+class CustomLoop(Protocol):
+    """Connects a custom training loop to the driver."""
+
+    def report(self, step: int, metrics: Mapping[str, Any]) -> None: ...
+    def should_stop(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class WorkerContext:
         node_rank: Number of this host, from 0 in the order of ranks.
         attempt: 0 for the first attempt; incremented by each restart.
         checkpoint_dir: The runner's ``checkpoint_dir``, or None.
+        log_dir: A directory on this host; files below it appear below the runner's ``log_dir`` on the driver while they
+            are written. None if the runner has no ``log_dir``. In ``local_mode`` it is the runner's ``log_dir`` itself.
     """
 
     rank: int
@@ -34,6 +44,7 @@ class WorkerContext:
     node_rank: int
     attempt: int = 0
     checkpoint_dir: str | None = None
+    log_dir: str | None = None
 
     @property
     def is_chief(self) -> bool:
@@ -65,9 +76,35 @@ class WorkerContext:
         """
         return None if _checkpoints is None else _checkpoints.latest()
 
+    def report(self, step: int, **metrics: Any) -> None:
+        """Report metrics of a custom training loop; ``fit`` does not need it.
+
+        Those of rank 0 appear in ``runner.report.history`` and reach the run's callbacks; the call does nothing on
+        other ranks, so it may be made on all of them. Metrics travel in the background, several times a second.
+
+        Args:
+            step: Number of the step or epoch, counted as the loop does.
+            **metrics: Numbers by name; scalar arrays and tensors are converted.
+
+        Raises:
+            ConfigurationError: The step or a metric is not a number.
+        """
+        if _custom_loop is not None:
+            _custom_loop.report(step, metrics)
+
+    def should_stop(self) -> bool:
+        """Return whether a custom training loop should end now; ``fit`` ends by itself.
+
+        True after ``RunHandle.stop()``, an interrupt in a notebook, or a callback's ``on_epoch_end`` that has returned
+        True for metrics of :meth:`report`. It is a collective operation: all ranks call it at the same step and get
+        the same answer. With ``use_custom_strategy``, call it in the scope of your strategy.
+        """
+        return _custom_loop is not None and _custom_loop.should_stop()
+
 
 _current: WorkerContext | None = None
 _checkpoints: Checkpoints | None = None
+_custom_loop: CustomLoop | None = None
 
 
 def get_context() -> WorkerContext:
@@ -96,3 +133,9 @@ def set_checkpoints(checkpoints: Checkpoints | None) -> Checkpoints | None:
     global _checkpoints
     previous, _checkpoints = _checkpoints, checkpoints
     return previous
+
+
+def set_custom_loop(loop: CustomLoop | None) -> None:
+    """Set what :meth:`WorkerContext.report` and ``should_stop`` use in this process."""
+    global _custom_loop
+    _custom_loop = loop

@@ -2,6 +2,7 @@
 
     DistributorError
     ├ ConfigurationError (also ValueError)
+    │ └ CallError (also TypeError)
     ├ ClusterError
     │ ├ InsufficientSlotsError
     │ ├ GpuConfigurationError (also ValueError)
@@ -11,24 +12,37 @@
     ├ DataError
     ├ CheckpointError
     ├ SerializationError
+    │ └ ResultNotLoadedError (.data, .path)
+    ├ CollectiveError
+    ├ RunCancelledError
     └ TrainingFailedError (.failures by rank, .root_cause)
       └ WorkerDataError (also DataError)
 
 Every message says what happened, which value was found, the likely cause, and which setting to change. All exceptions
-pickle. This module imports nothing else from the library: the driver, Spark's Python worker and the trainer all use it.
+pickle. The driver, Spark's Python worker and the trainer all use this module.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .formatting import printable
+
 
 class DistributorError(Exception):
     """Base class of all errors that this library raises deliberately."""
 
+    def __str__(self) -> str:
+        # Messages quote what workers, data and files contain; see formatting.
+        return printable(super().__str__())
+
 
 class ConfigurationError(DistributorError, ValueError):
     """An argument or a setting is invalid. Also a ``ValueError``."""
+
+
+class CallError(ConfigurationError, TypeError):
+    """An argument was passed by position where only keyword arguments are accepted. Also a ``TypeError``."""
 
 
 class ClusterError(DistributorError):
@@ -44,7 +58,7 @@ class GpuConfigurationError(ClusterError, ValueError):
 
 
 class EncryptionUnsupportedError(ClusterError):
-    """The cluster requires encryption, which TensorFlow's traffic between workers does not support."""
+    """Encryption is required, but not possible for this run."""
 
 
 class RendezvousError(DistributorError):
@@ -71,6 +85,35 @@ class SerializationError(DistributorError):
     """A training function, argument, model or result cannot be serialised or deserialised."""
 
 
+class ResultNotLoadedError(SerializationError):
+    """Training has finished, but what the function returned cannot be loaded on the driver; it is kept.
+
+    Args:
+        message: Text with the reason and the path.
+        data: The bytes that the error keeps.
+        path: The file that contains it.
+
+    Attributes:
+        data: The pickled value; if it could not be pickled, a ``.npz`` archive of its models' weights.
+        path: A file on the driver with the same bytes; ``""`` if it could not be written.
+    """
+
+    def __init__(self, message: str, data: bytes = b"", path: str = "") -> None:
+        super().__init__(message)
+        self.data, self.path = data, path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.args[0], self.data, self.path), vars(self))  # with its notes
+
+
+class CollectiveError(DistributorError):
+    """An operation between the workers failed: one of them is gone, or called a different operation."""
+
+
+class RunCancelledError(DistributorError):
+    """The run was cancelled by the user."""
+
+
 @dataclass(frozen=True)
 class WorkerFailure:
     """Describes how one worker failed.
@@ -86,6 +129,7 @@ class WorkerFailure:
             - ``"result"``: the return value could not be serialised.
             - ``"startup"``: the worker failed before the training function was called.
             - ``"input"``: Spark could not deliver the worker's rows.
+            - ``"peer"``: an operation failed because another worker had failed or disappeared.
             - ``"port"``: another process took the worker's port.
             - ``"lost"``: Spark lost the task, or the worker fell silent.
             - ``"stalled"``: the worker made no progress for ``stall_timeout`` seconds, or its process is suspended.

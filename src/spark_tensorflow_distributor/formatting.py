@@ -1,4 +1,49 @@
-"""Sizes and exceptions as text, for messages."""
+"""Sizes and exceptions as text, for messages; and text that a terminal can show safely.
+
+Text from workers may contain anything that their programs, data or files contain. A terminal obeys escape sequences:
+they move the cursor over other lines, and some change its title or the clipboard, or make it type.
+"""
+
+import re
+import traceback
+
+# Colours and movements of the cursor, which are left out; and other control characters, which become visible. Lines end
+# with \n or \r\n.
+_CONTROLS = re.compile(r"(\x1b\[[0-?]*[ -/]*[@-~]|\r(?=\n))|([\x00-\x08\x0b-\x1f\x7f-\x9f])")
+
+
+def printable(text: str) -> str:
+    """Return text without colours and movements of the cursor, and with other control characters as escapes."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[2]):02x}" if found[2] else "", text)
+
+
+def printable_line(text: str) -> str:
+    """Return the same as one line: a line cannot pretend to be two."""
+    return printable(text).replace("\n", "\\n")
+
+
+def printable_exception(error: BaseException) -> BaseException | None:
+    """Return an exception that Python can print safely, or None.
+
+    Its arguments and notes are changed if that suffices; if its text comes from elsewhere, the result is None.
+    """
+    if _is_printed_safely(error):
+        return error
+    notes = getattr(error, "__notes__", None)
+    if isinstance(notes, list):
+        notes[:] = [printable(each) if isinstance(each, str) else each for each in notes]
+    error.args = tuple(printable(each) if isinstance(each, str) else each for each in error.args)
+    if isinstance(error, OSError) and isinstance(error.strerror, str):
+        error.strerror = printable(error.strerror)
+    return error if _is_printed_safely(error) else None
+
+
+def _is_printed_safely(error: BaseException) -> bool:
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception:  # its own methods can raise anything
+        return False
+    return _CONTROLS.search(text) is None
 
 
 def mebibytes(size: float) -> str:
@@ -21,3 +66,21 @@ def one_line(error: BaseException) -> str:
     """Return an exception as in the last line of a traceback: ``"KeyError: 'name'"``."""
     text = str(error).strip()
     return f"{type_name(error)}: {text}" if text else type_name(error)
+
+
+def a_type(value: object) -> str:
+    """Return the name of a value's class with its article: ``"an int"``, ``"a DataFrame"``."""
+    return "None" if value is None else with_article(type(value).__name__)
+
+
+def with_article(name: str) -> str:
+    """Return the name of a class with its article."""
+    # By sound: a unit, a user; an hour is no class name.
+    vowel = name[:1].lower() in "aeiou" and not name.lower().startswith(("uni", "use", "uti", "eu", "one"))
+    return f"{'an' if vowel else 'a'} {name}"
+
+
+def sentence(quoted: object) -> str:
+    """Return a quoted text or exception with one full stop at its end, whatever punctuation it brings along."""
+    text = str(quoted).strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,28 +1,52 @@
 """MirroredStrategyRunner, the entry point of distributed training."""
 
+import functools
 import logging
 import os
-import time
-from collections.abc import Callable, Mapping
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, ParamSpec, TypeVar, overload
 
 from .config import RunnerConfig
 from .data.frames import Frames, frames_of
-from .errors import ConfigurationError
+from .errors import CallError, ConfigurationError
 from .runtime.driver import local, pickling, plan
+from .runtime.driver.autolog_hint import warn_of_autolog
+from .runtime.driver.callbacks import CallbackList, RunCallback
+from .runtime.driver.handle import RunHandle
+from .runtime.driver.interrupts import first_interrupt_stops
+from .runtime.driver.modules import pack_modules
 from .runtime.driver.report import RunReport
-from .runtime.driver.run import Program, Run
-from .runtime.driver.spark import SparkGateway, active_session
+from .runtime.driver.run import Program
+from .runtime.driver.spark import SparkGateway, active_session, check_sessions
+from .runtime.driver.tracked_run import TrackedRun, changed_settings
 
 _log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _keywords_only(init: Callable[P, None]) -> Callable[P, None]:
+    """Give advice where Python would only count the positional arguments of the constructor."""
+
+    @functools.wraps(init)  # which also keeps the signature
+    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+        if len(args) > 1:
+            raise CallError(
+                f"MirroredStrategyRunner() takes keyword arguments only, but got {args[1]!r} by position. Call "
+                f"MirroredStrategyRunner(num_slots={args[1]!r}, ...)."
+            )
+        init(*args, **kwargs)
+
+    return checked
 
 
 class MirroredStrategyRunner:
     """Trains one TensorFlow model synchronously on several workers of a Spark cluster.
 
     :meth:`run` starts the tasks of one Spark barrier stage at the same time. Each task is one worker: it starts a
-    process that calls the training function under a ``tf.distribute.MultiWorkerMirroredStrategy`` of all workers.
+    process that calls the training function under a ``tf.distribute`` strategy that spans all workers.
 
     Example::
 
@@ -52,27 +76,42 @@ class MirroredStrategyRunner:
             the driver keeps them until the run ends.
         checkpoint_every (float or str): Time between two checkpoints of ``fit`` in seconds, or a string such as
             ``"500 steps"``; the end of each epoch is saved as well. Default: 30.0.
-        start_timeout (float): Seconds to wait for executors to register, and then for all workers to join the group.
-            Default: 600.
+        start_timeout (float): Seconds to wait for each of: executors to register, all workers to join, and the workers
+            to connect to each other. Default: 600.
         stall_timeout (float): Seconds without progress after which the attempt fails and reports the stacks of all
             workers; progress is a step of training, evaluation or prediction, or output outside of ``fit``. Default:
             never.
-        log_to_driver (bool): Whether to show the workers' output on the driver, each line as ``[rank 3 @ host] line``.
+        log_to_driver (bool or str): Whether to show the workers' output on the driver, each line as ``[rank 3 @ host]
+            line``; with ``"logging"``, the lines go to the logger ``spark_tensorflow_distributor.workers`` instead.
             Default: True.
-        progress (bool): Whether to show a progress bar for ``fit`` on rank 0. Default: only in a terminal or notebook.
+        progress (bool): Whether to show a progress bar for each ``fit``, over all of its epochs. Default: only in a
+            terminal or notebook.
         env (Mapping[str, str]): Additional environment variables for the workers, except ``TF_CONFIG`` and
             ``CUDA_VISIBLE_DEVICES``. Default: none.
         resource_profile (pyspark.resource.ResourceProfile): Resource profile of the tasks, for stage-level scheduling.
             Default: Spark's default profile.
+        gradient_compression (str): ``"bfloat16"`` or ``"float16"`` halves what gradients take on the network between
+            hosts; each host on the way adds in float32 and rounds the sum. Default None: gradients travel unrounded. It
+            has no effect on metrics, on the indices of sparse gradients, on gradients of up to 64 KiB together, and
+            between the workers of one host, which share memory.
+        py_modules (Sequence[ModuleType, str or PathLike]): The caller's own modules and packages that are not installed
+            on the executors: module objects, names that can be imported on the driver, or paths of files, of packages'
+            directories, or of ``.zip``, ``.egg`` and ``.whl`` archives. Each run sends them as they are then. Default:
+            none.
+        callbacks (Iterable[RunCallback]): Objects that follow the run on the driver and may stop training early.
+            Default: none.
+        log_dir (str or os.PathLike): Directory on the driver, created if necessary, below which files appear that the
+            workers write below ``get_context().log_dir``: TensorBoard's, the profiler's, or any others. Default: none.
 
     Attributes:
-        report: The :class:`RunReport` of the last run on the cluster, or None.
+        report: The :class:`RunReport` of the last run on the cluster, or None. It exists, and grows during the run.
 
     Raises:
         ConfigurationError: An argument is invalid.
         GpuConfigurationError: ``use_gpu`` is set and Spark's settings do not schedule GPUs.
     """
 
+    @_keywords_only
     def __init__(
         self,
         *,
@@ -88,10 +127,14 @@ class MirroredStrategyRunner:
         checkpoint_every: float | str = 30.0,
         start_timeout: float = 600,
         stall_timeout: float | None = None,
-        log_to_driver: bool = True,
+        log_to_driver: bool | str = True,
         progress: bool | None = None,
         env: Mapping[str, str] | None = None,
         resource_profile: Any = None,
+        gradient_compression: str | None = None,
+        py_modules: Sequence[ModuleType | str | os.PathLike[str]] = (),
+        callbacks: Iterable[RunCallback] = (),
+        log_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self._config = RunnerConfig(
             num_slots=num_slots,
@@ -109,11 +152,21 @@ class MirroredStrategyRunner:
             progress=progress,
             env={} if env is None else env,
             resource_profile=resource_profile,
+            gradient_compression=gradient_compression,
+            py_modules=py_modules,
+            log_dir=log_dir,
         )
+        self._callbacks = CallbackList(callbacks)
         self._session = spark
+        self._last_gateway: SparkGateway | None = None
         self.report: RunReport | None = None
         if not local_mode:
             self.get_num_tasks()
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in changed_settings(self._config).items())
+        last = "" if self.report is None else f"; last run: {self.report.headline()}"
+        return f"<MirroredStrategyRunner({arguments}){last}>"
 
     @property
     def spark(self) -> Any:
@@ -125,9 +178,14 @@ class MirroredStrategyRunner:
         """The SparkContext (classic Spark only)."""
         return self._gateway.spark.sparkContext
 
-    @cached_property
-    def _gateway(self) -> SparkGateway:  # created on first use: local_mode on CPUs needs no Spark
-        return SparkGateway(active_session(self._session), self._config.resource_profile)
+    @property
+    def _gateway(self) -> SparkGateway:
+        """The session's gateway, created on first use: local_mode on CPUs needs no Spark."""
+        gateway = self._last_gateway
+        if gateway is None or gateway.is_stopped:
+            session = active_session(self._session, creates=gateway is None)
+            gateway = self._last_gateway = SparkGateway(session, self._config.resource_profile)
+        return gateway
 
     def get_num_tasks(self) -> int:
         """Return the number of Spark tasks of a run, which is below ``num_slots`` if a task has several GPUs.
@@ -139,7 +197,13 @@ class MirroredStrategyRunner:
             return self._config.num_slots
         return plan.num_tasks_for(self._config, self._gateway.facts(self._config))
 
-    def run(self, train_fn: Callable[..., Any] | str, **kwargs: Any) -> Any:
+    @overload
+    def run(self, train_fn: Callable[..., T], **kwargs: Any) -> T: ...
+
+    @overload
+    def run(self, train_fn: str | os.PathLike[str], *, args: Sequence[str] = ()) -> None: ...
+
+    def run(self, train_fn: Any, *misplaced: Any, **kwargs: Any) -> Any:
         """Run a training function on all workers and wait for its result.
 
         Args:
@@ -154,39 +218,83 @@ class MirroredStrategyRunner:
         Raises:
             TrainingFailedError: A worker failed; the original exception is its ``__cause__``.
             ConfigurationError: The function cannot be called with these arguments.
+            CallError: An argument of the function was passed by position.
             ClusterError: The cluster, as configured, cannot run this.
             SerializationError: The function, an argument or the result cannot be serialised.
             RendezvousTimeoutError: The workers did not all start within ``start_timeout``.
             DataError: TensorFlow has no equivalent for a column's type, or the rows do not match what the function
                 requires. Errors that Spark raises while it computes a DataFrame are raised unchanged.
         """
-        target = os.fspath(train_fn) if isinstance(train_fn, str | os.PathLike) else train_fn
-        unexpected = sorted(set(kwargs) - {"args"})
-        if isinstance(target, str) and unexpected:
-            raise ConfigurationError(f"A script takes no arguments other than args=[...], but got {unexpected}.")
-        arguments, frames = frames_of(kwargs)
+        target = _target(train_fn, misplaced, kwargs)
         if self._config.local_mode:
-            return self._run_locally(target, arguments, frames)
-        started = time.monotonic()
-        run_plan = plan.make_plan(self._config, self._gateway.facts(self._config))
+            return self._run_locally(target, *frames_of(kwargs))
+        run = self._plan_run(target, kwargs)
+        with first_interrupt_stops(run.control):
+            return run.execute()
+
+    def submit(self, train_fn: Any, *misplaced: Any, **kwargs: Any) -> RunHandle:
+        """Run a training function as :meth:`run` does, but in the background.
+
+        Several runs can share a cluster that has room for them; each has its own handle and report. Callbacks are
+        called in the background thread of their run. A callback object follows one run at a time, so runs that overlap
+        need runners, with callbacks, of their own.
+
+        Args:
+            train_fn: See :meth:`run`.
+            **kwargs: See :meth:`run`.
+
+        Returns:
+            A handle to wait for the result, follow the run, and end it.
+
+        Raises:
+            ConfigurationError: The function cannot be called with these arguments, or ``local_mode`` is set.
+            ClusterError: The cluster, as configured, cannot run this.
+            SerializationError: The function or an argument cannot be serialised.
+        """
+        target = _target(train_fn, misplaced, kwargs)
+        if self._config.local_mode:
+            raise ConfigurationError(
+                "submit() with local_mode=True: the function would share this process's environment and GPUs with "
+                "what runs meanwhile. Use run(), or local_mode=False to train on the cluster."
+            )
+        return RunHandle(self._plan_run(target, kwargs), self._gateway)
+
+    def _plan_run(self, target: Callable[..., Any] | str, kwargs: Mapping[str, Any]) -> TrackedRun:
+        """Check everything that can be checked before the workers start, and begin the report."""
+        warn_of_autolog(self._callbacks)
+        arguments, frames = frames_of(kwargs)
+        gateway = self._gateway
+        gateway.check_interpreter(self._config.env)
+        check_sessions(frames)
+        run_plan = plan.make_plan(self._config, gateway.facts(self._config))
         for warning in run_plan.warnings:
             _log.warning(warning)
         if isinstance(target, str):
-            program = Program(pickling.pack_script(target, kwargs.get("args", ())), True, target, frames)
+            packed = pickling.pack_script(target, kwargs.get("args", ()))
         else:
-            name = getattr(target, "__name__", type(target).__name__)
-            program = Program(pickling.pack_function(target, arguments), False, name, frames)
-        self.report = RunReport(self._config.num_slots, run_plan.num_tasks)
-        try:
-            value = Run(self._config, self._gateway, program, self.report).execute(run_plan)
-            self.report.succeeded = True
-            return value
-        finally:
-            self.report.seconds = time.monotonic() - started
+            packed = pickling.pack_function(target, arguments, is_connect=gateway.is_connect)
+        name = target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
+        program = Program(packed, isinstance(target, str), name, frames, pack_modules(self._config.py_modules))
+        run = TrackedRun(self._config, gateway, program, run_plan, kwargs, self._callbacks)
+        self.report = run.report
+        return run
 
     def _run_locally(self, target: Callable[..., Any] | str, arguments: Mapping[str, Any], frames: Frames) -> Any:
+        if self._callbacks:
+            _log.warning("local_mode: callbacks are not called. Use local_mode=False for them.")
         gpus = None
         if self._config.use_gpu:
             resources = self._gateway.driver_resources(self._config.gpu_resource_name)
             gpus = local.local_gpus(self._config, resources)
         return local.run_locally(self._config, target, arguments, gpus, frames)
+
+
+def _target(train_fn: Any, misplaced: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[..., Any] | str:
+    """Return the function, or the path of a script as a string."""
+    if misplaced:
+        raise CallError(pickling.misplaced_text(train_fn, misplaced))
+    target = os.fspath(train_fn) if isinstance(train_fn, str | os.PathLike) else train_fn
+    unexpected = sorted(set(kwargs) - {"args"})
+    if isinstance(target, str) and unexpected:
+        raise ConfigurationError(f"A script takes no arguments other than args=[...], but got {unexpected}.")
+    return target

@@ -46,6 +46,14 @@ def test_a_process_is_killed(hosts, driver, events, reference, fault, rank):
     assert resumed["epoch"] * 14 + resumed["step"] >= 14
 
 
+def test_encrypted_training(hosts, driver, events, reference):
+    """Gradients, output and checkpoints are encrypted, before and after a fault."""
+    run = driver.start(events, conf={"tensorflow.spark.distributor.protection": "privacy"}, **OPTIONS)
+    kill_trainer(hosts, int(wait_for(events, "step-0-1")))
+    check_group_ends(events)
+    check_same(events, driver.result(run), reference)
+
+
 def test_a_host_dies_and_comes_back(hosts, driver, events, reference):
     run = driver.start(events, **OPTIONS)
     host = hosts.host_of(int(wait_for(events, "step-0-1")))
@@ -87,7 +95,7 @@ def test_a_link_is_down_permanently(hosts, driver, events, reference):
 
 
 def test_a_link_is_down_for_five_seconds(hosts, driver, events, reference):
-    run = driver.start(events, **OPTIONS)
+    run = driver.start(events, **OPTIONS, log_dir=f"{events}/logs")
     host = hosts.host_of(int(wait_for(events, "step-0-1")))
     hosts.set_link(host, up=False)
     time.sleep(5)
@@ -95,6 +103,9 @@ def test_a_link_is_down_for_five_seconds(hosts, driver, events, reference):
     outcome = driver.result(run)
     check_same(events, outcome, reference)
     assert len(outcome["attempts"]) == 1
+    # Every line that a worker has written below its log_dir, on a host of its own, is on the driver.
+    logs = {path.name: list(map(int, path.read_text().split())) for path in (events / "logs").iterdir()}
+    assert logs == {f"rank{rank}": list(range(1, 57)) for rank in range(3)}
 
 
 def test_a_poor_link(hosts, driver, events, reference):
@@ -104,9 +115,9 @@ def test_a_poor_link(hosts, driver, events, reference):
     assert len(outcome["attempts"]) == 1
 
 
-@pytest.mark.parametrize("stall_timeout", [4, None])
+@pytest.mark.parametrize("stall_timeout", [15, None])  # the first two steps trace, on a busy machine
 def test_a_trainer_is_stopped(driver, events, reference, stall_timeout):
-    """TensorFlow also notices, when heartbeats are missing for twenty seconds, but not which rank it was."""
+    """The driver names the suspended rank; the other workers only wait."""
     run = driver.start(events, **OPTIONS, stall_timeout=stall_timeout)
     os.kill(int(wait_for(events, "step-0-1")), signal.SIGSTOP)
     outcome = driver.result(run)

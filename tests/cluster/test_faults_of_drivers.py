@@ -8,6 +8,7 @@ import time
 import pytest
 
 from faults import OPTIONS, Driver, check_same, order_of, wait_for, wait_until_free
+from helpers import wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -73,3 +74,19 @@ def test_ctrl_c(free_hosts, events):
     assert time.monotonic() - started < 8
     driver.close()
     assert wait_until_free(free_hosts) == {}
+
+
+def test_executors_that_come_late(hosts, shared_driver, events, reference):
+    """While another application holds all slots, a run waits for its first executor."""
+    reference()
+    shared_driver.open()
+    assert shared_driver.probe(3) == 3
+    late = once(hosts, events, pause=0, max_restarts=1, checkpoint_every="5 steps", start_timeout=300)
+    try:
+        waits = "Waiting for executors: 0 registered, with 0 of 3 slots. Giving up after start_timeout=300 s"
+        assert wait_until(lambda: any(waits in line for line in late.lines), 90), late.output()
+    finally:
+        shared_driver.close()
+    outcome = late.result("run")
+    late.close()
+    check_same(events, outcome, reference)

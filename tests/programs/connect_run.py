@@ -3,14 +3,22 @@
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
 
 from driver import print_result
+from pyspark.accumulators import INT_ACCUMULATOR_PARAM, Accumulator
 from pyspark.sql import SparkSession
 
 from helpers import WORKER_PATH, OwnError, is_running, wait_until
-from spark_tensorflow_distributor import ClusterError, MirroredStrategyRunner, TrainingFailedError
+from spark_tensorflow_distributor import (
+    ClusterError,
+    MirroredStrategyRunner,
+    SerializationError,
+    TrainingFailedError,
+    get_context,
+)
 
 builder = SparkSession.builder.remote("local[3]")
 for key, value in json.loads(sys.argv[1]).items():
@@ -18,6 +26,9 @@ for key, value in json.loads(sys.argv[1]).items():
 spark = builder.getOrCreate()
 env = {"PYTHONPATH": WORKER_PATH, "TF_USE_LEGACY_KERAS": "1"}
 folder = sys.argv[2]
+os.mkdir(f"{folder}-modules")
+with open(f"{folder}-modules/own_module.py", "w") as file:
+    file.write("value = 7")
 
 
 def runner(num_slots=2, **options):
@@ -28,11 +39,21 @@ def train(x):
     from pyspark import BarrierTaskContext
 
     print("a line of a worker")
+    context = get_context()
+    if context.log_dir:
+        with open(f"{context.log_dir}/rank{context.rank}", "w") as file:
+            file.write("x" * 1_000_000)
     return x + len(BarrierTaskContext.get().allGather(""))
 
 
 def fail():
     raise OwnError(5, "over connect")
+
+
+def use_own_module():
+    import own_module
+
+    return own_module.value
 
 
 def wait(folder):
@@ -41,14 +62,22 @@ def wait(folder):
 
 
 result = {}
-made = runner()
+logs = tempfile.mkdtemp()
+made = runner(log_dir=logs)
 result["value"] = made.run(train, x=40)
 result["rendezvous"] = sorted({worker.rendezvous for worker in made.report.workers.values()})
+result["logs"] = {name: os.path.getsize(f"{logs}/{name}") for name in os.listdir(logs)}
 result["large"] = len(runner().run(lambda: b"x" * (200 << 20)))
 try:
     runner().run(fail)
 except TrainingFailedError as error:
     result["failure"] = [type(error.__cause__).__name__, error.root_cause.message]
+result["module"] = runner(py_modules=[f"{folder}-modules/own_module.py"]).run(use_own_module)
+counted = Accumulator(1, 0, INT_ACCUMULATOR_PARAM)
+try:
+    runner().run(lambda: counted.add(1))
+except SerializationError as error:
+    result["accumulator"] = str(error)
 try:
     _ = runner().sc
 except Exception as error:

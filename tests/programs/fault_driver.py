@@ -92,6 +92,9 @@ def training():
                 if position >= watch and not hasattr(self, "has_reached"):
                     self.has_reached = True
                     record_event(f"step-{here}", str(os.getpid()))
+                if context.log_dir:
+                    with open(f"{context.log_dir}/rank{context.rank}", "a") as file:
+                        print(position, file=file)
                 for what in due(position):
                     inject(what)
                 time.sleep(pause)
@@ -148,6 +151,8 @@ def digit_rows(spark, seconds):
 def run(spark, order):
     """Make one run, and print its outcome."""
     outcome, kwargs, started = {"id": order["id"]}, dict(order["kwargs"]), time.time()
+    for key, value in order.get("conf", {}).items():
+        spark.conf.set(key, value)
     runner = MirroredStrategyRunner(use_gpu=False, spark=spark, **{"num_slots": 3, **order["options"]})
     try:
         if "rows" in order:
@@ -158,6 +163,9 @@ def run(spark, order):
     except BaseException as error:
         outcome |= {"error": type(error).__name__, "message": str(error), "notes": getattr(error, "__notes__", [])}
         outcome |= {"cause": repr(error.__cause__), "traceback": traceback.format_exc()}
+    finally:
+        for key in order.get("conf", {}):
+            spark.conf.unset(key)
     outcome["seconds"] = time.time() - started
     if runner.report is not None:
         outcome["attempts"] = [

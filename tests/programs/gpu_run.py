@@ -1,4 +1,7 @@
-"""Runs on stub GPUs, and prints what each rank's worker saw. argv: settings, num_slots, runs."""
+"""Runs on stub GPUs, and prints what each rank's worker saw.
+
+argv: settings, num_slots, runs, whether TensorFlow sees GPUs, the GPUs per task of a resource profile.
+"""
 
 import os
 import sys
@@ -30,8 +33,16 @@ def look():
 spark = session()
 sees = sys.argv[4] if len(sys.argv) > 4 else "1"
 env = {"PYTHONPATH": WORKER_PATH, "TF_USE_LEGACY_KERAS": "1", "STUB_TF_SEES_GPUS": sees}
+profile = None
+if len(sys.argv) > 5:
+    from pyspark.resource import ExecutorResourceRequests, ResourceProfileBuilder, TaskResourceRequests
+
+    builder = ResourceProfileBuilder().require(TaskResourceRequests().cpus(1).resource("gpu", float(sys.argv[5])))
+    if len(sys.argv) > 6:
+        builder = builder.require(ExecutorResourceRequests().cores(1))
+    profile = builder.build
 try:
-    runner = MirroredStrategyRunner(num_slots=int(sys.argv[2]), spark=spark, env=env)
+    runner = MirroredStrategyRunner(num_slots=int(sys.argv[2]), spark=spark, env=env, resource_profile=profile)
     runs = [sorted(runner.run(look), key=lambda each: each["rank"]) for _ in range(int(sys.argv[3]))]
     print_result({"tasks": runner.get_num_tasks(), "runs": runs})
 except DistributorError as error:

@@ -1,35 +1,24 @@
 """A run over Spark Connect."""
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).parent.parent / "programs" / "connect_run.py"
+from clusters import run_program
 
 
 @pytest.mark.skipif(importlib.util.find_spec("grpc_status") is None, reason="pyspark[connect] is not installed")
 def test_a_run_over_connect(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), json.dumps({}), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=os.environ,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
-    result = json.loads(lines[0][7:])
+    result, printed = run_program("connect_run.py", str(tmp_path))
     assert result["value"] == 42
     assert result["rendezvous"] == ["channel"]
+    assert result["logs"] == {"rank0": 1_000_000, "rank1": 1_000_000}
     assert result["large"] == 200 << 20
     assert result["failure"] == ["OwnError", "helpers.OwnError: (5, 'over connect')"]
+    assert result["module"] == 7
+    assert "'counted', which the function uses, is an accumulator of classic Spark" in result["accumulator"]
     assert result["gpu"] == "GpuConfigurationError"
-    assert "[rank 1 @" in done.stdout
+    assert "[rank 1 @" in printed
     assert "cancelled" in result["interrupted"] or "Spark ended the run" in result["interrupted"]
     assert result["gone"]
     assert result["rows"] == 10

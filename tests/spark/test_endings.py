@@ -20,13 +20,13 @@ def drive(tmp_path):
     """Return a function that starts a long run on a local master with its own TMPDIR, and waits until it trains."""
     started = []
 
-    def start(conf=None):
+    def start(conf=None, *arguments):
         pids, temporary = tmp_path / "pids", tmp_path / "tmp"
         pids.mkdir()
         temporary.mkdir()
         settings = {"spark.master": "local[2]", "spark.local.dir": str(temporary), **(conf or {})}
         process = subprocess.Popen(
-            [sys.executable, str(PROGRAMS / "long_run.py"), json.dumps(settings), str(pids)],
+            [sys.executable, str(PROGRAMS / "long_run.py"), json.dumps(settings), str(pids), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -52,10 +52,12 @@ def result_of(process):
     return json.loads(lines[-1][7:]) if lines else out
 
 
-def test_ctrl_c_leaves_nothing_behind(drive):
-    process, pids, temporary = drive()
+def test_ctrl_c_leaves_nothing_behind_but_the_log_files(drive, tmp_path):
+    process, pids, temporary = drive(None, str(tmp_path / "logs"))
     process.send_signal(signal.SIGINT)
     assert result_of(process) == {"interrupted": True, "rows": 10}
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "logs").iterdir()}
+    assert sizes == {"rank0": 3_000_000, "rank1": 3_000_000}
     assert wait_until(lambda: not any(map(is_running, pids)))
     assert [path for path in temporary.rglob("*") if path.is_file()] == []
 

@@ -90,6 +90,23 @@ def test_too_few_gpus_are_rejected(cluster):
     assert "num_slots=8" in result["message"]
 
 
+def test_a_resource_profile_of_tasks(cluster):
+    """It replaces the settings of tasks, without dynamic allocation."""
+    result, out = cluster.drive("gpu_run.py", "3", "1", "1", "2", conf=conf("1"))
+    assert result["tasks"] == 2, out
+    (run,) = result["runs"]
+    assert [len(each["visible"].split(",")) for each in run] == [2, 1]
+    assert [len(each["addresses"]) for each in run] == [2, 2]
+    more = {"spark.scheduler.maxRegisteredResourcesWaitingTime": "15s"}
+    result, out = cluster.drive("gpu_run.py", "9", "1", "1", "2", conf=conf("1", **more))
+    assert result["error"] == "InsufficientSlotsError", out
+    for words in ("needs 5 Spark tasks", "has 4 slots", "num_slots=8", "resource_profile with cpus=1, gpu=2 per task"):
+        assert words in result["message"]
+    result, out = cluster.drive("gpu_run.py", "2", "1", "1", "1", "executors", conf=conf("1"))
+    assert result["error"] == "ClusterError", out
+    assert "requirements of tasks only" in result["message"]
+
+
 def test_local_mode_uses_the_drivers_gpus(cluster):
     driver = {
         "spark.driver.resource.gpu.amount": "4",

@@ -46,9 +46,10 @@ def test_too_few_slots_are_rejected(check_rejected):
 
 
 @pytest.mark.parametrize("key", ["spark.io.encryption.enabled", "spark.network.crypto.enabled", "spark.ssl.enabled"])
-def test_encryption(check_rejected, monkeypatch, key):
+def test_encryption_that_is_not_possible(check_rejected, monkeypatch, key):
     conf = SparkGateway.conf
     monkeypatch.setattr(SparkGateway, "conf", lambda self, name: "true" if name == key else conf(self, name))
+    monkeypatch.setattr("spark_tensorflow_distributor.runtime.driver.spark.can_encrypt", lambda: False)
     check_rejected(std.EncryptionUnsupportedError, f"{key}=true")
 
 
@@ -73,10 +74,16 @@ def test_unpicklable_objects_are_rejected(check_rejected, spark):
     check_rejected(std.SerializationError, "The argument 'lock'", function=lambda lock: 1, lock=handle)
     check_rejected(std.SerializationError, "'spark', .*a SparkSession", function=lambda: spark.range(2))
     pair = [spark.range(2)]
-    check_rejected(std.SerializationError, "'pair', a list, cannot be sent", function=lambda pair: 1, pair=pair)
+    check_rejected(std.DataError, r"'pair' is a list.*run\(train, pair_1=", function=lambda pair: 1, pair=pair)
     check_rejected(std.ConfigurationError, "unexpected keyword argument", function=lambda: 1, surprise=1)
     check_rejected(std.ConfigurationError, "cannot be read on the driver", function="nowhere.py")
     check_rejected(std.ConfigurationError, "args=", function="nowhere.py", other=1)
+
+
+def test_another_python_in_local_mode_is_rejected(check_rejected, spark, monkeypatch):
+    monkeypatch.setattr(spark.sparkContext, "pythonExec", "/nowhere/python3")
+    error = check_rejected(std.ClusterError, "would run '/nowhere/python3', which is not an executable file")
+    assert str(error).count("\n") == 1
 
 
 def test_gpus_without_gpu_scheduling(spark):

@@ -13,6 +13,8 @@ import pytest
 import spark_tensorflow_distributor as std
 from helpers import WORKER_PATH, OwnError, is_running, wait_until
 from spark_tensorflow_distributor import MirroredStrategyRunner, TrainingFailedError
+from spark_tensorflow_distributor.runtime.driver.plan import COLLECTIVES
+from spark_tensorflow_distributor.runtime.driver.spark import SparkGateway
 
 ENV = {"PYTHONPATH": WORKER_PATH, "TF_USE_LEGACY_KERAS": "1"}
 
@@ -263,7 +265,11 @@ def test_a_flood_of_output_does_not_block_training(runner, capfd):
     assert made.report.workers[0].log_tail[-1] == "x" * 99
 
 
-def test_a_taken_port_is_retried_in_the_same_attempt(runner, tmp_path):
+def test_a_taken_port_is_retried_in_the_same_attempt(runner, tmp_path, monkeypatch):
+    """TensorFlow binds its port some time after it was chosen."""
+    conf = SparkGateway.conf
+    wanted = {COLLECTIVES: "tensorflow"}
+    monkeypatch.setattr(SparkGateway, "conf", lambda self, name: wanted.get(name) or conf(self, name))
     made = runner(env={"STUB_TF_TAKE_PORT": str(tmp_path / "taken")})
     assert made.run(lambda: "met") == "met"
     assert len(made.report.attempts) == 2
@@ -431,10 +437,9 @@ def test_a_lost_channel_does_not_disturb_training(runner, monkeypatch):
     def cut(self, rank, kind, message):
         show(self, rank, kind, message)
         if kind == "log":
-            with self._channel._lock:
-                for connection in self._channel._connections.values():
-                    with contextlib.suppress(OSError):  # already cut, but not yet removed
-                        connection.shutdown(2)
+            for peer in list(self._channel._peers.values()):
+                with contextlib.suppress(OSError):  # already cut, but not yet removed
+                    peer._socket.shutdown(2)
 
     monkeypatch.setattr(launch.Launch, "_show", cut)
 
@@ -465,35 +470,83 @@ def test_start_timeout_does_not_end_workers_that_cannot_reach_the_driver(runner,
     assert runner(start_timeout=12).run(lambda: time.sleep(14) or "trained") == "trained"
 
 
-def test_one_worker_cannot_reach_the_driver(runner, monkeypatch):
-    """If only rank 1 cannot reach it, all ranks join and end through Spark."""
+@pytest.fixture
+def for_rank_1(monkeypatch):
+    """Replace ``socket.create_connection`` in the agent of rank 1."""
     from spark_tensorflow_distributor.runtime.driver import run
 
     task = run.spark_task
 
-    def partly(spec):
-        whole = task(spec)
+    def replace(substitute):
+        def changed(*arguments):
+            whole = task(*arguments)
 
-        def body(batches):
-            import socket
+            def body(batches):
+                import socket
 
-            from pyspark import BarrierTaskContext
+                from pyspark import BarrierTaskContext
 
-            connect = socket.create_connection
+                connect = socket.create_connection
+                if BarrierTaskContext.get().partitionId() == 1:
+                    socket.create_connection = substitute(connect)
+                try:
+                    yield from whole(batches)
+                finally:
+                    socket.create_connection = connect
 
-            def refuse(address, *args, **kwargs):
-                raise ConnectionRefusedError
+            return body
 
-            if BarrierTaskContext.get().partitionId() == 1:
-                socket.create_connection = refuse
-            try:
-                yield from whole(batches)
-            finally:
-                socket.create_connection = connect
+        monkeypatch.setattr(run, "spark_task", changed)
 
-        return body
+    return replace
 
-    monkeypatch.setattr(run, "spark_task", partly)
+
+def test_one_worker_cannot_reach_the_driver(runner, for_rank_1):
+    """If only rank 1 cannot reach it, all ranks join and end through Spark."""
+
+    def refusing(connect):
+        def refuse(address, *args, **kwargs):
+            raise ConnectionRefusedError
+
+        return refuse
+
+    for_rank_1(refusing)
     made = runner(3)
     assert made.run(lambda: "all") == "all"
     assert {worker.rendezvous for worker in made.report.workers.values()} == {"allGather"}
+
+
+def test_a_late_worker_costs_nobody_the_channel(runner, for_rank_1, monkeypatch):
+    """The others have gone to allGather, where all say that they can reach the driver."""
+
+    def late(connect):
+        def wait(address, *args, **kwargs):
+            import time
+
+            time.sleep(4)
+            return connect(address, *args, **kwargs)
+
+        return wait
+
+    monkeypatch.setattr("spark_tensorflow_distributor.runtime.driver.group.ALL_GATHER_SECONDS", 1.0)
+    for_rank_1(late)
+    made = runner(3)
+    assert made.run(lambda: "all") == "all"
+    assert {worker.rendezvous for worker in made.report.workers.values()} == {"channel"}
+
+
+def test_an_encrypted_run(runner, monkeypatch, capfd):
+    """The driver's channel carries output, a failure and a result; the workers of one host share memory."""
+    conf, key = SparkGateway.conf, "spark.network.crypto.enabled"
+    monkeypatch.setattr(SparkGateway, "conf", lambda self, name: "true" if name == key else conf(self, name))
+
+    def train(fails):
+        print("hello from a worker")
+        if fails:
+            raise OwnError(3, "encrypted")
+        return os.urandom(1) * (3 << 20)
+
+    assert len(runner().run(train, fails=False)) == 3 << 20
+    assert "hello from a worker" in capfd.readouterr().out
+    with pytest.raises(TrainingFailedError, match="encrypted"):
+        runner().run(train, fails=True)

@@ -40,6 +40,7 @@ def run_group(
     timeout: float = 200,
     env: dict[str, str] | None = None,
     without: Sequence[str] = (),
+    engine: str = "sockets",
     **arguments: Any,
 ) -> list[Any]:
     """Call ``function(strategy, **arguments)`` in each process of a new group, and return the results by rank.
@@ -50,11 +51,14 @@ def run_group(
         timeout: Seconds for the whole group, after which it is killed, as it is when one process fails.
         env: Added to the environment.
         without: Patches to leave out.
+        engine: What carries the collectives: ``sockets``, ``tensorflow``, or ``mirrored`` for TensorFlow's own
+            strategy, which workers with several devices have.
         arguments: Serialisable as JSON.
     """
+    request = {"function": function, "without": list(without), "engine": engine, "arguments": arguments}
     for attempt in (1, 2, 3):
         try:
-            return _run_once(function, workers, timeout, env or {}, {"without": list(without), "arguments": arguments})
+            return _run_once(request, workers, timeout, env or {})
         except GroupFailed as error:
             # Another program took the port after it was chosen.
             if attempt == 3 or _PORT_TAKEN not in str(error):
@@ -62,7 +66,7 @@ def run_group(
     raise AssertionError("not reached")
 
 
-def _run_once(function: str, workers: int, timeout: float, env: dict[str, str], more: dict[str, Any]) -> list[Any]:
+def _run_once(what: dict[str, Any], workers: int, timeout: float, env: dict[str, str]) -> list[Any]:
     ports = _free_ports(workers)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     server = _fork_server(tuple(sorted(env.items())))
@@ -71,7 +75,7 @@ def _run_once(function: str, workers: int, timeout: float, env: dict[str, str], 
         for rank in range(workers):
             task = {"cluster": cluster, "task": {"type": "worker", "index": rank}}
             config = {"TF_CONFIG": json.dumps(task)} if workers > 1 else {}
-            request = {"function": function, **more, "rank": rank, "workers": workers, "environment": config}
+            request = {**what, "rank": rank, "workers": workers, "environment": config}
             processes.append(process := _Process(server, f"{directory}/{rank}", request))
             cleanup.callback(process.end)
         _wait(processes, directory, timeout)
@@ -219,21 +223,44 @@ def _run_forked(request: dict[str, Any]) -> None:
 def _main(request: dict[str, Any]) -> None:
     import tensorflow as tf
 
-    from spark_tensorflow_distributor.training import keras_api, patches
+    from spark_tensorflow_distributor.training import fit_hooks, keras_api, patches, replica_hooks
 
     # Several processes share two cores: more threads would not help.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(4)
-    patched = []
+    patched, hooks, current = [], [fit_hooks.quiet_auto_verbose(is_chief=request["rank"] == 0)], None
     if request["workers"] > 1:
         patches.patch_tensorflow()
         patched = patches.apply_patches(request["without"])
-    keras_api.quiet_auto_verbose(is_chief=request["rank"] == 0)
-    strategy = tf.distribute.MultiWorkerMirroredStrategy() if request["workers"] > 1 else tf.distribute.get_strategy()
+        hooks += replica_hooks.HOOKS
+        current = _strategy(request["engine"], request["rank"])
+    fit_hooks.hook_methods(keras_api.keras_packages(), hooks)
     module, _, name = request["function"].partition(":")
-    value = getattr(importlib.import_module(module), name)(strategy, **request["arguments"])
+    value = getattr(importlib.import_module(module), name)(
+        current or tf.distribute.get_strategy(), **request["arguments"]
+    )
     value["patched"] = patched
     Path(f"{request['path']}.pickle").write_bytes(pickle.dumps(value))
+
+
+def _strategy(engine: str, rank: int) -> Any:
+    """Return the strategy of a process, which TF_CONFIG describes."""
+    import tensorflow as tf
+
+    from spark_tensorflow_distributor.process_group.group import ProcessGroup
+    from spark_tensorflow_distributor.process_group.spec import GroupSpec, Member
+    from spark_tensorflow_distributor.training import strategy
+
+    if engine != "sockets":
+        mirrored = tf.distribute.MultiWorkerMirroredStrategy()
+        return mirrored if engine == "mirrored" else strategy.replica_of(mirrored)
+    ports = [int(address.rpartition(":")[2]) for address in json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]]
+    names = [b"\0mwms-%d" % port for port in ports]
+    members = [Member("127.0.0.1", port, "here", name.hex()) for port, name in zip(ports, names, strict=True)]
+    remote, local = socket.create_server(("127.0.0.1", ports[rank])), socket.socket(socket.AF_UNIX)
+    local.bind(names[rank])
+    local.listen()
+    return strategy.socket_strategy(ProcessGroup.form(GroupSpec(rank, tuple(members), "00" * 32), remote, local, 60))
 
 
 if __name__ == "__main__":

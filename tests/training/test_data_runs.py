@@ -7,25 +7,23 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from pyspark import cloudpickle
 
-from clusters import StandaloneCluster
+from clusters import StandaloneCluster, run_program
 from helpers import wait_until
 from spark_tensorflow_distributor import (
     ConfigurationError,
     DataError,
     MirroredStrategyRunner,
-    SerializationError,
     TrainingFailedError,
 )
 
 # The workers cannot import this module.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-PROGRAM = Path(__file__).parent.parent / "programs" / "data_run.py"
+PROGRAM = "data_run.py"
 HAS_CONNECT = importlib.util.find_spec("grpc_status") is not None
 
 
@@ -52,12 +50,8 @@ def check(result):
     ["local", pytest.param("connect", marks=pytest.mark.skipif(not HAS_CONNECT, reason="pyspark[connect] is missing"))],
 )
 def test_in_a_separate_program(mode):
-    conf = {"spark.master": "local[3]"}
-    command = [sys.executable, str(PROGRAM), json.dumps(conf), mode]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, f"exit status {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-    check(json.loads(lines[0][7:]))
+    result, _ = run_program(PROGRAM, mode, conf={"spark.master": "local[3]"})
+    check(result)
 
 
 def test_on_the_executors_of_a_cluster(tmp_path):
@@ -81,7 +75,6 @@ def runner():
 
 
 def count(data):
-    import json
 
     from pyspark import BarrierTaskContext
 
@@ -143,9 +136,9 @@ def test_the_channel_may_be_lost_while_shards_are_equalised(spark, runner, monke
     channels = []
     init = launch.Launch.__init__
 
-    def remember(self, spec, channel, console, stall_timeout):
+    def remember(self, spec, channel, *rest):
         channels.append(channel)
-        init(self, spec, channel, console, stall_timeout)
+        init(self, spec, channel, *rest)
 
     monkeypatch.setattr(group.Group, "receive", cut)
     monkeypatch.setattr(launch.Launch, "__init__", remember)
@@ -179,7 +172,7 @@ def test_invalid_frames_are_rejected_before_anything_runs(spark, runner):
         runner().run(count, data=spark.range(3).select(F.create_map("id", "id").alias("m")))
     with pytest.raises(DataError, match="two columns named 'id'"):
         runner().run(count, data=spark.range(3).select("id", "id"))
-    with pytest.raises(SerializationError, match="'data', a list, cannot be sent"):
+    with pytest.raises(DataError, match="'data' is a list that contains Spark DataFrames"):
         runner().run(count, data=[spark.range(3)])
     with pytest.raises(ConfigurationError, match="missing a required argument: 'data'"):
         runner().run(count, datum=spark.range(3))

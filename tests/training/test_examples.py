@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
@@ -19,3 +21,17 @@ def test_flights_from_the_tables_to_scores():
     assert len(scores) == 2, done.stdout[-3000:]
     # Chance is 0.5; the baseline is deterministic.
     assert all(0.6 < value < 0.85 for value in scores.values()), scores
+
+
+def test_tuning_prunes_trials_that_share_the_cluster():
+    pytest.importorskip("optuna")
+    command = [sys.executable, str(EXAMPLES / "tuning.py"), "--trials", "6", "--epochs", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    trials = re.findall(r"trial \d+: .* (\d) epochs, (\w+)", done.stdout)
+    assert len(trials) == 6, done.stdout[-3000:]
+    assert all(int(epochs) == 4 for epochs, state in trials if state == "complete")
+    pruned = [int(epochs) for epochs, state in trials if state == "pruned"]
+    assert pruned, trials
+    assert min(pruned) < 4, trials
+    assert float(re.search(r"best accuracy: (\S+)", done.stdout)[1]) > 0.8

@@ -57,7 +57,7 @@ def test_checkpoints_are_stored_on_the_file_systems_of_tensorflow(tmp_path):
         files.write("stfd-fit0-00000000.npz", lambda file, value=value: snapshot.write(file, {"a": value}, [value]))
     assert files.list() == ["stfd-fit0-00000000.npz"]
     with files.read("stfd-fit0-00000000.npz") as file:
-        assert snapshot.read(file)[1] == [2]
+        assert snapshot.read(file.read())[1] == [2]
     with pytest.raises(OSError, match="ram://checkpoints/missing"), files.read("missing"):
         pass
     files.remove("stfd-fit0-00000000.npz")

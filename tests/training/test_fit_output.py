@@ -60,13 +60,14 @@ def report_progress(strategy):
     """Record what fit reports, and what the reporting leaves behind."""
     import tensorflow as tf
 
+    from spark_tensorflow_distributor.training.fit_hooks import hook_methods
     from spark_tensorflow_distributor.training.progress import _FitReporter, report_fit_progress
 
     keras = tf.keras
     x, y = (part[:ROWS] for part in digits())
     messages = []
     found = {"signature": str(inspect.signature(keras.Model.fit))}
-    report_fit_progress(lambda message: messages.append({**message, "time": time.monotonic()}))
+    hook_methods([keras], [report_fit_progress(lambda message: messages.append({**message, "time": time.monotonic()}))])
     found["signature kept"] = str(inspect.signature(keras.Model.fit)) == found["signature"]
 
     class Slow(keras.callbacks.Callback):

@@ -1,17 +1,13 @@
 """Predictions with separate driver and executors: over Spark Connect, and on a standalone cluster."""
 
 import importlib.util
-import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clusters import StandaloneCluster
+from clusters import StandaloneCluster, run_program
 
-PROGRAM = Path(__file__).parent.parent / "programs" / "predict_run.py"
+PROGRAM = "predict_run.py"
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +22,8 @@ def model():
 def test_over_connect(model, tmp_path):
     path = str(tmp_path / "m.keras")
     model.save(path)
-    done = subprocess.run([sys.executable, str(PROGRAM), "{}", path], capture_output=True, text=True, timeout=200)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
-    check_program(json.loads(lines[0][7:]), model)
+    result, _ = run_program(PROGRAM, path)
+    check_program(result, model)
 
 
 def test_on_a_standalone_cluster(model, tmp_path):
@@ -39,7 +33,7 @@ def test_on_a_standalone_cluster(model, tmp_path):
     cluster = StandaloneCluster(tmp_path)
     try:
         conf = {"spark.executor.cores": "1", "spark.cores.max": "2", "spark.executor.memory": "512m"}
-        result, _ = cluster.drive(PROGRAM.name, path, conf=conf)
+        result, _ = cluster.drive(PROGRAM, path, conf=conf)
     finally:
         cluster.close()
     check_program(result, model)

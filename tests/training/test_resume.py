@@ -1,6 +1,7 @@
 """Training that is interrupted and resumed ends with the result of uninterrupted training."""
 
 import csv
+import zipfile
 
 import numpy as np
 import pytest
@@ -71,8 +72,23 @@ def program():
         if special == "mixed_float16":
             tf.keras.mixed_precision.set_global_policy("mixed_float16")
 
+        class TwoOptimizers(tf.keras.Sequential):
+            """Trains its first layer and the others with optimizers of their own, as GANs do."""
+
+            first = second = None
+
+            def train_step(self, data):
+                x, y = data
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean(tf.keras.losses.sparse_categorical_crossentropy(y, self(x, training=True)))
+                variables = self.trainable_variables
+                gradients = tape.gradient(loss, variables)
+                self.first.apply_gradients(zip(gradients[:2], variables[:2], strict=True))
+                self.second[0].apply_gradients(zip(gradients[2:], variables[2:], strict=True))
+                return {"loss": loss}
+
         def build():
-            model = tf.keras.Sequential(
+            model = (TwoOptimizers if special == "own optimizers" else tf.keras.Sequential)(
                 [
                     tf.keras.layers.Input((64,)),
                     tf.keras.layers.Dense(24, activation="relu"),
@@ -85,6 +101,10 @@ def program():
                 "sgd": lambda: tf.keras.optimizers.SGD(0.1, momentum=0.9),
             }[optimizer]
             metrics = ["accuracy", tf.keras.metrics.SparseTopKCategoricalAccuracy(3, name="top")]
+            if special == "own optimizers":
+                model.first, model.second = chosen(), [chosen()]
+                model.compile()
+                return model
             model.compile(chosen(), "sparse_categorical_crossentropy", metrics=metrics)
             return model
 
@@ -227,7 +247,7 @@ def test_a_failure_during_evaluation(runner, legacy):
 
 
 @pytest.mark.parametrize("legacy", ["0", "1"])
-@pytest.mark.parametrize("special", ["moving statistics", "mixed_float16"])
+@pytest.mark.parametrize("special", ["moving statistics", "mixed_float16", "own optimizers"])
 def test_state_other_than_the_weights(runner, special, legacy):
     options = {"env": {"TF_USE_LEGACY_KERAS": legacy}}
     whole = runner(**options).run(program(), special=special)
@@ -317,7 +337,7 @@ def test_a_checkpoint_rejects_other_objects(runner):
     with pytest.raises(TrainingFailedError) as caught:
         runner().run(custom_loop(), wrong=True)
     assert isinstance(caught.value.__cause__, CheckpointError)
-    assert "state['wrong'] is a object" in str(caught.value)
+    assert "state['wrong'] is an object" in str(caught.value)
 
 
 def test_another_driver_resumes_an_interrupted_run(runner, tmp_path):
@@ -329,6 +349,16 @@ def test_another_driver_resumes_an_interrupted_run(runner, tmp_path):
     found = second.run(program())
     check_same({**found, "attempt": 1}, whole)
     assert second.report.attempts[0].resumed == ({"fit": 0, "epoch": 2, "step": 4},)
+
+
+def test_files_that_cannot_be_used_do_not_displace_new_checkpoints(runner, tmp_path):
+    for number in (7, 8):
+        with zipfile.ZipFile(tmp_path / f"stfd-fit0-{number:08d}.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("facts.json", " " * 10_000_000)
+    whole = runner().run(program())
+    mine = runner(checkpoint_dir=str(tmp_path))
+    check_same(mine.run(program(), kill=38), whole)
+    assert mine.report.attempts[1].resumed == ({"fit": 0, "epoch": 2, "step": 4},)
 
 
 def test_checkpoints_of_another_model_are_rejected(runner, tmp_path):
@@ -347,6 +377,7 @@ def test_a_folder_that_hosts_do_not_share_is_an_error(runner, tmp_path):
     def train(folder):
         import os
         import shutil
+        import time
 
         import numpy as np
         import tensorflow as tf
@@ -357,6 +388,8 @@ def test_a_folder_that_hosts_do_not_share_is_an_error(runner, tmp_path):
         model.compile("sgd", "mse")
         model.fit(np.zeros((8, 2)), np.zeros((8, 1)), batch_size=8, epochs=3)
         if get_context().is_chief:
+            while any(name.startswith(".") for name in os.listdir(folder)):  # one that is still being written
+                time.sleep(0.05)
             shutil.rmtree(folder)
             os.makedirs(folder)
             raise RuntimeError("lost")

@@ -57,7 +57,14 @@ def digits_program():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_two_workers_train_the_model_of_one(runner, optimizer):
-    two = runner(2).run(digits_program(), optimizer=optimizer)
+    made = runner(2)
+    two = made.run(digits_program(), optimizer=optimizer)
+    for worker in made.report.workers.values():
+        times = worker.times
+        assert 40 <= times["steps"] <= 42 + 14  # all of fit and evaluate but those that were traced
+        assert 0 < times["reading"] + times["collectives"] < times["loop"] < worker.seconds["train"]
+        assert times["bytes"] > 40 * 4 * 2410  # the gradients of each step
+        assert len(worker.steps) == times["steps"]
     one = runner(1).run(digits_program(), optimizer=optimizer)
     assert two["replicas"] == 2
     assert one["replicas"] == 1
@@ -88,7 +95,7 @@ def test_a_model_can_be_returned(runner, monkeypatch):
     from spark_tensorflow_distributor.runtime.driver import run as module
 
     kept = []
-    monkeypatch.setattr(module, "_unpickle", lambda result: kept.append(b"".join(result.value)))
+    monkeypatch.setattr(module, "load_result", lambda chunks: kept.append(b"".join(chunks)))
     runner(2).run(train)
     program = (
         "import pickle, sys, numpy as np\n"
@@ -192,7 +199,7 @@ def test_progress_of_fit_reaches_the_driver(runner, capfd):
     assert "epoch 1/2" in shown
     assert "epoch 2/2" in shown
     assert "loss=" in shown
-    assert "14/14" in shown
+    assert "28/28" in shown
 
 
 LOCAL_PROGRAM = """
@@ -306,3 +313,72 @@ def test_data_of_different_lengths_is_rejected(runner):
 
     with pytest.raises(std.DistributorError, match=r"different lengths \(rank 0: 2 batches, rank 1: 3 batches\)"):
         runner(2).run(train)
+
+
+def keras_program():
+    def train(program):
+        import numpy as np
+        import tensorflow as tf
+
+        context = std.get_context()
+        model = tf.keras.Sequential([tf.keras.layers.Input((3,)), tf.keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        x, y = np.ones((8, 3), "float32"), np.ones((8, 1), "float32")
+        if program == "fit on the chief" and context.is_chief:
+            model.fit(x, y, verbose=0)
+        if program == "different epochs":
+            model.fit(x, y, epochs=1 + context.rank, verbose=0)
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("program", "texts"),
+    [
+        ("fit on the chief", ["Rank 1 has returned", "rank 0 is in train", "model.fit(x, y, verbose=0)"]),
+        ("different epochs", ["rank 0 is in train", "rank 1 is in train", "epochs=1 + context.rank"]),
+    ],
+)
+def test_workers_that_do_different_things_are_told(runner, program, texts):
+    started = time.monotonic()
+    with pytest.raises(std.TrainingFailedError, match="equally often and in the same order") as info:
+        runner(2).run(keras_program(), program=program)
+    assert time.monotonic() - started < 60  # without a stall_timeout
+    assert all(text in str(info.value) for text in texts), str(info.value)
+    assert info.value.root_cause.kind == "exception"
+
+
+def listening_program():
+    def train():
+        import contextlib
+        import os
+
+        import numpy as np
+        import tensorflow as tf
+
+        model = tf.keras.Sequential([tf.keras.layers.Input((3,)), tf.keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        model.fit(np.ones((8, 3), "float32"), np.ones((8, 1), "float32"), verbose=0)
+        own, found = set(), []
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # that of the listing itself
+                own.add(os.readlink(f"/proc/self/fd/{fd}").strip("socket:[]"))
+        for name in ("tcp", "tcp6"):
+            with open(f"/proc/self/net/{name}") as file:
+                fields = [line.split() for line in file.readlines()[1:]]
+            found += [address for _, address, _, state, *_, inode in (each[:10] for each in fields)
+                      if state == "0A" and inode in own]  # fmt: skip
+        return found, std.get_context().world_size
+
+    return train
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_port_is_open_during_training_on_cpus(spark, runner):
+    assert runner(2).run(listening_program()) == ([], 2)
+    spark.conf.set("tensorflow.spark.distributor.collectives", "tensorflow")
+    try:
+        found, _ = runner(2).run(listening_program())
+    finally:
+        spark.conf.unset("tensorflow.spark.distributor.collectives")
+    assert len(found) >= 1  # the test would notice an open port

@@ -7,6 +7,7 @@ import pytest
 from pyspark import cloudpickle
 from sklearn.datasets import load_digits  # here, since its import sets environment variables
 
+import spark_tensorflow_distributor as std
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
 # The workers cannot import this module.
@@ -276,11 +277,15 @@ def test_adapt_uses_the_rows_of_all_ranks(spark):
         found = {
             "mean": data.statistics("x").mean,
             "words": data.vocabulary("word"),
-            "few": data.adapt(layers.StringLookup(max_tokens=4), "word").get_vocabulary(),
+            "few": data.adapt(layers.StringLookup(max_tokens=4), "word", fill_value="none").get_vocabulary(),
             "numbers": [int(v) for v in data.adapt(layers.IntegerLookup(), "number").get_vocabulary()],
         }
-        alone = data.adapt(layers.Normalization(axis=None), "x")
-        stacked = data.adapt(layers.Normalization(), ["x", "number"])
+        try:
+            data.adapt(layers.Normalization(axis=None), "x")
+        except std.DataError as error:
+            found["nulls"] = str(error)
+        alone = data.adapt(layers.Normalization(axis=None), "x", fill_value=1000.5)
+        stacked = data.adapt(layers.Normalization(), ["x", "number"], fill_value={"x": 1000.5})
         found["alone"] = [float(v) for v in alone(tf.constant([0.0, 1.0]))]
         found["stacked"] = stacked(tf.constant([[1.0, 2.0]])).numpy().tolist()
         return [json.loads(text) for text in BarrierTaskContext.get().allGather(json.dumps(found))]
@@ -301,8 +306,27 @@ def test_adapt_uses_the_rows_of_all_ranks(spark):
     assert found["words"] == ["often", "ünder", "c"]
     assert found["few"] == ["[UNK]", "often", "ünder", "c"]
     assert found["numbers"] == [-1, 0, 1, 2, 3]
-    assert np.diff(found["alone"])[0] == pytest.approx(1 / x.std(), rel=1e-3)
+    assert "column 'x': 100 of 1000 rows are null. Pass fill_value" in found["nulls"]
+    filled = np.concatenate([x, np.full(100, 1000.5)])
+    assert np.diff(found["alone"])[0] == pytest.approx(1 / filled.std(), rel=1e-3)
     assert found["stacked"][0][1] == pytest.approx((2 - 1.5) / np.sqrt(1.25), rel=1e-5)
+
+
+def test_nulls_in_a_vector_column_are_counted(spark):
+    from pyspark.ml.linalg import Vectors
+
+    rows = [(Vectors.dense([1.0, 2.0]), 1), (None, 2), (Vectors.sparse(2, {1: 3.0}), 3)]
+    frame = spark.createDataFrame(rows, ["features", "id"])
+
+    def train(data):
+        try:
+            data.to_tf("features", batch_size=2)
+        except std.DataError as error:
+            return str(error), [batch.numpy().tolist() for batch in data.to_tf("id", batch_size=3, shuffle=False)]
+
+    text, ids = MirroredStrategyRunner(num_slots=1, use_gpu=False).run(train, data=frame)
+    assert "The DataFrame 'data', column 'features': 1 of 3 arrays are null" in text
+    assert sorted(ids[0]) == [1, 2, 3]
 
 
 def test_the_seed_determines_the_order(spark):

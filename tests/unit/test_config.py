@@ -19,6 +19,8 @@ from spark_tensorflow_distributor.config import RunnerConfig
         ({"num_slots": 2, "start_timeout": 0}, "start_timeout"),
         ({"num_slots": 2, "stall_timeout": "1"}, "stall_timeout"),
         ({"num_slots": 2, "gpu_resource_name": ""}, "gpu_resource_name"),
+        ({"num_slots": 2, "log_to_driver": "stdout"}, "log_to_driver is 'stdout'"),
+        ({"num_slots": 2, "gradient_compression": "int8"}, "gradient_compression is 'int8'"),
         ({"num_slots": 2, "env": {"A": 1}}, "env"),
         ({"num_slots": 2, "env": ["A"]}, "env"),
         ({"num_slots": 2, "env": {"TF_CONFIG": "{}"}}, "TF_CONFIG"),

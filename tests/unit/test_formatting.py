@@ -1,4 +1,34 @@
-from spark_tensorflow_distributor.formatting import gibibytes, mebibytes, one_line
+import traceback
+
+import pytest
+
+from spark_tensorflow_distributor import ConfigurationError, TrainingFailedError
+from spark_tensorflow_distributor.formatting import (
+    a_type,
+    gibibytes,
+    mebibytes,
+    one_line,
+    printable,
+    printable_exception,
+    printable_line,
+    sentence,
+)
+
+ATTACKS = {
+    "clear the screen": "\x1b[2J\x1b[1;1H",
+    "move up": "\x1b[5A",
+    "title": "\x1b]0;mine\x07",
+    "clipboard": "\x1b]52;c;cm0gLXJmIH4=\x1b\\",
+    "device control": "\x1bP+q544e\x1b\\",
+    "answer back": "\x05\x1b[c\x1b[6n",
+    "8-bit": "\x9b2J\x9d0;mine\x9c",
+    "character set": "\x0e\x1b(0",
+    "start the line over": "spoofed\rreal",
+    "backspaces": "real\x08\x08\x08\x08fake",
+    "colour": "\x1b[31mred\x1b[0m",
+    "unfinished": "\x1b[",
+    "nul": "\x00",
+}
 
 
 def test_sizes():
@@ -8,3 +38,67 @@ def test_sizes():
 
 def test_an_error():
     assert one_line(KeyError("name")) == "KeyError: 'name'"
+
+
+def test_the_article_of_a_type():
+    assert [a_type(value) for value in (1, "x", None, object(), [])] == [
+        "an int",
+        "a str",
+        "None",
+        "an object",
+        "a list",
+    ]
+    assert a_type(type("UserList", (), {})()) == "a UserList"
+
+
+def test_a_quoted_text_ends_with_one_full_stop():
+    texts = ["It failed", "It failed.", "Why?", " It failed. ", KeyError("x")]
+    assert [sentence(text) for text in texts] == ["It failed.", "It failed.", "Why?", "It failed.", "'x'."]
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_nothing_that_a_terminal_obeys_is_left(attack):
+    for shown in (printable(attack), printable_line(attack), str(ConfigurationError(attack))):
+        assert shown.isprintable()
+
+
+def test_other_text_is_unchanged():
+    text = "ä\t漢字 \U0001f600\n  next line\n"
+    assert printable(text) == text
+    assert printable("one\r\ntwo") == "one\ntwo"
+    assert printable_line("one\n[rank 0 @ h] two") == "one\\n[rank 0 @ h] two"
+    assert printable("\x1b[1mbold\x1b[0m \x07") == "bold \\x07"
+
+
+class FromElsewhere(Exception):
+    def __str__(self):
+        return "\x1b[2J"
+
+
+def noted():
+    error = KeyError("k")
+    error.__notes__ = ["\x1b]0;note\x07"]
+    return error
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("\x1b]0;x\x07", 3), noted(), KeyError("\x1b"), OSError(5, "\x9b2J", "\x1b[2Jname")]
+)
+def test_an_exception_keeps_its_type_and_its_other_arguments(error):
+    cleaned = printable_exception(error)
+    assert cleaned is error
+    printed = "".join(traceback.format_exception(cleaned))
+    assert printed.replace("\n", "").isprintable()
+    if isinstance(error, ValueError):
+        assert error.args[1] == 3
+
+
+@pytest.mark.parametrize("error", [FromElsewhere(), SyntaxError("bad", ("file", 1, 1, "\x1b[2J"))])
+def test_an_exception_whose_text_comes_from_elsewhere_cannot_be_printed(error):
+    assert printable_exception(error) is None
+
+
+def test_errors_of_the_library_are_printed_safely():
+    text = "".join(traceback.format_exception(TrainingFailedError("\x1b[2Jline\nline \x07")))
+    assert "\x1b" not in text
+    assert "line\nline \\x07" in text

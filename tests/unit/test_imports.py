@@ -10,7 +10,21 @@ PACKAGE = "spark_tensorflow_distributor"
 ROOT = Path(std.__file__).parent
 
 # Each package may import itself and the packages before it.
-PACKAGES = ["errors", "formatting", "context", "data", "training", "resume", "config", "runtime", "runner", "ml"]
+PACKAGES = [
+    "formatting",
+    "errors",
+    "context",
+    "transport",
+    "process_group",
+    "data",
+    "training",
+    "resume",
+    "config",
+    "runtime",
+    "runner",
+    "tracking",
+    "ml",
+]
 
 # Inference runs in Spark's ordinary tasks, apart from the packages above: it uses data/ and these tools of others.
 TOOLS_OF_INFERENCE = {
@@ -20,6 +34,7 @@ TOOLS_OF_INFERENCE = {
     "runtime.shipping",
     "training.autograph_files",
     "training.keras_api",
+    "training.keras_pickle",
 }
 
 # The processes of a run share only the modules in runtime/ itself.

@@ -4,6 +4,7 @@ Spark's shuffle distributes each of its partitions evenly, so the shards differ 
 over to each other until no two shards differ by more than one row, so that no worker runs out of rows early.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,8 +22,6 @@ class Transfer(NamedTuple):
 def plan_transfers(rows: Sequence[int]) -> list[Transfer]:
     """Return the fewest transfers that make all shards equal, to within one row.
 
-    Every worker computes the same plan.
-
     Args:
         rows: The number of rows of each rank.
     """
@@ -30,8 +29,8 @@ def plan_transfers(rows: Sequence[int]) -> list[Transfer]:
     # The larger shards keep the extra row.
     by_size = sorted(range(len(rows)), key=lambda rank: (-rows[rank], rank))
     wanted = {rank: least + (position < extra) for position, rank in enumerate(by_size)}
-    surplus = [[rank, rows[rank] - wanted[rank]] for rank in range(len(rows)) if rows[rank] > wanted[rank]]
-    deficit = [[rank, wanted[rank] - rows[rank]] for rank in range(len(rows)) if rows[rank] < wanted[rank]]
+    surplus = deque([rank, rows[rank] - wanted[rank]] for rank in range(len(rows)) if rows[rank] > wanted[rank])
+    deficit = deque([rank, wanted[rank] - rows[rank]] for rank in range(len(rows)) if rows[rank] < wanted[rank])
     transfers = []
     while surplus:
         source, target = surplus[0], deficit[0]
@@ -40,8 +39,19 @@ def plan_transfers(rows: Sequence[int]) -> list[Transfer]:
         for side, queue in ((source, surplus), (target, deficit)):
             side[1] -= count
             if not side[1]:
-                queue.pop(0)
+                queue.popleft()
     return transfers
+
+
+def plan_frames(rows: Sequence[Sequence[int]]) -> list[tuple[int, Transfer]]:
+    """Return the transfers of all DataFrames, each with the number of its frame.
+
+    Args:
+        rows: The number of rows of each rank, by frame.
+    """
+    return [
+        (frame, transfer) for frame, counts in enumerate(zip(*rows, strict=True)) for transfer in plan_transfers(counts)
+    ]
 
 
 def merge_facts(facts: Sequence[FrameFacts]) -> FrameFacts:

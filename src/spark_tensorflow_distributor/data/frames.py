@@ -11,11 +11,13 @@ first, as it does for its own round robin (SPARK-23207) to make tasks repeatable
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, DataError
+from ..formatting import a_type
 from .columns import Column, columns_of
 from .layout import ROW_BITS, FrameSpec
 
@@ -40,8 +42,9 @@ class Frames:
     def source(self, num_tasks: int) -> "DataFrame":
         """Return the rows of all DataFrames as one DataFrame of ``num_tasks`` partitions.
 
-        Its columns are the row's id (see ``ROW_BITS``), the number of its frame, and those of the wide schema. The
-        same rows in the same partitions are always distributed in the same way.
+        Its columns are the row's id (see ``ROW_BITS``), the number of its frame, and a struct of those of the wide
+        schema: ``mapInArrow`` takes time that is quadratic in the number of columns. The same rows in the same
+        partitions are always distributed in the same way.
         """
         return self._union().repartition(num_tasks, _partition_key(num_tasks))
 
@@ -75,13 +78,18 @@ class Frames:
         from pyspark.sql import functions as F
 
         types = {p: c.travels_as for spec in self.specs for p, c in zip(spec.positions, spec.columns, strict=True)}
-        by_position = dict(zip(self.specs[number].positions, self.specs[number].columns, strict=True))
-        values = []
-        for position in range(len(types)):
-            column = by_position.get(position)
-            value = F.lit(None) if column is None else column_expression(column)
-            values.append(value.cast(types[position]).alias(f"c{position}"))
-        return self.frames[number].select(F.lit(number).cast("short").alias("frame"), *values)
+        spec, frame = self.specs[number], self.frames[number]
+        expressions = {position: f"CAST(NULL AS {kind})" for position, kind in types.items()}
+        for position, column in zip(spec.positions, spec.columns, strict=True):
+            if column.conversion == "vector":  # which SQL does not know
+                name = f"spark_tensorflow_distributor_vector_{position}"
+                frame = frame.withColumn(name, column_expression(column))
+                expressions[position] = name
+            else:
+                expressions[position] = f"CAST({quoted_path(column)} AS {column.travels_as})"
+        # One text for all columns: objects of PySpark would be several calls to the JVM for each.
+        fields = ", ".join(f"{expressions[position]} AS c{position}" for position in range(len(types)))
+        return frame.select(F.lit(number).cast("short").alias("frame"), F.expr(f"struct({fields})").alias("columns"))
 
 
 def frames_of(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Frames]:
@@ -91,16 +99,17 @@ def frames_of(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Frames]:
         The arguments, in their order and with None in place of each DataFrame; and the DataFrames.
 
     Raises:
-        DataError: A column's type has no counterpart in TensorFlow.
+        DataError: A column's type has no counterpart in TensorFlow, or DataFrames are in a list or dict.
         ConfigurationError: A frame is a stream, or belongs to pandas on Spark.
     """
     others = dict(kwargs)
     specs: list[FrameSpec] = []
     frames: list[DataFrame] = []
     for name, value in kwargs.items():
-        if type(value).__module__.startswith("pyspark.pandas."):
+        _refuse_container(name, value)
+        if is_pandas_on_spark(value):
             raise ConfigurationError(
-                f"The argument {name!r} is a {type(value).__name__} of pandas on Spark. Pass {name}.to_spark(), with "
+                f"The argument {name!r} is {a_type(value)} of pandas on Spark. Pass {name}.to_spark(), with "
                 "index_col=... if you need its index."
             )
         if not is_dataframe(value):
@@ -118,6 +127,30 @@ def frames_of(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Frames]:
     return others, Frames(assign_positions(specs), tuple(frames))
 
 
+def _refuse_container(name: str, value: object) -> None:
+    """Refuse DataFrames inside another argument: only an argument of its own becomes a ``DataShard``."""
+    if not isinstance(value, list | tuple | set | Mapping):
+        return
+    items = value.values() if isinstance(value, Mapping) else value
+    if not any(map(is_dataframe, {type(each): each for each in items}.values())):  # a list may be long
+        return
+    if isinstance(value, Mapping):
+        names = [str(key) if str(key).isidentifier() else f"{name}_{number}" for number, key in enumerate(value, 1)]
+    else:
+        names = [f"{name}_{number}" for number in range(1, len(value) + 1)]
+    arguments = ", ".join(f"{each}=..." for each in names[:5]) + (", ..." if len(names) > 5 else "")
+    raise DataError(
+        f"The argument {name!r} is {a_type(value)} that contains Spark DataFrames. Pass each of them as an argument of "
+        f"its own, such as run(train, {arguments}); or combine frames of the same columns in Spark "
+        "(df1.unionByName(df2))."
+    )
+
+
+def is_pandas_on_spark(value: object) -> bool:
+    """Whether the value belongs to pandas on Spark. Does not import it."""
+    return type(value).__module__.startswith("pyspark.pandas.")
+
+
 def is_dataframe(value: object) -> bool:
     """Whether the value is a Spark DataFrame, classic or Connect. Does not import PySpark."""
     return any(
@@ -127,17 +160,18 @@ def is_dataframe(value: object) -> bool:
 
 def assign_positions(specs: Sequence[FrameSpec]) -> tuple[FrameSpec, ...]:
     """Give every column the first position in the wide schema that has its type and is free in its frame."""
-    types: list[str] = []
+    by_type: dict[str, list[int]] = {}
+    width = itertools.count()
     assigned = []
     for spec in specs:
+        used: Counter[str] = Counter()
         positions: list[int] = []
         for column in spec.columns:
-            kind = column.travels_as
-            free = (p for p, other in enumerate(types) if other == kind and p not in positions)
-            position = next(free, len(types))
-            if position == len(types):
-                types.append(kind)
-            positions.append(position)
+            of_type = by_type.setdefault(column.travels_as, [])
+            if used[column.travels_as] == len(of_type):
+                of_type.append(next(width))
+            positions.append(of_type[used[column.travels_as]])
+            used[column.travels_as] += 1
         assigned.append(replace(spec, positions=tuple(positions)))
     return tuple(assigned)
 
@@ -146,13 +180,18 @@ def column_expression(column: Column) -> "SparkColumn":
     """Return the Spark expression that selects a column, with a vector converted to an array of floats."""
     from pyspark.sql import functions as F
 
-    quoted = ".".join("`" + part.replace("`", "``") + "`" for part in column.path)
-    value = F.col(quoted)
+    value = F.col(quoted_path(column))
     if column.conversion == "vector":
         from pyspark.ml.functions import vector_to_array
 
-        return vector_to_array(value, "float32")
+        # vector_to_array fails on a null; as a null array, it is counted and reported with the column's name.
+        return F.when(value.isNotNull(), vector_to_array(value, "float32"))
     return value
+
+
+def quoted_path(column: Column) -> str:
+    """Return the column's name as SQL."""
+    return ".".join("`" + part.replace("`", "``") + "`" for part in column.path)
 
 
 def _partition_key(num_tasks: int) -> "SparkColumn":

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import BrokenInputError, DataError
 from ..formatting import one_line
-from .balance import Transfer, merge_facts, plan_transfers
+from .balance import Transfer, merge_facts, plan_frames
 from .columns import split_array
 from .layout import FrameFacts, FrameSpec, ShardLayout
 from .spool import FrameSpool
@@ -37,7 +37,7 @@ class RowReceiver:
 
     Args:
         frames: The DataFrames to expect.
-        batches: Spark's Arrow batches: row id, frame number, then the columns of the wide schema.
+        batches: Spark's Arrow batches: row id, frame number, and a struct of the columns of the wide schema.
         rank: This worker's rank.
         world_size: The number of workers.
         directory: Where the files are written.
@@ -60,7 +60,8 @@ class RowReceiver:
         self._frames = frames
         self._rank, self._world_size, self._local_world_size = rank, world_size, local_world_size
         self._directory = directory
-        self._facts: dict[int, list[FrameFacts]] = {}
+        self._merged: list[FrameFacts] | None = None  # the facts about all workers' rows, by frame
+        self._transfers: list[tuple[int, Transfer]] | None = None  # those that concern this worker, with their frames
         self._expected: set[tuple[int, int]] | None = None  # frame and source of rows to come; None: not known yet
         self._received: dict[tuple[int, int], str] = {}
         self._reported_at = 0.0
@@ -101,8 +102,9 @@ class RowReceiver:
         self._thread.join()
         if self.error is not None:
             raise self.error
-        facts = self._facts[self._rank] = [spool.facts() for spool in self._spools]
+        facts = [spool.facts() for spool in self._spools]
         if self._world_size == 1:
+            self._merged, self._transfers = facts, []
             return self._balance()
         return [{"type": "rows", "facts": [each.to_json() for each in facts]}]
 
@@ -115,19 +117,26 @@ class RowReceiver:
 
     def on_message(self, message: Mapping[str, Any]) -> list[Message]:
         """Handle a message from the driver; return messages for it."""
-        if message["type"] == "shares" and self._expected is None:  # it is repeated after a reconnect
-            self._note_facts(message["facts"])
-            return self._balance()
         if message["type"] == "passed":
             self._receive(message)
-        return []
+        if self._expected is not None:  # the others are repeated after a reconnect
+            return []
+        if message["type"] == "facts":
+            self._merged = list(map(FrameFacts.from_json, message["facts"]))
+        elif message["type"] == "transfers":
+            self._transfers = [(frame, Transfer(*transfer)) for frame, *transfer in message["transfers"]]
+        return self._balance() if self._merged is not None and self._transfers is not None else []
 
     def balance_by_all_gather(self, all_gather: Callable[[str], list[str]]) -> None:
         """Equalise the shards through Spark's ``allGather`` instead of the driver."""
-        own = [each.to_json() for each in self._facts[self._rank]]
-        self._note_facts(dict(json.loads(text) for text in all_gather(json.dumps([self._rank, own]))))
+        own = [spool.facts().to_json() for spool in self._spools]
+        gathered = dict(json.loads(text) for text in all_gather(json.dumps([self._rank, own])))
+        by_rank = [list(map(FrameFacts.from_json, gathered[rank])) for rank in range(self._world_size)]
+        self._merged = [merge_facts(each) for each in zip(*by_rank, strict=True)]
+        plan = plan_frames([[facts.rows for facts in each] for each in by_rank])
+        self._transfers = [each for each in plan if self._rank in (each[1].source, each[1].target)]
         outgoing = self._balance()
-        if any(self._transfers(number) for number in range(len(self._frames))):
+        if plan:
             for text in all_gather(json.dumps(outgoing)):
                 for message in json.loads(text):
                     if message["to"] == self._rank:
@@ -145,8 +154,8 @@ class RowReceiver:
                 self._spools[number].receive(base64.b64decode(data))
         layouts: list[ShardLayout] = []
         files: list[BinaryIO] = []
-        for number, (frame, spool) in enumerate(zip(self._frames, self._spools, strict=True)):
-            facts = merge_facts([self._facts[rank][number] for rank in range(self._world_size)])
+        assert self._merged is not None
+        for frame, spool, facts in zip(self._frames, self._spools, self._merged, strict=True):
             layout, of_frame = spool.layout()
             layouts.append(ShardLayout(frame.name, frame.schema, frame.columns, facts, layout, len(of_frame)))
             files += of_frame
@@ -163,23 +172,17 @@ class RowReceiver:
 
     # Equal shards.
 
-    def _note_facts(self, facts: Mapping[Any, Sequence[Mapping[str, Any]]]) -> None:
-        self._facts = {int(rank): list(map(FrameFacts.from_json, frames)) for rank, frames in facts.items()}
-
-    def _transfers(self, number: int) -> list[Transfer]:
-        return plan_transfers([self._facts[rank][number].rows for rank in range(self._world_size)])
-
     def _balance(self) -> list[Message]:
-        """Hand over this worker's surplus rows, and note which ones to expect; requires the facts of all workers."""
+        """Hand over this worker's surplus rows, and note which ones to expect."""
+        assert self._transfers is not None
         outgoing: list[Message] = []
         self._expected = set()
-        for number, spool in enumerate(self._spools):
-            for source, target, rows in self._transfers(number):
-                if source == self._rank:
-                    data = base64.b64encode(spool.hand_over(rows)).decode()
-                    outgoing.append({"type": "pass", "to": target, "from": source, "frame": number, "data": data})
-                elif target == self._rank:
-                    self._expected.add((number, source))
+        for number, (source, target, rows) in self._transfers:
+            if source == self._rank:
+                data = base64.b64encode(self._spools[number].hand_over(rows)).decode()
+                outgoing.append({"type": "pass", "to": target, "from": source, "frame": number, "data": data})
+            elif target == self._rank:
+                self._expected.add((number, source))
         return outgoing
 
     def _receive(self, message: Mapping[str, Any]) -> None:
@@ -211,14 +214,15 @@ class RowReceiver:
 
     def _add(self, batch: "pa.RecordBatch") -> None:
         ids, numbers = batch.column(0).to_numpy(), batch.column(1).to_numpy()
+        columns = batch.column(2)  # a struct without nulls
         # The rows of a frame are contiguous, or nearly so.
         breaks = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
         starts = [0, *breaks.tolist()] if len(numbers) else []
         for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
             frame, spool = self._frames[numbers[start]], self._spools[numbers[start]]
-            piece = batch.slice(start, end - start)
+            piece = columns.slice(start, end - start).flatten()
             values = [
-                split_array(piece.column(2 + position), column)
+                split_array(piece[position], column)
                 for position, column in zip(frame.positions, frame.columns, strict=True)
             ]
             spool.add(values, ids[start:end])

@@ -29,7 +29,7 @@ class FrameSpec:
     Attributes:
         name: The argument's name.
         columns: The DataFrame's columns, with structs split into their fields.
-        positions: The position of each column in the stage's input, after the row's id and the frame's number.
+        positions: The position of each column in the wide schema of the stage's input.
         schema: Spark's schema, as ``StructType.jsonValue()``.
         expected_rows: The total number of rows, if Spark knows it.
     """

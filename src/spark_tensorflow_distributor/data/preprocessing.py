@@ -7,7 +7,7 @@ Here each rank counts its own shard, the ranks exchange their counts, and each o
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigurationError, DataError
-from .checks import known_column
-from .columns import Column
+from ..formatting import a_type
+from .checks import Checks, known_column
+from .columns import Column, by_column
 
 if TYPE_CHECKING:  # it imports TensorFlow
     from .store import MappedRows
@@ -59,57 +60,71 @@ class Adapter:
     Args:
         store: The shard's rows.
         name: The DataFrame's name, for messages.
+        total: Its rows on all ranks.
         world_size: The number of ranks.
     """
 
-    def __init__(self, store: "MappedRows", name: str, world_size: int) -> None:
-        self._store, self._what, self._world_size = store, f"The DataFrame {name!r}", world_size
+    def __init__(self, store: "MappedRows", name: str, total: int, world_size: int) -> None:
+        self._store, self._what, self._total = store, f"The DataFrame {name!r}", total
+        self._world_size = world_size
 
-    def adapt(self, layer: Any, columns: str | Sequence[str]) -> Any:
+    def adapt(self, layer: Any, columns: str | Sequence[str], fill_value: Any = None) -> Any:
         """See ``DataShard.adapt``."""
         kind = type(layer).__name__
         names = [columns] if isinstance(columns, str) else list(columns)
+        fill: dict[str, Any] = by_column("fill_value", fill_value, names)
         if kind == "Normalization":
-            return self._normalize(layer, self.statistics(names), is_stacked=not isinstance(columns, str))
+            self._check_nulls(names, fill)
+            return self._normalize(layer, self.statistics(names, fill), is_stacked=not isinstance(columns, str))
         if kind not in ("StringLookup", "IntegerLookup"):
             raise ConfigurationError(
-                f"adapt() supports Normalization, StringLookup and IntegerLookup, but got a {kind}. Compute what it "
-                "needs in Spark, and pass it to the layer's constructor."
+                f"adapt() supports Normalization, StringLookup and IntegerLookup, but got {a_type(layer)}. Compute "
+                "what it needs in Spark, and pass it to the layer's constructor."
             )
         if len(names) != 1:
-            raise ConfigurationError(f"A {kind} looks up one column, but got {names}.")
+            raise ConfigurationError(f"A lookup layer looks up one column, but got {names}.")
         if getattr(layer, "output_mode", None) == "tf_idf":
             raise ConfigurationError("adapt() does not count documents, which output_mode='tf_idf' requires.")
         column = self._column(names[0])
         if column.is_bytes != (kind == "StringLookup"):
-            raise DataError(f"{self._subject(column)}, and a {kind} cannot look that up.")
+            raise DataError(f"{self._subject(column)}, and {a_type(layer)} cannot look that up.")
+        self._check_nulls(names, fill)
         max_tokens = layer.max_tokens
         if max_tokens is not None:
             max_tokens -= layer.num_oov_indices + (layer.mask_token is not None)
-        layer.set_vocabulary(self.vocabulary(names[0], max_tokens))
+        layer.set_vocabulary(self.vocabulary(names[0], max_tokens, fill))
         return layer
 
-    def statistics(self, names: Sequence[str]) -> list[Statistics]:
-        """Return the statistics of each column; for arrays, of all their values."""
+    def _check_nulls(self, names: Sequence[str], fill: Mapping[str, Any]) -> None:
+        """Apply the rule of ``to_tf``: a layer that was set up without the nulls would be given them afterwards."""
+        checks = Checks(self._store, self._what, self._total)
+        checks.rows()
+        for name in names:
+            checks.column(name, fill, refuse_nan=False)
+
+    def statistics(self, names: Sequence[str], fill: Mapping[str, Any] | None = None) -> list[Statistics]:
+        """Return the statistics of each column; for arrays, of all their values. Nulls count only if filled."""
         for name in names:
             column = self._column(name)
             if not column.is_number:
                 raise DataError(f"{self._subject(column)}, which has no mean.")
-        local = [sum(map(_statistics, self._numbers(name)), Statistics()) for name in names]
+        local = [sum(map(_statistics, self._numbers(name, fill)), Statistics()) for name in names]
         ranks = self._all_gather([astuple(each) for each in local])
         return [sum((Statistics(*rank[index]) for rank in ranks), Statistics()) for index in range(len(names))]
 
-    def vocabulary(self, name: str, max_tokens: int | None = None) -> list[str] | list[int]:
-        """See ``DataShard.vocabulary``."""
+    def vocabulary(
+        self, name: str, max_tokens: int | None = None, fill: Mapping[str, Any] | None = None
+    ) -> list[str] | list[int]:
+        """See ``DataShard.vocabulary``; nulls count only if filled."""
         column = self._column(name)
         if column.storage.startswith("float"):
             raise DataError(f"{self._subject(column)}, which has no vocabulary.")
         counts: Counter[Any] = Counter()
         if column.is_bytes:
-            for texts in self._texts(name):
+            for texts in self._texts(name, fill):
                 counts.update(texts)
         else:
-            for part in self._numbers(name):
+            for part in self._numbers(name, fill):
                 values, times = np.unique(part, return_counts=True)
                 counts.update(dict(zip(map(int, values), map(int, times), strict=True)))
         total: Counter[Any] = Counter()
@@ -134,14 +149,28 @@ class Adapter:
     def _subject(self, column: Column) -> str:
         return f"{self._what}, column {column.name!r}: it is of type {column.spark_type}"
 
-    def _numbers(self, name: str) -> Iterator[npt.NDArray[Any]]:
-        """Yield the column's numbers without nulls, a few rows at a time."""
+    def _numbers(self, name: str, fill: Mapping[str, Any] | None) -> Iterator[npt.NDArray[Any]]:
+        """Yield the column's numbers, with nulls filled or left out, a few rows at a time."""
         for values, nulls in self._store.numbers(name, _ROWS_AT_ONCE):
-            yield values if nulls is None else values[~nulls]
+            if nulls is None:
+                yield values
+            elif fill and name in fill:
+                yield np.where(nulls, np.asarray(fill[name]).astype(values.dtype), values)
+            else:
+                yield values[~nulls]
 
-    def _texts(self, name: str) -> Iterator[list[str]]:
+    def _texts(self, name: str, fill: Mapping[str, Any] | None) -> Iterator[list[str]]:
+        filled = None if fill is None else fill.get(name)
+        text_of_null = filled.decode() if isinstance(filled, bytes) else filled
         for texts, nulls in self._store.texts(name, _ROWS_AT_ONCE):
-            yield texts if nulls is None else [text for text, null in zip(texts, nulls, strict=True) if not null]
+            if nulls is None:
+                yield texts
+                continue
+            pairs = list(zip(texts, nulls, strict=True))
+            if text_of_null is None:
+                yield [text for text, null in pairs if not null]
+            else:
+                yield [text_of_null if null else text for text, null in pairs]
 
     def _all_gather(self, value: object) -> list[Any]:
         """Return the value of each rank, in order, as JSON gives it back."""

@@ -146,7 +146,7 @@ class DataShard:
         """Return the steps per epoch of ``fit``: the ``steps_per_epoch`` of a dataset with ``repeat=True``."""
         return self._new_state(batch_size, drop_remainder).equal.steps
 
-    def adapt(self, layer: Any, columns: str | Sequence[str]) -> Any:
+    def adapt(self, layer: Any, columns: str | Sequence[str], *, fill_value: Any = None) -> Any:
         """Set up a Keras preprocessing layer from the rows of all workers, identically on every rank.
 
         All ranks must call this, in the same order. With several workers, each call takes about a second.
@@ -154,20 +154,22 @@ class DataShard:
         Args:
             layer: A ``Normalization``, ``StringLookup`` or ``IntegerLookup``.
             columns: A column; or for ``Normalization`` the list that ``to_tf`` stacks.
+            fill_value: Value that replaces nulls, or a dict of values by column: the one passed to ``to_tf``, so that
+                the layer is set up for the values that it will see. Default: nulls raise an error, as in ``to_tf``.
 
         Returns:
             The layer.
 
         Raises:
-            DataError: A column does not suit the layer.
+            DataError: A column does not suit the layer, or has nulls and no ``fill_value``.
             ConfigurationError: The layer is of another type.
         """
-        return self._adapter().adapt(layer, columns)
+        return self._adapter().adapt(layer, columns, fill_value)
 
     def vocabulary(self, column: str, max_tokens: int | None = None) -> list[Any]:
         """Return the values of a column on all workers, the most frequent first; ties are sorted by value.
 
-        All ranks must call this, as for :meth:`adapt`.
+        Nulls are not counted. All ranks must call this, as for :meth:`adapt`.
 
         Args:
             column: A column of strings, integers or booleans.
@@ -189,7 +191,7 @@ class DataShard:
     def _adapter(self) -> "Adapter":
         from .preprocessing import Adapter
 
-        return Adapter(self._store, self.name, self._id.world_size)
+        return Adapter(self._store, self.name, self.total_rows, self._id.world_size)
 
     def _components(
         self,

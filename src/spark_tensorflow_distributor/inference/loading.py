@@ -89,7 +89,8 @@ def _load_file(spec: ModelSpec, folder: str, data: bytes) -> LoadedModel:
     with open(path, "wb") as file:
         file.write(data)
     keras = _import_keras(spec.library or ("keras" if spec.kind == "keras" else _h5_library(path)))
-    custom_objects = pickle.loads(spec.custom_objects) if spec.custom_objects else {}
+    # From the driver, in the Spark task.
+    custom_objects = pickle.loads(spec.custom_objects) if spec.custom_objects else {}  # nosec B301
     options = {"safe_mode": spec.safe_mode} if spec.kind == "keras" else {}
     with keras.saving.custom_object_scope(custom_objects):
         return from_keras(keras.models.load_model(path, compile=False, **options))

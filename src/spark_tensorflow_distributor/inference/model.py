@@ -18,12 +18,11 @@ from types import FunctionType
 from typing import Any
 
 from ..errors import ConfigurationError, SerializationError
-from ..formatting import one_line
+from ..formatting import a_type, one_line, sentence
 from ..training.keras_api import keras_of, selected_keras
+from ..training.keras_pickle import is_users_own
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
-# Packages that every executor with TensorFlow has, so that their classes and functions need not be sent.
-_COMMON = {"keras", "tf_keras", "tensorflow", "numpy", "optree", *sys.stdlib_module_names} - {"__main__"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def pack(model: Any, custom_objects: Mapping[str, Any] | None, safe_mode: bool) 
         library = keras_of(model) or ""
         if not library or not callable(getattr(model, "save", None)):
             raise ConfigurationError(
-                f"model is a {type(model).__name__}; it must be a Keras model or the path of a saved one. To use "
+                f"model is {a_type(model)}; it must be a Keras model or the path of a saved one. To use "
                 "a tf.Module, save it with tf.saved_model.save and pass the path."
             )
         kind, url, data = "keras", "", _save(model)
@@ -171,7 +170,7 @@ def custom_objects_of(model: Any, library: str) -> dict[str, Any]:
     saving = sys.modules[library].saving
     found: dict[str, Any] = {}
     for each in _classes_and_functions(model):
-        if each.__module__.split(".")[0] not in _COMMON and each.__name__ != "<lambda>":
+        if is_users_own(each):
             found[each.__name__] = found[saving.get_registered_name(each)] = each
     return found
 
@@ -193,6 +192,6 @@ def _pickle(custom: Mapping[str, object]) -> bytes:
         return bytes(cloudpickle.dumps(dict(custom)))
     except Exception as error:
         raise SerializationError(
-            f"The custom objects {sorted(custom)} cannot be sent to the executors: {one_line(error)}. They use "
-            "something from an enclosing scope that cannot be pickled. Create it inside them."
+            f"The custom objects {sorted(custom)} cannot be sent to the executors: {sentence(one_line(error))} They "
+            "use something from an enclosing scope that cannot be pickled. Create it inside them."
         ) from error

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..data.columns import Column, by_column
-from ..data.frames import column_expression
+from ..data.frames import column_expression, is_dataframe, is_pandas_on_spark
 from ..errors import ConfigurationError, DataError, SerializationError
-from ..formatting import mebibytes
+from ..formatting import a_type, mebibytes
 from ..runtime.driver.spark import active_session, is_connect
 from ..runtime.shipping import shipped
 from .features import check_stackable, feature_names, select_columns
@@ -83,6 +83,7 @@ def predict(
         ClusterError: The executors do not have TensorFlow.
     """
     _check(batch_size, output_column)
+    _check_frame(df)
     names = feature_names(feature_columns)
     columns = select_columns(df.schema.jsonValue(), names)
     arguments, values = _arguments(columns, by_column("fill_value", fill_value, names), stack)
@@ -141,6 +142,22 @@ def _check(batch_size: object, output_column: object) -> None:
         raise ConfigurationError(f"batch_size is {batch_size!r}; it must be a number of rows of at least 1.")
     if not isinstance(output_column, str) or not output_column:
         raise ConfigurationError(f"output_column is {output_column!r}; it must be the name of a column.")
+
+
+def _check_frame(df: object) -> None:
+    if is_dataframe(df):
+        return
+    module = type(df).__module__
+    if is_pandas_on_spark(df):
+        hint = "Pass df.to_spark(), with index_col=... if you need its index."
+    elif module.startswith("pandas."):
+        hint = (
+            "Pass spark.createDataFrame(df), or call model.predict on its values: on a single machine, this "
+            "function has no advantage."
+        )
+    else:
+        hint = "Data on the driver becomes a DataFrame by spark.createDataFrame(...)."
+    raise DataError(f"predict() got {a_type(df)} of {module} as df; it must be a Spark DataFrame. {hint}")
 
 
 def _arguments(

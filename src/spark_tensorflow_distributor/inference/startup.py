@@ -4,6 +4,7 @@ import os
 import sys
 
 from ..errors import ClusterError
+from ..formatting import sentence
 from ..runtime.devices import DEFAULT_ENV, visible_devices
 from ..runtime.process_tools import environment
 from ..training.autograph_files import keep_no_generated_files
@@ -39,9 +40,9 @@ def start_tensorflow(gpu_resource_name: str) -> None:
 def missing_tensorflow(error: ImportError) -> str:
     """Return the message for a failed import of TensorFlow."""
     return (
-        f"TensorFlow cannot be imported by the executors' Python ({sys.executable}): {error}. Install it for the "
-        "interpreter that spark.pyspark.python (or PYSPARK_PYTHON) names on the executors, or change that setting to "
-        "an interpreter that has it."
+        f"TensorFlow cannot be imported by the executors' Python ({sys.executable}): {sentence(error)} Install it for "
+        "the interpreter that spark.pyspark.python (or PYSPARK_PYTHON) names on the executors, or change that setting "
+        "to an interpreter that has it."
     )
 
 

@@ -69,7 +69,8 @@ def run_function(
     from pyspark.sql.pandas.types import to_arrow_type
     from pyspark.sql.types import _parse_datatype_json_string
 
-    spec: PredictSpec = pickle.loads(packed)
+    # From the driver, in the Spark task.
+    spec: PredictSpec = pickle.loads(packed)  # nosec B301
     kind = to_arrow_type(_parse_datatype_json_string(spec.output_type))
     predictor: Predictor | None = None
     for batch in batches:
@@ -162,7 +163,8 @@ def run_probe(
 
     for batch in batches:  # to the end, because Spark only reuses Python workers that have read all their input
         if batch.num_rows:
-            found = json.dumps(_probe(pickle.loads(packed), model, batch.columns if has_arguments else None))
+            # The same.
+            found = json.dumps(_probe(pickle.loads(packed), model, batch.columns if has_arguments else None))  # nosec B301
             yield pa.RecordBatch.from_arrays([pa.array([found])], ["found"])
 
 

@@ -4,15 +4,18 @@ Every file is written under a temporary name and then renamed.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from ..errors import CheckpointError
+from ..formatting import sentence
 
 # Prefix of files that are being written, or were when a process was killed.
 TEMPORARY_PREFIX = ".stfd-"
@@ -82,8 +85,8 @@ class LocalFilesystem:
             os.makedirs(self._path, exist_ok=True)
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint_dir={self._path!r} cannot be created on {socket.gethostname()}: {error}. Choose a "
-                "location that the executors' user may write to."
+                f"checkpoint_dir={self._path!r} cannot be created on {socket.gethostname()}: {sentence(error)} Choose "
+                "a location that the executors' user may write to."
             ) from error
 
     def path(self, name: str) -> str:
@@ -92,8 +95,12 @@ class LocalFilesystem:
     def list(self) -> list[str]:
         return os.listdir(self._path)
 
-    def read(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        return open(self.path(name), "rb")
+    @contextlib.contextmanager
+    def read(self, name: str) -> Iterator[BinaryIO]:
+        with open(self.path(name), "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device may have no end
+                raise OSError(errno.EINVAL, "not a regular file", self.path(name))
+            yield file
 
     def write(self, name: str, write: Write) -> None:
         descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=self._path)
@@ -117,6 +124,10 @@ class LocalFilesystem:
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path(name))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would block
 
 
 class _RemoteFilesystem:

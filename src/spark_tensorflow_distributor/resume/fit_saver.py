@@ -107,11 +107,13 @@ class FitSaver:
         snapshot.write(part, {}, [random_state(), self._model_state.local_part()])
         parts = self._collectives.gather_bytes(part.getvalue())
         if self._context.is_chief:
-            by_rank = [snapshot.read(BytesIO(each))[1] for each in parts]
+            by_rank = [snapshot.read(each)[1] for each in parts]
             weights, metrics = self._model_state.capture([local for _, local in by_rank])
             history, epochs = history_of(self._model_state.model, ended)
             callbacks = callback_states(self._callbacks, self._callback_baseline)
-            state = FitState(weights, metrics, [random for random, _ in by_rank], callbacks, history, epochs)
+            optimizers = self._model_state.capture_optimizers()
+            random = [random for random, _ in by_rank]
+            state = FitState(weights, metrics, random, callbacks, history, epochs, optimizers)
             facts = CheckpointFacts(
                 run=self._checkpointing.run_id,
                 fit=self._position.fit,

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,18 @@ import tensorflow as tf
 from ..context import WorkerContext
 from ..data.passes import ShardState, shard_states_of
 from ..errors import CheckpointError
-from ..training.collectives import Collectives
+from ..training.epoch_clock import EpochClock, restored_entries
 from ..training.keras_api import given_callbacks, keras_of
-from . import snapshot
+from ..training.progress import global_batch_of
+from ..training.stopping import any_wants
+from ..training.tf_collectives import collectives_of
+from .agent_link import AgentLink
 from .callback_state import Logs, restore_callbacks, restore_history
 from .fit_saver import Checkpointing, FitSaver
 from .model_state import ModelState
+from .names import last_sequence, sequence_of
 from .random_replay import RandomReplay
 from .resume_point import DataUse, Position, ResumePoint
-from .settings import Report
 from .store import newest_checkpoint
 
 _log = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ class FitSession:
         number: Number of the call in this process, from 0.
         arguments: The arguments of the call by name; ``self`` is the model.
         context: This worker's context.
-        report: Sends messages to the driver.
+        agent: The connection to the agent.
         checkpointing: How to save checkpoints; None to save and resume nothing.
 
     Attributes:
@@ -46,10 +48,10 @@ class FitSession:
         number: int,
         arguments: dict[str, Any],
         context: WorkerContext,
-        report: Report,
+        agent: AgentLink,
         checkpointing: Checkpointing | None,
     ) -> None:
-        self._arguments, self._context, self._report = arguments, context, report
+        self._arguments, self._context, self._agent = arguments, context, agent
         self._model = arguments["self"]
         self._first_epoch = int(arguments.get("initial_epoch", 0))
         self._epochs = int(arguments.get("epochs", 1))
@@ -58,7 +60,8 @@ class FitSession:
         self.data_use = DataUse()
         self._model_state = ModelState(self._model, context.is_chief)
         strategy = self._model.distribute_strategy
-        self._collectives = Collectives(strategy, context.rank, context.world_size)
+        self._collectives = collectives_of(strategy, context.rank, context.world_size)
+        self._clock = EpochClock(global_batch_of(**arguments))
         self._checkpointing = checkpointing
         self._saver: FitSaver | None = None
         if checkpointing is not None and _spans_all_workers(strategy, context):
@@ -82,7 +85,6 @@ class FitSession:
         if point is None:
             return
         facts = point.facts
-        self._saver.sequence = facts.sequence + 1
         self.data_use.epoch_steps = facts.epoch_steps
         self.position.epoch, self.position.step = facts.epoch, facts.step
         self.resume_epoch = self._epochs if facts.complete else facts.epoch
@@ -98,21 +100,23 @@ class FitSession:
             else:
                 at = f"epoch {facts.epoch + 1}, step {facts.step}"
                 print(f"Resuming {call} at {at} from checkpoint {point.name}.", flush=True)
-            self._report({"type": "resumed", **self.position.to_json(), "complete": facts.complete})
+            self._agent.send({"type": "resumed", **self.position.to_json(), "complete": facts.complete})
+            entries = restored_entries(facts.fit, point.state.epochs, point.state.history)
+            self._agent.send({"type": "epochs", "restored": True, "entries": entries})
 
     def _find_resume_point(self) -> ResumePoint | None:
         """Return the last checkpoint, which rank 0 reads and broadcasts."""
         found = None
-        if self._context.is_chief and self._checkpointing is not None:
-            found = newest_checkpoint(self._checkpointing.store, f"fit{self.position.fit}", self._warn)
+        if self._context.is_chief and self._checkpointing is not None and self._saver is not None:
+            store, lane = self._checkpointing.store, f"fit{self.position.fit}"
+            found = newest_checkpoint(store, lane, ResumePoint.decode, self._agent.warn)
+            # New ones replace those that were skipped. If all were, they follow them: older ones are deleted.
+            last = last_sequence(store.names(), lane) if found is None else sequence_of(found.name)
+            self._saver.sequence = last + 1
         data = self._collectives.broadcast_bytes(None if found is None else found.data)
         if data is None:
             return None
-        facts, state = (found.facts, found.state) if found else snapshot.read(BytesIO(data))
-        return ResumePoint.of(facts, state)
-
-    def _warn(self, text: str) -> None:
-        self._report({"type": "warning", "text": text})
+        return found.content if found else ResumePoint.decode(data)
 
     def begin(self) -> None:
         """Restore the model, its callbacks and the random generators, as training begins."""
@@ -120,12 +124,13 @@ class FitSession:
         if self._saver is None:
             return
         self._saver.begin(self._callbacks)
-        self._model_state.build(self._arguments.get("x"))
         if self._resume_point is None:
             return
+        self._model_state.build(self._arguments.get("x"))
         facts, state = self._resume_point.facts, self._resume_point.state
         try:
             self._model_state.restore_weights(state.weights, facts.variables)
+            self._model_state.restore_optimizers(state.optimizers)
         except CheckpointError as error:
             raise CheckpointError(
                 f"The checkpoint {self._resume_point.name} cannot be restored. {error} Choose another checkpoint_dir, "
@@ -141,6 +146,7 @@ class FitSession:
     def begin_epoch(self, epoch: int) -> None:
         """Restore metrics and history, as Keras begins an epoch and has reset them."""
         self.prepare_data(epoch)
+        self._clock.begin()
         self._unclaimed_loops.add("epoch")
         is_resumed = self._resume_point is not None and epoch == self.position.epoch and self.position.step > 0
         self.position.epoch = epoch
@@ -199,12 +205,14 @@ class FitSession:
         """End the skipping; the data is where it was at the checkpoint."""
         if self._random is not None:
             self._random.end_skipping(mid_epoch=self.position.step > 0)
+        self._clock.skipped()
 
     # Saving.
 
     def after_step(self, count: int, *, is_last: bool) -> None:
         """Count completed steps, and save a checkpoint if one is due."""
         self.position.step += count
+        self._clock.after_step(count)
         if self._pending_metrics is not None:
             self._model_state.restore_metrics(self._pending_metrics, after_a_step=True)
             self._pending_metrics = None
@@ -212,10 +220,17 @@ class FitSession:
             self._saver.after_step(count, is_last=is_last)
 
     def end_epoch(self, epoch: int, logs: Logs | None) -> None:
-        """Save a checkpoint at the end of an epoch, after all other callbacks but the history."""
+        """Report an epoch, stop if the driver asks for it, and save a checkpoint.
+
+        This follows all other callbacks but the history.
+        """
+        if self._context.is_chief:  # before the checkpoint: no epoch that a later attempt skips may be missing
+            self._agent.end_epoch(self._clock.entry(self.position.fit, epoch, logs))
         self.data_use.epoch_steps = self.position.step
-        is_last = epoch + 1 >= self._epochs or self._model.stop_training
-        if self._saver is not None and not is_last:  # the end of training is saved next
+        is_last = epoch + 1 >= self._epochs
+        if not is_last and any_wants(self._agent.should_stop(self.position.fit), self._collectives):
+            self._model.stop_training = True
+        if self._saver is not None and not (is_last or self._model.stop_training):  # the end of training is saved next
             self._saver.end_epoch(epoch, logs or {})
 
     def end(self) -> None:

@@ -5,36 +5,26 @@ was complete does not train again: its model gets the saved weights, and the cal
 """
 
 import contextlib
-import inspect
 import threading
 import time
-from collections.abc import Callable, Mapping
-from types import ModuleType
-from typing import Any, BinaryIO, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import BinaryIO
 
 from ..context import WorkerContext, set_checkpoints
-from ..training.keras_api import by_name, defining_class, joined, keras_packages
+from ..training.fit_hooks import MethodCall
+from ..training.keras_api import joined
 from ..training.step_hooks import hook_step_loops
+from .agent_link import AgentLink
 from .callback_state import Logs
 from .fit_saver import Checkpointing
 from .fit_session import FitSession
 from .manual import ManualCheckpoints
 from .resume_point import Position
-from .settings import CheckpointSettings, Message, Report
+from .settings import CheckpointSettings, Message
 from .store import open_store
 from .writer import CheckpointWriter
 
 _REPORT_SECONDS = 1.0
-
-
-class AgentLink(Protocol):
-    """The connection to the agent."""
-
-    def send(self, message: Message) -> None:
-        """Send a message."""
-
-    def send_file(self, message: Message, file: BinaryIO) -> None:
-        """Send a message with an open file."""
 
 
 def track_fits(
@@ -52,9 +42,6 @@ def track_fits(
         CheckpointError: The folder of the settings cannot be used.
     """
 
-    def warn(text: str) -> None:
-        agent.send({"type": "warning", "text": text})
-
     def report_written(details: Message) -> None:
         # The driver records the checkpoints that it keeps itself, as they arrive.
         agent.send({"type": "written" if settings.folder is None else "committed", **details})
@@ -65,10 +52,10 @@ def track_fits(
     checkpointing = None
     store = open_store(settings, files, context.is_chief, send_file)
     if store is not None:
-        writer = CheckpointWriter(store, report_written, warn)
+        writer = CheckpointWriter(store, report_written, agent.warn)
         checkpointing = Checkpointing(store, writer, settings.interval, settings.run_id)
-        set_checkpoints(ManualCheckpoints(store, writer, context.is_chief, warn))
-    tracker = FitTracker(context, agent.send, checkpointing)
+        set_checkpoints(ManualCheckpoints(store, writer, context.is_chief, agent.warn))
+    tracker = FitTracker(context, agent, checkpointing)
     tracker.install()
     return tracker
 
@@ -78,12 +65,12 @@ class FitTracker:
 
     Args:
         context: This worker's context.
-        report: Sends messages to the driver.
+        agent: The connection to the agent.
         checkpointing: How to save checkpoints; None to save nothing.
     """
 
-    def __init__(self, context: WorkerContext, report: Report, checkpointing: Checkpointing | None = None) -> None:
-        self._context, self._report, self._checkpointing = context, report, checkpointing
+    def __init__(self, context: WorkerContext, agent: AgentLink, checkpointing: Checkpointing | None = None) -> None:
+        self._context, self._agent, self._checkpointing = context, agent, checkpointing
         self._can_save_fits = checkpointing is not None
         self._steps = self._fits = 0
         self._current: FitSession | None = None
@@ -92,11 +79,8 @@ class FitTracker:
         self._has_trailing_report = False
 
     def install(self) -> None:
-        """Replace ``fit`` in every Keras of this process."""
+        """Follow the steps of every Keras of this process."""
         self._can_save_fits &= hook_step_loops(self)
-        for package in keras_packages():
-            owner = defining_class(package.Model, "fit")
-            owner.fit = self._tracked(owner.fit, package.callbacks)
 
     @property
     def position(self) -> dict[str, int] | None:
@@ -117,29 +101,30 @@ class FitTracker:
             ):  # at worst, the next run in this folder resumes from the end of this one
                 self._checkpointing.store.finish()
 
-    def _tracked(self, original: Callable[..., Any], callbacks_module: ModuleType) -> Callable[..., Any]:
-        callback_class = type("Callback", (_SessionCallback, callbacks_module.Callback), {})
+    def hook(self, call: MethodCall) -> contextlib.AbstractContextManager[None]:
+        """Follow a call of ``fit``; a hook for ``hook_methods``."""
+        if call.name != "fit" or self._current is not None:  # called by a callback of another fit, which covers it
+            return contextlib.nullcontext()
+        return self._follow(call)
 
-        def fit(call: inspect.BoundArguments) -> Any:
-            if self._current is not None:  # called by a callback of another fit, which covers it
-                return original(*call.args, **call.kwargs)
-            checkpointing = self._checkpointing if self._can_save_fits else None
-            session = FitSession(self._fits, call.arguments, self._context, self._report, checkpointing)
-            self._current = session
-            self._fits += 1
-            try:
-                session.resume()
-                with joined(call.arguments, callback_class(session), callbacks_module.CallbackList):
-                    history = original(*call.args, **call.kwargs)
-            except BaseException:
-                self._failed_at = session.position
-                raise
-            finally:
-                self._current = None
-            self._report({"type": "step", "steps": self._steps, "at": None})
-            return history
-
-        return by_name(original, fit)
+    @contextlib.contextmanager
+    def _follow(self, call: MethodCall) -> Iterator[None]:
+        module = call.package.callbacks
+        checkpointing = self._checkpointing if self._can_save_fits else None
+        session = FitSession(self._fits, call.arguments, self._context, self._agent, checkpointing)
+        self._current = session
+        self._fits += 1
+        callback_class = type("Callback", (_SessionCallback, module.Callback), {})
+        try:
+            session.resume()
+            with joined(call.arguments, callback_class(session), module.CallbackList):
+                yield
+        except BaseException:
+            self._failed_at = session.position
+            raise
+        finally:
+            self._current = None
+        self._agent.send({"type": "step", "steps": self._steps, "at": None})
 
     # StepListener.
 
@@ -193,7 +178,7 @@ class FitTracker:
             self._report_steps()
 
     def _report_steps(self) -> None:
-        self._report({"type": "step", "steps": self._steps, "at": self.position})
+        self._agent.send({"type": "step", "steps": self._steps, "at": self.position})
 
 
 class _SessionCallback:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from .names import MANUAL_LANE, checkpoint_name, lane_of, sequence_of
-from .snapshot import copy_state
+from . import snapshot
+from .names import MANUAL_LANE, checkpoint_name, last_sequence
 from .store import CheckpointStore, newest_checkpoint
 from .writer import CheckpointWriter
 
@@ -31,16 +31,15 @@ class ManualCheckpoints:
         Raises:
             CheckpointError: The state holds something that a checkpoint cannot.
         """
-        copied = copy_state(state)
+        copied = snapshot.copy_state(state)
         if not self._is_chief:
             return
         if self._sequence is None:
-            used = [sequence_of(name) for name in self._store.names() if lane_of(name) == MANUAL_LANE]
-            self._sequence = max(used, default=-1)
+            self._sequence = last_sequence(self._store.names(), MANUAL_LANE)
         self._sequence += 1
         self._writer.put(checkpoint_name(MANUAL_LANE, self._sequence), {"sequence": self._sequence}, copied)
 
     def latest(self) -> Any:
         """Return the state of the newest undamaged checkpoint, or None if there is none."""
-        checkpoint = newest_checkpoint(self._store, MANUAL_LANE, self._warn)
-        return None if checkpoint is None else checkpoint.state
+        checkpoint = newest_checkpoint(self._store, MANUAL_LANE, snapshot.read, self._warn)
+        return None if checkpoint is None else checkpoint.content[1]

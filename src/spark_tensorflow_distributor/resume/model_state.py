@@ -1,9 +1,10 @@
 """The variables of a model in training, as plain arrays, and how to restore them.
 
-A variable is either a copy of the same value on every rank, or partial: each rank has its own part (metrics, the moving
-statistics of tf_keras), and the value is the sum or the mean of the parts, which TensorFlow computes on each read.
+A variable is either a copy of the same value on every rank, or partial: each rank has its own part of a metric, and the
+value is the sum of the parts. Under TensorFlow's own strategy, moving statistics are partial, too.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -11,10 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from ..errors import CheckpointError
-from ..training.keras_api import keras_of
+from ..training.keras_api import keras_of, optimizer_variables
 from ..training.patches.layer_state import average_state
 from ..training.random_state import global_seed
-from .resume_point import VariableSpec
+from ..training.variable_sync import is_partial_sum
+from .own_optimizers import own_optimizers
+from .own_optimizers import restore as restore_states
+from .resume_point import OptimizerStates, VariableSpec
 
 # A variable of TensorFlow, Keras 3 or tf_keras.
 Variable: TypeAlias = Any
@@ -34,15 +38,18 @@ class ModelState:
         self._is_chief = is_chief
 
     def build(self, data: Any) -> None:
-        """Create the variables that Keras would otherwise create in the first step.
+        """Create the model's variables, as Keras would otherwise in the first step.
 
         Args:
             data: The ``x`` of ``fit``; only shapes and types matter.
         """
-        if not self.model.built:  # tf_keras
+        if not self.model.built:
             inputs = _example_inputs(data)
-            with self._strategy.scope():
+            # A model that has a step of its own and no call method has built its parts itself.
+            with self._strategy.scope(), contextlib.suppress(NotImplementedError):
                 self.model(inputs, training=False)
+
+    def _build_optimizer(self) -> None:
         optimizer = getattr(self.model, "optimizer", None)
         if optimizer is None or getattr(optimizer, "built", False) is True:
             return
@@ -55,18 +62,16 @@ class ModelState:
     def average_layer_state(self) -> None:
         """Make the state of layers the same on all ranks; every rank must call this.
 
-        In Keras 3 each rank has its own moving statistics. Averaging them over the ranks once more in mid-epoch does
-        not change their average at the end of the epoch.
+        Each rank has its own moving statistics. Averaging them over the ranks once more in mid-epoch does not change
+        their average at the end of the epoch.
         """
-        if keras_of(self.model) == "keras":
-            average_state(self.model)
+        average_state(self.model)
 
     @property
     def weights(self) -> list[Variable]:
         """Variables of model and optimizer, including random seeds, in an order that is the same in each process."""
         optimizer = getattr(self.model, "optimizer", None)
-        slots = getattr(optimizer, "variables", ())
-        variables = [*self.model.variables, *(slots() if callable(slots) else slots), *global_seed(self.model)]
+        variables = [*self.model.variables, *optimizer_variables(optimizer), *global_seed(self.model)]
         variables += _loss_scale(optimizer)
         if hasattr(self.model, "_train_counter"):
             variables.append(self.model._train_counter)
@@ -95,12 +100,33 @@ class ModelState:
 
         return [value(each) for each in self.weights], [value(each) for each in self.metrics]
 
+    def capture_optimizers(self) -> OptimizerStates:
+        """Return the values of the model's optimizers other than ``model.optimizer``."""
+        optimizers = own_optimizers(self.model)
+        return {name: [self._local(each) for each in optimizer_variables(of)] for name, of in optimizers.items()}
+
+    def restore_optimizers(self, saved: OptimizerStates) -> None:
+        """Set the variables of the model's optimizers other than ``model.optimizer``, now or when they are created.
+
+        Raises:
+            CheckpointError: The values belong to other optimizers.
+        """
+
+        def assign(optimizer: Any, values: Sequence[np.ndarray]) -> None:
+            for variable, value in zip(optimizer_variables(optimizer), values, strict=True):
+                self._assign(variable, value)
+
+        restore_states(own_optimizers(self.model), saved, assign)
+
     def restore_weights(self, values: Sequence[np.ndarray], saved: Sequence[VariableSpec]) -> None:
         """Set the variables of model and optimizer.
 
         Raises:
             CheckpointError: The values belong to another model.
         """
+        if len(self.weights) < len(saved):
+            # An optimizer that a model's own step does not use had no variables when the checkpoint was saved.
+            self._build_optimizer()
         variables = self.weights
         present = describe(variables)
         if [each[1:] for each in present] != [each[1:] for each in saved]:
@@ -196,7 +222,8 @@ def _is_tensorflows(variable: Variable) -> bool:
 
 def _is_partial(variable: Variable) -> bool:
     inner = _tf_variable(variable)
-    return getattr(getattr(inner, "synchronization", None), "name", "") == "ON_READ" and hasattr(inner, "values")
+    is_distributed = hasattr(inner, "values") and inner.synchronization == tf.VariableSynchronization.ON_READ
+    return is_distributed or is_partial_sum(inner)
 
 
 def _aggregation(variable: Variable) -> str:

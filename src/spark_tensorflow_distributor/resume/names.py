@@ -4,6 +4,7 @@ A lane is a series of checkpoints that replace one another: one for each call of
 that the training function saves itself.
 """
 
+import re
 from collections.abc import Iterable
 
 # The lane of ``get_context().save_checkpoint``.
@@ -15,6 +16,11 @@ def checkpoint_name(lane: str, sequence: int) -> str:
     return f"{lane}-{sequence:08d}"
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Return whether a name is one of those that :func:`checkpoint_name` makes."""
+    return re.fullmatch(rf"(fit[0-9]{{1,9}}|{MANUAL_LANE})-[0-9]{{8}}", name) is not None
+
+
 def lane_of(name: str) -> str:
     """Return the lane of a checkpoint: ``fit0`` for ``fit0-00000012``."""
     return name.rpartition("-")[0]
@@ -23,6 +29,11 @@ def lane_of(name: str) -> str:
 def sequence_of(name: str) -> int:
     """Return a checkpoint's number within its lane: 12 for ``fit0-00000012``."""
     return int(name.rpartition("-")[2])
+
+
+def last_sequence(names: Iterable[str], lane: str) -> int:
+    """Return the greatest number in a lane; -1 if it has no checkpoint."""
+    return max((sequence_of(name) for name in names if lane_of(name) == lane), default=-1)
 
 
 def outdated(names: Iterable[str]) -> list[str]:

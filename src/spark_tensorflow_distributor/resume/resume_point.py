@@ -1,13 +1,20 @@
 """The facts and the state in a checkpoint of ``fit``."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+import itertools
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from ..errors import CheckpointError
+from ..formatting import one_line
+from ..training.random_state import check_random_state
+from . import snapshot
 from .callback_state import CallbackState
 from .snapshot import Facts
+
+# The values of an optimizer's variables, by where its model has it.
+OptimizerStates: TypeAlias = dict[str, list[np.ndarray]]
 
 
 class VariableSpec(NamedTuple):
@@ -97,6 +104,7 @@ class FitState:
         callbacks: The state of each callback.
         history: The history's values by name.
         epochs: The history's epoch numbers.
+        optimizers: Variables of the optimizers that the model has besides the one it was compiled with.
     """
 
     weights: list[np.ndarray]
@@ -105,6 +113,7 @@ class FitState:
     callbacks: list[CallbackState]
     history: dict[str, list[object]]
     epochs: list[int]
+    optimizers: OptimizerStates = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,46 @@ class ResumePoint:
     state: FitState
 
     @classmethod
-    def of(cls, facts: Facts, state: Mapping[str, Any]) -> "ResumePoint":
-        """Create one from the result of :func:`.snapshot.read`."""
-        return cls(facts["name"], CheckpointFacts.from_json(facts), FitState(**state))
+    def decode(cls, data: bytes) -> "ResumePoint":
+        """Decode the contents of a file.
+
+        Everything that this library relies on later is checked here, on rank 0, where the checkpoint before this one
+        can still take its place.
+
+        Raises:
+            CheckpointError: It is damaged, or not a checkpoint of ``fit``.
+        """
+        facts, state = snapshot.read(data)
+        try:
+            point = cls(str(facts["name"]), CheckpointFacts.from_json(facts), FitState(**state))
+            _check_facts(point.facts)
+            _check_state(point.state, point.facts.variables)
+        except CheckpointError:
+            raise
+        except Exception as error:  # its values may be of any type
+            raise CheckpointError(f"it is not a checkpoint of fit() by this version: {one_line(error)}") from error
+        return point
+
+
+def _check_facts(facts: CheckpointFacts) -> None:
+    for each in fields(facts):
+        value = getattr(facts, each.name)
+        if each.type in ("int", int) and (type(value) is not int or value < 0):
+            raise CheckpointError(f"its {each.name} is {value!r:.100}; it must be a whole number")
+    if type(facts.complete) is not bool:
+        raise CheckpointError(f"its field 'complete' is {facts.complete!r:.100}; it must be true or false")
+
+
+def _check_state(state: FitState, variables: list[VariableSpec]) -> None:
+    shapes, saved = [list(each.shape) for each in variables], [list(np.shape(each)) for each in state.weights]
+    arrays = [*state.weights, *state.metrics, *itertools.chain.from_iterable(state.optimizers.values())]
+    if shapes != saved or not all(isinstance(each, np.ndarray | np.generic) for each in arrays):
+        raise CheckpointError(f"its {len(saved)} arrays are not those of its {len(shapes)} variables")
+    for each in state.random:
+        check_random_state(each)
+    for callback in state.callbacks:
+        if not all(isinstance(name, str) for name in [callback["class"], *callback["state"]]):
+            raise CheckpointError("its state of a callback lacks a name")
+    epochs = [each for each in state.epochs if type(each) is int]
+    if len(epochs) != len(state.epochs) or not all(isinstance(each, list) for each in state.history.values()):
+        raise CheckpointError("its history is not a list of values per epoch")

@@ -2,7 +2,8 @@
 
 The file is a zip archive like NumPy's own ``.npz``: ``facts.json``, ``state.json`` and one ``.npy`` per array. Every
 member has a checksum, the archive's directory comes last, and nothing is ever unpickled: a truncated, damaged or
-foreign file is recognised before any of it is used. ``numpy.load`` and any zip tool can open it.
+foreign file is recognised before any of it is used. ``numpy.load`` and any zip tool can open it. Bytes and texts are
+arrays, too, unless they are short: the JSON is small, and :mod:`.archive` limits it.
 """
 
 import base64
@@ -14,13 +15,19 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from ..errors import CheckpointError
+from ..formatting import a_type, one_line
+from .archive import MAX_TEXT_BYTES, Archive
 
-FORMAT = "spark_tensorflow_distributor checkpoint 1"
+FORMAT = "spark_tensorflow_distributor checkpoint 2"
 # A checkpoint's metadata, as JSON.
 Facts: TypeAlias = Mapping[str, Any]
 
 _FACTS, _STATE = "facts.json", "state.json"
 _PLAIN = (type(None), bool, int, float, str)
+# Longer bytes are saved as an array.
+_INLINE_BYTES = 1024
+# Parsers of JSON nest as deeply as the text does.
+_MAX_DEPTH = 100
 
 
 def write(file: BinaryIO, facts: Facts, state: object) -> None:
@@ -37,11 +44,16 @@ def write(file: BinaryIO, facts: Facts, state: object) -> None:
         OSError: The file cannot be written.
     """
     arrays: list[np.ndarray] = []
-    skeleton = _flatten(state, arrays, "state")
-    # Not compressed: weights hardly shrink, and compression takes time.
+    texts = {_FACTS: json.dumps({**facts, "format": FORMAT}), _STATE: json.dumps(_flatten(state, arrays, "state"))}
+    if (size := max(map(len, texts.values()))) > MAX_TEXT_BYTES:
+        raise CheckpointError(
+            f"The numbers, strings and lists of the state take {size >> 20} MiB as JSON; the limit is "
+            f"{MAX_TEXT_BYTES >> 20} MiB. Save long lists as NumPy arrays."
+        )
+    # Not compressed: weights hardly shrink, compression takes time, and what is read takes no more than its file.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_FACTS, json.dumps({**facts, "format": FORMAT}))
-        archive.writestr(_STATE, json.dumps(skeleton))
+        for name, text in texts.items():
+            archive.writestr(name, text)
         for number, array in enumerate(arrays):
             with archive.open(f"{number}.npy", "w", force_zip64=True) as part:
                 np.lib.format.write_array(part, array, allow_pickle=False)
@@ -59,65 +71,52 @@ def copy_state(state: object) -> Any:
     return _rebuild(skeleton, copies.__getitem__)
 
 
-def read_facts(file: BinaryIO) -> Facts:
-    """Read the facts only.
-
-    Raises:
-        CheckpointError: The file is not a checkpoint, or is damaged.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            facts: Facts = json.loads(archive.read(_FACTS))
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError) as error:
-        raise CheckpointError(f"it is damaged, incomplete or not a checkpoint of this library: {error}") from error
-    if facts.get("format") != FORMAT:
-        raise CheckpointError(f"its format is {facts.get('format')!r}, and this version reads {FORMAT!r}")
-    return facts
-
-
-def read(file: BinaryIO) -> tuple[Facts, Any]:
+def read(data: bytes) -> tuple[Facts, Any]:
     """Read facts and state, and verify every checksum.
 
+    Args:
+        data: The contents of a file, which may be anything.
+
     Raises:
-        CheckpointError: The file is not a checkpoint, or is damaged.
+        CheckpointError: It is not a checkpoint, or is damaged.
     """
-    facts = read_facts(file)
     try:
-        with zipfile.ZipFile(file) as archive:
-            skeleton = json.loads(archive.read(_STATE))
-
-            def array(number: int) -> np.ndarray:
-                with archive.open(f"{number}.npy") as part:
-                    value: np.ndarray = np.lib.format.read_array(part, allow_pickle=False)
-                    part.read()  # the checksum is verified at the end
-                    return value
-
-            return facts, _rebuild(skeleton, array)
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, EOFError, NotImplementedError) as error:
-        raise CheckpointError(f"it is damaged: {error}") from error
+        archive = Archive(data)
+        facts: Facts = archive.text(_FACTS)
+        if facts.get("format") != FORMAT:
+            raise CheckpointError(f"its format is {facts.get('format')!r:.100}, and this version reads {FORMAT!r}")
+        return facts, _rebuild(archive.text(_STATE), archive.array)
+    except CheckpointError:
+        raise
+    except Exception as error:  # parsers raise anything for a crafted file, RecursionError and MemoryError included
+        reason = one_line(error)
+        raise CheckpointError(f"it is damaged, incomplete or not a checkpoint of this library: {reason}") from error
 
 
-def _flatten(value: object, arrays: list[np.ndarray], where: str) -> object:
+def _flatten(value: object, arrays: list[np.ndarray], where: str, depth: int = 0) -> object:
     if isinstance(value, _PLAIN):
         return value
-    if isinstance(value, bytes):
-        return {"bytes": base64.b64encode(value).decode()}
+    if depth > _MAX_DEPTH:
+        raise CheckpointError(f"The state is nested more than {_MAX_DEPTH} levels deep, or contains itself.")
     if isinstance(value, Mapping):
         pairs = [
-            [_flatten(key, arrays, where), _flatten(each, arrays, f"{where}[{key!r}]")] for key, each in value.items()
+            [_flatten(key, arrays, where, depth + 1), _flatten(each, arrays, f"{where}[{key!r}]", depth + 1)]
+            for key, each in value.items()
         ]
         return {"dict": pairs}
     if isinstance(value, list | tuple):
         kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_flatten(each, arrays, f"{where}[{index}]") for index, each in enumerate(value)]}
+        return {kind: [_flatten(each, arrays, f"{where}[{index}]", depth + 1) for index, each in enumerate(value)]}
     if hasattr(value, "numpy"):
         value = value.numpy()
     if isinstance(value, np.ndarray | np.generic):
         return _flatten_array(np.asarray(value), arrays, where, is_scalar=isinstance(value, np.generic))
-    if isinstance(value, bytes):  # from a scalar string tensor
-        return {"bytes": base64.b64encode(value).decode()}
+    if isinstance(value, bytes):  # also from a scalar string tensor
+        if len(value) <= _INLINE_BYTES:
+            return {"bytes": base64.b64encode(value).decode()}
+        return {"bytes": _numbered(np.frombuffer(value, np.uint8), arrays)}
     raise CheckpointError(
-        f"{where} is a {type(value).__name__}. A checkpoint can hold numbers, strings, bytes, arrays, tensors, "
+        f"{where} is {a_type(value)}. A checkpoint can hold numbers, strings, bytes, arrays, tensors, "
         "variables, and lists, tuples and dicts of these; save a model's get_weights(), an optimizer's variables."
     )
 
@@ -127,23 +126,31 @@ def _flatten_array(array: np.ndarray, arrays: list[np.ndarray], where: str, *, i
         if array.size and not all(isinstance(each, bytes | str) for each in array.flat):
             raise CheckpointError(f"{where} is an array of Python objects, which a checkpoint cannot hold.")
         texts = [each.encode() if isinstance(each, str) else each for each in array.flat]
-        return {"texts": [base64.b64encode(each).decode() for each in texts], "shape": list(array.shape)}
-    entry: dict[str, object] = {"array": len(arrays)}
+        data, sizes = np.frombuffer(b"".join(texts), np.uint8), np.array([len(each) for each in texts], np.int64)
+        return {"texts": _numbered(data, arrays), "sizes": _numbered(sizes, arrays), "shape": list(array.shape)}
+    entry: dict[str, object] = {}
     if is_scalar:
         entry["scalar"] = True
-    if array.dtype.kind == "V" or array.dtype.type.__module__ != "numpy":
+    if array.dtype.type.__module__ != "numpy":
         # NumPy's format does not know bfloat16 and similar types: save the bytes as integers, and name the type.
         entry["dtype"] = array.dtype.name
         array = array.view(f"u{array.dtype.itemsize}")
+    elif array.dtype.kind == "V":
+        raise CheckpointError(f"{where} is an array of the type {array.dtype}. Save its fields as separate arrays.")
+    return {"array": _numbered(array, arrays), **entry}
+
+
+def _numbered(array: np.ndarray, arrays: list[np.ndarray]) -> int:
     arrays.append(array)
-    return entry
+    return len(arrays) - 1
 
 
 def _rebuild(skeleton: Any, array: Callable[[int], np.ndarray]) -> Any:
     if not isinstance(skeleton, dict):
         return skeleton
     if "bytes" in skeleton:
-        return base64.b64decode(skeleton["bytes"])
+        value = skeleton["bytes"]
+        return base64.b64decode(value) if isinstance(value, str) else array(value).tobytes()
     if "dict" in skeleton:
         return {_rebuild(key, array): _rebuild(value, array) for key, value in skeleton["dict"]}
     if "list" in skeleton:
@@ -151,11 +158,24 @@ def _rebuild(skeleton: Any, array: Callable[[int], np.ndarray]) -> Any:
     if "tuple" in skeleton:
         return tuple(_rebuild(each, array) for each in skeleton["tuple"])
     if "texts" in skeleton:
-        texts = np.array([base64.b64decode(each) for each in skeleton["texts"]], object)
-        return texts.reshape(skeleton["shape"])
+        return _rebuild_texts(array(skeleton["texts"]).tobytes(), array(skeleton["sizes"]), skeleton["shape"])
     value = array(skeleton["array"])
     if "dtype" in skeleton:
         import ml_dtypes  # comes with TensorFlow
 
-        value = value.view(np.dtype(getattr(ml_dtypes, skeleton["dtype"])))
+        kind = getattr(ml_dtypes, skeleton["dtype"])
+        if not issubclass(kind, np.generic) or np.dtype(kind).itemsize != value.dtype.itemsize:
+            raise CheckpointError(f"an array of {kind} has elements of {value.dtype.itemsize} bytes")
+        value = value.view(kind)
     return value[()] if skeleton.get("scalar") else value
+
+
+def _rebuild_texts(data: bytes, sizes: np.ndarray, shape: list[int]) -> np.ndarray:
+    if sizes.dtype != np.int64 or sizes.ndim != 1 or (sizes < 0).any() or sum(sizes.tolist()) != len(data):
+        raise CheckpointError("the sizes of an array of texts do not match its bytes")
+    texts = np.empty(len(sizes), object)
+    start = 0
+    for index, size in enumerate(sizes.tolist()):
+        texts[index] = data[start : start + size]
+        start += size
+    return texts.reshape(shape)

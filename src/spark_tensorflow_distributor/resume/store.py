@@ -7,23 +7,24 @@ A checkpoint is one file, so it is either complete or absent. Within a lane, nam
 import contextlib
 import json
 import os
-import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Generic, Protocol, TypeVar
 
 from ..errors import CheckpointError
-from . import snapshot
+from ..formatting import gibibytes, one_line, sentence
 from .filesystems import TEMPORARY_PREFIX, Write, open_filesystem
-from .names import lane_of, outdated
+from .names import is_checkpoint_name, lane_of, outdated
 from .settings import CheckpointSettings
 
-_NAME = re.compile(r"([a-z]+\d*)-(\d{8})$")
+T = TypeVar("T")
 _PREFIX, _SUFFIX = "stfd-", ".npz"
 _FINISHED = "stfd-finished.json"
+_FINISHED_BYTES = 10_000
+# The limit of a container, where Linux shows one: of the second and the first version of cgroups.
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class CheckpointStore(Protocol):
@@ -50,32 +51,65 @@ class CheckpointStore(Protocol):
 
 
 @dataclass(frozen=True)
-class StoredCheckpoint:
+class StoredCheckpoint(Generic[T]):
     """A checkpoint that was read.
 
     Attributes:
         name: Its name.
         data: The contents of its file.
-        facts: Its metadata.
-        state: Its contents.
+        content: The same, decoded.
     """
 
     name: str
     data: bytes
-    facts: snapshot.Facts
-    state: Any
+    content: T
 
 
-def newest_checkpoint(store: CheckpointStore, lane: str, warn: Callable[[str], None]) -> StoredCheckpoint | None:
-    """Read the newest undamaged checkpoint of a lane; warn about each damaged one that is skipped."""
+def newest_checkpoint(
+    store: CheckpointStore, lane: str, decode: Callable[[bytes], T], warn: Callable[[str], None]
+) -> StoredCheckpoint[T] | None:
+    """Read the newest undamaged checkpoint of a lane.
+
+    Args:
+        store: Where the checkpoints are.
+        lane: Which of them to consider.
+        decode: Decodes the contents of a file, and raises for what cannot be used.
+        warn: Called with a message for each checkpoint that is skipped.
+    """
     for name in sorted((each for each in store.names() if lane_of(each) == lane), reverse=True):
         try:
             with store.open(name) as file:
-                data = file.read()
-            return StoredCheckpoint(name, data, *snapshot.read(BytesIO(data)))
-        except (CheckpointError, OSError) as error:
-            warn(f"Skipping checkpoint {store.describe(name)}: {error}. Using the one before it, if there is one.")
+                data = _read_whole(file)
+            return StoredCheckpoint(name, data, decode(data))
+        except Exception as error:  # whatever is wrong with it, the one before it may be intact
+            reason = str(error) if isinstance(error, CheckpointError | OSError) else one_line(error)
+            warn(
+                f"Skipping checkpoint {store.describe(name)}: {sentence(reason)} Using the one before it, if there is "
+                "one."
+            )
     return None
+
+
+def _read_whole(file: BinaryIO) -> bytes:
+    """Read a file, unless it is larger than the memory of this machine or container.
+
+    Raises:
+        CheckpointError: It is larger.
+        OSError: It cannot be read.
+    """
+    size, limit = file.seek(0, os.SEEK_END), _memory_bytes()
+    if size > limit:
+        raise CheckpointError(f"it has {gibibytes(size)}, and this host or container {gibibytes(limit)} of memory")
+    file.seek(0)
+    return file.read()
+
+
+def _memory_bytes() -> int:
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in _CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError), open(path) as file:  # "max" without a limit
+            limits.append(int(file.read()))
+    return min(limits)
 
 
 def open_store(
@@ -135,7 +169,7 @@ class FolderStore:
             name
             for each in self._filesystem.list()
             if each.startswith(_PREFIX) and each.endswith(_SUFFIX)
-            and _NAME.match(name := each[len(_PREFIX) : -len(_SUFFIX)])
+            and is_checkpoint_name(name := each[len(_PREFIX) : -len(_SUFFIX)])
         ]  # fmt: skip
 
     def open(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
@@ -156,8 +190,9 @@ class FolderStore:
         """Whether the checkpoints belong to another run, which has finished."""
         if self._is_claimed or _FINISHED not in self._filesystem.list():
             return False
-        with self._filesystem.read(_FINISHED) as file, contextlib.suppress(ValueError):
-            return bool(json.loads(file.read()).get("run") != self._run_id)
+        with self._filesystem.read(_FINISHED) as file, contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(file.read(_FINISHED_BYTES))
+            return not isinstance(found, dict) or found.get("run") != self._run_id
         return True
 
     def _claim(self) -> None:

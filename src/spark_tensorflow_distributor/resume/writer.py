@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from ..formatting import one_line
+from ..formatting import one_line, sentence
 from . import snapshot
 from .background import Background
 from .names import lane_of
@@ -66,7 +66,7 @@ class CheckpointWriter:
         except Exception as error:  # training continues: the last checkpoint still exists, and the next may succeed
             self._warn(
                 f"The checkpoint {self._store.describe(checkpoint.name)} could not be written: "
-                f"{one_line(error)}. Training continues; until a later checkpoint succeeds, a restart "
+                f"{sentence(one_line(error))} Training continues; until a later checkpoint succeeds, a restart "
                 "resumes from the previous one."
             )
         else:

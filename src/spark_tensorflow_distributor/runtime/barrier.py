@@ -5,9 +5,13 @@ therefore works in any process of the same host that has its data.
 """
 
 import base64
+import concurrent.futures
+import functools
 import pickle
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from pyspark import BarrierTaskContext
@@ -15,8 +19,20 @@ if TYPE_CHECKING:
 # BarrierTaskContext.allGather, bound to a task.
 AllGather: TypeAlias = Callable[[str], list[str]]
 
+Result = TypeVar("Result")
+
+_HEARTBEAT_SECONDS = 1.0
 # Attributes that PySpark keeps on the class rather than on the object: up to 4.0, and since.
 _CLASS_STATE = ("_port", "_secret", "_conn_info")
+
+
+def keep_alive(wait: Callable[[], Result], heartbeat: Callable[[], None]) -> Result:
+    """Return ``wait()``, which waits for other tasks, and call ``heartbeat`` every second meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="spark-tensorflow-barrier") as threads:
+        future = threads.submit(wait)
+        while not concurrent.futures.wait([future], _HEARTBEAT_SECONDS).done:
+            heartbeat()
+        return future.result()
 
 
 def carry_out(context: "BarrierTaskContext") -> str:
@@ -25,15 +41,32 @@ def carry_out(context: "BarrierTaskContext") -> str:
     return base64.b64encode(pickle.dumps((on_class, dict(vars(context))))).decode()
 
 
-def carry_in(state: str) -> None:
-    """Make ``BarrierTaskContext.get()`` in this process return the context passed to :func:`carry_out`."""
+def carry_in(state: str, waiting: Callable[[str], AbstractContextManager[None]]) -> None:
+    """Make ``BarrierTaskContext.get()`` in this process return the context passed to :func:`carry_out`.
+
+    Args:
+        state: What :func:`carry_out` returned.
+        waiting: Returns a context manager that is entered while a method of the given name waits for all tasks.
+    """
     from pyspark import BarrierTaskContext, TaskContext
 
-    on_class, on_object = pickle.loads(base64.b64decode(state))
+    # From the agent, over a local socket of its own user.
+    on_class, on_object = pickle.loads(base64.b64decode(state))  # nosec B301
     for name, value in on_class.items():
         setattr(BarrierTaskContext, name, value)
     context = object.__new__(BarrierTaskContext)
     vars(context).update(on_object)
+    for name in ("barrier", "allGather"):
+        setattr(context, name, _announced(getattr(context, name), functools.partial(waiting, name)))
     # TaskContext.get() and BarrierTaskContext.get() look in different places.
     TaskContext._taskContext = context
     BarrierTaskContext._taskContext = context
+
+
+def _announced(method: Callable[..., Any], waiting: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def announced(*args: Any, **kwargs: Any) -> Any:
+        with waiting():
+            return method(*args, **kwargs)
+
+    return announced

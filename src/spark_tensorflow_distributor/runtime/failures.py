@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import DistributorError, WorkerFailure
-from ..formatting import one_line, type_name
+from ..formatting import one_line, printable, printable_line, type_name
 from .wire import Message, from_json
 
 # Marks a failure inside the text of a Spark error; see Failure.to_spark_error.
@@ -127,6 +127,9 @@ class Failure:
         proved the launch's secret.
         """
         data = {name: value for name, value in vars(self).items() if name != "pickled"}
+        for name in ("host", "message", "error_type", "traceback"):
+            data[name] = printable(data[name])
+        data["log_tail"] = tuple(map(printable_line, self.log_tail))
         return WorkerFailure(**data, exception=_rebuild_exception(self.pickled))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import socket
 import struct
@@ -44,6 +45,15 @@ def _set_variables(values: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files if it is lower, as far as the system's administrator allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a system limit, as on macOS: connections are then refused
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def kill_group(pid: int) -> None:

@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import _importer
@@ -38,13 +38,14 @@ def importer_source() -> str:
     return own_sources()["runtime/_importer.py"]
 
 
-def spark_task(spec: bytes) -> BatchFunction:
+def spark_task(spec: bytes, broadcasts: Mapping[int, object] | None = None) -> BatchFunction:
     """Return the body of a run's Spark task, which becomes the agent.
 
     Args:
         spec: A pickled ``TaskSpec``.
+        broadcasts: The program's broadcast variables by id. Spark sends a task those that its function refers to.
     """
-    return shipped("runtime.agent.task", "run_task", spec)
+    return shipped("runtime.agent.task", "run_task", spec, dict(broadcasts or {}))
 
 
 def shipped(module: str, name: str, *fixed: object) -> BatchFunction:
@@ -67,7 +68,9 @@ def shipped(module: str, name: str, *fixed: object) -> BatchFunction:
         import zlib
 
         namespace: dict[str, Any] = {"__name__": "_importer"}
-        exec(compile(installer, "<spark_tensorflow_distributor>/runtime/_importer.py", "exec"), namespace)
+        # The library's own source, from the driver.
+        code = compile(installer, "<spark_tensorflow_distributor>/runtime/_importer.py", "exec")
+        exec(code, namespace)  # nosec B102
         namespace["install"](package, json.loads(zlib.decompress(packed)))
         function = getattr(importlib.import_module(f"{package}.{module}"), name)
         yield from function(*fixed, batches)

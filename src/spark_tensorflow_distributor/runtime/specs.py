@@ -11,20 +11,36 @@ Both ends always run the same source (see ``shipping``), so the formats need no 
 
 import contextlib
 import importlib.metadata
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..config import RunnerConfig
 from ..context import WorkerContext
 from ..data.layout import FrameSpec
+from ..process_group.spec import GroupSpec
 from ..resume.settings import CheckpointSettings
+from ..transport.sealing import Protection
+from .spark_objects import SparkObjects
 
 # One row of the Spark job's output.
 ROW_SCHEMA = "rank int, kind string, seq int, data binary"
 
-# A worker that has been silent for this long, while no other worker completed a step, is lost. Agents send heartbeats
-# every two seconds.
+# A worker that has been silent for this long, while no other worker completed a step, is lost.
 SILENT_SECONDS = 20.0
+
+
+def heartbeat_seconds(world_size: int) -> float:
+    """Return how often an agent sends a heartbeat; less often in large groups, because the driver reads all of them."""
+    return min(5.0, max(2.0, world_size / 512))
+
+
+def line_window(world_size: int) -> int:
+    """Return how many characters of output an agent may send before the driver has shown them.
+
+    All agents together may fill some 64 MiB of the driver's memory.
+    """
+    return min(256 << 10, max(16 << 10, (64 << 20) // world_size))
 
 
 @dataclass(frozen=True)
@@ -35,17 +51,25 @@ class TrainerSettings:
         is_script: The program is a script, not a function.
         use_custom_strategy: The function builds its own strategy.
         gpu_is_shared: Several tasks share one GPU (``spark.task.resource.<name>.amount`` below 1).
+        uses_sockets: The workers exchange tensors through a process group, not through TensorFlow's own runtime.
+        gradient_compression: The runner's argument.
+        start_timeout: Time limit for connecting to the other workers, in seconds.
         max_result_bytes: Spark's ``spark.driver.maxResultSize``; 0 for no limit.
         seed: Orders the rows of DataFrames if the user gives no seed; the same in all attempts of a run.
         checkpoints: Where checkpoints are kept, and how often one is saved.
+        has_callbacks: The run has callbacks on the driver, which may end training after any epoch.
     """
 
     is_script: bool
     use_custom_strategy: bool
     gpu_is_shared: bool
+    uses_sockets: bool
+    gradient_compression: str | None
+    start_timeout: float
     max_result_bytes: int
     seed: int
     checkpoints: CheckpointSettings
+    has_callbacks: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +85,7 @@ class TaskSpec:
         driver_addresses: ``(host, port)`` pairs of the driver's channel, in the order in which to try them.
         driver_is_client: A driver that refuses connections is dead. This holds under Spark Connect, whose server
             continues the job of a client that has died; classic Spark ends the tasks itself.
-        payload: The pickled ``(train_fn, kwargs)`` or ``(script name, source, args)``.
+        payload: The program; see ``driver.program_pickler.PackedProgram``.
         gpus_by_rank: How many of the GPUs that Spark assigned to its task each rank uses; empty for CPU training.
         max_row_bytes: The largest result that may go through Spark's own rows if the channel cannot take it. Spark
             holds several copies of it in the heap of the driver's JVM.
@@ -71,8 +95,13 @@ class TaskSpec:
         loopback: All workers run on the driver's own host (Spark's master is ``local``).
         log_to_executor: Copy the trainer's output to the executor's stderr. False if that is the driver's own stderr,
             which shows the lines anyway.
-        worker_ports: First port for TensorFlow and last port plus one; empty for any port.
+        port_filter: Let only the group's hosts connect to TensorFlow's port, where that is possible.
+        worker_ports: First port of the workers and last port plus one; empty for any port.
+        worker_network: The network interface, or the subnet, at whose addresses the workers reach each other; "" for
+            the addresses that Spark knows.
         frames: The DataFrames among the function's arguments.
+        protection: How traffic between hosts is protected. The driver's channel is always authenticated.
+        modules: A zip archive of the caller's own modules; empty if there are none.
     """
 
     config: RunnerConfig
@@ -90,8 +119,17 @@ class TaskSpec:
     submitted_at: float
     loopback: bool
     log_to_executor: bool
+    port_filter: bool = True
     worker_ports: tuple[int, ...] = ()
+    worker_network: str = ""
     frames: tuple[FrameSpec, ...] = ()
+    protection: Protection = "light"
+    modules: bytes = b""
+
+    @property
+    def filters_port(self) -> bool:
+        """Whether TensorFlow opens ports, and only the group's hosts should reach them."""
+        return self.port_filter and not self.trainer.uses_sockets and sys.platform.startswith("linux")
 
 
 @dataclass(frozen=True)
@@ -108,9 +146,12 @@ class TrainerSpec:
         argv: The trainer's ``sys.argv``.
         cwd: The trainer's working directory.
         barrier: State of Spark's barrier context (see ``barrier.carry_out``).
+        spark_objects: What Spark has prepared for the program.
         threads: The worker's share of the host's cores.
         gpus: Entries of CUDA_VISIBLE_DEVICES; empty for CPU training.
         has_data: Rows of DataFrames will follow.
+        group: The process group of the workers; None if there is none.
+        peer_addresses: The addresses from which TensorFlow's port accepts connections; empty for any.
         checkpoint_names: Names of the driver's checkpoints, whose files follow the ``forkserver.FD_NAMES``.
     """
 
@@ -123,9 +164,12 @@ class TrainerSpec:
     argv: tuple[str, ...]
     cwd: str
     barrier: str
+    spark_objects: SparkObjects
     threads: int
     gpus: tuple[str, ...]
     has_data: bool
+    group: GroupSpec | None = None
+    peer_addresses: tuple[str, ...] = ()
     checkpoint_names: tuple[str, ...] = ()
 
 
@@ -150,6 +194,12 @@ class WorkerReport:
         dropped_lines: Log lines that were dropped because the driver could not keep up.
         log_tail: The last lines of output.
         warnings: The warnings shown to the user.
+        times: What the steps of Keras took in all, in seconds: ``loop``, and of it ``reading`` (waiting for the next
+            batch) and ``collectives`` (exchanging with the other workers, and waiting for them); their number,
+            ``steps``; and the ``bytes`` that this worker put into collectives. Empty if nothing was measured: in custom
+            loops, with tf_keras, with TensorFlow's own collectives, and with one worker.
+        steps: The slowest steps and the last ones: number of the step, when it began in seconds since the epoch, and
+            its ``loop``, ``reading`` and ``collectives``.
     """
 
     rank: int
@@ -168,6 +218,8 @@ class WorkerReport:
     dropped_lines: int = 0
     log_tail: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    times: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[tuple[float, ...], ...] = ()
 
 
 def tensorflow_version() -> str:

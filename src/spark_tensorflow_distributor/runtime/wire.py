@@ -1,25 +1,24 @@
-"""Messages on sockets, between driver and agent and between agent and trainer.
+"""Messages, between driver and agent and between agent and trainer: JSON objects.
 
-A frame is a length in four bytes, most significant first, followed by a JSON object. It is JSON because nothing may be
-unpickled from a socket before its sender is authenticated: the two ends of the driver's channel first prove to each
-other that they hold the launch's secret.
+They are JSON because nothing may be unpickled from a socket before its sender is authenticated. Between hosts, messages
+travel in sealed records (see ``sealed_socket``). On the sockets between the processes of one host, a frame is a length
+in four bytes, most significant first, followed by the message.
 """
 
-import hashlib
-import hmac
 import json
-import secrets
 import socket
 import struct
-import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any, BinaryIO, TypeAlias, TypeVar, get_origin, get_type_hints
+from typing import Any, BinaryIO, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
-from ..errors import RendezvousError
+from ..transport.sockets import receive_exactly
 
-HANDSHAKE_SECONDS = 5.0
 CHUNK_BYTES = 1 << 20
+# Larger messages between hosts are compressed: those to all ranks list all ranks, and compress well.
+_COMPRESSED_FROM = 16 << 10
+_COMPRESSED = b"z"  # no JSON object begins with this byte
 
 _HEADER = struct.Struct(">I")
 _MAX_FRAME = 64 << 20
@@ -39,11 +38,39 @@ def from_json(kind: type[Record], data: Mapping[str, Any]) -> Record:
 def _rebuilt(hint: Any, value: Any) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
         return from_json(hint, value)
-    return tuple(value) if get_origin(hint) is tuple else value
+    if get_origin(hint) is tuple:
+        element = get_args(hint)[0]  # the tuples of these records have any number of elements of one type
+        return tuple(_rebuilt(element, each) for each in value)
+    if type(None) in get_args(hint) and value is not None:
+        return _rebuilt(get_args(hint)[0], value)
+    return value
+
+
+def encode(message: Mapping[str, object]) -> bytes:
+    """Encode a message for another host."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return _COMPRESSED + zlib.compress(body, 1) if len(body) > _COMPRESSED_FROM else body
+
+
+def decode(data: bytes) -> Message:
+    """Decode a message from another host.
+
+    Raises:
+        ValueError: It is not a message.
+    """
+    if data[:1] == _COMPRESSED:
+        decompressor = zlib.decompressobj()
+        try:
+            data = decompressor.decompress(data[1:], _MAX_FRAME)
+        except zlib.error as error:
+            raise ValueError(f"a damaged message: {error}") from error
+        if decompressor.unconsumed_tail:
+            raise ValueError(f"a message of more than {_MAX_FRAME} bytes is not one of ours")
+    return _parsed(data)
 
 
 def frame(message: Mapping[str, object]) -> bytes:
-    """Encode a message for a socket."""
+    """Encode a message for a socket on this host."""
     body = json.dumps(message).encode()
     return _HEADER.pack(len(body)) + body
 
@@ -77,7 +104,7 @@ def receive(sock: socket.socket) -> Message:
         EOFError: The peer closed the connection.
         ValueError: The peer does not speak this protocol.
     """
-    return _parsed(_receive_exactly(sock, _frame_size(_receive_exactly(sock, _HEADER.size))))
+    return _parsed(receive_exactly(sock, _frame_size(receive_exactly(sock, _HEADER.size))))
 
 
 def _frame_size(data: bytes | bytearray) -> int:
@@ -92,30 +119,6 @@ def _parsed(body: bytes) -> Message:
     if not isinstance(message, dict):
         raise ValueError(f"a {type(message).__name__} is not one of our messages")
     return message
-
-
-def receive_bytes(sock: socket.socket, size: int) -> Iterator[bytes]:
-    """Read the ``size`` bytes that follow a message, in pieces of up to 1 MiB.
-
-    Raises:
-        EOFError: The peer closed the connection too early.
-    """
-    while size > 0:
-        piece = _receive_exactly(sock, min(size, CHUNK_BYTES))
-        size -= len(piece)
-        yield piece
-
-
-def _receive_exactly(sock: socket.socket, size: int, deadline: float | None = None) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        if deadline is not None:  # for all pieces together, so that a peer cannot stall by sending a byte at a time
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))
-        piece = sock.recv(size - len(data))
-        if not piece:
-            raise EOFError("the connection was closed")
-        data += piece
-    return bytes(data)
 
 
 def send_files(sock: socket.socket, message: Mapping[str, object], files: Sequence[BinaryIO]) -> None:
@@ -141,42 +144,24 @@ def receive_files(sock: socket.socket) -> tuple[Message, list[int]]:
     return message, descriptors
 
 
-def prove_to_driver(sock: socket.socket, secret: bytes) -> None:
-    """Perform the agent's half of the handshake.
-
-    Each side proves that it holds the secret without sending it, by a challenge and response over HMAC-SHA256 in both
-    directions. The role is part of the signed data, so that a response cannot be reflected to the challenger.
-
-    Raises:
-        RendezvousError: The other side does not hold the secret.
-    """
-    challenge = _receive_exactly(sock, 32)
-    counter_challenge = secrets.token_bytes(32)
-    sock.sendall(_sign(secret, b"agent", challenge) + counter_challenge)
-    if not hmac.compare_digest(_receive_exactly(sock, 32), _sign(secret, b"driver", counter_challenge)):
-        raise RendezvousError("The process at the driver's address does not hold this run's secret.")
+def pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Read the first ``size`` bytes of a file in pieces of 1 MiB, the last one shorter; none if ``size`` is 0."""
+    file.seek(0)
+    while size > 0 and (piece := file.read(min(size, CHUNK_BYTES))):
+        size -= len(piece)
+        yield piece
 
 
-def prove_to_agent(sock: socket.socket, secret: bytes) -> bool:
-    """Perform the driver's half of the handshake; return whether the peer holds the secret.
-
-    Raises:
-        TimeoutError: The peer took longer than ``HANDSHAKE_SECONDS``.
-    """
-    challenge = secrets.token_bytes(32)
-    sock.sendall(challenge)
-    answer = _receive_exactly(sock, 64, time.monotonic() + HANDSHAKE_SECONDS)
-    if not hmac.compare_digest(answer[:32], _sign(secret, b"agent", challenge)):
-        return False
-    sock.sendall(_sign(secret, b"driver", answer[32:]))
-    return True
+def line_size(lines: Sequence[str]) -> int:
+    """Return the number of characters by which driver and agent count lines of output."""
+    return sum(map(len, lines)) + len(lines)
 
 
-def _sign(secret: bytes, role: bytes, challenge: bytes) -> bytes:
-    return hmac.new(secret, role + challenge, hashlib.sha256).digest()
+def to_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Rearrange records with the same keys, to name each key only once."""
+    return {key: [each[key] for each in records] for key in records[0]}
 
 
-def chunks(data: memoryview) -> Iterator[memoryview]:
-    """Split ``data`` into pieces of 1 MiB, the last one shorter; empty data has none."""
-    for start in range(0, len(data), CHUNK_BYTES):
-        yield data[start : start + CHUNK_BYTES]
+def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return the records that :func:`to_columns` was given."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -1,92 +1,200 @@
-"""Collectives over the workers of a group, built on their strategy.
+"""Collectives: the only channel through which the workers of a group exchange tensors and bytes.
 
-Every rank must make the same calls in the same order. Each one sums arrays to which all ranks but the sender contribute
-zeros. Two bytes travel in a float32, which holds them exactly and which every device and library can sum.
+Every rank must make the same calls in the same order, eagerly or within a ``tf.function``. An engine provides two
+primitives, for tensors whose shapes are equal on all ranks; everything else is built on them.
 """
 
 from __future__ import annotations
 
+import abc
+import functools
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
-# Values of one collective: 64 MiB.
-_CHUNK_VALUES = 16 << 20
+# Maximum number of bytes per collective when bytes are broadcast.
+_CHUNK_BYTES = 64 << 20
+# Maximum size of a pack: a collective takes one to three milliseconds, copying this much about one.
+_PACK_BYTES = 4 << 20
 
 
-class Collectives:
-    """The collectives, as one rank calls them.
+class Collectives(abc.ABC):
+    """The collectives of a group, as seen by one rank.
 
     Args:
-        strategy: A ``MultiWorkerMirroredStrategy`` if there are several workers.
         rank: This worker's rank.
         world_size: The number of workers.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, rank: int, world_size: int) -> None:
-        self._strategy, self._rank, self._world_size = strategy, rank, world_size
+    #: Whether ``all_reduce_packed(compress=True)`` rounds the tensors.
+    compresses_gradients = False
 
-    @classmethod
-    def of_workers(cls, strategy: tf.distribute.Strategy) -> Collectives:
-        """Create from a strategy that spans workers, and so knows their number and this one's rank."""
-        return cls(strategy, strategy.cluster_resolver.task_id, strategy.extended._num_workers)
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+
+    @abc.abstractmethod
+    def _sum(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Return the sum over all ranks of a tensor of float16, bfloat16, float32, float64, int32 or int64."""
+
+    @abc.abstractmethod
+    def _stack(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Return the tensors of all ranks, ``[world_size, *shape]``; the types are those of :meth:`_sum`."""
+
+    def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Return the sum over all ranks of a tensor of any numeric type; for booleans, the int32 count of True."""
+        if self.world_size == 1:
+            return tensor
+        if tensor.dtype.is_complex:
+            parts = self._sum(tf.stack([tf.math.real(tensor), tf.math.imag(tensor)]))
+            return tf.complex(parts[0], parts[1])
+        wire = wire_type(tensor.dtype)
+        total = self._sum(tf.cast(tensor, wire))
+        return total if tensor.dtype in (wire, tf.bool) else tf.cast(total, tensor.dtype)
+
+    def all_reduce_packed(
+        self, tensors: Sequence[tf.Tensor], scale: tf.Tensor | None = None, *, compress: bool = False
+    ) -> list[tf.Tensor]:
+        """Return the sums of several tensors, with as few collectives as reasonable.
+
+        Args:
+            tensors: In the order in which they become available; neighbours of the same type are packed together.
+            scale: Factor for this rank's tensors; scalar, None for 1.
+            compress: Send them in the type that the user has chosen for gradients.
+        """
+        results: list[tf.Tensor] = list(tensors)
+        if self.world_size == 1:
+            return results
+        by_dtype: dict[tf.DType, list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            by_dtype.setdefault(tensor.dtype, []).append(index)
+        for indices in by_dtype.values():
+            for pack in _packs([(index, tensors[index]) for index in indices], _PACK_BYTES):
+                sums = self._reduce_pack([tensor for _, tensor in pack], scale, compress=compress)
+                for (index, _), summed in zip(pack, sums, strict=True):
+                    results[index] = summed
+        return results
+
+    def _reduce_pack(self, tensors: list[tf.Tensor], scale: tf.Tensor | None, *, compress: bool) -> list[tf.Tensor]:
+        del compress  # used only by engines that compress
+
+        def scaled(tensor: tf.Tensor) -> tf.Tensor:
+            return tensor if scale is None else tensor * tf.cast(scale, tensor.dtype)
+
+        if len(tensors) == 1:
+            return [self.all_reduce(scaled(tensors[0]))]
+        flat = self.all_reduce(scaled(tf.concat([tf.reshape(each, [-1]) for each in tensors], axis=0)))
+        sizes = [each.shape.num_elements() for each in tensors]
+        pieces = tf.split(flat, sizes if None not in sizes else [tf.size(each) for each in tensors])
+        return [
+            tf.ensure_shape(tf.reshape(piece, tf.shape(each)), each.shape)
+            for piece, each in zip(pieces, tensors, strict=True)
+        ]
+
+    def all_gather(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Return the tensors of all ranks, ``[world_size, *shape]``; shapes must be equal on all ranks."""
+        if self.world_size == 1:
+            return tensor[tf.newaxis]
+        if tensor.dtype.is_complex:
+            parts = self._stack(tf.stack([tf.math.real(tensor), tf.math.imag(tensor)]))
+            return tf.complex(parts[:, 0], parts[:, 1])
+        wire = wire_type(tensor.dtype)
+        return tf.cast(self._stack(tf.cast(tensor, wire)), tensor.dtype)
+
+    def gather_rows(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Return the rows of all ranks, concatenated in rank order; their numbers may differ."""
+        if self.world_size == 1:
+            return tensor
+        count = tf.shape(tensor, out_type=tf.int32)[0]
+        counts = self.all_gather(count)
+        most = tf.reduce_max(counts)
+        widths = tf.concat([[[0, most - count]], tf.zeros([tf.rank(tensor) - 1, 2], tf.int32)], axis=0)
+        padded = self.all_gather(tf.pad(tensor, widths))
+        rows = tf.boolean_mask(padded, tf.sequence_mask(counts, most))
+        return tf.ensure_shape(rows, [None, *tensor.shape[1:]])
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
-        """Return what every rank passed, by rank."""
-        if self._world_size == 1:
+        """Return the data of all ranks, in rank order."""
+        if self.world_size == 1:
             return [data]
-        sizes = np.zeros((self._world_size, 2), np.float32)
-        sizes[self._rank] = divmod(len(data), 1 << 16)
-        lengths = [int(high) << 16 | int(low) for high, low in self._sum(sizes)]
-        rows = np.zeros((self._world_size, _value_count(max(lengths))), np.float32)
-        rows[self._rank] = _pack(data, rows.shape[1])
-        return [_unpack(row, length) for row, length in zip(self._sum(rows), lengths, strict=True)]
+        lengths = self.all_gather(tf.constant(len(data), tf.int64)).numpy()
+        padded = data.ljust(4 * -(-int(lengths.max()) // 4), b"\0")
+        if not padded:
+            return [b""] * self.world_size
+        rows = self.all_gather(tf.constant(np.frombuffer(padded, np.int32))).numpy()
+        return [row.tobytes()[:length] for row, length in zip(rows, lengths, strict=True)]
 
     def broadcast_bytes(self, data: bytes | None) -> bytes | None:
-        """Return what rank 0 passed; the argument of the other ranks is ignored."""
-        if self._world_size == 1:
+        """Return rank 0's data, which may be None; the arguments of the other ranks are ignored."""
+        if self.world_size == 1:
             return data
-        to_send = data if self._rank == 0 else None
-        header = np.zeros(4, np.float32)
-        if to_send is not None:
-            size = len(to_send)
-            header[:] = (1, size >> 32, size >> 16 & 0xFFFF, size & 0xFFFF)
-        has_data, high, middle, low = (int(value) for value in self._sum(header))
-        if not has_data:
+        is_source = self.rank == 0
+        length = int(self.all_reduce(tf.constant(len(data) + 1 if is_source and data is not None else 0, tf.int64)))
+        if not length:
             return None
-        length = high << 32 | middle << 16 | low
         chunks = []
-        for start in range(0, length, 2 * _CHUNK_VALUES):
-            count = min(2 * _CHUNK_VALUES, length - start)
-            chunk = b"" if to_send is None else to_send[start : start + count]
-            chunks.append(_unpack(self._sum(_pack(chunk, _value_count(count))), count))
+        for start in range(0, length - 1, _CHUNK_BYTES):
+            size = min(_CHUNK_BYTES, length - 1 - start)
+            words = np.zeros(-(-size // 4), np.int32)
+            if is_source and data is not None:
+                words.view(np.uint8)[:size] = np.frombuffer(data, np.uint8, size, start)
+            chunks.append(self.all_reduce(tf.constant(words)).numpy().tobytes()[:size])
         return b"".join(chunks)
+
+    def broadcast(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return rank 0's arrays; shapes and types must be equal on all ranks."""
+        data = self.broadcast_bytes(b"".join(np.ascontiguousarray(each).tobytes() for each in arrays))
+        results, start = [], 0
+        for each in arrays:
+            values = np.frombuffer(data or b"", each.dtype, each.size, start)
+            results.append(values.reshape(each.shape))
+            start += each.nbytes
+        return results
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Return the mean over all ranks of an array of floats, computed in float32."""
-        mean = self._sum(values.astype(np.float32)) / self._world_size
-        return mean.astype(values.dtype)
+        mean = self.all_reduce(tf.constant(values.astype(np.float32))).numpy() / self.world_size
+        return np.asarray(mean.astype(values.dtype))
 
-    def _sum(self, values: np.ndarray) -> np.ndarray:
-        local_replicas = len(self._strategy.extended.worker_devices)
-
-        def value_of(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
-            is_first = context.replica_id_in_sync_group % local_replicas == 0
-            return tf.constant(values if is_first else np.zeros_like(values))
-
-        distributed = self._strategy.experimental_distribute_values_from_function(value_of)
-        total: np.ndarray = self._strategy.reduce("SUM", distributed, axis=None).numpy()
-        return total
+    def wait(self) -> None:
+        """Wait until every rank has called this."""
+        if self.world_size > 1:
+            self.all_reduce(tf.constant(0)).numpy()
 
 
-def _value_count(size: int) -> int:
-    return max(1, (size + 1) // 2)
+class NoCollectives(Collectives):
+    """The collectives of a group of one worker."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def _sum(self, tensor: tf.Tensor) -> tf.Tensor:
+        return tensor
+
+    def _stack(self, tensor: tf.Tensor) -> tf.Tensor:
+        return tensor[np.newaxis]
 
 
-def _pack(data: bytes, count: int) -> np.ndarray:
-    padded = np.zeros(count, "<u2")
-    padded.view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
-    return padded.astype(np.float32)
+NO_COLLECTIVES = NoCollectives()
 
 
-def _unpack(values: np.ndarray, size: int) -> bytes:
-    return values.astype("<u2").tobytes()[:size]
+@functools.cache
+def wire_type(dtype: tf.DType) -> tf.DType:
+    if dtype in (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64):
+        return dtype
+    return tf.int32 if dtype in (tf.bool, tf.int8, tf.uint8, tf.int16, tf.uint16) else tf.int64
+
+
+def _packs(tensors: Sequence[tuple[int, tf.Tensor]], limit: int) -> list[list[tuple[int, tf.Tensor]]]:
+    """Group neighbours of up to ``limit`` bytes together; a larger tensor stays alone, to avoid copying it."""
+    result: list[list[tuple[int, tf.Tensor]]] = []
+    space = 0
+    for index, tensor in tensors:
+        elements = tensor.shape.num_elements()
+        size = limit if elements is None else elements * tensor.dtype.size
+        if size > space:
+            result.append([])
+            space = limit
+        result[-1].append((index, tensor))
+        space -= size
+    return result

@@ -42,6 +42,12 @@ def keras_packages() -> list[ModuleType]:
     return [package for package in (import_package(selected), other) if hasattr(package, "Model")]  # type: ignore[misc]
 
 
+def optimizer_variables(optimizer: Any) -> list[Any]:
+    """Return an optimizer's variables, none for None; tf_keras' legacy optimizers have a method for it."""
+    variables = getattr(optimizer, "variables", ())
+    return list(variables() if callable(variables) else variables)
+
+
 def keras_for_workers() -> ModuleType | None:
     """Return the package behind ``tf.keras`` if it can train over several workers.
 
@@ -74,26 +80,6 @@ def import_package(name: str) -> ModuleType | None:
     except Exception:  # a broken Keras must not fail a program that may never use it
         _log.warning("%s is installed but cannot be imported", name, exc_info=True)
         return None
-
-
-def quiet_auto_verbose(is_chief: bool) -> None:
-    """Make ``verbose="auto"`` mean 2 on the chief and 0 elsewhere, for fit, evaluate and predict in this process.
-
-    A worker's output is not a terminal. There Keras treats "auto" as 1 and prints many lines per epoch on every rank.
-    """
-    for package in keras_packages():
-        for name in ("fit", "evaluate", "predict"):
-            owner = defining_class(package.Model, name)
-            setattr(owner, name, _with_auto_verbose(getattr(owner, name), 2 if is_chief else 0))
-
-
-def _with_auto_verbose(original: Callable[..., Any], meaning: int) -> Callable[..., Any]:
-    def method(call: inspect.BoundArguments) -> Any:
-        if call.arguments.get("verbose", "auto") == "auto":
-            call.arguments["verbose"] = meaning
-        return original(*call.args, **call.kwargs)
-
-    return by_name(original, method)
 
 
 def by_name(original: Callable[..., Any], replacement: Callable[[inspect.BoundArguments], Any]) -> Callable[..., Any]:

@@ -1,5 +1,7 @@
 """The port of a worker's TensorFlow server."""
 
+import json
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -8,6 +10,18 @@ from typing import Any
 
 class PortTakenError(Exception):
     """Another process bound this worker's port after it was chosen and before TensorFlow used it."""
+
+
+def tf_config() -> dict[str, Any]:
+    """Return TF_CONFIG, which the agent has set."""
+    config: dict[str, Any] = json.loads(os.environ["TF_CONFIG"])
+    return config
+
+
+def own_port() -> int:
+    """Return this worker's port in TF_CONFIG."""
+    config = tf_config()
+    return int(config["cluster"]["worker"][config["task"]["index"]].rpartition(":")[2])
 
 
 def wait_for_leader(config: Mapping[str, Any], seconds: float = 60.0) -> None:

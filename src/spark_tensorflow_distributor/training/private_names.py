@@ -75,16 +75,29 @@ AUTOGRAPH_LOADER = PrivateModule(
 )
 COLLECTIVE_STRATEGY = PrivateModule(
     "tensorflow.python.distribute.collective_all_reduce_strategy",
-    ("CollectiveAllReduceExtended._use_merge_call", "coordination_config_pb2.CoordinatedJob"),
-    "reduces within branches and loops; describes the cluster for the coordination service",
+    ("coordination_config_pb2.CoordinatedJob",),
+    "describes the cluster for the coordination service",
+)
+COLLECTIVE_LAUNCHER = PrivateModule(
+    "tensorflow.python.distribute.cross_device_utils",
+    ("CollectiveReplicaLauncher.all_reduce", "CollectiveReplicaLauncher._all_gather"),
+    "runs collectives",
+)
+DISTRIBUTE_LIB = PrivateModule(
+    "tensorflow.python.distribute.distribute_lib",
+    ("StrategyExtendedV1", "UpdateContext"),
+    "is the base class of the replica's strategy",
+)
+DISTRIBUTE_INPUT = PrivateModule(
+    "tensorflow.python.distribute.input_util",
+    ("get_distributed_dataset", "get_distributed_datasets_from_function"),
+    "divides the datasets of custom loops",
+)
+DISTRIBUTE_INPUT_LIB = PrivateModule(
+    "tensorflow.python.distribute.input_lib", ("InputWorkers",), "divides the datasets of custom loops"
 )
 WORKER_UTIL = PrivateModule(
     "tensorflow.python.distribute.multi_worker_util", ("coordination_leader",), "sets the heartbeat timeout"
-)
-DISTRIBUTED_VALUES = PrivateModule(
-    "tensorflow.python.distribute.values",
-    ("apply_aggregation_replica_context",),
-    "updates variables within branches and loops",
 )
 EAGER_CONTEXT = PrivateModule(
     "tensorflow.python.eager.context",
@@ -98,6 +111,9 @@ DEVICE_ITERATORS = PrivateModule(
     "tensorflow.python.data.ops.multi_device_iterator_ops",
     ("_create_device_dataset",),
     "turns autotuning off in datasets for devices, so that their iterators end in time",
+)
+DATA_DISTRIBUTE = PrivateModule(
+    "tensorflow.python.data.experimental.ops.distribute", ("_AutoShardDataset",), "gives each worker its own files"
 )
 DATA_SEEDS = PrivateModule(
     "tensorflow.python.data.util.random_seed", ("get_seed",), "gives unseeded datasets the same order on all workers"
@@ -116,7 +132,9 @@ KERAS_TRAINER = PrivateModule(
         "TensorFlowTrainer._get_metrics_result_or_logs",
         "TensorFlowTrainer._make_function",
         "TensorFlowTrainer._maybe_symbolic_build",
+        "TensorFlowTrainer._aggregate_additional_loss",
         "TensorFlowTrainer._symbolic_build",
+        "_collective_all_reduce_multi_worker",
         "reduce_per_replica",
     ),
     "the loops over steps, the distribution of batches, the functions that run a step, and its logs",
@@ -140,20 +158,20 @@ KERAS_LEGACY_H5 = PrivateModule(
 KERAS_LOSS = PrivateModule(
     "keras.src.losses.loss",
     ("apply_mask", "reduce_values", "scale_loss_for_distribution", "unscale_loss_for_distribution"),
-    "weights a worker's loss by its part of the batch",
-)
-KERAS_COMPILED = PrivateModule(
-    "keras.src.trainers.compile_utils", ("CompileLoss.call",), "weights the logged loss of each output"
+    "makes sums, masked and weighted means in losses cover the whole batch",
 )
 KERAS_OPTIMIZER = PrivateModule(
     "keras.src.optimizers.base_optimizer",
-    ("BaseOptimizer.apply", "BaseOptimizer._backend_apply_gradients"),
-    "sums gradients over the workers before they are clipped",
+    ("BaseOptimizer.apply", "BaseOptimizer.scale_loss"),
+    "combines gradients over the workers before they are clipped",
 )
 KERAS_SAVING = PrivateModule(
     "keras.src.saving.saving_lib",
-    ("get_attr_skipset", "save_model", "save_weights_only"),
-    "writes a model's file atomically, and lets the chief save alone",
+    ("save_model", "save_weights_only"),
+    "writes a model's file atomically",
+)
+KERAS_REGISTRATION = PrivateModule(
+    "keras.src.saving.object_registration", ("get_registered_name",), "finds the user's own classes in a model"
 )
 
 TF_KERAS_DATA = PrivateModule(
@@ -167,26 +185,39 @@ TF_KERAS_DATA = PrivateModule(
     ),
     "the loops over steps, and the distribution of batches",
 )
-TF_KERAS_TRAINING = PrivateModule("tf_keras.src.engine.training", ("reduce_per_replica",), "the logs of a step")
+TF_KERAS_TRAINING = PrivateModule(
+    "tf_keras.src.engine.training", ("_collective_all_reduce_multi_worker",), "the logs of a step"
+)
 TF_KERAS_COMPILED = PrivateModule(
-    "tf_keras.src.engine.compile_utils", ("tf",), "weights a worker's summed loss by its part of the batch"
+    "tf_keras.src.engine.compile_utils",
+    ("LossesContainer.__call__",),
+    "treats vectors passed to add_loss as sums over the rows",
+)
+TF_KERAS_OPTIMIZER = PrivateModule(
+    "tf_keras.src.optimizers.utils",
+    ("all_reduce_sum_gradients", "filter_empty_gradients"),
+    "combines gradients over the workers",
 )
 TF_KERAS_LOSSES = PrivateModule(
     "tf_keras.src.utils.losses_utils",
-    ("ReductionV2", "apply_valid_mask", "scale_loss_for_distribution"),
-    "weights a worker's loss by its part of the batch",
+    ("ReductionV2", "apply_valid_mask", "reduce_weighted_loss", "scale_loss_for_distribution"),
+    "makes sums and masked means in losses cover the whole batch",
 )
-TF_KERAS_METRICS = PrivateModule("tf_keras.src.utils.metrics_utils", ("result_wrapper",), "the logs of a step")
+TF_KERAS_LOSS_SCALE = PrivateModule(
+    "tf_keras.src.mixed_precision.loss_scale_optimizer",
+    ("LossScaleOptimizer.get_scaled_loss", "LossScaleOptimizerV3.get_scaled_loss"),
+    "keeps gradients in half precision as small as those of one process",
+)
 TF_KERAS_BACKEND = PrivateModule(
     "tf_keras.src.backend",
     ("RandomGenerator.dropout", "RandomGenerator.random_normal", "RandomGenerator.random_uniform"),
     "gives each row of a global batch its own random numbers",
 )
-TF_KERAS_SAVING = PrivateModule(
-    "tf_keras.src.saving.saving_lib", ("H5IOStore.get",), "loads the state of metrics under a strategy"
-)
 TF_KERAS_SAVING_API = PrivateModule(
     "tf_keras.src.saving.saving_api", ("save_model", "save_weights"), "writes a model's file atomically"
+)
+TF_KERAS_REGISTRATION = PrivateModule(
+    "tf_keras.src.saving.object_registration", ("get_registered_name",), "finds the user's own classes in a model"
 )
 
 PRIVATE_MODULES = [entry for entry in list(globals().values()) if isinstance(entry, PrivateModule)]

@@ -2,15 +2,14 @@
 
 import contextlib
 import functools
-import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from types import ModuleType
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .keras_api import defining_class, joined, keras_packages
+from .fit_hooks import Hook, MethodCall, only
+from .keras_api import joined
 
 _log = logging.getLogger(__name__)
 
@@ -32,13 +31,13 @@ _KEEP_SIZE = {
 Send = Callable[[dict[str, Any]], None]
 
 
-class _Receiver:  # one per process, like the wrapped fit
+class _Receiver:  # one per process
     send: Send | None = None
     lock = threading.Lock()
 
 
-def report_fit_progress(send: Send) -> None:
-    """Make every ``fit`` in this process report its progress; a later call replaces the receiver.
+def report_fit_progress(send: Send) -> Hook:
+    """Return a hook that reports the progress of every ``fit``; a later call replaces the receiver.
 
     It leaves no trace in callbacks, history or model. The messages, by their ``"event"``:
 
@@ -53,32 +52,23 @@ def report_fit_progress(send: Send) -> None:
         send: Receives one message at a time, possibly on a thread of Keras. If it raises, reporting stops permanently.
     """
     _Receiver.send = send
-    for package in keras_packages():
-        owner = defining_class(package.Model, "fit")
-        if not hasattr(owner.fit, "reports_progress"):
-            owner.fit = _reporting(owner.fit, package.callbacks)
+    return _report_fit
 
 
-def _reporting(original: Callable[..., Any], callbacks_module: ModuleType) -> Callable[..., Any]:
-    signature = inspect.signature(original)
+@only("fit")
+@contextlib.contextmanager
+def _report_fit(call: MethodCall) -> Iterator[None]:
+    module = call.package.callbacks
     # The class is named like Keras' own, because tf_keras times the hooks of all others.
-    reporter_class = type("Callback", (_FitReporter, callbacks_module.Callback), {})
-
-    @functools.wraps(original)
-    def fit(*args: Any, **kwargs: Any) -> Any:
-        with contextlib.ExitStack() as cleanup:
-            try:
-                bound = signature.bind(*args, **kwargs)
-                reporter = reporter_class(bound.arguments.get("epochs", 1), _global_batch(**bound.arguments))
-                cleanup.callback(reporter.close)
-                cleanup.enter_context(joined(bound.arguments, reporter, callbacks_module.CallbackList))
-                args, kwargs = bound.args, bound.kwargs
-            except Exception:  # most likely wrong arguments, which Keras explains best
-                _log.debug("this fit does not report its progress", exc_info=True)
-            return original(*args, **kwargs)
-
-    fit.reports_progress = True  # type: ignore[attr-defined]
-    return fit
+    reporter_class = type("Callback", (_FitReporter, module.Callback), {})
+    with contextlib.ExitStack() as cleanup:
+        try:
+            reporter = reporter_class(call.arguments.get("epochs", 1), global_batch_of(**call.arguments))
+            cleanup.callback(reporter.close)
+            cleanup.enter_context(joined(call.arguments, reporter, module.CallbackList))
+        except Exception:  # most likely wrong arguments, which Keras explains best
+            _log.debug("this fit does not report its progress", exc_info=True)
+        yield
 
 
 def _suppressing_errors(hook: Callable[..., None]) -> Callable[..., None]:
@@ -123,11 +113,11 @@ class _FitReporter:
         if (now := time.monotonic()) >= self._next_message:
             self._next_message = now + STEP_INTERVAL
             samples = self._batch_size and self._batch_size * (self._steps_before + self._step)
-            self._report("step", epoch=self._epoch, step=self._step, loss=_floats(logs).get("loss"), samples=samples)
+            self._report("step", epoch=self._epoch, step=self._step, loss=floats_of(logs).get("loss"), samples=samples)
 
     @_suppressing_errors
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self._report("epoch_end", epoch=epoch, step=self._step, logs=_floats(logs))
+        self._report("epoch_end", epoch=epoch, step=self._step, logs=floats_of(logs))
 
     @_suppressing_errors
     def close(self) -> None:
@@ -140,15 +130,16 @@ class _FitReporter:
             self._open = self._open and event != "fit_end"  # a thread of Keras may still call a hook
 
 
-def _floats(logs: Mapping[str, Any] | None) -> dict[str, float]:
+def floats_of(logs: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the numbers among the logs that Keras passes to callbacks."""
     numbers = {}
     for name, value in (logs or {}).items():
-        with contextlib.suppress(TypeError, ValueError):  # a vector or a string
+        with contextlib.suppress(Exception):  # a vector, a string, or whatever a callback has added
             numbers[name] = float(value)
     return numbers
 
 
-def _global_batch(x: Any = None, y: Any = None, batch_size: int | None = None, **other: object) -> int | None:
+def global_batch_of(x: Any = None, y: Any = None, batch_size: int | None = None, **other: object) -> int | None:
     """Return the number of rows per step over all workers, if the arguments of fit show it."""
     if batch_size or y is not None:  # arrays, with Keras' default
         return batch_size or 32

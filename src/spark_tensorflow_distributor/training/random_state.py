@@ -33,13 +33,31 @@ def random_state() -> dict[str, Any]:
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
     """Restore what :func:`random_state` returned."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(int(each) for each in numbers), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys, position, has_gauss, cached))
+    random.setstate(_python_state(state))
+    np.random.set_state(_numpy_state(state))
     generator = _tf_generator()
     if generator is not None and "tensorflow" in state:
         generator.state.assign(state["tensorflow"])
+
+
+def check_random_state(state: Mapping[str, Any]) -> None:
+    """Check, on generators of its own, that a state can be restored.
+
+    Raises:
+        Exception: It is not what :func:`random_state` returns.
+    """
+    random.Random().setstate(_python_state(state))
+    np.random.RandomState().set_state(_numpy_state(state))
+
+
+def _python_state(state: Mapping[str, Any]) -> tuple[Any, ...]:
+    version, numbers, gauss = state["python"]
+    return version, tuple(int(each) for each in numbers), gauss
+
+
+def _numpy_state(state: Mapping[str, Any]) -> tuple[Any, ...]:
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    return kind, keys, position, has_gauss, cached
 
 
 def _tf_generator() -> Any:

@@ -1,38 +1,24 @@
-"""Makes Keras and tf.distribute treat a shard's dataset as this worker's part of the data.
-
-Under a strategy of several workers, ``fit`` treats every dataset as the whole data and divides each of its batches by
-the number of workers. With two workers, that would silently lose half of a shard's rows.
-"""
+"""Makes Keras and tf.distribute treat a shard's dataset as this worker's part of the data."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from ..data.passes import ShardState, shard_states_of
 from ..errors import DataError
-from .keras_api import by_name, defining_class, keras_packages
+from .fit_hooks import MethodCall, only
 from .private_names import DEVICE_ITERATORS
 
 _log = logging.getLogger(__name__)
 
 
-def feed_shards() -> None:
-    """Patch ``Strategy.experimental_distribute_dataset`` and ``fit`` in this process."""
-    _disable_device_autotuning()
-    owner = defining_class(tf.distribute.MultiWorkerMirroredStrategy, "experimental_distribute_dataset")
-    owner.experimental_distribute_dataset = _distributing(owner.experimental_distribute_dataset)
-    for package in keras_packages():
-        model = defining_class(package.Model, "fit")
-        model.fit = _fitting(model.fit)
-
-
-def _disable_device_autotuning() -> None:
+def disable_device_autotuning() -> None:
     """Turn autotuning off in the dataset that tf.distribute appends for devices, too (see ``dataset_options``).
 
     It is a new dataset without the options of the one before it, and its iterator can take as long to end.
@@ -53,19 +39,10 @@ def _disable_device_autotuning() -> None:
     module._create_device_dataset = create_device_dataset  # type: ignore[attr-defined]
 
 
-def _distributing(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def experimental_distribute_dataset(self: tf.distribute.Strategy, dataset: Any, options: Any = None) -> Any:
-        states = shard_states_of(dataset)
-        if not states:
-            return original(self, dataset, options)
-        replicas = len(self.extended.worker_devices)
-        if replicas > 1:
-            dataset = dataset.rebatch(-(-states[0].whole.batch // replicas))
-        distributed = self.distribute_datasets_from_function(lambda _: dataset, options)
-        return _with_kept_iterators(distributed) if int(dataset.cardinality()) < 0 else distributed
-
-    return experimental_distribute_dataset
+def distribute_shard(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset, options: Any) -> Any:
+    """Distribute a dataset that derives from a shard, which holds this worker's rows alone, for a custom loop."""
+    distributed = strategy.distribute_datasets_from_function(lambda _: dataset, options)
+    return _with_kept_iterators(distributed) if int(dataset.cardinality()) < 0 else distributed
 
 
 def _with_kept_iterators(distributed: Any) -> Any:
@@ -87,27 +64,27 @@ def _with_kept_iterators(distributed: Any) -> Any:
 _iterators: list[Iterator[Any]] = []
 
 
-def _fitting(original: Callable[..., Any]) -> Callable[..., Any]:
-    def fit(call: inspect.BoundArguments) -> Any:
-        arguments = call.arguments
-        data = arguments.get("x")
-        states = shard_states_of(data)
-        if not states:
-            return original(*call.args, **call.kwargs)
-        validation = shard_states_of(arguments.get("validation_data"))
-        training = [state for state in states if not any(state is other for other in validation)]
-        if training and len(training) == len(states):
-            arguments["x"] = _with_equal_steps(data, states[0])
-        arguments.setdefault("shuffle", False)  # the shard shuffles; Keras would warn that it ignores the argument
+@only("fit")
+@contextlib.contextmanager
+def feed_shards(call: MethodCall) -> Iterator[None]:
+    """Let ``fit`` take the same number of steps on every rank, each with the same number of rows."""
+    arguments = call.arguments
+    data = arguments.get("x")
+    states = shard_states_of(data)
+    if not states:
+        yield
+        return
+    validation = shard_states_of(arguments.get("validation_data"))
+    training = [state for state in states if not any(state is other for other in validation)]
+    if training and len(training) == len(states):
+        arguments["x"] = _with_equal_steps(data, states[0])
+    for state in training:
+        state.is_training = True
+    try:
+        yield
+    finally:
         for state in training:
-            state.is_training = True
-        try:
-            return original(*call.args, **call.kwargs)
-        finally:
-            for state in training:
-                state.is_training = False
-
-    return by_name(original, fit)
+            state.is_training = False
 
 
 def _with_equal_steps(data: tf.data.Dataset, state: ShardState) -> tf.data.Dataset:

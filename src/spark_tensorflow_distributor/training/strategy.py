@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import tensorflow as tf
 
-from .ports import PortTakenError
+from ..process_group.group import ProcessGroup
+from .collectives import NO_COLLECTIVES
+from .ports import PortTakenError, tf_config
 from .private_names import COLLECTIVE_STRATEGY, EAGER_CONTEXT, GRAPH_STACK, WORKER_UTIL
+from .replica import ReplicaStrategy
+from .socket_collectives import SocketCollectives
+from .tf_collectives import TensorFlowCollectives
 
 _log = logging.getLogger(__name__)
 
@@ -60,8 +65,11 @@ def _configure_gpus(gpus: Sequence[str], gpu_is_shared: bool) -> list[str]:
     return warnings
 
 
-def multi_worker_strategy(*, silent_seconds: float, gpu_is_shared: bool = False) -> tf.distribute.Strategy:
-    """Create a MultiWorkerMirroredStrategy from TF_CONFIG; block until all workers have joined.
+def mirrored_strategy(*, silent_seconds: float, gpu_is_shared: bool = False) -> tf.distribute.Strategy:
+    """Create the strategy of a worker on TensorFlow's own runtime, from TF_CONFIG; block until all workers have joined.
+
+    A worker with one device gets a ReplicaStrategy. One with several GPUs gets a MultiWorkerMirroredStrategy, and with
+    it TensorFlow's convention for losses and Keras' own support for it.
 
     Args:
         silent_seconds: How long a worker may be silent before its peers consider it dead.
@@ -75,15 +83,50 @@ def multi_worker_strategy(*, silent_seconds: float, gpu_is_shared: bool = False)
         ring = tf.distribute.experimental.CommunicationImplementation.RING
         options = tf.distribute.experimental.CommunicationOptions(implementation=ring)
     try:
-        _set_heartbeat_timeout(json.loads(os.environ["TF_CONFIG"])["cluster"], silent_seconds)
+        _set_heartbeat_timeout(tf_config()["cluster"], silent_seconds)
     except (ImportError, AttributeError, TypeError) as error:
         _log.warning("workers consider a peer dead after ten seconds of silence, TensorFlow's default: %r", error)
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        mirrored = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     except Exception as error:
         if _PORT_TAKEN in str(error):
             raise PortTakenError(str(error)) from error
         raise
+    return replica_of(mirrored) if len(mirrored.extended.worker_devices) == 1 else mirrored
+
+
+def announce_forming(forming: Callable[[], AbstractContextManager[None]]) -> None:
+    """Enter a context while the program's own ``MultiWorkerMirroredStrategy`` waits for the other workers."""
+    original = tf.distribute.MultiWorkerMirroredStrategy.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        with forming():
+            original(self, *args, **kwargs)
+
+    tf.distribute.MultiWorkerMirroredStrategy.__init__ = init
+
+
+def socket_strategy(group: ProcessGroup | None, gradient_compression: str | None = None) -> ReplicaStrategy:
+    """Return the strategy of a worker in a process group.
+
+    Args:
+        group: The group; None for a single worker.
+        gradient_compression: See :class:`~spark_tensorflow_distributor.MirroredStrategyRunner`.
+    """
+    device = "/device:GPU:0" if tf.config.list_physical_devices("GPU") else "/device:CPU:0"
+    collectives = NO_COLLECTIVES if group is None else SocketCollectives(group, gradient_compression)
+    return ReplicaStrategy(collectives, device, tf.distribute.cluster_resolver.TFConfigClusterResolver())
+
+
+def replica_of(mirrored: tf.distribute.MultiWorkerMirroredStrategy) -> ReplicaStrategy:
+    """Return the strategy of this worker's replica in the group that TensorFlow's strategy has formed."""
+    (device,) = mirrored.extended.worker_devices
+    local_device = "/device:GPU:0" if "GPU" in device.upper() else "/device:CPU:0"
+    resolver = mirrored.cluster_resolver
+    is_alone = mirrored.extended._num_workers == 1
+    collectives = NO_COLLECTIVES if is_alone else TensorFlowCollectives(mirrored)
+    return ReplicaStrategy(collectives, local_device, resolver)
 
 
 def _set_heartbeat_timeout(cluster: Mapping[str, Sequence[str]], silent_seconds: float) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import time
+import types
 
 __version__ = "2.0-stub"
 
@@ -21,10 +22,36 @@ if os.environ.get("STUB_TF_IMPORT_SECONDS"):
 
 # For annotations only.
 Tensor = RaggedTensor = DType = type("Tensor", (), {})
+int64 = "int64"
+
+
+class autograph:
+    experimental = types.SimpleNamespace(do_not_convert=lambda function: function)
+
+
+class Variable:
+    def __init__(self, value, trainable=True, dtype=None, name=None):
+        self.value = value
+
+
+def init_scope():
+    return contextlib.nullcontext()
+
+
+def device(name):
+    return contextlib.nullcontext()
+
+
+VariableSynchronization = types.SimpleNamespace(ON_READ="on read")
+VariableAggregation = types.SimpleNamespace(SUM="sum", ONLY_FIRST_REPLICA="only first replica")
 
 
 class data:
-    Dataset = Options = Tensor
+    Dataset = Tensor
+
+    class Options:
+        def __init__(self):
+            self.autotune = types.SimpleNamespace()
 
 
 class _Threading:
@@ -60,12 +87,39 @@ class test:
         return False
 
 
+class nn:
+    @staticmethod
+    def compute_average_loss(per_example_loss, sample_weight=None, global_batch_size=None):
+        raise NotImplementedError
+
+
 class _Strategy:
+    def __init__(self, extended):
+        self.extended = extended
+
+    @contextlib.contextmanager
+    def scope(self):
+        yield
+
+    def experimental_distribute_dataset(self, dataset, options=None):
+        raise NotImplementedError
+
+
+class _MultiWorkerMirroredStrategy(_Strategy):
     """Binds the worker's port, as TensorFlow would; fails once where a test has taken the port."""
 
     def __init__(self, communication_options=None):
         asked["options"] = communication_options
         spec = json.loads(os.environ.get("TF_CONFIG") or "{}")
+        workers = len(spec["cluster"]["worker"]) if spec else 1
+        super().__init__(
+            types.SimpleNamespace(
+                worker_devices=("/job:worker/device:CPU:0",),
+                _num_workers=workers,
+                _cross_device_ops=types.SimpleNamespace(_launchers=[None]),
+            )
+        )
+        self.cluster_resolver = types.SimpleNamespace(task_id=spec["task"]["index"] if spec else None)
         if spec:
             port = int(spec["cluster"]["worker"][spec["task"]["index"]].rsplit(":", 1)[1])
             marker = os.environ.get("STUB_TF_TAKE_PORT")
@@ -77,9 +131,10 @@ class _Strategy:
             server.listen()
             servers.append(server)
 
-    @contextlib.contextmanager
-    def scope(self):
-        yield
+
+class _MirroredStrategy(_Strategy):
+    def __init__(self):
+        raise RuntimeError("crashes in a process that trains under another strategy")
 
 
 class _Implementation:
@@ -95,5 +150,9 @@ class _ExperimentalDistribute:
 
 
 class distribute:
-    MultiWorkerMirroredStrategy = _Strategy
+    Strategy = _Strategy
+    MirroredStrategy = _MirroredStrategy
+    MultiWorkerMirroredStrategy = _MultiWorkerMirroredStrategy
+    ReplicaContext = type("ReplicaContext", (), {})
     experimental = _ExperimentalDistribute
+    cluster_resolver = types.SimpleNamespace(TFConfigClusterResolver=lambda: None)

@@ -27,6 +27,25 @@ def model_checkpoint(keras):
 
 
 @case()
+def model_checkpoint_of_the_chief(keras):
+    """Only the chief has the callback, as in many programs."""
+    import tensorflow as tf
+
+    x, y = digits()
+    model = dense(keras)
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    is_chief = resolver is None or resolver.task_id == 0
+    path = os.path.join(folder(), "last.weights.h5")
+    callbacks = [keras.callbacks.ModelCheckpoint(path, save_weights_only=True)] if is_chief else []
+    history = fit(model, x, y, callbacks=callbacks)
+    wait_for_all()
+    other = dense(keras)
+    other.load_weights(path)
+    wait_for_all()
+    return outcome(other, history)
+
+
+@case()
 def model_checkpoint_by_batches(keras):
     x, y = digits()
     model = dense(keras)

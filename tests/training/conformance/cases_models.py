@@ -305,6 +305,57 @@ def custom_train_step(keras):
 
 
 @case()
+def gathered_in_a_step(keras):
+    """A loss over pairs of rows of the whole batch, for which a replica gathers the rows of the others."""
+    import tensorflow as tf
+
+    class Contrast(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(6)
+
+        def call(self, x):
+            return self.dense(x)
+
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                mine = tf.math.l2_normalize(self(x, training=True), axis=1)
+                replica = tf.distribute.get_replica_context()
+                every = replica.all_gather(mine, axis=0)
+                labels = replica.all_gather(tf.cast(tf.reshape(y, [-1]), tf.float32), axis=0)
+                alike = tf.cast(tf.equal(tf.cast(tf.reshape(y, [-1, 1]), tf.float32), labels[tf.newaxis]), tf.float32)
+                loss = tf.reduce_mean(tf.square(tf.matmul(mine, every, transpose_b=True) - alike))
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+            return {"loss": loss}
+
+    x, y = digits()
+    model = Contrast()
+    model.compile(keras.optimizers.SGD(0.3))
+    return outcome(model, fit(model, x, y))
+
+
+@case()
+def reduced_in_a_step(keras):
+    """A layer that normalises with the mean of the whole batch, for which it sums over the replicas itself."""
+    import tensorflow as tf
+
+    class Centred(keras.layers.Layer):
+        def call(self, x):
+            count = tf.cast(tf.shape(x)[0], x.dtype)
+            replica = tf.distribute.get_replica_context()
+            total, rows = replica.all_reduce(tf.distribute.ReduceOp.SUM, [tf.reduce_sum(x, axis=0), count])
+            return x - total / rows
+
+    x, y = digits()
+    layers = [keras.layers.Dense(8), Centred(), keras.layers.Dense(10, activation="softmax")]
+    model = keras.Sequential(layers)  # built in the first step, which has a replica context
+    model.compile(keras.optimizers.SGD(0.3), "sparse_categorical_crossentropy")
+    return outcome(model, fit(model, x, y))
+
+
+@case()
 def custom_logs(keras):
     """The step returns a value that no metric holds: the mean over the workers' parts."""
     import tensorflow as tf
@@ -315,14 +366,11 @@ def custom_logs(keras):
             with tf.GradientTape() as tape:
                 predicted = self(x, training=True)
                 each = keras.losses.sparse_categorical_crossentropy(y, predicted)
-                loss = tf.reduce_sum(each) / BATCH
+                loss = tf.reduce_mean(each)
             gradients = tape.gradient(loss, self.trainable_variables)
             self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-            mean = tf.reduce_mean(each)
-            # tf_keras sums what the workers' steps return.
-            return {"mine": mean / self.distribute_strategy.num_replicas_in_sync if is_legacy else mean}
+            return {"mine": loss}
 
-    is_legacy = keras.__name__.startswith("tf_keras")
     x, y = digits(6 * BATCH)
     model = Custom()
     model.compile(keras.optimizers.SGD(0.1))

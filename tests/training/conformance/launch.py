@@ -1,6 +1,7 @@
-"""Runs cases in one process, or on the workers of a run.
+"""Runs the cases of a suite in one process, or on the workers of a run.
 
-To run some of them: ``python -m conformance.launch PACKAGE WORKERS [CASE ...]`` in ``tests/training``.
+To run some of them: ``python -m conformance.launch PACKAGE WORKERS [CASE ...]`` in ``tests/training``, and in the same
+way ``python -m programs.launch PACKAGE WORKERS [PROGRAM ...]``.
 """
 
 import gc
@@ -28,7 +29,14 @@ _HERE = Path(__file__).parent.parent
 _SINGLE = "import sys; sys.path.insert(0, {path!r}); from conformance import launch; launch.run_here(*{arguments!r})"
 
 
-def launch(package: str, workers: int, names: Iterable[str], folder: str, **runner: Any) -> dict[str, list[Any]]:
+def cases_of(suite: str) -> dict[str, Case]:
+    """Return the cases of a suite, by name."""
+    return CASES if suite == "conformance" else importlib.import_module(f"{suite}.table").load()
+
+
+def launch(
+    package: str, workers: int, names: Iterable[str], folder: str, suite: str = "conformance", **runner: Any
+) -> dict[str, list[Any]]:
     """Return the results of the cases, by name and rank; a string is the traceback of a case that raised.
 
     Args:
@@ -36,12 +44,13 @@ def launch(package: str, workers: int, names: Iterable[str], folder: str, **runn
         workers: 0 means one process without Spark and without the library, for comparison.
         names: The cases.
         folder: An empty folder for the results and the files of cases.
+        suite: ``conformance`` or ``programs``.
         runner: Additional arguments of the runner.
     """
     env = {"TF_USE_LEGACY_KERAS": "1" if package == "tf_keras" else "0", "TF_CPP_MIN_LOG_LEVEL": "2"}
     waiting, results = list(names), {}
     while waiting:
-        error = _run(package, workers, waiting, folder, env, runner)
+        error = _run((package, waiting, folder, workers, suite), env, runner)
         for name in waiting.copy():
             files = sorted(Path(folder).glob(f"{name}.*.pickle"))
             found = [pickle.loads(file.read_bytes()) for file in files]
@@ -49,14 +58,13 @@ def launch(package: str, workers: int, names: Iterable[str], folder: str, **runn
                 break  # an earlier case raised, so the group is unusable
             results[name] = found or [error]
             waiting.remove(name)
-            if not found:
-                error = ""
+            if not found or not all(isinstance(each, dict) for each in found):
+                error = ""  # this case explains it
     return results
 
 
-def _run(package: str, workers: int, names: list[str], folder: str, env: dict[str, str], runner: Any) -> str:
-    arguments = (package, names, folder, workers)
-    if workers:
+def _run(arguments: tuple[str, list[str], str, int, str], env: dict[str, str], runner: Any) -> str:
+    if workers := arguments[3]:
         from spark_tensorflow_distributor import DistributorError, MirroredStrategyRunner
 
         path = str(_HERE)
@@ -81,7 +89,7 @@ def _run(package: str, workers: int, names: list[str], folder: str, env: dict[st
     return ""
 
 
-def run_here(package: str, names: list[str], folder: str, workers: int) -> None:
+def run_here(package: str, names: list[str], folder: str, workers: int, suite: str) -> None:
     """Run the cases in a worker, and write a file with the result of each."""
     import tensorflow as tf
 
@@ -95,7 +103,7 @@ def run_here(package: str, names: list[str], folder: str, workers: int) -> None:
     gc.freeze()  # so that clear_session, which collects garbage after each case, skips imported objects
     for name in names:
         try:
-            result: Any = run_case(name, folder, workers)
+            result: Any = run_case(name, folder, workers, suite)
         except Exception:
             result = traceback.format_exc()
         Path(folder, f"{name}.{rank}.pickle").write_bytes(pickle.dumps(result))
@@ -105,11 +113,11 @@ def run_here(package: str, names: list[str], folder: str, workers: int) -> None:
         assert tf.distribute.get_strategy().num_replicas_in_sync == max(workers, 1)
 
 
-def run_case(name: str, folder: str, workers: int) -> dict[str, Any]:
+def run_case(name: str, folder: str, workers: int, suite: str = "conformance") -> dict[str, Any]:
     """Run a case in a worker, within the strategy's scope."""
     import tensorflow as tf
 
-    keras, case = tf.keras, CASES[name]
+    keras, case = tf.keras, cases_of(suite)[name]
     os.environ["CONFORMANCE_FOLDER"] = os.path.join(folder, name)
     os.makedirs(os.environ["CONFORMANCE_FOLDER"], exist_ok=True)
     keras.utils.set_random_seed(7)
@@ -138,23 +146,47 @@ def difference(case: Case, single: dict[str, Any], found: Any, workers: int) -> 
     return "; ".join(wrong)
 
 
+def differences(case: Case, single: dict[str, Any], found: list[Any], workers: int) -> list[str]:
+    """Describe how the result of each rank differs from that of one process.
+
+    If the case cannot have the numbers of one process, it must have finite numbers, the same on all ranks.
+    """
+    if case.unequal and isinstance(found[0], dict):
+        finite = all(np.isfinite(value).all() for value in found[0].values())
+        wrong = "" if finite else "it has values that are not finite"
+        shapes = [{name: np.shape(value) for name, value in each.items()} for each in (single, found[0])]
+        if shapes[0] != shapes[1]:
+            wrong = f"it has {shapes[1]}, one process has {shapes[0]}"
+        return [wrong, *(difference(case, found[0], each, workers) for each in found[1:])]
+    return [difference(case, single, each, workers) for each in found]
+
+
 def _some(value: Any) -> str:
     return np.array2string(np.ravel(value)[:4], precision=5)
 
 
-def _main() -> None:
+def _session(workers: int) -> Any:
+    from pyspark.sql import SparkSession
+
+    return SparkSession.builder.master(f"local[{workers}]").config("spark.ui.enabled", "false").getOrCreate()
+
+
+def main(suite: str = "conformance") -> None:
+    """Run the command line."""
     package, workers, *names = sys.argv[1:]
-    names = names or [name for name, case in CASES.items() if package in case.packages]
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    cases = cases_of(suite)
+    names = names or [name for name, case in cases.items() if package in case.packages]
     with tempfile.TemporaryDirectory() as alone, tempfile.TemporaryDirectory() as together:
-        singles = launch(package, 0, names, alone)
-        groups = launch(package, int(workers), names, together)
+        singles = launch(package, 0, names, alone, suite)
+        groups = launch(package, int(workers), names, together, suite, spark=_session(int(workers)))
         right = 0
         for name in names:
             (single,) = singles[name] or ["nothing"]
             if not isinstance(single, dict):
                 print(f"{name}: one process failed:\n{single}")
                 continue
-            found = [difference(CASES[name], single, each, int(workers)) for each in groups[name]]
+            found = differences(cases[name], single, groups[name], int(workers))
             if any(found) or len(found) != int(workers):
                 last = [text.strip().splitlines()[-1][:700] for text in found if text]
                 if len(names) < 4:
@@ -166,4 +198,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    main()

@@ -28,6 +28,7 @@ class Case:
         atol: Absolute tolerance.
         since: The first release of Keras 3 that gives the numbers of one process.
         alone: The function that one process runs for comparison, if it is not the case itself.
+        unequal: Why the numbers cannot be those of one process; empty if they can be.
     """
 
     group: str
@@ -37,6 +38,7 @@ class Case:
     atol: float
     since: tuple[int, int]
     alone: Callable[..., dict[str, Any]] | None
+    unequal: str = ""
 
     @property
     def name(self) -> str:

@@ -5,55 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from .launch import difference, launch
-from .table import CASES
+from .launch import cases_of
+from .results import GROUPS, Results, table
 
-PACKAGES = ["keras", "tf_keras"]
+CASES = cases_of("conformance")
 
 
 @pytest.fixture(scope="module")
 def results(request, spark, tmp_path_factory):
-    """Return the results of the selected cases of a package in a group of some size; the first test runs them all."""
-    singles, groups = {}, {}
+    """Return the results of the selected cases; the first test of a group runs them all."""
     folder = tmp_path_factory.mktemp("results")  # pytest's factory is not thread-safe
-    chosen = {
-        (item.callspec.params["package"], item.callspec.params["name"])
-        for item in request.session.items
-        if item.path == request.path and hasattr(item, "callspec")
-    }
-
-    def run(package, workers):
-        names = [name for name, case in CASES.items() if (package, name) in chosen and case.is_supported(package)]
-        (here := folder / f"{package}-{workers}").mkdir()
-        return launch(package, workers, names, str(here), spark=spark)
-
-    def results(package, workers):
-        if package not in singles:  # a single process leaves a core to the groups
-            singles[package] = pool.submit(run, package, 0)
-        if not workers:
-            return singles[package].result()
-        if (package, workers) not in groups:
-            groups[package, workers] = run(package, workers)
-        return groups[package, workers]
-
+    items = [item for item in request.session.items if item.path == request.path]
     with ThreadPoolExecutor() as pool:
-        yield results
+        yield Results("conformance", items, folder, pool, spark)
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-@pytest.mark.parametrize(
-    ("package", "name"), [(package, name) for package in PACKAGES for name in CASES if package in CASES[name].packages]
-)
-@pytest.mark.timeout(1500)  # the first test of a group runs all cases
-def test_workers_have_the_numbers_of_one_process(results, package, name, workers):
-    if not CASES[name].is_supported(package):
-        pytest.skip(f"needs Keras {'.'.join(map(str, CASES[name].since))}")
-    found = results(package, workers)[name]
-    (single,) = results(package, 0)[name]
-    assert isinstance(single, dict), f"one process failed: {single}"
-    assert len(found) == workers, found
-    for rank, each in enumerate(found):
-        assert not (wrong := difference(CASES[name], single, each, workers)), f"rank {rank}: {wrong}"
+@pytest.mark.parametrize(("package", "name", "workers", "engine"), table(CASES, GROUPS | {("keras", 2, "tensorflow")}))
+@pytest.mark.timeout(2400)  # the first test of a group runs all cases
+def test_workers_have_the_numbers_of_one_process(results, package, name, workers, engine):
+    results.check(package, name, workers, engine)
 
 
 def test_the_table_is_in_the_documentation():

@@ -1,13 +1,18 @@
 """The wide schema of several DataFrames, and the keys by which Spark distributes rows."""
 
+import time
 from types import SimpleNamespace
 
+import pytest
+
+from spark_tensorflow_distributor import DataError
 from spark_tensorflow_distributor.data.columns import Column
 from spark_tensorflow_distributor.data.frames import (
     assign_positions,
     frames_of,
     is_dataframe,
     partition_keys,
+    quoted_path,
     spark_hash,
 )
 from spark_tensorflow_distributor.data.layout import FrameSpec
@@ -28,6 +33,19 @@ def test_columns_of_one_type_share_a_position():
 def test_frames_of_one_schema_share_all_positions():
     assigned = assign_positions([spec("a", "float", "long"), spec("b", "float", "long")])
     assert [each.positions for each in assigned] == [(0, 1), (0, 1)]
+
+
+def test_wide_dataframes_are_planned_in_linear_time():
+    # The quadratic way takes minutes, and the cubic one days.
+    wide = [spec(name, *["float", "long", "double"] * 20_000) for name in "ab"]
+    started = time.monotonic()
+    first, second = assign_positions(wide)
+    assert time.monotonic() - started < 20
+    assert first.positions == second.positions == tuple(range(60_000))
+
+
+def test_names_are_quoted_as_sql():
+    assert quoted_path(Column("a.b`c", ("a", "b`c"), "float", "float32")) == "`a`.`b``c`"
 
 
 def test_hash_matches_spark():
@@ -63,3 +81,12 @@ def test_arguments_keep_their_order_with_none_for_each_dataframe():
     arguments, frames = frames_of({"a": 1, "rows": DataFrame(), "b": 2})
     assert list(arguments.items()) == [("a", 1), ("rows", None), ("b", 2)]
     assert [spec.name for spec in frames.specs] == ["rows"]
+
+
+def test_frames_inside_another_argument_are_refused():
+    frame = type("DataFrame", (), {"__module__": "pyspark.sql.classic.dataframe"})()
+    with pytest.raises(DataError, match=r"'data' is a list that contains .*run\(train, data_1=\.\.\., data_2=\.\.\.\)"):
+        frames_of({"data": [frame, frame]})
+    with pytest.raises(DataError, match=r"'data' is a dict .*run\(train, valid=\.\.\., data_2=\.\.\.\)"):
+        frames_of({"data": {"valid": frame, 3: 1}})
+    assert frames_of({"data": [1, "x"], "more": {"a": 1}})[0] == {"data": [1, "x"], "more": {"a": 1}}

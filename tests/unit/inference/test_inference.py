@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from spark_tensorflow_distributor import ConfigurationError, DataError
+from spark_tensorflow_distributor import ConfigurationError, DataError, predict
 from spark_tensorflow_distributor.inference import model as models
 from spark_tensorflow_distributor.inference.features import (
     Input,
@@ -227,8 +227,19 @@ def test_arguments_that_are_not_models(tmp_path):
     weights.write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(ConfigurationError, match="weights alone"):
         models.pack(weights, None, True)
-    with pytest.raises(ConfigurationError, match="model is a int"):
+    with pytest.raises(ConfigurationError, match="model is an int"):
         models.pack(3, None, True)
     layer = type("Dense", (), {"__module__": "keras.layers"})()
     with pytest.raises(ConfigurationError, match="model is a Dense"):
         models.pack(layer, None, True)
+
+
+def test_only_spark_dataframes_are_predicted():
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(DataError, match=r"got a DataFrame of pandas.* as df.*spark\.createDataFrame\(df\)"):
+        predict(pandas.DataFrame({"x": [1.0]}), None, "x")
+    on_spark = type("DataFrame", (), {"__module__": "pyspark.pandas.frame"})()
+    with pytest.raises(DataError, match=r"df\.to_spark\(\)"):
+        predict(on_spark, None, "x")
+    with pytest.raises(DataError, match="got a list of builtins as df"):
+        predict([[1.0]], None, "x")

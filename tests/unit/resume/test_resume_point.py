@@ -3,20 +3,60 @@
 import io
 
 import numpy as np
+import pytest
 
+from spark_tensorflow_distributor import CheckpointError
 from spark_tensorflow_distributor.resume import snapshot
 from spark_tensorflow_distributor.resume.resume_point import CheckpointFacts, FitState, ResumePoint, VariableSpec
+from spark_tensorflow_distributor.training.random_state import random_state
+
+FACTS = CheckpointFacts(
+    run="r", fit=1, epoch=2, step=3, epoch_steps=4, iterators=5, sequence=6, complete=False, world_size=2,
+    variables=[VariableSpec("kernel", [2, 3], "float32")],
+)  # fmt: skip
+NAMED = {**FACTS.to_json(), "name": "fit1-00000006"}
+
+
+def state(**changes):
+    weights, metrics = [np.ones((2, 3), np.float32)], [np.float32(1)]
+    callbacks = [{"class": "EarlyStopping", "state": {"wait": 1}}]
+    return vars(FitState(weights, metrics, [random_state()], callbacks, {"loss": [0.5]}, [0])) | changes
+
+
+def decoded(facts, contents):
+    file = io.BytesIO()
+    snapshot.write(file, facts, contents)
+    return ResumePoint.decode(file.getvalue())
 
 
 def test_facts_and_state_survive_the_file():
-    facts = CheckpointFacts(
-        run="r", fit=1, epoch=2, step=3, epoch_steps=4, iterators=5, sequence=6, complete=False, world_size=2,
-        variables=[VariableSpec("kernel", [2, 3], "float32")],
-    )  # fmt: skip
-    state = FitState([np.ones((2, 3), np.float32)], [], [{"python": [3]}], [], {"loss": [0.5]}, [0])
-    file = io.BytesIO()
-    snapshot.write(file, {**facts.to_json(), "name": "fit1-00000006"}, vars(state))
-    point = ResumePoint.of(*snapshot.read(file))
-    assert (point.name, point.facts) == ("fit1-00000006", facts)
-    np.testing.assert_array_equal(point.state.weights[0], state.weights[0])
+    point = decoded(NAMED, state())
+    assert (point.name, point.facts) == ("fit1-00000006", FACTS)
+    np.testing.assert_array_equal(point.state.weights[0], np.ones((2, 3), np.float32))
     assert (point.state.history, point.state.epochs) == ({"loss": [0.5]}, [0])
+
+
+@pytest.mark.parametrize(
+    ("facts", "contents"),
+    [
+        ({}, state()),
+        (NAMED | {"epoch": "2"}, state()),
+        (NAMED | {"step": -1}, state()),
+        (NAMED | {"complete": None}, state()),
+        (NAMED | {"variables": [["kernel", [3, 2], "float32"]]}, state()),
+        (NAMED | {"variables": 7}, state()),
+        (NAMED, None),
+        (NAMED, {"weights": []}),
+        (NAMED, state(weights=[])),
+        (NAMED, state(weights=[[[1.0] * 3] * 2])),
+        (NAMED, state(metrics=[None])),
+        (NAMED, state(random=[{"python": [3]}])),
+        (NAMED, state(callbacks=[{"class": "EarlyStopping", "state": [1]}])),
+        (NAMED, state(history={"loss": 1})),
+        (NAMED, state(epochs=["0"])),
+        (NAMED, state(extra=1)),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_rejected_before_it_is_used(facts, contents):
+    with pytest.raises(CheckpointError):
+        decoded(facts, contents)

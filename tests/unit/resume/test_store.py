@@ -1,6 +1,5 @@
 """Where checkpoints are kept, which are deleted, and which a later run uses."""
 
-import io
 import os
 
 import pytest
@@ -13,6 +12,11 @@ from spark_tensorflow_distributor.resume.settings import CheckpointSettings
 
 def put(folder, name, state=None):
     folder.put(name, lambda file: snapshot.write(file, {"name": name}, state))
+
+
+def newest_state(folder, warnings):
+    found = store.newest_checkpoint(folder, "fit0", snapshot.read, warnings.append)
+    return found and found.content[1]
 
 
 def test_the_last_two_of_the_last_fit_and_one_of_earlier_fits_are_kept():
@@ -28,9 +32,9 @@ def test_a_folder_keeps_the_last_two(tmp_path):
     for number in range(4):
         put(folder, f"fit0-{number:08d}", number)
     assert sorted(folder.names()) == ["fit0-00000002", "fit0-00000003"]
-    found = store.newest_checkpoint(folder, "fit0", print)
-    assert (found.name, found.facts["name"], found.state) == ("fit0-00000003", "fit0-00000003", 3)
-    assert store.newest_checkpoint(folder, "fit1", print) is None
+    found = store.newest_checkpoint(folder, "fit0", snapshot.read, print)
+    assert (found.name, found.content[0]["name"], found.content[1]) == ("fit0-00000003", "fit0-00000003", 3)
+    assert store.newest_checkpoint(folder, "fit1", snapshot.read, print) is None
 
 
 def test_a_damaged_checkpoint_is_skipped(tmp_path):
@@ -40,9 +44,56 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path):
     newest = tmp_path / "stfd-fit0-00000001.npz"
     newest.write_bytes(newest.read_bytes()[:-10])
     warnings = []
-    assert store.newest_checkpoint(folder, "fit0", warnings.append).state == "old"
+    assert newest_state(folder, warnings) == "old"
     assert "Skipping checkpoint" in warnings[0]
     assert "stfd-fit0-00000001.npz" in warnings[0]
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def endless(path):
+    os.symlink("/dev/zero", path)
+
+
+def larger_than_memory(path):
+    with open(path, "wb") as file:
+        file.truncate(1 << 43)
+
+
+@pytest.mark.parametrize("place", [pipe, endless, larger_than_memory, os.mkdir])
+def test_what_is_no_file_of_a_checkpoint_is_skipped(tmp_path, place):
+    folder = store.FolderStore(str(tmp_path), "run")
+    put(folder, "fit0-00000000", "old")
+    try:
+        place(str(tmp_path / "stfd-fit0-00000001.npz"))
+    except OSError as error:
+        pytest.skip(f"this file system cannot hold it: {error}")
+    warnings = []
+    assert newest_state(folder, warnings) == "old"
+    assert "stfd-fit0-00000001.npz" in warnings[0]
+
+
+def test_names_that_the_library_does_not_make_are_ignored(tmp_path):
+    names = [
+        "fit-00000001",
+        "fitness-00000001",
+        "fit\u0663-00000001",
+        "fit0-\u0660\u0660\u0660\u0660\u0660\u0660\u0660\u0661",
+    ]
+    for name in names:
+        (tmp_path / f"stfd-{name}.npz").write_text("foreign")
+    folder = store.FolderStore(str(tmp_path), "run")
+    put(folder, "fit0-00000000", "mine")
+    assert folder.names() == ["fit0-00000000"]
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 9000, "7", "\xff", '{"run": "me"', "x" * 100_000])
+def test_a_damaged_mark_of_a_finished_run_means_that_one_has_finished(tmp_path, text):
+    put(store.FolderStore(str(tmp_path), "run"), "fit0-00000000")
+    (tmp_path / "stfd-finished.json").write_text(text, "latin-1")
+    assert store.FolderStore(str(tmp_path), "me").names() == []
 
 
 def test_foreign_files_are_left_alone(tmp_path):
@@ -118,9 +169,9 @@ def test_the_driver_keeps_checkpoints_for_a_run_without_a_folder(tmp_path):
         kept = store.open_store(
             settings, files, True, lambda name, file: sent.update({name: file.seek(0) or file.read()})
         )
-        assert store.newest_checkpoint(kept, "fit0", print).state == "kept"
+        assert newest_state(kept, []) == "kept"
     put(kept, "fit0-00000004", "new")
-    assert snapshot.read(io.BytesIO(sent["fit0-00000004"]))[1] == "new"
+    assert snapshot.read(sent["fit0-00000004"])[1] == "new"
     assert store.open_store(CheckpointSettings(), {}, True, print) is None
 
 
@@ -132,6 +183,6 @@ def test_fsspec_provides_other_file_systems():
     files.write("stfd-fit0-00000000.npz", lambda file: snapshot.write(file, {"a": 1}, [1]))
     assert files.list() == ["stfd-fit0-00000000.npz"]
     with files.read("stfd-fit0-00000000.npz") as file:
-        assert snapshot.read(file)[1] == [1]
+        assert snapshot.read(file.read())[1] == [1]
     files.remove("stfd-fit0-00000000.npz")
     assert files.list() == []

@@ -1,11 +1,14 @@
-"""Stubs for Keras; the code under test sees no other packages."""
+"""Stubs for Keras and TensorFlow; the code under test sees no other packages."""
 
+import contextlib
 import importlib.util
 import sys
 import types
 
 import pytest
 
+import spark_tensorflow_distributor
+from helpers import STUBS
 from spark_tensorflow_distributor.training import progress
 
 TRAINER = "keras.src.backend.tensorflow.trainer"
@@ -40,8 +43,11 @@ class Callback:
 
 
 class CallbackList:
+    """Takes what that of Keras takes: None, one callback, or a sequence."""
+
     def __init__(self, callbacks):
-        self.callbacks = callbacks
+        is_one = callbacks and not isinstance(callbacks, list | tuple)
+        self.callbacks = [callbacks] if is_one else list(callbacks or [])
 
 
 class Trainer:
@@ -49,7 +55,7 @@ class Trainer:
         """Runs two steps per epoch."""
         self.verbose, self.callbacks = verbose, callbacks
         if not isinstance(callbacks, CallbackList):
-            callbacks = CallbackList(list(callbacks or []))
+            callbacks = CallbackList(callbacks)
             for callback in callbacks.callbacks:
                 callback.set_params({"epochs": epochs, "steps": 2})
 
@@ -71,12 +77,21 @@ class Trainer:
     def predict(self, x, batch_size=None, verbose="auto"):
         return verbose
 
+    def train_on_batch(self, x, y=None):
+        return "logs"
+
+    def test_on_batch(self, x, y=None):
+        return "logs"
+
+    def predict_on_batch(self, x):
+        return x
+
 
 @pytest.fixture
 def keras(install_keras):
     """A Keras whose model class is created anew, so that changes to it do not affect other tests."""
     keras = install_keras()
-    trainer = type("Trainer", (), {k: v for k, v in vars(Trainer).items() if k in ("fit", "evaluate", "predict")})
+    trainer = type("Trainer", (), {k: v for k, v in vars(Trainer).items() if not k.startswith("__")})
     keras.Model = type("Model", (trainer,), {})
     keras.callbacks = types.SimpleNamespace(Callback=Callback, CallbackList=CallbackList)
     return keras
@@ -85,3 +100,30 @@ def keras(install_keras):
 @pytest.fixture
 def model(keras):
     return type("UserModel", (keras.Model,), {})()
+
+
+@pytest.fixture
+def stub_tensorflow():
+    """A stand-in for TensorFlow, with which modules of ``training`` can be imported until the test ends.
+
+    Request it before ``monkeypatch``, which must restore its packages first.
+    """
+    package = spark_tensorflow_distributor.__name__
+    training = f"{package}.training"
+
+    def take_away():
+        """Remove the packages and return them: an earlier test of this process may have imported the real ones."""
+        roots = ("tensorflow", "keras", "tf_keras", training)
+        names = [name for name in sys.modules if name in roots or name.startswith(tuple(f"{root}." for root in roots))]
+        return {name: sys.modules.pop(name) for name in names}
+
+    before = take_away()
+    with pytest.MonkeyPatch.context() as context:
+        context.syspath_prepend(STUBS)
+        tensorflow = importlib.import_module("tensorflow")
+    tensorflow.Variable = type("Variable", (), {})
+    tensorflow.executing_eagerly, tensorflow.init_scope = lambda: True, contextlib.nullcontext
+    yield tensorflow
+    take_away()
+    sys.modules.update(before)
+    spark_tensorflow_distributor.training = before[training]

@@ -1,46 +1,15 @@
 """The Keras in use, with stand-ins for its packages."""
 
-import inspect
 import sys
 
 import pytest
 
 from spark_tensorflow_distributor import ConfigurationError
-from spark_tensorflow_distributor.training import keras_api, progress
-
-
-@pytest.mark.parametrize(("is_chief", "meaning"), [(True, 2), (False, 0)])
-def test_only_auto_verbose_gets_a_meaning(model, is_chief, meaning):
-    keras_api.quiet_auto_verbose(is_chief)
-    assert model.fit() == "history"
-    assert model.verbose == meaning
-    model.fit(None, None, 8, 1, "auto")
-    assert model.verbose == meaning
-    model.fit(None, None, 8, 1, 1)
-    assert model.verbose == 1
-    assert model.evaluate(steps=3) == (meaning, {"steps": 3})
-    assert model.evaluate(verbose=0) == (0, {})
-    assert model.predict("x") == meaning
-    assert model.predict("x", verbose=1) == 1
-
-
-def test_wrong_arguments_raise_the_errors_of_keras(model):
-    keras_api.quiet_auto_verbose(is_chief=True)
-    with pytest.raises(TypeError, match=r"fit\(\) got an unexpected keyword argument 'epoch'"):
-        model.fit(epoch=3)
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
-        model.predict()
-
-
-def test_fit_keeps_its_signature_and_docstring(model):
-    signature, text = inspect.signature(model.fit), model.fit.__doc__
-    keras_api.quiet_auto_verbose(is_chief=True)
-    assert (inspect.signature(model.fit), model.fit.__doc__) == (signature, text)
+from spark_tensorflow_distributor.training import keras_api
 
 
 def test_a_process_without_keras_is_left_alone(install_keras, caplog):
-    keras_api.quiet_auto_verbose(is_chief=True)
-    progress.report_fit_progress(print)
+    assert keras_api.keras_packages() == []
     assert keras_api.keras_for_workers() is None
     assert "keras" not in sys.modules
     assert caplog.messages == []

@@ -1,4 +1,4 @@
-"""Which patches are applied, with stubs for TensorFlow and for Keras with and without the faults."""
+"""How patches are applied, with stand-ins for TensorFlow and Keras."""
 
 import contextlib
 import importlib
@@ -8,170 +8,147 @@ import types
 
 import pytest
 
-TRAINING = "spark_tensorflow_distributor.training"
-
 
 class DistributedValues:
     def __init__(self, *values):
         self.values = values
 
 
-class Strategy:
-    """The part of MultiWorkerMirroredStrategy that a trainer uses: this worker's value is the first one."""
-
-    num_replicas_in_sync = 2
-    scope = contextlib.nullcontext
-    extended = types.SimpleNamespace(_in_multi_worker_mode=lambda: True, worker_devices=("here",))
-
-    def reduce(self, operation, value, axis):
-        if axis is not None or not isinstance(value, DistributedValues):
-            raise TypeError("cannot be reduced")
-        return sum(value.values) / (len(value.values) if operation == "MEAN" else 1)
-
-    def experimental_local_results(self, value):
-        return value.values if isinstance(value, DistributedValues) else (value,)
-
-
-def stub_tensorflow():
-    def map_structure(function, value):
-        return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
-
-    return types.SimpleNamespace(
-        distribute=types.SimpleNamespace(DistributedValues=DistributedValues, MultiWorkerMirroredStrategy=Strategy),
-        nest=types.SimpleNamespace(
-            map_structure=map_structure,
-            flatten=lambda values: list(values.values()),
-            pack_sequence_as=lambda values, leaves: dict(zip(values, leaves, strict=True)),
-        ),
-        Graph=lambda: types.SimpleNamespace(as_default=contextlib.nullcontext),
-        compat=types.SimpleNamespace(v1=types.SimpleNamespace(placeholder=lambda *_: DistributedValues(1.0))),
-        float32="float32",
-        Tensor=type("Tensor", (), {}),
-    )
-
-
-def stub_trainer(width, faulty):
-    """Return a stand-in for Keras' trainer module, whose epochs yield tuples of ``width``."""
+def stub_trainer():
+    """Return a stand-in for Keras' trainer module, which reduces batches to build a model, and logs by their axis 0."""
 
     class TensorFlowTrainer:
         def __init__(self, strategy):
             self._distribute_strategy = self.distribute_strategy = strategy
             self.built = []
 
-        def _symbolic_build(self, data_batch):
+        def _symbolic_build(self, iterator=None, data_batch=None):
             self.built.append(data_batch)
 
         def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-            for step in iterator:
-                if width == 3:
-                    _, _, batches = step
-                else:
-                    _, batches = step
-                data_batch = next(batches)
-                if isinstance(data_batch[0], DistributedValues):
-                    reduce = self.distribute_strategy.reduce if faulty else self.distribute_strategy.local
-                    data_batch = reduce("MEAN", data_batch, axis=None)
-                break
-            self._symbolic_build(data_batch=data_batch)
+            self._symbolic_build(data_batch=data_batch or next(iterator))
 
     def reduce_per_replica(values, strategy, reduction):
-        axis = 0 if faulty else None
-        if isinstance(values, dict):
-            return {name: strategy.reduce("MEAN", value, axis=axis) for name, value in values.items()}
-        return strategy.reduce("MEAN", values, axis=axis)
+        return {name: strategy.reduce("MEAN", value, axis=0) for name, value in values.items()}
 
     return types.SimpleNamespace(TensorFlowTrainer=TensorFlowTrainer, reduce_per_replica=reduce_per_replica)
 
 
 @pytest.fixture
-def patches(install_keras, monkeypatch):
-    """The patches that can be tested without Keras, imported with the stand-in for TensorFlow."""
-    package = importlib.import_module(TRAINING)
+def patches(stub_tensorflow, install_keras):
+    """The patches, imported with the stand-in for TensorFlow."""
 
-    def forget():
-        for name in [
-            name for name in sys.modules if name.startswith((f"{TRAINING}.patches", f"{TRAINING}.collectives"))
-        ]:
-            del sys.modules[name]
-        for name in ("patches", "collectives"):
-            vars(package).pop(name, None)
+    def map_structure(function, value):
+        if isinstance(value, dict):
+            return {name: map_structure(function, each) for name, each in value.items()}
+        return tuple(map_structure(function, each) for each in value) if isinstance(value, tuple) else function(value)
 
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("keras", "tf_keras")]:
-        monkeypatch.delitem(sys.modules, name)  # an earlier test of this process may have imported the real ones
-    monkeypatch.setitem(sys.modules, "tensorflow", stub_tensorflow())
-    forget()
-    patches = importlib.import_module(f"{TRAINING}.patches")
-    kept = ("symbolic_build", "reduce_per_replica")
-    monkeypatch.setattr(patches, "PATCHES", {name: patches.PATCHES[name] for name in kept})
-    yield patches
-    forget()
+    stub_tensorflow.nest = types.SimpleNamespace(map_structure=map_structure)
+    return importlib.import_module("spark_tensorflow_distributor.training.patches")
 
 
-@pytest.mark.parametrize("width", [2, 3])
-def test_faults_are_patched_once(patches, install_keras, width):
-    trainer = stub_trainer(width, faulty=True)
-    install_keras(trainer)
-    assert patches.apply_patches() == ["symbolic_build", "reduce_per_replica"]
+@pytest.fixture
+def mirrored(patches, monkeypatch):
+    """The one patch that a trainer module suffices for."""
+    monkeypatch.setattr(patches, "PATCHES", {"mirrored": patches.PATCHES["mirrored"]})
+    return patches
+
+
+@pytest.fixture
+def strategy(stub_tensorflow):
+    """A strategy of TensorFlow's own over two workers: this worker's value is the first one."""
+
+    class Strategy(stub_tensorflow.distribute.MultiWorkerMirroredStrategy):
+        num_replicas_in_sync = 2
+
+        def __init__(self):
+            self.extended = types.SimpleNamespace(worker_devices=("here",))
+
+        def reduce(self, operation, value, axis):
+            if axis is not None:
+                raise TypeError("cannot be reduced")
+            values = value.values if isinstance(value, DistributedValues) else (value,)
+            return sum(values) / (len(values) if operation == "MEAN" else 1)
+
+    return Strategy()
+
+
+def test_patches_are_applied_once_in_their_order(patches, install_keras, monkeypatch):
+    keras, calls = install_keras(), []
+    names = list(patches.PATCHES)
+    table = {name: lambda package, name=name: calls.append((name, package)) for name in names}
+    monkeypatch.setattr(patches, "PATCHES", table)
+    left_out = names[1]
+    assert patches.apply_patches(without=[left_out]) == [name for name in names if name != left_out]
+    assert calls == [(name, keras) for name in names if name != left_out]
     assert patches.apply_patches() == []
+    assert len(calls) == len(names) - 1
+
+
+def test_tf_keras_has_patches_of_its_own(patches, install_keras, monkeypatch):
+    install_keras()
+    tf_keras = types.ModuleType("tf_keras")
+    monkeypatch.setitem(sys.modules, "tf_keras", tf_keras)
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
+    calls = []
+    monkeypatch.setattr(patches, "TF_KERAS_PATCHES", {"parts": calls.append})
+    assert patches.apply_patches() == ["parts"]
+    assert calls == [tf_keras]
+
+
+def test_mirrored_builds_from_shapes_and_averages_over_workers(mirrored, install_keras, strategy):
+    trainer = stub_trainer()
+    install_keras(trainer)
+    assert mirrored.apply_patches() == ["mirrored"]
 
     spec = types.SimpleNamespace(shape=(None, 4), dtype="float32")
-    epoch = types.SimpleNamespace(_distributed_dataset=types.SimpleNamespace(element_spec=(spec, "nothing")))
-    model = trainer.TensorFlowTrainer(Strategy())
+    of_replicas = types.SimpleNamespace(_value_specs=(spec, spec))
+    epoch = types.SimpleNamespace(_distributed_dataset=types.SimpleNamespace(element_spec=(of_replicas, "nothing")))
+    model = trainer.TensorFlowTrainer(strategy)
     model._maybe_symbolic_build(iterator=epoch)
-    assert model.built == [(spec, None)]  # from shapes, without consuming a batch
+    assert model.built == [(spec, None)]  # without consuming a batch, which this iterator could not yield
 
     logs = {"loss": DistributedValues(1.0, 3.0), "constant": 7}
-    assert trainer.reduce_per_replica(logs, Strategy(), "auto") == {"loss": 2.0, "constant": 7}
-    assert trainer.reduce_per_replica(logs, Strategy(), "sum") == {"loss": 4.0, "constant": 7}
+    assert trainer.reduce_per_replica(logs, strategy, "auto") == {"loss": 2.0, "constant": 7}
+    assert trainer.reduce_per_replica(logs, strategy, "sum") == {"loss": 4.0, "constant": 7}
 
 
-def test_a_single_worker_gets_the_behaviour_of_keras(patches, install_keras):
-    trainer = stub_trainer(3, faulty=True)
+def test_mirrored_leaves_a_single_worker_and_other_strategies_to_keras(mirrored, install_keras, strategy):
+    trainer = stub_trainer()
     install_keras(trainer)
-    patches.apply_patches()
-
-    class SingleWorker(Strategy):
-        num_replicas_in_sync = 1
-
-    with pytest.raises(TypeError, match="cannot be reduced"):
-        trainer.reduce_per_replica({"loss": DistributedValues(1.0)}, SingleWorker(), "auto")
-
-
-def test_a_release_without_the_faults_is_left_unchanged(patches, install_keras, monkeypatch):
-    trainer = stub_trainer(3, faulty=False)
-    before = dict(vars(trainer)), trainer.TensorFlowTrainer._maybe_symbolic_build
-    probe = patches.model_building.probe_strategy
-
-    def with_local():
-        strategy = probe()
-        strategy.local = lambda _, batch, axis: tuple(value.values[0] for value in batch)
-        return strategy
-
-    monkeypatch.setattr(patches.model_building, "probe_strategy", with_local)
-    install_keras(trainer)
-    assert patches.apply_patches() == []
-    assert (dict(vars(trainer)), trainer.TensorFlowTrainer._maybe_symbolic_build) == before
+    mirrored.apply_patches()
+    single = type(strategy)()
+    single.num_replicas_in_sync = 1
+    other = types.SimpleNamespace(num_replicas_in_sync=2, reduce=strategy.reduce, scope=contextlib.nullcontext)
+    for each in (single, other):
+        with pytest.raises(TypeError, match="cannot be reduced"):
+            trainer.reduce_per_replica({"loss": DistributedValues(1.0)}, each, "auto")
+        model = trainer.TensorFlowTrainer(each)
+        model._maybe_symbolic_build(iterator=iter(["a batch"]))
+        assert model.built == ["a batch"]
+    with pytest.raises(TypeError, match="cannot be reduced"):  # what is concatenated is not averaged
+        trainer.reduce_per_replica({"loss": DistributedValues(1.0)}, strategy, "concat")
 
 
-def test_unrecognised_internals_are_left_unchanged_with_a_warning(patches, install_keras, caplog):
-    trainer = stub_trainer(4, faulty=True)
-    trainer.TensorFlowTrainer._maybe_symbolic_build = unknown = lambda self, batches: None
-    trainer.reduce_per_replica = lambda values, mesh: values
+@pytest.mark.parametrize("name", ["_maybe_symbolic_build", "reduce_per_replica"])
+def test_unrecognised_internals_are_left_unchanged_with_a_warning(mirrored, install_keras, caplog, name):
+    trainer = stub_trainer()
+    delattr(trainer.TensorFlowTrainer if name.startswith("_") else trainer, name)
+    before = [dict(vars(each)) for each in (trainer, trainer.TensorFlowTrainer)]
     install_keras(trainer, version="4.1.0")
     with caplog.at_level(logging.WARNING):
-        assert patches.apply_patches() == []
-    assert trainer.TensorFlowTrainer._maybe_symbolic_build is unknown
-    assert [("symbolic_build" in text, "reduce_per_replica" in text) for text in caplog.messages] == [
-        (True, False),
-        (False, True),
-    ]
-    assert all("keras 4.1.0" in text and "TF_USE_LEGACY_KERAS" in text for text in caplog.messages)
+        assert mirrored.apply_patches() == []
+    assert [dict(vars(each)) for each in (trainer, trainer.TensorFlowTrainer)] == before
+    (text,) = caplog.messages
+    assert all(part in text for part in ("mirrored", name, "keras 4.1.0", "TF_USE_LEGACY_KERAS"))
 
 
-def test_missing_internals_are_a_warning(patches, install_keras, caplog):
+def test_missing_internals_are_a_warning_for_each_patch(patches, install_keras, caplog):
     install_keras()
     assert patches.apply_patches() == []
-    assert len(caplog.messages) == 2
+    assert len(caplog.messages) == len(patches.PATCHES)
+    for name, text in zip(patches.PATCHES, caplog.messages, strict=True):
+        assert f"unrecognised {name} (" in text
 
 
 @pytest.mark.parametrize(("version", "backend"), [("2.15.0", "tensorflow"), ("3.99.0", "jax"), ("3.99.0", "torch")])
@@ -182,9 +159,11 @@ def test_another_keras_is_not_patched(patches, install_keras, caplog, version, b
 
 
 def test_keras_3_is_not_patched_if_tf_keras_is_selected(patches, install_keras, monkeypatch, caplog):
-    install_keras()
+    keras = install_keras()
+    before = dict(vars(keras))
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
-    assert patches.apply_patches() == []
+    assert patches.apply_patches() == []  # it is not installed
+    assert vars(keras) == before
     assert caplog.messages == []
 
 

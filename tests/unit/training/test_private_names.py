@@ -1,7 +1,11 @@
 """The table of private names, with stand-ins for the packages."""
 
+import ast
 import sys
 import types
+from pathlib import Path
+
+import pytest
 
 from spark_tensorflow_distributor.training import fork_safety, private_names
 
@@ -9,6 +13,53 @@ from spark_tensorflow_distributor.training import fork_safety, private_names
 def test_every_entry_has_names_and_a_reason():
     assert len({entry.path for entry in private_names.PRIVATE_MODULES}) == len(private_names.PRIVATE_MODULES) > 20
     assert all(entry.names and entry.reason for entry in private_names.PRIVATE_MODULES)
+
+
+class NamesInUse(ast.NodeVisitor):
+    """Finds what a module uses from the private modules that it loads.
+
+    That is ``ENTRY.load().name``, and ``module.name`` where a function has ``module = ENTRY.load()``.
+    """
+
+    def __init__(self):
+        self.found, self.variables = set(), {}
+
+    @staticmethod
+    def entry(node):
+        match node:
+            case ast.Call(ast.Attribute(ast.Name(name), "load" | "loaded")) if name.isupper():
+                return name
+        return None
+
+    def visit_FunctionDef(self, node):
+        outer, self.variables = self.variables, dict(self.variables)
+        for each in ast.walk(node):
+            if isinstance(each, ast.Assign | ast.AnnAssign) and (entry := self.entry(each.value)):
+                (target,) = each.targets if isinstance(each, ast.Assign) else [each.target]
+                self.variables[target.id] = entry
+        self.generic_visit(node)
+        self.variables = outer
+
+    def visit_Attribute(self, node):
+        name = node.value.id if isinstance(node.value, ast.Name) else None
+        entry = self.entry(node.value) or self.variables.get(name)
+        if entry and not node.attr.startswith("__"):
+            self.found.add((entry, node.attr))
+        self.generic_visit(node)
+
+
+@pytest.fixture(scope="module")
+def names_in_use():
+    visitor = NamesInUse()
+    for path in Path(fork_safety.__file__).parents[1].rglob("*.py"):
+        visitor.visit(ast.parse(path.read_text()))
+    return visitor.found
+
+
+def test_the_table_has_what_the_modules_use(names_in_use):
+    assert len({entry for entry, _ in names_in_use}) > 20
+    for entry, name in names_in_use:
+        assert name in {each.partition(".")[0] for each in getattr(private_names, entry).names}, entry
 
 
 def test_missing_names_are_reported_once_with_the_release(monkeypatch):

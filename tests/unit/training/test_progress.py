@@ -4,12 +4,22 @@ import inspect
 
 import pytest
 
-from spark_tensorflow_distributor.training import progress
+from spark_tensorflow_distributor.training import fit_hooks, progress
 
 
-def test_fit_reports_its_progress(model, keras, monkeypatch):
+@pytest.fixture
+def report(keras):
+    """Return a function that lets ``fit`` report to a receiver."""
+
+    def report(send):
+        fit_hooks.hook_methods([keras], [progress.report_fit_progress(send)])
+
+    return report
+
+
+def test_fit_reports_its_progress(model, report, keras, monkeypatch):
     messages = []
-    progress.report_fit_progress(messages.append)
+    report(messages.append)
     clock = iter([10.0, 10.1, 10.2, 10.3])  # read once per step
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     callbacks = [keras.callbacks.Callback()]
@@ -25,30 +35,30 @@ def test_fit_reports_its_progress(model, keras, monkeypatch):
     ]
 
 
-def test_a_later_receiver_replaces_the_first(model):
+def test_a_later_receiver_replaces_the_first(model, report):
     first, second = [], []
-    progress.report_fit_progress(first.append)
+    report(first.append)
     progress.report_fit_progress(second.append)
     model.fit()
     assert first == []
     assert [message["event"] for message in second] == ["fit_begin", "step", "epoch_end", "fit_end"]
 
 
-def test_fit_keeps_its_signature_and_docstring(model):
+def test_fit_keeps_its_signature_and_docstring(model, report):
     signature, text = inspect.signature(model.fit), model.fit.__doc__
-    progress.report_fit_progress(print)
+    report(print)
     assert (inspect.signature(model.fit), model.fit.__doc__) == (signature, text)
 
 
-def test_wrong_arguments_raise_the_errors_of_keras(model):
-    progress.report_fit_progress(print)
+def test_wrong_arguments_raise_the_errors_of_keras(model, report):
+    report(print)
     with pytest.raises(TypeError, match=r"fit\(\) got an unexpected keyword argument 'epoch'"):
         model.fit(epoch=3)
 
 
-def test_a_callback_list_is_restored(model, keras):
+def test_a_callback_list_is_restored(model, report, keras):
     messages = []
-    progress.report_fit_progress(messages.append)
+    report(messages.append)
     callbacks = keras.callbacks.CallbackList([keras.callbacks.Callback()])
     before = list(callbacks.callbacks)
     model.fit(epochs=1, callbacks=callbacks)
@@ -62,29 +72,29 @@ def test_a_callback_list_is_restored(model, keras):
     "callbacks",
     [lambda _: None, lambda _: [], lambda _: (), lambda keras: keras.Callback(), lambda keras: (keras.Callback(),)],
 )
-def test_callbacks_may_have_any_form_that_keras_takes(model, keras, callbacks):
+def test_callbacks_may_have_any_form_that_keras_takes(model, report, keras, callbacks):
     messages = []
-    progress.report_fit_progress(messages.append)
+    report(messages.append)
     model.fit(callbacks=callbacks(keras.callbacks))
     assert messages[-1] == {"event": "fit_end"}
 
 
-def test_a_failing_receiver_stops_the_reports_but_not_training(model):
+def test_a_failing_receiver_stops_the_reports_but_not_training(model, report):
     messages = []
 
     def send(message):
         messages.append(message)
         raise BrokenPipeError
 
-    progress.report_fit_progress(send)
+    report(send)
     assert model.fit(epochs=3) == "history"
     assert model.fit() == "history"
     assert len(messages) == 1
 
 
-def test_a_fit_that_raises_reports_its_end(model, keras):
+def test_a_fit_that_raises_reports_its_end(model, report, keras):
     messages = []
-    progress.report_fit_progress(messages.append)
+    report(messages.append)
 
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, *_):
@@ -118,4 +128,4 @@ def dataset(kind, **attributes):
     ],
 )
 def test_the_batch_size_is_read_from_the_arguments_of_fit(arguments, batch):
-    assert progress._global_batch(**arguments) == batch
+    assert progress.global_batch_of(**arguments) == batch

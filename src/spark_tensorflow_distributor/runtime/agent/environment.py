@@ -1,14 +1,23 @@
 """A worker's ranks, the resources of its host, and its trainer's environment variables."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from ...config import RunnerConfig
 from ...context import WorkerContext
-from ..devices import DEFAULT_ENV
+from ...errors import ClusterError
+from ...formatting import sentence
+from ..devices import DEFAULT_ENV, task_addresses, visible_devices
+from .addresses import without_proxy
+
+if TYPE_CHECKING:
+    from pyspark import BarrierTaskContext
 
 
 def hosts_of(addresses: Sequence[str]) -> list[str]:
@@ -60,7 +69,22 @@ def trainer_environment(
     env.update(extra)
     env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     env["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
-    return env
+    return env | without_proxy(env, hosts_of(cluster["worker"]))
+
+
+def visible_gpus(context: "BarrierTaskContext", config: RunnerConfig, count: int) -> tuple[str, ...]:
+    """Return a worker's entries of CUDA_VISIBLE_DEVICES; empty for CPU training.
+
+    Args:
+        context: Spark's context of the task.
+        config: The runner's arguments.
+        count: How many of the task's GPUs the worker uses.
+    """
+    if not config.use_gpu:
+        return ()
+    resources = {name: info.addresses for name, info in context.resources().items()}
+    addresses = task_addresses(resources, config.gpu_resource_name)
+    return visible_devices(addresses, count, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def phase_seconds(
@@ -71,7 +95,7 @@ def phase_seconds(
     The phases are ``start``: from the driver's submission to the agent's first line; ``meet``: until all addresses
     were known; ``import``: until TensorFlow was imported and set up; ``strategy``: until the strategy was built;
     ``data``: until the rows of the DataFrames had arrived, if there are any; ``train``: in the function; ``result``:
-    pickling the value and waiting for the other workers.
+    pickling the value and waiting for the other workers. The phase in which a worker fails is the last one.
 
     Args:
         submitted: When the driver submitted the job.
@@ -86,9 +110,9 @@ def phase_seconds(
     marks += [("train", phases.get("result")), ("result", ended)]
     seconds, last = {}, submitted
     for name, end in marks:
-        if end is None:
+        seconds[name] = round(max(0.0, (ended if end is None else end) - last), 3)
+        if end is None:  # the worker failed in this phase
             break
-        seconds[name] = round(max(0.0, end - last), 3)
         last = end
     return seconds
 
@@ -108,3 +132,24 @@ def local_directory() -> str:
     folders = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")
     usable = [folder for folder in folders if os.path.isdir(folder) and os.access(folder, os.W_OK)]
     return max(usable, key=lambda folder: shutil.disk_usage(folder).free, default=tempfile.gettempdir())
+
+
+def new_log_directory() -> str:
+    """Return a new directory for the files that a trainer writes below ``get_context().log_dir``."""
+    return tempfile.mkdtemp(prefix="spark-tensorflow-logs-", dir=local_directory())
+
+
+def remove_log_directory(directory: str | None) -> None:
+    """Remove a directory of :func:`new_log_directory`. What cannot be removed, Spark removes with its own directory."""
+    if directory is not None:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def full_disk_error(error: Exception, host: str) -> ClusterError | None:
+    """Return an error with advice if ``error`` means that Spark's local disk is full, else None."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return ClusterError(
+        f"The disk of {local_directory()} on {host} is full: {sentence(error)} Free space there, or point "
+        "spark.local.dir (SPARK_LOCAL_DIRS on the executors) to a larger disk."
+    )

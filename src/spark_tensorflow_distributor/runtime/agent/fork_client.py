@@ -9,11 +9,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import BinaryIO
 
-from ...errors import ClusterError
 from .. import _importer
 from ..devices import DEFAULT_ENV
 from ..process_tools import BOOT, kill_group, peer_uid, start_time
@@ -37,6 +38,8 @@ _READ_AT_IMPORT = (
     "PYTHONPATH",
 )
 _CONNECT_SECONDS = 10.0
+# How much is shown of what a server printed that has died; in bytes.
+_MAX_LAST_WORDS = 4000
 
 
 class ForkClient:
@@ -51,6 +54,7 @@ class ForkClient:
 
     Attributes:
         trainer_pid: Process id of the trainer, or None before it is started.
+        warning: Why this is not the shared server that was asked for, or None.
     """
 
     def __init__(self, *, warm: bool, env: Mapping[str, str], preload: Sequence[str], warm_seconds: float) -> None:
@@ -63,8 +67,10 @@ class ForkClient:
         self._shared = warm and sys.platform.startswith("linux")
         self._reader = FrameReader()
         self._process: subprocess.Popen[bytes] | None = None
+        self._import_output: BinaryIO | None = None
         self.trainer_pid: int | None = None
-        self._connection = self._connect() if self._shared else self._start_private()
+        self.warning: str | None = None
+        self._connection = (self._connect() if self._shared else None) or self._start_private()
 
     def fileno(self) -> int:
         return self._connection.fileno()
@@ -94,7 +100,7 @@ class ForkClient:
             # The kernel kills the trainer with its server, but not the processes that the trainer has started.
             if self.trainer_pid is not None:
                 kill_group(self.trainer_pid)
-            raise EOFError("the fork server, which starts the trainers, has ended")
+            raise EOFError(f"the fork server, which starts the trainers, has ended{self._last_words()}")
         for message in self._reader.feed(data):
             if message["type"] in ("started", "exited"):
                 self.trainer_pid = message.get("pid")
@@ -108,6 +114,8 @@ class ForkClient:
     def close(self) -> None:
         """Disconnect from the server, which kills the trainer if it is still running."""
         self._connection.close()
+        if self._import_output is not None:
+            self._import_output.close()
         if self._process is None:
             return
         if self._shared:
@@ -120,25 +128,41 @@ class ForkClient:
             self._process.kill()
             self._process.wait()
 
-    def _connect(self) -> socket.socket:
-        """Connect to the executor's server, and start it if there is none."""
+    def _connect(self) -> socket.socket | None:
+        """Connect to the executor's server, and start it if there is none.
+
+        Returns:
+            None if something else is at the server's name, which any user of the host can take.
+        """
         name = b"\0" + self._socket_name().encode()
         end = time.monotonic() + _CONNECT_SECONDS
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.setblocking(False)  # with a full queue, a blocking connect would wait forever
             try:
                 connection.connect(name)
             except OSError as error:
                 connection.close()
                 if error.errno not in (errno.ECONNREFUSED, errno.EAGAIN) or time.monotonic() > end:
-                    raise
+                    self._become_private(f"cannot be connected to ({error})")
+                    return None
                 if error.errno == errno.EAGAIN or not self._start_shared(name):
                     time.sleep(0.005)  # another task of this executor is starting it
                 continue
-            if peer_uid(connection) != os.getuid():
+            connection.setblocking(True)
+            if (uid := peer_uid(connection)) != os.getuid():
                 connection.close()
-                raise ClusterError("The local socket of the fork server belongs to another user of this host.")
+                self._become_private(f"belongs to the user {uid} of this host")
+                return None
             return connection
+
+    def _become_private(self, problem: str) -> None:
+        """Note that this task needs a server of its own."""
+        self._shared = False
+        self.warning = (
+            f"The local socket of the executor's fork server {problem}. This worker imports TensorFlow in a process of "
+            "its own, which takes longer."
+        )
 
     def _start_shared(self, name: bytes) -> bool:
         """Start the executor's server; return False if another task has already done so.
@@ -175,20 +199,34 @@ class ForkClient:
             "idle_seconds": self._warm_seconds,
             fd_name: fd,
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", BOOT],
-            stdin=subprocess.PIPE,
-            # Like the output of Spark's Python worker, output of the import goes to the executor's stderr.
-            stdout=2,
-            stderr=2,
-            env=self._env,
-            pass_fds=[fd],
-            start_new_session=True,
-        )
+        # What TensorFlow says while it is imported is shown only if the server does not survive that.
+        self._import_output = tempfile.TemporaryFile()  # noqa: SIM115 (kept with the process)
+        stderr = os.dup(2)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", BOOT],
+                stdin=subprocess.PIPE,
+                stdout=self._import_output,
+                stderr=self._import_output,
+                env=self._env,
+                pass_fds=[fd, stderr],
+                start_new_session=True,
+            )
+            boot["stderr_fd"] = stderr
+        finally:
+            os.close(stderr)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # if it has died, the connection will end
             self._process.stdin.write(json.dumps(boot).encode())
             self._process.stdin.close()
+
+    def _last_words(self) -> str:
+        """Return what a server that this process has started printed during its import."""
+        if self._import_output is None:
+            return ""
+        self._import_output.seek(0)
+        text = self._import_output.read()[-_MAX_LAST_WORDS:].decode(errors="replace").strip()
+        return f"; it has printed:\n{text}\n" if text else ""
 
     def _socket_name(self) -> str:
         watched = os.getppid()

@@ -1,11 +1,13 @@
 """The agent's end of the driver's channel.
 
-Losing the channel after the workers have met never affects training. Messages that cannot be sent at once wait in a
-bounded buffer; log lines that exceed it are dropped and counted. A lost connection is retried once a second. Messages
-still waiting are lost with their connection, so the hello of the next one repeats what the driver must know.
+Losing the channel after the workers have met never affects training. Messages that cannot be sent at once wait; lines
+of output wait behind them, in a bounded buffer, until the driver has room. Lines that exceed it are dropped and
+counted. A lost connection is retried once a second. Messages still waiting are lost with their connection, so the hello
+of the next one repeats what the driver must know.
 """
 
 import contextlib
+import random
 import select
 import socket
 import time
@@ -14,14 +16,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from ...errors import RendezvousError
-from ..wire import HANDSHAKE_SECONDS, FrameReader, Message, frame, prove_to_driver, receive
+from ...transport.handshake import DRIVER, Handshake, NotAuthenticError
+from ...transport.sealing import Protection
+from ...transport.stream import SealedStream
+from ..sealed_socket import Outbox, SealedSocket
+from ..wire import Message, decode, encode, line_size, pieces
 
 _CONNECT_SECONDS = 3.0
+_HANDSHAKE_SECONDS = 5.0
+# The driver closes the connections that have waited longest if too many peers connect at once.
+_HANDSHAKES = 4
 # Time limit for each piece of a result.
 _RESULT_SECONDS = 30.0
-_HEARTBEAT_SECONDS = 2.0
-# Size limit of log lines that wait for a slow driver.
-_LOG_BUFFER_BYTES = 1 << 20
+# Size limit, in characters, of lines that wait for a slow driver.
+_LINE_BUFFER = 2 << 20
+# A message carries at most this many characters of output, so that the driver can grant room in small steps.
+_LINES_AT_ONCE = 8 << 10
+# At the end, wait this long for a driver that shows no more lines, and at most this long for one that does.
+_IDLE_SECONDS = 2.0
+_DRAIN_SECONDS = 15.0
 
 
 class DriverLink:
@@ -31,30 +44,48 @@ class DriverLink:
         addresses: The driver's addresses, in the order in which to try them.
         secret: Key of the launch.
         hello: The first message on every new connection; it names the rank.
+        protection: See ``TaskSpec``.
+        window: See ``specs.line_window``.
+        heartbeat_seconds: See ``specs.heartbeat_seconds``.
 
     Attributes:
-        dropped_lines: Number of log lines that were dropped.
+        dropped_lines: Number of lines of output that were dropped.
         refused_since: When the driver began to refuse connections, by ``time.monotonic()``; None while it does not.
     """
 
-    def __init__(self, addresses: Sequence[tuple[str, int]], secret: bytes, hello: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[tuple[str, int]],
+        secret: bytes,
+        hello: Mapping[str, object],
+        *,
+        protection: Protection = "integrity",
+        window: int = 256 << 10,
+        heartbeat_seconds: float = 2.0,
+    ) -> None:
         self._addresses = addresses
         self._secret = secret
         self._hello = dict(hello)
-        self._socket: socket.socket | None = None
-        self._reader = FrameReader()
-        self._unsent: deque[bytes] = deque()
-        self._unsent_bytes = 0
+        self._protection = protection
+        self._window = window
+        self._heartbeat_seconds = heartbeat_seconds
+        self._connection: SealedSocket | None = None
+        self._outbox: Outbox | None = None
+        self._waiting: list[bytes] = []  # messages for the next connection
+        self._received: deque[Message] = deque()  # what came together with a message that was waited for
+        self._lines: deque[tuple[int, bytes]] = deque()  # their size in characters, and the message
+        self._line_characters = 0
+        self._unshown = 0  # characters that were sent, and that the driver has not shown
         self._last_heartbeat = 0.0
         self.dropped_lines = 0
         self.refused_since: float | None = None
 
     @property
     def is_open(self) -> bool:
-        return self._socket is not None
+        return self._connection is not None
 
     def fileno(self) -> int:
-        return -1 if self._socket is None else self._socket.fileno()
+        return -1 if self._connection is None else self._connection.socket.fileno()
 
     def connect(self, seconds: float = _CONNECT_SECONDS) -> bool:
         """Try each address once, for at most ``seconds``; return whether one accepted.
@@ -62,10 +93,15 @@ class DriverLink:
         Raises:
             RendezvousError: The process at that address does not hold the launch's secret.
         """
-        sock, refused = open_connection(self._addresses, self._secret, self._hello, seconds)
-        if sock is not None:
-            sock.setblocking(False)
-            self._socket, self._reader = sock, FrameReader()
+        connection, refused = open_connection(self._addresses, self._secret, self._hello, seconds, self._protection)
+        if connection is not None:
+            connection.socket.setblocking(False)
+            self._connection, self._outbox = connection, Outbox(connection.socket, connection.stream)
+            for message in self._waiting:
+                self._outbox.put(message)
+            self._waiting.clear()
+            self._unshown = 0
+            self._hello.pop("tampered", None)  # the driver knows it now
             self.refused_since = None
             return True
         if refused and self.refused_since is None:
@@ -77,55 +113,65 @@ class DriverLink:
         self._hello.update(changes)
 
     def send(self, message: Mapping[str, object]) -> None:
-        """Queue a message. It is kept until it has been sent or the connection is lost."""
-        self._queue(frame(message))
-        self.flush()
+        """Queue a message. It is kept until it has been sent or the connection over which it is sent is lost."""
+        if self._outbox is None:
+            self._waiting.append(encode(message))
+        else:
+            self._outbox.put(encode(message))
+            self.flush()
 
     def send_heartbeat(self, **facts: object) -> None:
-        """Send a heartbeat with ``facts``, at most every two seconds."""
+        """Send a heartbeat with ``facts``, unless the last one was sent a moment ago."""
         now = time.monotonic()
-        if self._socket is not None and now - self._last_heartbeat >= _HEARTBEAT_SECONDS:
+        if self._connection is not None and now - self._last_heartbeat >= self._heartbeat_seconds:
             self._last_heartbeat = now
             self.send({"type": "alive", **facts})
 
     def send_lines(self, stream: str, lines: Sequence[str]) -> None:
-        """Queue log lines; drop and count them if the driver does not keep up."""
-        if self._unsent_bytes > _LOG_BUFFER_BYTES or self._socket is None:
-            self.dropped_lines += len(lines)
-            return
-        self._queue(frame({"type": "log", "stream": stream, "lines": list(lines), "dropped": self.dropped_lines}))
+        """Queue lines of output; drop and count them if the driver does not keep up.
+
+        Every message carries the number of lines dropped before its own, so that the driver can say where they are
+        missing.
+        """
+        for some in _portions(lines):
+            if self._line_characters > _LINE_BUFFER or self._connection is None:
+                self.dropped_lines += len(some)
+            else:
+                self._queue_lines(stream, some)
         self.flush()
 
-    def _queue(self, data: bytes) -> None:
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
+    def _queue_lines(self, stream: str, lines: Sequence[str]) -> None:
+        message = {"type": "log", "stream": stream, "lines": list(lines), "dropped": self.dropped_lines}
+        size = line_size(lines)
+        self._lines.append((size, encode(message)))
+        self._line_characters += size
 
     @property
     def has_unsent(self) -> bool:
-        return bool(self._unsent) and self._socket is not None
+        """Whether the socket must take data before more can be sent."""
+        return bool(self._outbox)
 
     def flush(self) -> None:
-        """Send as much as the socket accepts without blocking."""
-        while self._unsent and self._socket is not None:
-            try:
-                sent = self._socket.send(self._unsent[0])
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self._declare_lost()
-                return
-            self._unsent_bytes -= sent
-            if sent == len(self._unsent[0]):
-                self._unsent.popleft()
-            else:
-                self._unsent[0] = self._unsent[0][sent:]
+        """Send as much as the socket accepts without blocking: messages first, then lines, as far as there is room."""
+        try:
+            while self._outbox is not None and self._outbox.flush():
+                if not self._lines or self._unshown > self._window // 2:
+                    return
+                size, message = self._lines.popleft()
+                self._line_characters -= size
+                self._unshown += size
+                self._outbox.put(message)
+        except OSError:
+            self._declare_lost()
 
     def receive(self) -> Iterator[Message]:
         """Yield the messages that have arrived, without waiting for more."""
-        if self._socket is None:
+        while self._received:
+            yield self._received.popleft()
+        if self._connection is None:
             return
         try:
-            data = self._socket.recv(1 << 16)
+            data = self._connection.socket.recv(1 << 16)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -133,7 +179,18 @@ class DriverLink:
         if not data:
             self._declare_lost()
             return
-        yield from self._reader.feed(data)
+        try:
+            messages = [decode(record) for record in self._connection.stream.feed(data)]
+        except (NotAuthenticError, ValueError):  # somebody between the hosts speaks for the driver
+            self._hello["tampered"] = True
+            self._declare_lost()
+            return
+        for message in messages:
+            if message["type"] == "shown":
+                self._unshown -= int(message["size"])
+                self.flush()
+            else:
+                yield message
 
     def wait_for_message(self, deadline: float, *, silence: str) -> Message:
         """Wait for the driver's next message, and send heartbeats in the meantime.
@@ -151,86 +208,140 @@ class DriverLink:
                 raise RendezvousError(silence)
             self.send_heartbeat()
             self.flush()
-            ready, _, _ = select.select([self], [], [], min(remaining, 1.0))
-            for message in self.receive() if ready else ():
-                return message
+            messages = list(self.receive()) if select.select([self], [], [], min(remaining, 1.0))[0] else []
+            if messages:
+                self._received.extend(messages[1:])
+                return messages[0]
             if not self.is_open:
                 raise RendezvousError("The connection to the driver was lost while the workers were joining.")
 
     def send_result(self, result: BinaryIO, size: int) -> bool:
         """Send the first ``size`` bytes of a file; return whether the driver has received all of them.
 
-        This is the only message that is followed by raw bytes. It blocks, since nothing else is left to do.
+        They have a connection of their own. It blocks, since nothing else is left to do.
         """
-        if self._socket is None:
+        if self._connection is None:
             return False
-        sock = self._socket
+        hello = {"type": "result", "rank": self._hello.get("rank"), "size": size}
         try:
-            sock.settimeout(_RESULT_SECONDS)
-            while self._unsent:
-                sock.sendall(self._unsent.popleft())
-            self._unsent_bytes = 0
-            sock.sendall(frame({"type": "result", "size": size}))
-            sock.sendfile(result, 0, size)
-            while receive(sock)["type"] != "result_taken":
-                pass
-            sock.setblocking(False)
-            return True
-        except (OSError, EOFError):
-            self._declare_lost()
+            connection, _ = open_connection(self._addresses, self._secret, hello, protection=self._protection)
+            if connection is None:
+                return False
+            with connection:
+                connection.socket.settimeout(_RESULT_SECONDS)
+                connection.send_bytes(pieces(result, size))
+                return bool(connection.receive()["type"] == "result_taken")
+        except (OSError, EOFError, ValueError):
             return False
+
+    def drain(self) -> None:
+        """Wait until the driver has taken the lines of output, as long as it does; drop and count the rest."""
+        end = time.monotonic() + _DRAIN_SECONDS
+        idle_since = time.monotonic()
+        while self._connection is not None and (self._lines or self._outbox):
+            now, before = time.monotonic(), (len(self._lines), self._unshown)
+            if now > end or now - idle_since > _IDLE_SECONDS:
+                break
+            select.select([self], [self] if self.has_unsent else [], [], 0.1)
+            self.flush()
+            for _ in self.receive():  # whatever it is, it comes too late
+                pass
+            if (len(self._lines), self._unshown) != before:
+                idle_since = now
+        if self._lines:
+            for _, message in self._lines:
+                self.dropped_lines += len(decode(message)["lines"])
+            self._lines.clear()
+            self._line_characters = 0
+            self.send({"type": "log", "stream": "stdout", "lines": [], "dropped": self.dropped_lines})
 
     def _declare_lost(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-            # The lost connection may have sent half a frame; the next one must start with a whole one.
-            self._unsent.clear()
-            self._unsent_bytes = 0
+        if self._connection is not None:
+            self._connection.close()
+            # What the lost connection has not sent is sealed for it alone.
+            self._connection, self._outbox = None, None
 
     def close(self, linger: float = 2.0) -> None:
-        """Send what is still queued, for at most ``linger`` seconds, and close the connection."""
+        """Send what is still queued, wait until the driver has read it, and close the connection.
+
+        Args:
+            linger: Time limit in seconds.
+        """
         end = time.monotonic() + linger
-        while self.has_unsent and time.monotonic() < end:
+        while self.has_unsent and (left := end - time.monotonic()) > 0:
+            select.select([], [self], [], left)
             self.flush()
-            if self._unsent:
-                time.sleep(0.005)
-        if self._socket is not None:
+        if self._connection is not None:
             with contextlib.suppress(OSError):  # the driver may have closed it first
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self._declare_lost()
+                self._connection.socket.shutdown(socket.SHUT_WR)
+        while self._connection is not None and (left := end - time.monotonic()) > 0:
+            select.select([self], [], [], left)
+            for _ in self.receive():
+                pass
+        self._declare_lost()
+
+
+def _portions(lines: Sequence[str]) -> Iterator[list[str]]:
+    """Divide lines into portions of about ``_LINES_AT_ONCE`` characters."""
+    portion: list[str] = []
+    size = 0
+    for line in lines:
+        portion.append(line)
+        size += len(line) + 1
+        if size >= _LINES_AT_ONCE:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
 
 
 def open_connection(
-    addresses: Sequence[tuple[str, int]], secret: bytes, hello: Mapping[str, object], seconds: float = _CONNECT_SECONDS
-) -> tuple[socket.socket | None, bool]:
+    addresses: Sequence[tuple[str, int]],
+    secret: bytes,
+    hello: Mapping[str, object],
+    seconds: float = _CONNECT_SECONDS,
+    protection: Protection = "integrity",
+) -> tuple[SealedSocket | None, bool]:
     """Connect to the driver, perform the handshake and send ``hello``.
 
     Returns:
-        The socket, or None if no address accepted; and whether an address refused the connection.
+        The connection, or None if no address accepted; and whether an address refused the connection.
 
     Raises:
         RendezvousError: The process at an address does not hold the launch's secret.
+        EncryptionUnsupportedError: See :func:`make_sealers`.
     """
     refused = False
     for address in addresses:
-        try:
-            sock = socket.create_connection(address, timeout=seconds)
-        except ConnectionRefusedError:
-            refused = True
-            continue
-        except OSError:  # no route, an unknown name, a firewall that drops packets: the next address may work
-            continue
-        try:
-            sock.settimeout(HANDSHAKE_SECONDS)
-            prove_to_driver(sock, secret)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.sendall(frame(hello))
-            return sock, refused
-        except (OSError, EOFError):
-            sock.close()
-        except RendezvousError:
-            sock.close()
-            raise
+        for number in range(_HANDSHAKES):
+            try:
+                sock = socket.create_connection(address, timeout=seconds)
+            except ConnectionRefusedError:
+                refused = True
+                break
+            except OSError:  # no route, an unknown name, a firewall that drops packets: the next address may work
+                break
+            try:
+                return _introduce(sock, secret, hello, protection), refused
+            except (OSError, EOFError):
+                sock.close()
+                time.sleep(random.random() * 0.2 * number)
+            except BaseException:
+                sock.close()
+                raise
     return None, refused
+
+
+def _introduce(sock: socket.socket, secret: bytes, hello: Mapping[str, object], protection: Protection) -> SealedSocket:
+    deadline = time.monotonic() + _HANDSHAKE_SECONDS
+    rank = int(str(hello.get("rank", 0)))
+    try:
+        keys = Handshake(secret, 0, rank).connect(sock, DRIVER, deadline)
+    except NotAuthenticError:
+        raise RendezvousError("The process at the driver's address does not hold this run's secret.") from None
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.settimeout(_HANDSHAKE_SECONDS)
+    connection = SealedSocket(sock, SealedStream(keys, protection))
+    connection.send(hello)
+    return connection

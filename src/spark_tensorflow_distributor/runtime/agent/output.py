@@ -9,6 +9,7 @@ import time
 from collections import deque
 
 from .link import DriverLink
+from .noise import is_noise
 
 # Longer lines are forwarded in pieces, so that a worker that never prints a newline does not fill memory.
 _MAX_LINE_BYTES = 8192
@@ -68,15 +69,17 @@ class OutputPipes:
         link: Receives the lines.
         tail: Keeps the last lines.
         log_to_executor: See ``TaskSpec``.
+        has_gpus: The worker trains on GPUs.
 
     Attributes:
         last_output: When the trainer last printed, by ``time.monotonic()``.
     """
 
     def __init__(
-        self, selector: selectors.BaseSelector, link: DriverLink, tail: Tail, *, log_to_executor: bool
+        self, selector: selectors.BaseSelector, link: DriverLink, tail: Tail, *, log_to_executor: bool, has_gpus: bool
     ) -> None:
-        self._selector, self._link, self._tail, self._log_to_executor = selector, link, tail, log_to_executor
+        self._selector, self._link, self._tail = selector, link, tail
+        self._log_to_executor, self._has_gpus = log_to_executor, has_gpus
         self._splitters: dict[int, tuple[str, LineSplitter]] = {}
         self.last_output = time.monotonic()
 
@@ -105,6 +108,7 @@ class OutputPipes:
                 sys.stderr.buffer.write(data)
                 sys.stderr.buffer.flush()
         lines = splitter.feed(data) if data else splitter.close()
+        lines = [line for line in lines if not (stream == "stderr" and is_noise(line, has_gpus=self._has_gpus))]
         for line in lines:
             self._tail.add(line)
         if lines:

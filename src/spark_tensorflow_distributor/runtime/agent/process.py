@@ -6,7 +6,7 @@ import signal
 import tempfile
 import time
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ...formatting import gibibytes
 from ..failures import Failure
@@ -31,6 +31,8 @@ class TrainerOutcome:
         peak_rss: Peak resident set size in bytes.
         phases: When each phase began, in seconds since the epoch.
         warnings: Warnings shown to the user.
+        accumulated: What the function added to accumulators; see ``spark_objects.accumulated``.
+        measured: ``times`` and ``steps`` of the WorkerReport, if the trainer has sent them.
     """
 
     failure: Failure | None = None
@@ -39,6 +41,8 @@ class TrainerOutcome:
     peak_rss: int = 0
     phases: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    accumulated: str = ""
+    measured: dict[str, Any] = field(default_factory=dict)
 
     def conclude(self, rank: int, host: str, outcome: Message | None, exited: Message | None) -> None:
         """Record how the trainer ended.
@@ -49,11 +53,14 @@ class TrainerOutcome:
             outcome: The outcome that the trainer reported, or None.
             exited: The exit that the fork server reported, or None if the trainer is still running.
         """
+        if outcome is not None:
+            self.measured = {name: outcome[name] for name in ("times", "steps") if name in outcome}
         if outcome is not None and "failure" in outcome:
             self.failure = Failure.from_json(outcome["failure"])
             self.exit = self.failure.message.split("\n")[0][:200]
         elif outcome is not None:
             self.result_bytes = int(outcome.get("size", 0))
+            self.accumulated = str(outcome.get("accumulated", ""))
         elif exited is None:
             self.exit = "stopped"
         elif "error" in exited:
@@ -118,13 +125,20 @@ class TrainerProbe:
         self._due: float | None = None
 
     def state(self, pid: int | None) -> dict[str, str | float]:
-        """Return the process's ``state`` ("running", ...) and seconds of ``cpu``; empty if there is no /proc."""
+        """Return the process's ``state`` ("running", ...), ``cpu`` in seconds and ``rss`` in bytes.
+
+        Empty if there is no /proc.
+        """
         if pid is None:
             return {}
         with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/stat", encoding="ascii") as file:
             fields = file.read().rpartition(")")[2].split()
             ticks = int(fields[11]) + int(fields[12])
-            return {"state": _STATES.get(fields[0], fields[0]), "cpu": round(ticks / os.sysconf("SC_CLK_TCK"), 1)}
+            return {
+                "state": _STATES.get(fields[0], fields[0]),
+                "cpu": round(ticks / os.sysconf("SC_CLK_TCK"), 1),
+                "rss": int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+            }
         return {}
 
     def request_stacks(self, pid: int | None) -> None:

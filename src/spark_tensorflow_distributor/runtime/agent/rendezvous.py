@@ -2,58 +2,31 @@
 
 The channel takes milliseconds. A call of allGather takes a full second, because Spark polls once a second, but it works
 wherever Spark works. All ranks must use the same method. A rank that cannot connect to the driver calls allGather; if a
-rank has not joined after some seconds, the driver sends all others to allGather as well (see ``driver.group``).
+rank has not joined after some seconds, the driver sends all others to allGather as well (see ``driver.group``). There,
+each rank says whether it has a channel. If all have one, a rank was only late, and the channel is used from then on.
 """
 
-import errno
 import json
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ...errors import ClusterError, RendezvousError
-from ..barrier import AllGather
-from ..wire import Message
+from ...process_group.spec import GroupSpec
+from ...process_group.spec import Member as GroupMember
+from ...transport.handshake import derive_secret
+from ...transport.sealing import Protection
+from ..barrier import AllGather, keep_alive
+from ..wire import Message, from_columns
+from .addresses import grpc_address
 from .link import DriverLink
 
-# Describes a rank to the others: rank, host, port and tensorflow.
+# Describes a rank to the others: rank, host, tensorflow, and where the others reach it.
 Member: TypeAlias = Mapping[str, Any]
 
 
 class Stopped(Exception):
     """The driver has stopped this worker because another one failed."""
-
-
-def hold_port(ports: range | None = None) -> socket.socket:
-    """Return a socket bound to a free port of this host, which reserves that port until it is closed.
-
-    TensorFlow does not set SO_REUSEPORT, so the port must be released just before TensorFlow binds it. Until then,
-    this socket keeps other processes from taking it.
-
-    Args:
-        ports: The ports to choose from; None for any.
-
-    Raises:
-        ClusterError: All of ``ports`` are taken.
-    """
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    holder = socket.socket(family, socket.SOCK_STREAM)
-    if family == socket.AF_INET6:
-        holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    for port in ports or (0,):
-        try:
-            holder.bind(("", port))
-            return holder
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-    holder.close()
-    assert ports is not None
-    raise ClusterError(
-        f"All ports from {ports.start} to {ports.stop - 1} are taken on {socket.gethostname()}. Widen "
-        "tensorflow.spark.distributor.workerPorts: each worker on a host needs one port."
-    )
 
 
 def exchange_addresses(
@@ -69,7 +42,8 @@ def exchange_addresses(
         deadline: When to give up waiting for the driver, by ``time.monotonic()``.
 
     Returns:
-        All members by rank, and the method that they used: ``"channel"`` or ``"allGather"``.
+        All members by rank, and what the group has to use from now on: ``"channel"``, or ``"allGather"`` because some
+        members cannot reach the driver.
 
     Raises:
         Stopped: Another worker failed, or not all workers joined in time.
@@ -84,11 +58,14 @@ def exchange_addresses(
             answer = link.wait_for_message(deadline, silence="The driver did not answer within start_timeout.")
         if answer["type"] == "stop":
             raise Stopped(answer["reason"])
-        members = answer.get("members")
+        members = from_columns(answer["members"]) if answer["type"] == "members" else None
     method = "channel"
     if members is None:
-        method = "allGather"
-        members = [json.loads(text) for text in all_gather(json.dumps(member))]
+        own = json.dumps({**member, "has_channel": link.is_open})
+        members = [json.loads(text) for text in keep_alive(lambda: all_gather(own), link.send_heartbeat)]
+        if not all(each["has_channel"] for each in members):
+            method = "allGather"
+        link.send({"type": "met"})
     by_rank = sorted(members, key=lambda each: int(each["rank"]))
     found = [each["rank"] for each in by_rank]
     if found != list(range(world_size)):
@@ -115,15 +92,29 @@ def check_versions(members: Sequence[Member]) -> None:
         )
 
 
-def cluster_spec(members: Sequence[Member], *, loopback: bool) -> dict[str, list[str]]:
+def cluster_spec(members: Sequence[Member]) -> dict[str, list[str]]:
     """Return TF_CONFIG's ``cluster``: the workers' ``host:port`` in rank order.
 
     Args:
         members: The result of :func:`exchange_addresses`.
-        loopback: All workers run on the driver's own host (Spark's master is ``local``). The loopback address then
-            works even if the machine's network changes.
     """
-    return {"worker": [f"{'127.0.0.1' if loopback else m['host']}:{m['port']}" for m in members]}
+    return {"worker": [grpc_address(member["address"], member["port"]) for member in members]}
+
+
+def group_spec(rank: int, members: Sequence[Member], secret: bytes, attempt: int, protection: Protection) -> GroupSpec:
+    """Return the process group of the workers.
+
+    Args:
+        rank: This worker's rank.
+        members: The result of :func:`exchange_addresses`.
+        secret: The launch's secret, from which the group's follows.
+        attempt: See ``TaskSpec``.
+        protection: See ``TaskSpec``.
+    """
+    names = ("address", "port", "machine", "local_name")
+    in_order = tuple(GroupMember(*(member[name] for name in names)) for member in members)
+    of_group = derive_secret(secret, b"process group").hex()
+    return GroupSpec(rank, in_order, of_group, attempt, protection)
 
 
 def deadline_after(seconds: float) -> float:

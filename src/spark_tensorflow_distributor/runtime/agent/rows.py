@@ -3,10 +3,12 @@
 import json
 import socket
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ...errors import BrokenInputError, DistributorError
-from ..barrier import AllGather
+from ..barrier import AllGather, keep_alive
 from ..failures import Failure
 from ..wire import Message, send_files
 from .link import DriverLink
@@ -21,14 +23,21 @@ class RowDelivery:
     Args:
         receiver: Receives the rows from Spark.
         link: The driver's channel, through which the ranks balance their shards.
-        all_gather: Spark's allGather, if the ranks joined without the driver; else None.
+        all_gather: Spark's allGather, if some ranks cannot reach the driver; else None.
+        heartbeat: Sends a heartbeat; called while this waits for other ranks in allGather.
 
     Attributes:
         error: Why the rows cannot be delivered, or None.
     """
 
-    def __init__(self, receiver: "RowReceiver", link: DriverLink, all_gather: AllGather | None) -> None:
-        self._receiver, self._link, self._all_gather = receiver, link, all_gather
+    def __init__(
+        self,
+        receiver: "RowReceiver",
+        link: DriverLink,
+        all_gather: AllGather | None,
+        heartbeat: Callable[[], None],
+    ) -> None:
+        self._receiver, self._link, self._all_gather, self._heartbeat = receiver, link, all_gather, heartbeat
         self._trainer: socket.socket | None = None
         self._passed: list[Message] = []
         self._is_done = False
@@ -52,7 +61,7 @@ class RowDelivery:
         try:
             messages = self._receiver.acknowledge()
             if self._all_gather is not None:
-                self._receiver.balance_by_all_gather(self._all_gather)
+                keep_alive(partial(self._receiver.balance_by_all_gather, self._all_gather), self._heartbeat)
                 messages = []
         except Exception as error:
             self.error = error

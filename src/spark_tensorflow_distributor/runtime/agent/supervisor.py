@@ -16,14 +16,19 @@ from typing import BinaryIO
 
 from ..failures import Failure
 from ..specs import TrainerSpec
-from ..wire import FrameReader, Message, frame
+from ..wire import Message
 from .checkpoints import CheckpointTransfer
 from .driver_loss import DriverLossPolicy
 from .fork_client import ForkClient
+from .formation import FormationWatch
+from .history import HistoryRelay
 from .link import DriverLink
+from .log_feed import LogFeed
 from .output import OutputPipes, Tail
 from .process import TrainerOutcome, TrainerProbe
+from .questions import CallQuestions
 from .rows import RowDelivery
+from .trainer_socket import TrainerSocket
 
 _TICK_SECONDS = 0.5
 # A short limit, because the trainer's output waits during an attempt to reconnect.
@@ -39,14 +44,17 @@ class Supervisor:
     """Supervises one trainer.
 
     Args:
-        rank: This worker's rank, for its failures.
-        host: This worker's host, for its failures.
+        rank, host: Of this worker, for its failures.
         fork_client: A connection to the fork server.
         link: The driver's channel, connected or not.
         tail: Keeps the last lines of output.
+        history: Sends the entries of the run's history to the driver.
         driver_is_client: See ``TaskSpec``.
         log_to_executor: See ``TaskSpec``.
+        logs: Sends the files below the trainer's ``log_dir``.
+        has_gpus: The worker trains on GPUs.
         released_by_driver: The driver announces when all workers have returned; otherwise Spark's barrier does.
+        formation: Limits the time for which the trainer waits in TensorFlow for the others.
         rows: Delivers the rows that the trainer waits for; None if there are none.
         transfer: Sends checkpoints to the driver; None if the driver keeps none.
     """
@@ -58,38 +66,41 @@ class Supervisor:
         fork_client: ForkClient,
         link: DriverLink,
         tail: Tail,
+        history: HistoryRelay,
         *,
         driver_is_client: bool,
         log_to_executor: bool,
+        logs: LogFeed,
+        has_gpus: bool,
         released_by_driver: bool,
+        formation: FormationWatch,
         rows: RowDelivery | None = None,
         transfer: CheckpointTransfer | None = None,
     ) -> None:
         self._rank, self._host = rank, host
-        self._fork_client, self._link, self._tail = fork_client, link, tail
-        self._released_by_driver = released_by_driver
-        self._rows, self._transfer = rows, transfer
-        self._has_channel = link.is_open
+        self._fork_client, self._link, self._tail, self._history = fork_client, link, tail, history
+        self._released_by_driver, self._has_channel = released_by_driver, link.is_open
+        self._formation, self._rows, self._transfer, self._logs = formation, rows, transfer, logs
         self._driver_loss = DriverLossPolicy(driver_is_client=driver_is_client)
         self._selector = selectors.DefaultSelector()
-        self._pipes = OutputPipes(self._selector, link, tail, log_to_executor=log_to_executor)
+        self._pipes = OutputPipes(self._selector, link, tail, log_to_executor=log_to_executor, has_gpus=has_gpus)
         self._probe: TrainerProbe | None = None
-        self._control: socket.socket | None = None
-        self._reader = FrameReader()
-        self._descriptors: list[int] = []  # received from the trainer, each before the message that refers to it
+        self._trainer: TrainerSocket | None = None
         self._last_message = time.monotonic()
         self._outcome = TrainerOutcome()
         self._outcome_message: Message | None = None
         self._exit_message: Message | None = None
         self._stop_reason: str | None = None
+        self._stops: Message | None = None  # what the trainer knows of the driver's requests to end training
         self._released = False
+        self._questions = CallQuestions(link, self._send_to_trainer)
 
     def start(
         self,
         spec: TrainerSpec,
         payload: bytes,
         directory: str,
-        port: socket.socket,
+        listeners: Sequence[socket.socket],
         checkpoints: Sequence[BinaryIO] = (),
     ) -> BinaryIO:
         """Start the trainer; return the file to which it will write its result.
@@ -98,7 +109,7 @@ class Supervisor:
             spec: Describes the trainer.
             payload: The pickled program.
             directory: Where to keep program and result, in unnamed files that cannot be left behind.
-            port: The socket that holds this worker's port.
+            listeners: The socket that holds this worker's port, and the one for workers on the same machine.
             checkpoints: The files of ``spec.checkpoint_names``, in the same order.
         """
         out_write, err_write = self._pipes.open("stdout"), self._pipes.open("stderr")
@@ -108,15 +119,15 @@ class Supervisor:
         with tempfile.TemporaryFile(dir=directory) as program:
             program.write(payload)
             program.flush()
-            fds = [out_write, err_write, theirs.fileno(), program.fileno(), result.fileno(), port.fileno()]
+            fds = [out_write, err_write, theirs.fileno(), program.fileno(), result.fileno()]
+            fds += [listener.fileno() for listener in listeners]
             fds += [file.fileno() for file in (self._probe.file, *checkpoints)]
             self._fork_client.launch(spec, fds)
         os.close(out_write)
         os.close(err_write)
-        theirs.close()
-        port.close()
-        ours.setblocking(False)
-        self._control = ours
+        for sock in (theirs, *listeners):
+            sock.close()
+        self._trainer = TrainerSocket(ours)
         self._selector.register(ours, selectors.EVENT_READ, self._on_trainer)
         self._selector.register(self._fork_client, selectors.EVENT_READ, self._on_fork_server)
         if self._rows is not None:
@@ -147,9 +158,8 @@ class Supervisor:
 
     def finish(self) -> TrainerOutcome:
         """End the trainer: release it if the function returned, else kill it. None of its processes remain."""
-        if self._outcome.failure is None and self._control is not None:
-            with contextlib.suppress(OSError):
-                self._control.sendall(frame({"type": "release"}))
+        if self._outcome.failure is None:
+            self._send_to_trainer({"type": "release"})
             self._wait_for_exit(_EXIT_SECONDS)
         if self._exit_message is None:
             self._fork_client.kill()
@@ -157,32 +167,32 @@ class Supervisor:
         self._pipes.drain()
         if self._exit_message is not None:
             self._outcome.peak_rss = max(self._outcome.peak_rss, int(self._exit_message.get("peak_rss", 0)))
+        for warning in self._logs.finish(self._handle_events):
+            self._warn(warning)
         self._fork_client.close()
         if self._transfer is not None:
             self._transfer.close(_TRANSFER_SECONDS)
-        if self._probe is not None:
-            self._probe.close()
         self._pipes.close()
-        for fd in self._descriptors:
-            os.close(fd)
-        if self._control is not None:
-            self._control.close()
+        for used in (self._probe, self._trainer):
+            if used is not None:
+                used.close()
         self._selector.close()
         return self._outcome
 
     @property
     def _is_training(self) -> bool:
         has_ended = self._outcome_message is not None or self._exit_message is not None
-        return not has_ended and self._stop_reason is None and self._row_error is None
-
-    @property
-    def _row_error(self) -> Exception | None:
-        return None if self._rows is None else self._rows.error
+        lacks_rows = self._rows is not None and self._rows.error is not None
+        is_over = has_ended or lacks_rows or self._formation.has_timed_out
+        return not is_over and self._stop_reason is None
 
     def _conclude(self) -> Failure | None:
         if self._rows is not None and self._rows.error is not None:
             self._outcome.exit = type(self._rows.error).__name__
             self._outcome.failure = self._rows.failure(self._rank, self._host)
+        elif self._outcome_message is None and self._formation.has_timed_out:
+            self._outcome.exit = "start_timeout"
+            self._outcome.failure = self._formation.failure()
         else:
             self._outcome.conclude(self._rank, self._host, self._outcome_message, self._exit_message)
         if self._outcome.failure is not None:
@@ -217,20 +227,21 @@ class Supervisor:
     def _handle_events(self) -> None:
         """Handle pending events, or wait up to half a second for one."""
         self._report_progress()
+        self._questions.answer_without_driver()
+        fd = self._link.fileno()  # -1 if it is closed
         if self._link.is_open:
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._link.has_unsent else 0)
             self._selector.register(self._link, events, self._on_driver)
-            fd = self._link.fileno()
         else:
-            fd = -1
             self._reconnect()
         try:
-            for key, _ in self._selector.select(_TICK_SECONDS):
+            for key, _ in self._selector.select(self._logs.seconds_until_due(_TICK_SECONDS)):
                 key.data(key.fd)
         finally:
             if fd >= 0:
                 with contextlib.suppress(KeyError, ValueError):  # it may have been closed
                     self._selector.unregister(fd)
+        self._send_to_trainer(self._history.answer())
 
     def _report_progress(self) -> None:
         if self._rows is not None:
@@ -244,6 +255,7 @@ class Supervisor:
         stacks = self._probe.stacks(pid)
         if stacks is not None:
             self._link.send(stacks)
+        self._logs.send()
 
     def _warn(self, text: str) -> None:
         self._outcome.warnings.append(text)
@@ -254,6 +266,8 @@ class Supervisor:
             return
         if self._link.connect(_RECONNECT_SECONDS):
             self._driver_loss.on_reconnected()
+            self._history.resend()
+            self._logs.on_reconnected()
             return
         last_activity = max(self._last_message, self._pipes.last_output)
         reason = self._driver_loss.on_connect_failed(time.monotonic(), self._link.refused_since, last_activity)
@@ -262,14 +276,26 @@ class Supervisor:
     def _on_driver(self, _: int) -> None:
         self._link.flush()
         for message in self._link.receive():
+            self._logs.on_message(message)
             if message["type"] == "stop":
                 self._stop_reason = str(message["reason"])
             elif message["type"] == "release":
                 self._released = True
+            elif message["type"] in ("epochs_taken", "stop_training"):
+                self._history.taken(int(message.get("number", -1)))
+                if message["stops"] != self._stops:
+                    self._stops = message["stops"]
+                    self._send_to_trainer({"type": "stop_training", "stops": self._stops})
+            elif message["type"] == "call_answer":
+                self._questions.answer(message)
             elif message["type"] == "stacks" and self._probe is not None:
                 self._probe.request_stacks(self._fork_client.trainer_pid)
             elif self._rows is not None:
                 self._rows.on_message(message)
+
+    def _send_to_trainer(self, message: Message | None) -> None:
+        if message is not None and self._trainer is not None:
+            self._trainer.send(message)
 
     def _on_rows(self, _: int) -> None:
         assert self._rows is not None
@@ -277,20 +303,12 @@ class Supervisor:
         self._rows.on_received()
 
     def _on_trainer(self, _: int) -> None:
-        if self._control is None:
+        if self._trainer is None or self._trainer.has_ended():
             return
-        try:
-            data, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 16)
-        except BlockingIOError:
-            return
-        except OSError:
-            data, descriptors = b"", []
-        self._descriptors += descriptors
-        if not data:
-            self._selector.unregister(self._control)
-            return
-        for message in self._reader.feed(data):
+        for message in self._trainer.receive():
             self._on_trainer_message(message)
+        if self._trainer.has_ended():
+            self._selector.unregister(self._trainer.socket)
 
     def _on_trainer_message(self, message: Message) -> None:
         kind = message["type"]
@@ -302,10 +320,16 @@ class Supervisor:
             self._link.send(message)
         elif kind == "warning":
             self._warn(message["text"])
-        elif kind == "commit":
-            file = os.fdopen(self._descriptors.pop(0), "rb")
+        elif kind == "commit" and self._trainer is not None:
+            file = self._trainer.take_file()
             if self._transfer is not None:
                 self._transfer.put(message["name"], file)
+        elif kind == "epochs":
+            self._history.put(message)
+        elif kind == "forming":
+            self._formation.receive(message)
+        elif kind == "call":
+            self._questions.put(message)
         elif self._link.is_open:
             self._link.send(message)
 
@@ -318,6 +342,4 @@ class Supervisor:
             self._exit_message = {"error": str(error)}
         if self._exit_message is not None:
             self._selector.unregister(self._fork_client)
-            # The trainer's last messages may still be unread.
-            with contextlib.suppress(KeyError, ValueError):
-                self._on_trainer(0)
+            self._on_trainer(0)  # its last messages may still be unread

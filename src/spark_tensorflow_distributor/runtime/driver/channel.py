@@ -1,27 +1,49 @@
 """The driver's channel: the socket to which the agents of one launch report.
 
-Only holders of the launch's secret can use it. One thread per connection puts what it reads into a single queue, which
-the thread that called ``run`` empties. Log lines that arrive faster than that thread prints them are dropped and
-counted, so that a slow terminal neither fills the driver's memory nor delays the workers.
+Only holders of the launch's secret can use it. A single thread, an event loop, serves all connections, so that their
+number is limited by the process's open files alone. It passes what it reads to the thread that called ``run``, and
+queues what that thread sends; neither ever waits for a peer.
 """
 
 import contextlib
 import logging
-import queue
+import selectors
 import socket
 import threading
+import time
+from collections import deque
+from collections.abc import Callable, Container
+from functools import partial
 from typing import Any
 
 from ...resume.driver_store import DriverCheckpointStore
-from ..wire import HANDSHAKE_SECONDS, frame, prove_to_agent, receive, receive_bytes
+from ...transport.doorway import Doorway
+from ...transport.handshake import DRIVER, Handshake, NotAuthenticError, SessionKeys
+from ...transport.sealing import Protection
+from ...transport.stream import SealedStream
+from ..process_tools import allow_open_files
+from ..specs import line_window
+from ..wire import encode, line_size
+from .events import Events
+from .peers import Peer
+from .transfers import KINDS, Transfers
 
 _log = logging.getLogger(__name__)
 
-# Time limit for each piece of a checkpoint.
-_TRANSFER_SECONDS = 30.0
-
-# Maximum number of frames of log lines (up to 64 KiB each) that wait to be printed.
-_WAITING_LOGS = 500
+_TICK_SECONDS = 0.25
+_CLOSE_SECONDS = 6.0
+# Connections that have not proved themselves: as many as there are ranks, and these.
+_STRANGERS = 128
+# Other files that the driver's process has open.
+_OTHER_FILES = 512
+# In a group of hundreds, waking for every single heartbeat costs more than reading it. Events may therefore come a
+# moment later, several at once, unless there are already several of them.
+_PEERS_PER_EVENT = 128
+_PAUSE_SECONDS = 0.005
+# A peer that has taken nothing for this long, although something waits for it, does not read.
+_BLOCKED_SECONDS = 5.0
+# A peer for which more than this waits has to connect again.
+_MAX_WAITING = 64 << 20
 
 
 class Channel:
@@ -33,10 +55,12 @@ class Channel:
         advertised: Host names or addresses at which agents may reach it, best first.
         port: 0 for any free port.
         checkpoints: Keeps the checkpoints that agents send; None if the driver keeps none.
+        world_size: Number of ranks.
+        protection: See ``TaskSpec``.
 
     Attributes:
-        events: ``(rank, message)`` in the order of arrival, with ``connected`` and ``disconnected`` as messages.
-        dropped_lines: Number of log lines that were dropped.
+        events: ``(rank, message)``, with ``connected``, ``disconnected``, ``blocked``, ``unblocked`` and ``broken`` as
+            further types of messages.
     """
 
     def __init__(
@@ -46,128 +70,213 @@ class Channel:
         advertised: tuple[str, ...],
         port: int = 0,
         checkpoints: DriverCheckpointStore | None = None,
+        *,
+        world_size: int = 1024,
+        protection: Protection = "integrity",
     ) -> None:
-        self._secret = secret
-        self._checkpoints = checkpoints
-        self._open: set[socket.socket] = set()
-        self._lock = threading.Lock()
-        self._connections: dict[int, socket.socket] = {}
-        self._threads: list[threading.Thread] = []
-        self._closed = False
-        self.events: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
-        self.dropped_lines = 0
+        allow_open_files(world_size + _STRANGERS + _OTHER_FILES)
+        self._protection = protection
+        self._room_step = line_window(world_size) // 4
+        self._shown: dict[int, int] = {}  # by rank, characters shown for which no room has been granted yet
+        self._peers: dict[int, Peer] = {}
+        self._newcomers: dict[Peer, float] = {}  # authenticated, but without a hello
+        self._blocked: set[Peer] = set()
+        self._orders: deque[tuple[int | None, bytes]] = deque()
+        self._closing = False
+        self._next_look = 0.0
+        self.events = Events()
+        self._transfers = Transfers(checkpoints, self.events.put)
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = socket.socketpair()
+        for end in (self._wake_read, self._wake_write):
+            end.setblocking(False)
         family = socket.AF_INET6 if ":" in bind_address else socket.AF_INET
-        self._listener = socket.create_server((bind_address, port), family=family, backlog=1024)
+        self._listener = socket.create_server((bind_address, port), family=family, backlog=4096)
         bound = self._listener.getsockname()[1]
         self.addresses = tuple((host, bound) for host in advertised)
-        self._start_thread(self._accept)
+        ranks: Container[int] = range(world_size)
+        self._doorway = Doorway(
+            self._listener,
+            Handshake(secret, 0, DRIVER),
+            self._selector,
+            self._admit,
+            expected=ranks,
+            name="the driver's channel",
+            limit=world_size + _STRANGERS,
+        )
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
+        self._thread = threading.Thread(target=self._run, daemon=True, name="spark-tensorflow-channel")
+        self._thread.start()
 
     def send(self, rank: int | None, message: dict[str, Any]) -> None:
-        """Send to one rank, or to all (None). If the connection is lost, the agent opens a new one."""
-        data = frame(message)
-        with self._lock:
-            targets = list(self._connections.values()) if rank is None else [self._connections.get(rank)]
-        for connection in targets:
-            if connection is not None:
-                with contextlib.suppress(OSError):  # its reader notices, too
-                    connection.sendall(data)
+        """Queue a message for one rank, or for all (None). If a connection is lost, the agent opens a new one."""
+        self._orders.append((rank, encode(message)))
+        self._wake()
+
+    def show(self, rank: int, message: dict[str, Any]) -> None:
+        """Note that lines of output have been shown, so that the agent may send more of them."""
+        shown = self._shown.get(rank, 0) + line_size(message["lines"])
+        if shown >= self._room_step:
+            self.send(rank, {"type": "shown", "size": shown})
+            shown = 0
+        self._shown[rank] = shown
 
     def close(self) -> None:
         """Close all connections and wait for the threads."""
-        with self._lock:
-            self._closed = True
-            connections = list(self._open)
-        # Shut down first: close alone does not wake a thread that is blocked in accept or recv.
-        for sock in (self._listener, *connections):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
-        for thread in self._threads:
-            thread.join(HANDSHAKE_SECONDS + 1)
+        self._closing = True
+        self._wake()
+        self._thread.join(_CLOSE_SECONDS)
+        self._transfers.close()
+        for end in (self._wake_read, self._wake_write, self._listener):
+            end.close()
 
-    def _start_thread(self, target: Any, *args: Any) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True, name="spark-tensorflow-channel")
-        thread.start()
-        self._threads = [each for each in self._threads if each.is_alive()] + [thread]
+    # Everything below runs in the channel's thread.
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:  # closed
-                return
-            self._start_thread(self._serve, connection)
-
-    def _serve(self, connection: socket.socket) -> None:
-        rank = -1
-        with self._lock:
-            self._open.add(connection)
+    def _run(self) -> None:
         try:
-            connection.settimeout(HANDSHAKE_SECONDS)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if not prove_to_agent(connection, self._secret):
-                _log.warning("Rejected a connection to the driver's channel: the peer does not hold the secret.")
-                return
-            connection.settimeout(HANDSHAKE_SECONDS)
-            hello = receive(connection)
-            if hello["type"] in ("commit", "fetch"):
-                self._serve_checkpoints(connection, hello)
-                return
-            connection.settimeout(None)
-            if not self._enter(int(hello["rank"]), connection):
-                return
-            rank = int(hello["rank"])
-            self.events.put((rank, {**hello, "type": "connected"}))
-            while True:
-                message = receive(connection)
-                if message["type"] == "result":
-                    message["chunks"] = list(receive_bytes(connection, int(message["size"])))
-                    connection.sendall(frame({"type": "result_taken"}))
-                self._put(rank, message)
-        except (OSError, EOFError, ValueError, KeyError) as error:
-            if rank < 0 and not self._closed:
-                _log.debug("A connection to the driver's channel ended during its handshake: %s", error)
+            while not self._closing:
+                events = self._selector.select(_TICK_SECONDS)
+                for key, mask in events:
+                    key.data(mask)
+                is_quiet = not self._newcomers and not len(self._doorway)
+                if is_quiet and len(events) < len(self._peers) // _PEERS_PER_EVENT:
+                    time.sleep(_PAUSE_SECONDS)
+                now = time.monotonic()
+                if now >= self._next_look:
+                    self._next_look = now + _TICK_SECONDS
+                    self._doorway.expire(now)
+                    self._expire(now)
+            self._flush_all()
+        except Exception as error:  # of this program; the run must end instead of waiting for workers it cannot hear
+            _log.exception("The driver's channel has failed.")
+            self.events.put((-1, {"type": "broken", "error": error}))
         finally:
-            with self._lock:
-                self._open.discard(connection)
-                current = self._connections.get(rank) is connection
-                if current:
-                    del self._connections[rank]
-            connection.close()
-            if current:
-                self.events.put((rank, {"type": "disconnected"}))
+            for peer in [*self._peers.values(), *self._newcomers]:
+                peer.close()
+            self._doorway.close()
+            self._selector.close()
+            self._listener.close()
 
-    def _serve_checkpoints(self, connection: socket.socket, hello: dict[str, Any]) -> None:
-        """Receive one checkpoint, or send those that the rank needs."""
-        checkpoints = self._checkpoints
-        if checkpoints is None:
-            return
-        connection.settimeout(_TRANSFER_SECONDS)
-        if hello["type"] == "fetch":
-            kept = [(name, file, file.seek(0, 2)) for name, file in checkpoints.for_rank(int(hello["rank"]))]
-            connection.sendall(frame({"commits": [[name, size] for name, _, size in kept]}))
-            for _, file, size in kept:
-                if size:
-                    connection.sendfile(file, 0, size)
-            return
-        name, size = str(hello["name"]), int(hello["size"])
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # it is awake, or closed
+            self._wake_write.send(b".")
+
+    def _on_wake(self, _: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake_read.recv(1 << 16)
+        self._take_orders()
+
+    def _take_orders(self) -> None:
+        while self._orders:
+            rank, message = self._orders.popleft()
+            targets = list(self._peers.values()) if rank is None else [self._peers.get(rank)]
+            for peer in targets:
+                if peer is not None:
+                    self._guarded(peer, partial(peer.send, message))
+
+    def _flush_all(self) -> None:
+        self._take_orders()
+        for peer in list(self._peers.values()):
+            with contextlib.suppress(OSError):
+                peer.outbox.flush()
+
+    def _admit(self, sock: socket.socket, rank: int, keys: SessionKeys) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        peer = Peer(sock, rank, SealedStream(keys, self._protection), self._selector)
+        peer.listen(partial(self._on_peer, peer))
+        self._newcomers[peer] = time.monotonic() + _CLOSE_SECONDS
+
+    def _on_peer(self, peer: Peer, mask: int) -> None:
+        self._guarded(peer, partial(self._serve, peer, mask))
+
+    def _guarded(self, peer: Peer, action: Callable[[], None]) -> None:
+        """Do something with a peer; a fault in what it sends closes its own connection, and no other."""
         try:
-            checkpoints.put(name, receive_bytes(connection, size))
-        except OSError as error:
-            connection.sendall(frame({"type": "commit_refused", "reason": f"on the driver: {error}"}))
-            raise
-        connection.sendall(frame({"type": "commit_taken"}))
-        self.events.put((int(hello["rank"]), {"type": "committed", "name": name, "bytes": size}))
+            action()
+        except NotAuthenticError:
+            _log.warning(
+                "Something between the hosts has changed the messages of rank %d @ %s to the driver. The connection "
+                "was closed; the worker opens a new one.", peer.rank, peer.host,
+            )  # fmt: skip
+            self._lose(peer)
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            _log.debug("The connection of rank %d ended: %s", peer.rank, error)
+            self._lose(peer)
 
-    def _enter(self, rank: int, connection: socket.socket) -> bool:
-        with self._lock:
-            if not self._closed:
-                self._connections[rank] = connection
-            return not self._closed
-
-    def _put(self, rank: int, message: dict[str, Any]) -> None:
-        if message["type"] == "log" and self.events.qsize() > _WAITING_LOGS:
-            self.dropped_lines += len(message["lines"])
+    def _serve(self, peer: Peer, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            peer.flush()
+        if not mask & selectors.EVENT_READ:
             return
-        self.events.put((rank, message))
+        for message in peer.receive():
+            if peer not in self._newcomers:
+                _check(message)
+                self.events.put((peer.rank, message))
+            elif not self._welcome(peer, message):
+                return
+
+    def _welcome(self, peer: Peer, hello: dict[str, Any]) -> bool:
+        """Handle the first message of a connection; return False if it is a transfer, which leaves the loop."""
+        kind, rank = hello["type"], peer.rank
+        del self._newcomers[peer]
+        if kind in KINDS:
+            self._transfers.serve(rank, peer.hand_over(), hello)
+            return False
+        peer.host = str(hello.get("host", "?"))
+        if hello.get("tampered"):
+            _log.warning(
+                "Something between the hosts has sent messages to rank %d @ %s in the driver's name. The worker did "
+                "not accept them.", rank, peer.host,
+            )  # fmt: skip
+        before = self._peers.pop(rank, None)
+        if before is not None:
+            self._forget(before)
+            self.events.put((rank, {"type": "disconnected"}))
+        self._peers[rank] = peer
+        self._shown.pop(rank, None)
+        self.events.put((rank, {**hello, "type": "connected"}))
+        return True
+
+    def _lose(self, peer: Peer) -> None:
+        if peer.is_closed:
+            return
+        self._newcomers.pop(peer, None)
+        if self._peers.get(peer.rank) is peer:
+            del self._peers[peer.rank]
+            self.events.put((peer.rank, {"type": "disconnected"}))
+        self._forget(peer)  # last: an agent that sees this may end, and the job's end must be the last event
+
+    def _forget(self, peer: Peer) -> None:
+        self._blocked.discard(peer)
+        peer.close()
+
+    def _expire(self, now: float) -> None:
+        """Look for peers that say nothing after their handshake, and for peers that do not read."""
+        for peer in [peer for peer, deadline in self._newcomers.items() if now > deadline]:
+            self._lose(peer)
+        for peer in list(self._peers.values()):
+            since = peer.outbox.waiting_since
+            if since is None:
+                if peer in self._blocked:
+                    self._blocked.discard(peer)
+                    self.events.put((peer.rank, {"type": "unblocked"}))
+                continue
+            if peer.outbox.size > _MAX_WAITING:
+                self._lose(peer)
+            elif now - since > _BLOCKED_SECONDS and peer not in self._blocked:
+                self._blocked.add(peer)
+                self.events.put((peer.rank, {"type": "blocked", "seconds": now - since}))
+
+
+def _check(message: dict[str, Any]) -> None:
+    """Check what this module and its readers rely on.
+
+    Raises:
+        KeyError, TypeError: The message is malformed.
+    """
+    kind = message["type"]
+    if kind == "log":
+        line_size(message["lines"])
+    if kind in ("connected", "disconnected", "blocked", "unblocked", "broken", "result", "job_ended"):
+        raise TypeError(f"{kind} is not a message of a worker")

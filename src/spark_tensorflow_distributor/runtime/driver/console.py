@@ -2,41 +2,49 @@
 
 import contextlib
 import logging
-import math
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
+from ...formatting import printable, printable_line
+from .bar import RunBar, in_notebook
+
 _log = logging.getLogger(__name__)
+# Documented in docs/tracking.md.
+_worker_log = logging.getLogger("spark_tensorflow_distributor.workers")
 
 
 def wants_progress(requested: bool | None) -> bool:
     """Return whether to show a progress bar: as requested, or by default in a terminal or notebook."""
     if requested is not None:
         return requested
-    return _in_notebook() or bool(getattr(sys.stderr, "isatty", lambda: False)())
-
-
-def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
+    return in_notebook() or bool(getattr(sys.stderr, "isatty", lambda: False)())
 
 
 class Console:
-    """Prints the workers' output. A failure to print never fails a run.
+    """Prints the workers' output, and draws the bar, for all attempts of a run. A failure to print never fails a run.
 
     Args:
         show_lines: Whether to show the workers' output.
         show_progress: Whether to show the progress bar.
+        log_lines: Whether the output goes to ``logging`` instead of the driver's own output.
     """
 
-    def __init__(self, *, show_lines: bool, show_progress: bool) -> None:
-        self._show_lines = show_lines
-        self._bar = FitBar() if show_progress else None
+    def __init__(self, *, show_lines: bool, show_progress: bool, log_lines: bool = False) -> None:
+        self._show_lines, self._log_lines = show_lines, log_lines
+        self._bar = RunBar() if show_progress else None
         self._dropped: dict[int, int] = {}
         self._broken = False
+
+    def begin_attempt(self, attempt: int) -> None:
+        """Continue with another attempt, whose workers count their dropped lines from 0 again."""
+        self._dropped.clear()
+        if self._bar is not None:
+            self._bar.begin_attempt(attempt)
+
+    def above_bar(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which what others write to stderr, such as ``logging``, appears above the bar."""
+        return contextlib.nullcontext() if self._bar is None else self._bar.above(sys.stderr)
 
     def lines(self, rank: int, host: str, message: Mapping[str, Any]) -> None:
         """Show lines of output from one worker, each as ``[rank 3 @ host] line``."""
@@ -48,12 +56,26 @@ class Console:
         missed = int(message.get("dropped", 0)) - self._dropped.get(rank, 0)
         if missed > 0:
             self._dropped[rank] = int(message["dropped"])
-            lines.insert(0, f"{prefix}... {missed} lines not shown: they arrived faster than they could be printed ...")
-        self._write(lines, stream)
+            lines.insert(
+                0, f"{prefix}... {missed} lines are missing here, more than could be shown; see the executor's log ..."
+            )
+        if lines and not self._log_lines:
+            self._write(lines, stream)
+        elif self._log_lines:
+            for line in lines:
+                _worker_log.info(
+                    "%s", printable_line(line), extra={"rank": rank, "host": host, "stream": message["stream"]}
+                )
 
     def warn(self, rank: int, host: str, text: str) -> None:
         """Show a warning from a worker, even if its output is not shown."""
-        self._write([f"[rank {rank} @ {host}] WARNING: {text}"], sys.stderr)
+        if self._log_lines:
+            extra = {"rank": rank, "host": host}
+            _worker_log.warning("[rank %d @ %s] %s", rank, host, printable(text), extra=extra)
+            return
+        first, *others = text.splitlines() or [""]
+        prefix = f"[rank {rank} @ {host}] "
+        self._write([f"{prefix}WARNING: {first}", *(prefix + line for line in others)], sys.stderr)
 
     def progress(self, message: Mapping[str, Any]) -> None:
         """Update the bar with a progress report of the chief's ``fit``."""
@@ -66,7 +88,7 @@ class Console:
             self._draw(self._bar.close)
 
     def _write(self, lines: Sequence[str], stream: TextIO) -> None:
-        text = "\n".join(lines) + "\n"
+        text = "".join(f"{printable_line(line)}\n" for line in lines)
         if self._broken:
             return
         try:
@@ -91,88 +113,3 @@ def _print(text: str, stream: TextIO) -> None:
         encoding = stream.encoding or "ascii"
         stream.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
     stream.flush()
-
-
-class FitBar:
-    """A tqdm bar over the steps of the current epoch, with the loss and the samples per second."""
-
-    _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
-    _FORMAT_NO_TOTAL = "{desc}: {n_fmt} steps [{elapsed}{postfix}]"
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._epochs = 0
-        self._steps: int | None = None
-        self._rate: tuple[float, int] | None = None
-        self._speed = ""
-
-    def update(self, message: Mapping[str, Any]) -> None:
-        """Show a progress report."""
-        event = message["event"]
-        if event == "fit_begin":
-            self.close()
-            self._epochs, self._steps, self._rate = int(message["epochs"]), message["steps"], None
-        elif event == "step":
-            self._step(message)
-        elif event == "epoch_end":
-            self._end_epoch(message)
-        elif event == "fit_end":
-            self.close()
-
-    def _step(self, message: Mapping[str, Any]) -> None:
-        bar = self._bar_for(int(message["epoch"]))
-        self._measure(message.get("samples"))
-        loss = message.get("loss")
-        parts = ([f"loss={loss:.4g}"] if loss is not None else []) + ([self._speed] if self._speed else [])
-        bar.set_postfix_str(", ".join(parts), refresh=False)
-        bar.n = int(message["step"])
-        bar.refresh()
-
-    def _end_epoch(self, message: Mapping[str, Any]) -> None:
-        bar = self._bar_for(int(message["epoch"]))
-        logs = ", ".join(f"{name}={value:.4g}" for name, value in message["logs"].items())
-        bar.set_postfix_str(", ".join(part for part in (logs, self._speed) if part), refresh=False)
-        bar.n = int(message["step"])
-        # The first epoch reveals the number of steps if it was unknown.
-        self._steps = self._steps or bar.n
-        bar.total = max(bar.total or 0, bar.n)
-        bar.refresh()
-        self.close()
-
-    def _bar_for(self, epoch: int) -> Any:
-        if self._bar is None:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(
-                total=self._steps,
-                desc=f"epoch {epoch + 1}/{self._epochs}",
-                bar_format=self._FORMAT if self._steps else self._FORMAT_NO_TOTAL,
-                dynamic_ncols=True,
-                leave=True,
-            )
-        return self._bar
-
-    def _measure(self, samples: int | None) -> None:
-        """Update the speed, in samples per second since an earlier report."""
-        if samples is None:
-            return
-        now = time.monotonic()
-        before, samples_before = self._rate or (-math.inf, samples)
-        if now - before > 0.1:
-            if samples > samples_before:
-                self._speed = f"{_short((samples - samples_before) / (now - before))} samples/s"
-            self._rate = (now, samples)
-
-    def above(self, stream: TextIO) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which output to ``stream`` appears above the bar."""
-        return contextlib.nullcontext() if self._bar is None else self._bar.external_write_mode(file=stream)
-
-    def close(self) -> None:
-        """Close the bar of the current epoch."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-def _short(value: float) -> str:
-    return f"{value / 1000:.1f}k" if value >= 10_000 else f"{value:.0f}"

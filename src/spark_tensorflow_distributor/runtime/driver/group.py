@@ -4,26 +4,32 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ...process_group.out_of_step import OutOfStepError
 from ..failures import Failure
-from ..specs import SILENT_SECONDS
+from ..specs import SILENT_SECONDS, heartbeat_seconds
+from ..wire import to_columns
 from . import stalls
+from .calls import MethodCalls
+from .progress_watch import SUSPENDED, ProgressWatch
+from .shares import Command, Shares
 
-# (rank, or None for all ranks; message)
-Command = tuple[int | None, dict[str, Any]]
-
-# All tasks of a barrier stage start together, so a rank that is this much later than the first one probably cannot
-# reach the driver, and is waiting for the others in Spark's allGather.
-ALL_GATHER_SECONDS = 8.0
+# All tasks of a barrier stage start together, so a rank that is this much later than the first one may be unable to
+# reach the driver, and is then waiting for the others in Spark's allGather. If it was only late, the detour costs one
+# second: the ranks exchange which of them have a channel.
+ALL_GATHER_SECONDS = 15.0
 # After the first failure, wait this long for related ones to arrive.
 VERDICT_SECONDS = 1.0
 # At the end, do not wait longer than this for ranks that lost the channel.
 LOST_SECONDS = 10.0
-# If other ranks have failed, a shorter silence is enough to suspect a rank.
-QUIET_SECONDS = 5.0
+# If other ranks have failed, a shorter silence is enough to suspect a rank: this many heartbeats.
+QUIET_HEARTBEATS = 2.5
 # The stacks of all ranks arrive within a second or two.
 STACKS_SECONDS = 4.0
 # Time limit for the chief to pickle its value alone; a value of 1 GB takes seconds.
 PICKLE_SECONDS = 60.0
+_CAUSE = "its host, or the network to it, is down"
+# Up to this many ranks, every announcement of a call is handled at once; else with the next tick, or the last of them.
+_SMALL_WORLD = 64
 
 
 class Group:
@@ -32,6 +38,8 @@ class Group:
     Args:
         world_size: Number of ranks.
         stall_timeout: Seconds without progress after which the group fails; None for never.
+        chief_may_need_others: Reading variables may be a collective, so that a chief that pickles for long may be
+            waiting for the other ranks.
 
     Attributes:
         members: Address and version of each rank that has joined, by rank.
@@ -39,49 +47,59 @@ class Group:
         ever_connected: Ranks that have ever connected.
         done: Ranks whose function has returned.
         failures: Failures by rank.
-        steps: Steps completed and position in ``fit``, of each rank that has reported any.
-        vitals: The last known state of each trainer's process.
-        uses_all_gather: Whether the ranks join through Spark's allGather.
+        progress: When each rank last made progress.
+        uses_all_gather: Whether the ranks exchange their addresses through Spark's allGather.
         stop_reason: Why all ranks were stopped, or None.
     """
 
-    def __init__(self, world_size: int, *, stall_timeout: float | None = None) -> None:
+    def __init__(
+        self, world_size: int, *, stall_timeout: float | None = None, chief_may_need_others: bool = True
+    ) -> None:
+        # The library's own collectives, with which the chief needs nobody, notice different calls.
+        self._calls = MethodCalls(world_size, are_checked=not chief_may_need_others)
         self.world_size = world_size
+        self._chief_may_need_others = chief_may_need_others
         self.members: dict[int, Mapping[str, Any]] = {}
         self.connected: set[int] = set()
         self.ever_connected: set[int] = set()
         self.done: set[int] = set()
         self.failures: dict[int, Failure] = {}
+        self._ended: set[int] = set()  # ranks that are done or have failed
         self.uses_all_gather = False
         self.stop_reason: str | None = None
         self._stall_timeout = stall_timeout
         self._first_join: float | None = None
         self._first_failure: float | None = None
         self._lost_at: dict[int, float] = {}
-        self.steps: dict[int, tuple[int, Mapping[str, int] | None]] = {}
-        self.vitals: dict[int, Mapping[str, Any]] = {}
-        self._progress: dict[int, float] = {}
+        self.progress = ProgressWatch()
         self._heard: dict[int, float] = {}
         self._stalled_at: float | None = None
         self._stacks: dict[int, Mapping[str, Any]] = {}
         self._chief_pickles_since: float | None = None
         self._released = False
-        self._facts: dict[int, Any] = {}
-        self._forwarded: dict[tuple[int, int, int], dict[str, Any]] = {}
+        self._has_met = False
+        self._blocked: dict[int, float] = {}  # since when a rank has not read what the driver sends
+        self._shares = Shares(world_size)
+        self._quiet_seconds = QUIET_HEARTBEATS * heartbeat_seconds(world_size)
 
     @property
     def has_met(self) -> bool:
         """Whether all ranks have each other's addresses, or will exchange them without the driver."""
-        return self.uses_all_gather or len(self.members) == self.world_size
+        return self._has_met
+
+    def meet_without_driver(self) -> None:
+        """Note that the workers are running, but that none of them can reach the driver."""
+        self.uses_all_gather = self._has_met = True
 
     def connect(self, rank: int, hello: Mapping[str, Any], now: float) -> list[Command]:
         """Handle a connection, the first one or a later one; ``hello`` says how far the rank has progressed."""
         self.connected.add(rank)
         self.ever_connected.add(rank)
         self._lost_at.pop(rank, None)
-        self._progress.setdefault(rank, now)
+        self.progress.begin(rank, now)
+        self._blocked.pop(rank, None)
         commands = self.receive(rank, {**hello, "type": hello.get("state", "hello")}, now)
-        commands += self._catch_up(rank, hello)
+        commands += self._shares.catch_up(rank, hello)
         if self.stop_reason is not None:
             commands.append((rank, {"type": "stop", "reason": self.stop_reason}))
         elif self._released:
@@ -92,48 +110,48 @@ class Group:
         """Handle a lost connection. Training continues without it."""
         self.connected.discard(rank)
         self._lost_at[rank] = now
+        self._calls.lose()
+
+    def block(self, rank: int, since: float) -> None:
+        """Note that a rank does not read what the driver sends: it then counts as silent, whatever it sends."""
+        self._blocked[rank] = since
+
+    def unblock(self, rank: int) -> None:
+        """Note that a rank reads again."""
+        self._blocked.pop(rank, None)
 
     def receive(self, rank: int, message: Mapping[str, Any], now: float) -> list[Command]:
-        """Handle a message from a rank."""
+        """Handle a message from a rank. This takes constant time; :meth:`tick` does what takes longer."""
         kind = message["type"]
         self._heard[rank] = now
-        self._note_progress(rank, message, now)
+        waiting = set(range(self.world_size)) - self.done if kind == "step" and self._calls.is_alone(rank) else ()
+        self.progress.note(rank, message, now, waiting=waiting)
         if kind == "phase" and rank == 0 and message["name"] == "result":
             self._chief_pickles_since = now
         if kind == "join":
             return self._join(rank, message["member"], now)
-        if kind == "rows":
-            return self._count(rank, message["facts"])
-        if kind == "pass":
-            return self._forward(message)
-        if kind == "stacks":
+        if kind in ("call", "call_left", "barrier"):
+            if len(self.connected) < self.world_size:
+                self._calls.lose()  # the calls of some ranks are not heard of
+            self._calls.receive(rank, message, now)
+            return self.tick(now) if self.world_size <= _SMALL_WORLD or self._calls.are_all_waiting else []
+        if kind == "met":
+            self._has_met = True
+        elif kind == "rows":
+            return self._shares.count(rank, message["facts"])
+        elif kind == "pass":
+            return self._shares.forward(message)
+        elif kind == "stacks":
             self._stacks.setdefault(rank, message)
-        if kind == "done":
+            return self.tick(now) if len(self._stacks) >= len(self.connected) else []
+        elif kind == "done":
             self.done.add(rank)
+            self._ended.add(rank)
         elif kind == "failed":
             self._fail(replace(Failure.from_json(message["failure"]), seconds=now))
-        return self.tick(now)
-
-    def _note_progress(self, rank: int, message: Mapping[str, Any], now: float) -> None:
-        kind = message["type"]
-        if kind == "step":
-            before = self.steps.get(rank)
-            self.steps[rank] = (int(message["steps"]), message.get("at"))
-            if before == self.steps[rank]:
-                return
-        elif kind == "alive":
-            self.vitals[rank] = message
-            return
-        elif kind == "log":
-            # In fit, only steps count as progress: a library may keep logging while it waits.
-            if self._is_in_fit(rank):
-                return
-        elif kind not in ("phase", "progress", "done", "join", "intake", "rows", "committed", "resumed"):
-            return
-        self._progress[rank] = now
-
-    def _is_in_fit(self, rank: int) -> bool:
-        return self.steps.get(rank, (0, None))[1] is not None
+        else:
+            return []
+        return self.tick(now) if len(self._ended) == self.world_size else []
 
     def _join(self, rank: int, member: Mapping[str, Any], now: float) -> list[Command]:
         self._first_join = now if self._first_join is None else self._first_join
@@ -141,50 +159,32 @@ class Group:
         if self.uses_all_gather:
             return [(rank, {"type": "use_all_gather"})]
         if len(self.members) == self.world_size:
-            return [(None, {"type": "members", "members": list(self.members.values())})]
+            self._has_met = True
+            return [(None, {"type": "members", "members": to_columns(list(self.members.values()))})]
         return []
-
-    def _count(self, rank: int, facts: Any) -> list[Command]:
-        """Handle the facts about a rank's rows. Given those of all ranks, each rank can plan which rows go where."""
-        if rank in self._facts:
-            return []
-        self._facts[rank] = facts
-        return [(None, self._shares())] if len(self._facts) == self.world_size else []
-
-    def _shares(self) -> dict[str, Any]:
-        return {"type": "shares", "facts": {str(rank): facts for rank, facts in self._facts.items()}}
-
-    def _forward(self, message: Mapping[str, Any]) -> list[Command]:
-        forwarded = {**message, "type": "passed"}
-        self._forwarded[forwarded["to"], forwarded["from"], forwarded["frame"]] = forwarded
-        return [(forwarded["to"], forwarded)]
-
-    def _catch_up(self, rank: int, hello: Mapping[str, Any]) -> list[Command]:
-        """Repeat what may have been lost with an earlier connection; receiving it twice does no harm."""
-        commands = self._count(rank, hello["facts"]) if "facts" in hello else []
-        for message in hello.get("passed", ()):
-            commands += self._forward(message)
-        if len(self._facts) == self.world_size:
-            commands.append((rank, self._shares()))
-            commands += [(rank, rows) for rows in self._forwarded.values() if rows["to"] == rank]
-        return commands
 
     def _fail(self, failure: Failure) -> None:
         self.failures.setdefault(failure.rank, failure)
+        self._ended.add(failure.rank)
         if self._first_failure is None and failure.kind != "stopped":
             self._first_failure = failure.seconds
 
     def tick(self, now: float) -> list[Command]:
-        """Return the commands that are due by now."""
-        if self.stop_reason is not None or self._released:
+        """Return the commands that are due by now. Call this several times a second."""
+        if self.stop_reason is not None:
             return []
+        if self._released:  # a rank whose connection was lost may still be at work
+            return self._answer_calls(now)
         if self._first_failure is not None:
-            accounted = len(self.failures.keys() | self.done) == self.world_size
-            if accounted or now - self._first_failure >= VERDICT_SECONDS:
+            if len(self._ended) == self.world_size or now - self._first_failure >= VERDICT_SECONDS:
                 self._add_suspects(now)
                 first = min(self.failures, key=lambda rank: self.failures[rank].seconds)
                 return self.stop(f"Stopped because rank {first} failed.")
             return []
+        if answers := self._answer_calls(now):
+            return answers
+        if (conflict := self._calls.conflict(self.done, now)) is not None:
+            return self._declare_conflict(*conflict, now)
         if self._stalled_at is not None:
             return self._end_stall(now)
         if self._is_stalled(now):
@@ -193,8 +193,11 @@ class Group:
         silent = self._silent(now)
         if silent:
             return self._declare_lost(silent, now)
+        suspended = self._suspended(now)
+        if suspended:
+            return self._declare_suspended(suspended, now)
         missing = set(range(self.world_size)) - self.done
-        if missing == {0} and self.world_size > 1 and self._is_chief_stuck(now):
+        if missing == {0} and self._chief_may_need_others and self._is_chief_stuck(now):
             return self.stop(
                 "Rank 0 has been pickling the value that its function returned for a minute, and all other ranks are "
                 "done. A model with BatchNorm or metrics can only be read by all workers together: return the same "
@@ -203,10 +206,23 @@ class Group:
         if self.done and all(now - self._lost_at.get(rank, now) >= LOST_SECONDS for rank in missing):
             self._released = True
             return [(None, {"type": "release"})]
-        if not self.has_met and self._first_join is not None and now - self._first_join >= ALL_GATHER_SECONDS:
+        if not self.has_met and not self.uses_all_gather and self._waited(now) >= ALL_GATHER_SECONDS:
             self.uses_all_gather = True
             return [(rank, {"type": "use_all_gather"}) for rank in sorted(self.members)]
         return []
+
+    def _answer_calls(self, now: float) -> list[Command]:
+        answers = self._calls.answers(self.done, now)
+        return [(rank, {"type": "call_answer", "number": number, "how": how}) for rank, number, how in answers]
+
+    @property
+    def are_calls_lost(self) -> bool:
+        """Whether the workers may have been told to make different calls, because some were not heard of."""
+        return self._calls.are_lost
+
+    def _waited(self, now: float) -> float:
+        """Return for how long ranks have been waiting for others."""
+        return 0.0 if self._first_join is None else now - self._first_join
 
     def stop(self, reason: str) -> list[Command]:
         """Stop every worker."""
@@ -217,16 +233,13 @@ class Group:
 
     def _is_chief_stuck(self, now: float) -> bool:
         since = self._chief_pickles_since
-        return since is not None and 0 in self.connected and now - since > PICKLE_SECONDS
+        return since is not None and self.world_size > 1 and 0 in self.connected and now - since > PICKLE_SECONDS
 
     def _is_stalled(self, now: float) -> bool:
         """Whether no working rank, or one that is in ``fit``, has made progress for too long."""
         if self._stall_timeout is None or not self.has_met:
             return False
-        since = {rank: now - when for rank, when in self._progress.items() if rank not in self.done}
-        in_fit = [seconds for rank, seconds in since.items() if self._is_in_fit(rank)]
-        longest = max(in_fit, default=0.0)
-        return max(longest, min(since.values(), default=0.0)) > self._stall_timeout
+        return self.progress.stalled_for(self.done, now) > self._stall_timeout
 
     def _end_stall(self, now: float) -> list[Command]:
         """Once all stacks have arrived or timed out, name the rank that is behind."""
@@ -236,7 +249,9 @@ class Group:
             return []
         ranks = [rank for rank in range(self.world_size) if rank not in self.done]
         why = f"No progress for stall_timeout={self._stall_timeout:g} s."
-        behind, words = stalls.explain(ranks, self.steps, self._stacks, {**self.vitals, **self._stacks})
+        behind, words = stalls.explain(
+            ranks, self.progress.steps, self._stacks, {**self.progress.vitals, **self._stacks}
+        )
         for rank in ranks:
             stacks = str(self._stacks.get(rank, {}).get("stacks", ""))
             text = f"{why} {words[rank]}" if rank == behind else words[rank]
@@ -246,35 +261,71 @@ class Group:
 
     def _silent(self, now: float) -> list[int]:
         """Return the ranks that have vanished: none while others complete steps, because every step needs all ranks."""
-        if not self.has_met or self.uses_all_gather:
+        if not self._has_met:
             return []
-        working = self.ever_connected - self.done - self.failures.keys()
-        silent = [rank for rank in working if now - self._heard.get(rank, now) > SILENT_SECONDS]
-        last_step = max((when for rank, when in self._progress.items() if rank not in silent), default=0.0)
-        return sorted(rank for rank in silent if last_step - self._heard[rank] < SILENT_SECONDS / 2)
+        working = self.ever_connected - self._ended
+        silent = {rank for rank in working if now - self._last_sign(rank, now) > SILENT_SECONDS}
+        if not silent:
+            return []
+        last_step = self.progress.last_of_others(silent)
+        return sorted(rank for rank in silent if now - max(self._last_sign(rank, now), last_step) > SILENT_SECONDS)
+
+    def _last_sign(self, rank: int, now: float) -> float:
+        """Return when the connection to a rank was last seen to work in both directions."""
+        return min(self._heard.get(rank, now), self._blocked.get(rank, now))
+
+    def _suspended(self, now: float) -> list[int]:
+        """Return the ranks whose trainers have been suspended for long, while no other rank completed a step."""
+        if self.world_size == 1:  # nobody else waits for somebody who debugs
+            return []
+        since = {rank: when for rank, when in self.progress.suspended_since.items() if rank not in self.done}
+        if not since:
+            return []
+        last_step = self.progress.last_of_others(since)
+        return sorted(rank for rank, when in since.items() if now - max(when, last_step) > SILENT_SECONDS)
+
+    def _declare_conflict(self, rank: int, text: str, now: float) -> list[Command]:
+        host = str(self.members.get(rank, {}).get("host", "?"))
+        self._fail(
+            Failure.from_exception(rank, host, "exception", OutOfStepError(text), with_traceback=False, seconds=now)
+        )
+        return self.tick(now)
+
+    def _declare_suspended(self, ranks: list[int], now: float) -> list[Command]:
+        for rank in ranks:
+            self._record_suspension(rank, now)
+        self._first_failure = now - VERDICT_SECONDS
+        return self.tick(now)
+
+    def _record_suspension(self, rank: int, now: float) -> None:
+        state = self.progress.vitals[rank]["state"]
+        seconds = now - self.progress.suspended_since.get(rank, now)
+        text = f"The trainer's process has been {state} by a signal or a debugger for {seconds:.0f} s."
+        self._record_failure(rank, "stalled", text, now)
 
     def _add_suspects(self, now: float) -> None:
         """After a failure, add the ranks that may have caused it but cannot report it themselves."""
-        for rank in sorted(self.ever_connected - self.done - self.failures.keys()):
-            silent, state = now - self._heard.get(rank, now), self.vitals.get(rank, {}).get("state")
-            if silent > QUIET_SECONDS and self.has_met and not self.uses_all_gather:
-                text = f"This worker has been silent for {silent:.0f} s: its host, or the network to it, is down."
+        for rank in sorted(self.ever_connected - self._ended):
+            silent, state = now - self._last_sign(rank, now), self.progress.vitals.get(rank, {}).get("state")
+            if silent > self._quiet_seconds and self._has_met:
+                text = f"{self._silence(rank, silent)}: {_CAUSE}."
                 self._record_failure(rank, "lost", text, now - silent)
-            elif state in ("stopped", "traced"):
-                self._record_failure(
-                    rank, "stalled", f"The trainer's process was {state} by a signal or a debugger.", now
-                )
+            elif state in SUSPENDED:
+                self._record_suspension(rank, now)
+
+    def _silence(self, rank: int, seconds: float) -> str:
+        if rank in self._blocked:
+            return f"This worker has not read the driver's messages for {seconds:.0f} s"
+        return f"This worker has been silent for {seconds:.0f} s"
 
     def _record_failure(self, rank: int, kind: str, text: str, when: float, *, traceback: str = "") -> None:
         host = str(self.members.get(rank, {}).get("host", "?"))
         self.failures.setdefault(rank, Failure(rank, host, kind, text, traceback=traceback, seconds=when))
+        self._ended.add(rank)
 
     def _declare_lost(self, ranks: list[int], now: float) -> list[Command]:
         for rank in ranks:
-            text = (
-                f"This worker has been silent for {SILENT_SECONDS:g} s, and no other worker completed a step: its "
-                "host, or the network to it, is down."
-            )
-            self._record_failure(rank, "lost", text, self._heard[rank])
+            text = f"{self._silence(rank, SILENT_SECONDS)}, and no other worker completed a step: {_CAUSE}."
+            self._record_failure(rank, "lost", text, self._last_sign(rank, now))
         self._first_failure = now - VERDICT_SECONDS
         return self.tick(now)

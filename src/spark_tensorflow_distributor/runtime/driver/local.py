@@ -18,6 +18,9 @@ from ...data.frames import Frames
 from ...errors import BrokenInputError, ConfigurationError, GpuConfigurationError
 from ..devices import visible_devices
 from ..process_tools import environment
+from ..program_files import ProgramFiles
+from .log_dir import LogDirectory
+from .modules import pack_modules
 from .spark import unwrapped
 
 _log = logging.getLogger(__name__)
@@ -44,10 +47,10 @@ def run_locally(
     # With another program's TF_CONFIG, the strategy would wait for workers that never join.
     changes = {**config.env, "CUDA_VISIBLE_DEVICES": ",".join(gpus or ()), "TF_CONFIG": None}
     with environment(changes, restore_all=True):
-        context = WorkerContext(0, 1, 0, 1, 0, checkpoint_dir=config.checkpoint_dir)
+        context = WorkerContext(0, 1, 0, 1, 0, checkpoint_dir=config.checkpoint_dir, log_dir=_log_dir(config))
         previous = set_context(context)
         try:
-            with _checkpoints(config), _shards(frames) as shards:
+            with _own_modules(config), _checkpoints(config), _shards(frames) as shards:
                 if config.use_custom_strategy:
                     return _call(function, {**kwargs, **shards})
                 import tensorflow as tf
@@ -57,6 +60,32 @@ def run_locally(
                     return _call(function, {**kwargs, **shards})
         finally:
             set_context(previous)
+
+
+def _log_dir(config: RunnerConfig) -> str | None:
+    if config.log_dir is None:
+        return None
+    path = os.path.abspath(config.log_dir)
+    with contextlib.closing(LogDirectory(path)):
+        return path
+
+
+@contextlib.contextmanager
+def _own_modules(config: RunnerConfig) -> Iterator[None]:
+    """Make ``py_modules`` importable that are not, such as a file in another folder."""
+    files = ProgramFiles(tempfile.gettempdir())
+    try:
+        entries = files.unpack(pack_modules(config.py_modules))
+        sys.path += entries  # at the end: what this process can import itself is the same
+        try:
+            yield
+        finally:
+            sys.path[:] = [entry for entry in sys.path if entry not in entries]
+            for name, module in list(sys.modules.items()):
+                if (getattr(module, "__file__", None) or "").startswith(tuple(entries) or "\0"):
+                    del sys.modules[name]
+    finally:
+        files.close()
 
 
 @contextlib.contextmanager

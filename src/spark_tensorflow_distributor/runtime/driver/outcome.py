@@ -1,7 +1,10 @@
-"""Decisions after a launch: the root cause, whether to launch again, which error to raise. Pure."""
+"""Decisions after a launch: the root cause, whether to launch again, which error to raise.
+
+Pure, except that advice on a missing module looks for it on the driver.
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ...config import RunnerConfig
 from ...errors import (
@@ -15,8 +18,10 @@ from ...errors import (
     WorkerDataError,
     WorkerFailure,
 )
+from ...formatting import printable_exception, sentence
 from ..failures import Failure
 from .launch import LaunchResult
+from .modules import advice_for
 from .tracebacks import hide_own_frames, without_message
 
 # How often a group may be launched again, without counting as a restart, because another process took a port.
@@ -41,7 +46,7 @@ _JAVA_LINE = re.compile(
 
 def is_collateral(failure: Failure) -> bool:
     """Return whether a failure looks like the consequence of another worker's."""
-    if failure.kind in ("stopped", "input"):
+    if failure.kind in ("stopped", "input", "peer"):
         return True
     is_tensorflows = "errors_impl" in failure.error_type
     return is_tensorflows and bool(_COLLATERAL.search(f"{failure.error_type} {failure.message}"))
@@ -74,11 +79,16 @@ class RestartPolicy:
         self._left = self._most = max_restarts
         self._last: tuple[str, ...] | None = None
 
-    def pause(self, error: BaseException) -> float | None:
-        """Return the seconds to wait before the next attempt; None for no attempt, with the reason as a note."""
+    def pause(self, error: BaseException, *, calls_were_lost: bool = False) -> float | None:
+        """Return the seconds to wait before the next attempt; None for no attempt, with the reason as a note.
+
+        Args:
+            error: The error of the attempt.
+            calls_were_lost: A lost connection kept the driver from telling the workers which calls to make alone.
+        """
         if not self._most:
             return None
-        reason = self._reason_against(error)
+        reason = self._reason_against(error, calls_were_lost)
         if reason is not None:
             if hasattr(error, "add_note"):  # Python 3.11
                 error.add_note(reason)
@@ -86,13 +96,16 @@ class RestartPolicy:
         self._left -= 1
         return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (self._most - self._left - 1))
 
-    def _reason_against(self, error: BaseException) -> str | None:
+    def _reason_against(self, error: BaseException, calls_were_lost: bool) -> str | None:
         if getattr(error, "was_cancelled", False):
             return "Not launched again: the job was cancelled on purpose."
         # The same rows or the same argument would be rejected again.
         may_pass = isinstance(error, TrainingFailedError | RendezvousError)
         if not may_pass or isinstance(error, DataError):
             return f"Not launched again: every attempt would end with this {type(error).__name__}."
+        cause = getattr(error, "root_cause", None)
+        if cause is not None and cause.error_type.endswith("OutOfStepError") and not calls_were_lost:
+            return "Not launched again: the workers would make different calls in every attempt."
         signature = _signature(error)
         if signature is not None and signature == self._last:
             return f"Not launched again: the function raised the same exception twice {_where(error)}."
@@ -136,14 +149,31 @@ def error_of(result: LaunchResult, config: RunnerConfig, num_tasks: int) -> Base
     failures = result.worker_failures
     cause = failures[rank]
     own = cause.exception
-    if isinstance(own, DistributorError) and cause.kind in ("startup", "result"):
+    # Python prints the cause of an exception, too.
+    printable_own = None if own is None else printable_exception(own)
+    if isinstance(own, DistributorError) and printable_own is own and cause.kind in ("startup", "result"):
         # The library's own errors are raised unchanged.
         own.add_note(f"On rank {cause.rank} @ {cause.host}.") if hasattr(own, "add_note") else None
         return own
     kind = WorkerDataError if isinstance(own, DataError) else TrainingFailedError
-    error: DistributorError = _startup_error(cause) or kind(_describe(cause, failures), failures, cause)
-    error.__cause__ = own
+    error: DistributorError = _startup_error(cause) or kind(_describe(cause, failures, num_tasks), failures, cause)
+    error.__cause__ = printable_own
     return error
+
+
+def was_ended_by_spark(result: LaunchResult) -> bool:
+    """Return whether Spark ended the job, and no worker had failed by itself."""
+    rank = root_cause(result.failures)
+    return result.spark_error is not None and (rank is None or is_collateral(result.failures[rank]))
+
+
+def stopped_session_error(result: LaunchResult) -> ClusterError:
+    """Return the error for a launch whose SparkSession was stopped."""
+    return ClusterError(
+        f"The SparkSession was stopped during the run, after {result.seconds:.0f} s: by spark.stop() in another thread "
+        "or cell, or because the cluster manager ended the application. Run again with a new session; with "
+        "checkpoint_dir, it resumes."
+    )
 
 
 def _startup_error(cause: WorkerFailure) -> DistributorError | None:
@@ -151,23 +181,30 @@ def _startup_error(cause: WorkerFailure) -> DistributorError | None:
     if cause.kind != "startup" or cause.error_type not in ("ModuleNotFoundError", "ImportError"):
         return None
     where = f"{cause.message} on rank {cause.rank} @ {cause.host}"
-    missing = getattr(cause.exception, "name", None) or ""
+    missing = _missing_module(cause)
     if missing.split(".")[0] in ("tensorflow", "keras"):
         return ClusterError(
             f"TensorFlow cannot be imported by the executors' Python: {where}. Install it for the interpreter that "
             "spark.pyspark.python (or PYSPARK_PYTHON) names on the executors, or point that setting to an "
             f"interpreter that has it.\n{cause.traceback}"
         )
+    advice = advice_for(missing) if missing else "Do the executors have the driver's versions of its packages?"
     return SerializationError(
-        f"The training function could not be loaded: {where}. A module that it needs is missing on the executors. "
-        "Install it there, ship it with SparkContext.addPyFile (SparkSession.addArtifact on Connect), or define "
-        f"what you use in the function's own file.\n{cause.traceback}"
+        f"The training function could not be loaded: {sentence(where)} {advice}\n{hide_own_frames(cause.traceback)}"
     )
 
 
-def _describe(cause: WorkerFailure, failures: Mapping[int, WorkerFailure]) -> str:
+def _missing_module(cause: WorkerFailure) -> str:
+    """Return the name of the module that a worker could not import; "" if it failed otherwise."""
+    found = re.search(r"No module named '([\w.]+)'", cause.message)
+    return found[1] if found and cause.error_type == "ModuleNotFoundError" else ""
+
+
+def _describe(cause: WorkerFailure, failures: Mapping[int, WorkerFailure], num_tasks: int) -> str:
     where = f" in {place_words(cause.place)}" if cause.place else ""
     lines = [f"Rank {cause.rank} @ {cause.host} failed after {cause.seconds:.1f} s{where}: {cause.message}"]
+    if missing := _missing_module(cause):
+        lines.append(advice_for(missing))
     if cause.kind == "stalled":
         lines += [each.message for each in failures.values() if each.kind == "stalled" and each is not cause]
     title = "Threads of" if cause.kind == "stalled" else "Traceback on"
@@ -180,11 +217,31 @@ def _describe(cause: WorkerFailure, failures: Mapping[int, WorkerFailure]) -> st
                 lines += ["", f"Threads of rank {each.rank}:", each.traceback.rstrip()]
     if cause.log_tail:
         lines += ["", f"Last lines of rank {cause.rank}:", *(f"  {line}" for line in cause.log_tail[-15:])]
-    others = [f.rank for f in failures.values() if f.rank != cause.rank and f.kind != "stopped"]
+    others = _others_text(cause, failures, num_tasks)
     if others:
-        shown = ", ".join(map(str, others[:10])) + (", ..." if len(others) > 10 else "")
-        lines += ["", f"Rank{'s' * (len(others) > 1)} {shown} also failed; see this error's .failures."]
+        lines += ["", others]
     return "\n".join(lines)
+
+
+def _others_text(cause: WorkerFailure, failures: Mapping[int, WorkerFailure], num_tasks: int) -> str:
+    """Say which other ranks failed, and whether with the same error."""
+
+    def text(failure: WorkerFailure) -> tuple[str, str]:
+        return failure.error_type, _ADDRESS.sub("0x", failure.message)
+
+    others = [failure for failure in failures.values() if failure.rank != cause.rank and failure.kind != "stopped"]
+    alike = [failure.rank for failure in others if text(failure) == text(cause)]
+    different = [failure.rank for failure in others if failure.rank not in alike]
+    if alike and len(alike) == num_tasks - 1:
+        return f"All {num_tasks} ranks failed with this error."
+    parts = [f"{_ranks(alike)} failed with the same error."] if alike else []
+    parts += [f"{_ranks(different)} failed otherwise; see this error's .failures."] if different else []
+    return " ".join(parts)
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:10])) + (", ..." if len(ranks) > 10 else "")
+    return f"Rank{'s' * (len(ranks) > 1)} {shown}"
 
 
 def _start_timeout(connected: int, config: RunnerConfig, num_tasks: int) -> RendezvousTimeoutError:
@@ -218,9 +275,14 @@ def _spark_error(result: LaunchResult, num_tasks: int) -> BaseException:
             "environment variable PYSPARK_PYTHON names when the application starts, or else the 'python3' in their "
             "PATH. With a local master, set PYSPARK_PYTHON to sys.executable."
         )
-    if result.had_data and result.spark_error is not None and not result.hosts:
-        # No worker has started, so the DataFrames' own plan failed: show the user its error.
-        return result.spark_error
+    if result.frames and not result.hosts and not result.reports:
+        # No worker has started. Either the DataFrames' own plan failed: show the user its error.
+        if result.spark_error is not None:
+            return result.spark_error
+        # Or Spark knew that there are no rows, and left out the stage.
+        names = ", ".join(map(repr, result.frames))
+        what = f"DataFrames {names} have" if len(result.frames) > 1 else f"DataFrame {names} has"
+        return DataError(f"The {what} no rows. Did a filter, a join or limit(0) drop all of them?")
     failures = dict(result.worker_failures)
     gone = [rank for rank in range(num_tasks) if rank not in result.reports and rank not in result.failures]
     for rank in gone:

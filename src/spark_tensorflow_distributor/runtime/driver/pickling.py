@@ -4,8 +4,10 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ...data.frames import is_dataframe
 from ...errors import ConfigurationError, SerializationError
-from ...formatting import one_line
+from ...formatting import a_type, one_line, sentence
+from .program_pickler import PackedProgram, is_accumulator, is_broadcast, pack
 
 _SPARK_HINTS = {
     "SparkSession": "A session exists only on the driver. Compute with Spark outside of the function.",
@@ -17,40 +19,71 @@ _SPARK_HINTS = {
 }
 
 
-def pack_function(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> bytes:
+def pack_function(
+    function: Callable[..., Any], kwargs: Mapping[str, Any], *, is_connect: bool = False
+) -> PackedProgram:
     """Pickle ``(function, kwargs)`` with PySpark's cloudpickle.
 
     Args:
         function: The training function.
         kwargs: Its keyword arguments, with None in place of each DataFrame: the worker puts its ``DataShard`` there.
+        is_connect: The session is one of Spark Connect, which has no broadcast variables and no accumulators.
 
     Raises:
         ConfigurationError: ``function`` is not callable or does not accept these arguments.
         SerializationError: Something cannot be pickled; the message names it.
     """
     if not callable(function):
-        raise ConfigurationError(
-            f"run() got a {type(function).__name__} as its training function; it must be a function or the path of a "
-            "Python script."
-        )
+        raise ConfigurationError(_no_function_text(function))
     check_arguments(function, list(kwargs))
-    from pyspark import cloudpickle
-
     try:
-        return bytes(cloudpickle.dumps((function, dict(kwargs))))
+        packed = pack((function, dict(kwargs)))
     except Exception as error:
         raise SerializationError(_explain(function, kwargs, error)) from error
+    if is_connect and (packed.broadcasts or packed.uses_accumulators):
+        raise SerializationError(_shared_variable_text(function, kwargs))
+    return packed
 
 
-def pack_script(path: str, args: Sequence[str]) -> bytes:
+def _no_function_text(value: object) -> str:
+    # The usual mistake is run(train()), whose value is often None.
+    hint = "" if is_dataframe(value) else " Pass the function itself, without calling it: run(train, x=1)."
+    return (
+        f"run() got {a_type(value)} as its training function; it must be a function or the path of a Python script."
+        f"{hint}"
+    )
+
+
+def misplaced_text(function: object, values: Sequence[object]) -> str:
+    """Return what to call instead of ``run(function, *values)``."""
+    try:
+        names = list(inspect.signature(function).parameters) if callable(function) else []
+    except (TypeError, ValueError):  # a builtin without a signature
+        names = []
+    words = [
+        f"{names[index] if index < len(names) else 'name'}={_short(value)}" for index, value in enumerate(values[:3])
+    ]
+    words += ["..."] * (len(values) > 3)
+    if isinstance(function, str):
+        return f'run() takes the command line of a script as args=[...]: run({function!r}, args=["--x", "1"]).'
+    name = getattr(function, "__name__", "train")
+    return (
+        f"run() takes the arguments of the training function by keyword, but got {a_type(values[0])} by position. Call "
+        f"run({name}, {', '.join(words)})."
+    )
+
+
+def _short(value: object) -> str:
+    return repr(value) if isinstance(value, int | float | bool | str) and len(repr(value)) < 30 else "..."
+
+
+def pack_script(path: str, args: Sequence[str]) -> PackedProgram:
     """Pickle a script's path, source and command line.
 
     Raises:
         ConfigurationError: The script cannot be read, is not valid Python, or an argument is not a string.
     """
     import tokenize
-
-    from pyspark import cloudpickle
 
     if isinstance(args, str) or not all(isinstance(arg, str) for arg in args):
         raise ConfigurationError(f"args is {args!r}; it must be a list of strings, like sys.argv[1:].")
@@ -59,10 +92,10 @@ def pack_script(path: str, args: Sequence[str]) -> bytes:
             source = file.read()
         compile(source, path, "exec", dont_inherit=True)
     except OSError as error:
-        raise ConfigurationError(f"The script {path!r} cannot be read on the driver: {error}.") from error
+        raise ConfigurationError(f"The script {path!r} cannot be read on the driver: {sentence(error)}") from error
     except SyntaxError as error:
-        raise ConfigurationError(f"The script {path!r} is not valid Python: {error}.") from error
-    return bytes(cloudpickle.dumps((path, source, list(args))))
+        raise ConfigurationError(f"The script {path!r} is not valid Python: {sentence(error)}") from error
+    return pack((path, source, list(args)))
 
 
 def check_arguments(function: Callable[..., Any], names: Sequence[str]) -> None:
@@ -79,7 +112,8 @@ def check_arguments(function: Callable[..., Any], names: Sequence[str]) -> None:
         signature.bind(**dict.fromkeys(names))
     except TypeError as error:
         name = getattr(function, "__name__", repr(function))
-        raise ConfigurationError(f"{name}{signature} cannot be called with {sorted(names)}: {error}.") from None
+        text = f"{name}{signature} cannot be called with {sorted(names)}: {sentence(error)}"
+        raise ConfigurationError(text) from None
 
 
 def _explain(function: Callable[..., Any], kwargs: Mapping[str, Any], error: Exception) -> str:
@@ -87,8 +121,21 @@ def _explain(function: Callable[..., Any], kwargs: Mapping[str, Any], error: Exc
         reason = _pickling_error(value)
         if reason is not None:
             hint = _SPARK_HINTS.get(type(value).__name__, _default_hint(what))
-            return f"{what}, a {type(value).__name__}, cannot be sent to the workers: {reason}. {hint}"
-    return f"The training function cannot be sent to the workers: {one_line(error)}."
+            return f"{what}, {a_type(value)}, cannot be sent to the workers: {sentence(reason)} {hint}"
+    return f"The training function cannot be sent to the workers: {sentence(one_line(error))}"
+
+
+def _shared_variable_text(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> str:
+    found = ((what, value) for what, value in _parts(function, kwargs) if is_broadcast(value) or is_accumulator(value))
+    what, value = next(found, ("The training function", None))
+    kind = "an accumulator" if is_accumulator(value) else "a broadcast variable"
+    comma = "," if ", which" in what else ""  # ends the relative clause
+    uses = f"{what}{comma} is {kind}" if value is not None else f"{what} uses a broadcast variable or an accumulator"
+    return (
+        f"{uses} of classic Spark, but this session is one of Spark Connect, which has neither. Pass the value "
+        "of a broadcast variable as an argument of run(); a large one as a DataFrame, or save it where the executors "
+        "can read it. Return what you would add to an accumulator, or run with a classic SparkSession."
+    )
 
 
 def _default_hint(what: str) -> str:
@@ -120,10 +167,8 @@ def _parts(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Iterator[
 
 
 def _pickling_error(value: object) -> str | None:
-    from pyspark import cloudpickle
-
     try:
-        cloudpickle.dumps(value)
+        pack(value)
     except Exception as error:
         return one_line(error).strip().split("\n")[0].rstrip(".")
     return None

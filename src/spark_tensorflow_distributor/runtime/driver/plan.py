@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...config import RunnerConfig
 from ...errors import ClusterError, EncryptionUnsupportedError, GpuConfigurationError, InsufficientSlotsError
+from ...transport.sealing import INSTALL_COMMAND, Protection
 from ..devices import split_gpus
 
 IGNORE_SSL = "tensorflow.spark.distributor.ignoreSsl"
@@ -14,12 +15,27 @@ WARM_START = "tensorflow.spark.distributor.warmStart"
 WARM_SECONDS = "tensorflow.spark.distributor.warmSeconds"
 DRIVER_PORT = "tensorflow.spark.distributor.driverPort"
 WORKER_PORTS = "tensorflow.spark.distributor.workerPorts"
+WORKER_NETWORK = "tensorflow.spark.distributor.workerNetwork"
+COLLECTIVES = "tensorflow.spark.distributor.collectives"
+PORT_FILTER = "tensorflow.spark.distributor.portFilter"
 
-_ENCRYPTION = {
+PROTECTION = "tensorflow.spark.distributor.protection"
+
+# Settings that require encrypted traffic.
+_NETWORK_ENCRYPTION = {
     "spark.ssl.enabled": "TLS",
     "spark.network.crypto.enabled": "encryption of traffic between hosts",
-    "spark.io.encryption.enabled": "encryption of files on local disks",
 }
+_DISK_ENCRYPTION = {"spark.io.encryption.enabled": "encryption of files on local disks"}
+_DISK_PROBLEM = (
+    "The cluster requires encryption: {}. The library's temporary files, with rows of DataFrames and checkpoints, are "
+    "not encrypted."
+)
+_IGNORED = (
+    "The cluster requires encryption: {}. The library's temporary files and, unless they are protected otherwise, the "
+    "traffic between the workers and between the workers and the driver are not encrypted. The run starts anyway, "
+    "because {} is true."
+)
 _UNITS = {"": 0, "b": 0, "k": 1, "kb": 1, "m": 2, "mb": 2, "g": 3, "gb": 3, "t": 4, "tb": 4, "p": 5, "pb": 5}
 
 
@@ -35,6 +51,8 @@ class ClusterFacts:
         may_grow: Whether more executors may still register.
         task_resource_amount: GPUs per task in the resource profile; None to use the Spark setting.
         has_profile: Whether the user passed a resource profile.
+        can_encrypt: Whether the driver's Python has the package ``cryptography``.
+        profile_tasks: What the profile requests for each task, for messages.
     """
 
     conf: Mapping[str, str]
@@ -44,6 +62,8 @@ class ClusterFacts:
     may_grow: bool = False
     task_resource_amount: float | None = None
     has_profile: bool = False
+    can_encrypt: bool = False
+    profile_tasks: str = ""
 
     @property
     def is_local(self) -> bool:
@@ -64,13 +84,17 @@ class RunPlan:
         num_tasks: Number of Spark tasks, each with one worker.
         gpus_by_rank: Number of GPUs that each rank uses; empty for CPU training.
         gpu_is_shared: Whether several tasks share one GPU.
+        uses_sockets: Whether the workers form a process group, instead of using TensorFlow's own runtime.
         warnings: Messages to show to the user before the launch.
+        protection: How traffic between hosts is protected.
     """
 
     num_tasks: int
     gpus_by_rank: tuple[int, ...] = ()
     gpu_is_shared: bool = False
+    uses_sockets: bool = False
     warnings: tuple[str, ...] = ()
+    protection: Protection = "light"
 
 
 def num_tasks_for(config: RunnerConfig, facts: ClusterFacts) -> int:
@@ -89,16 +113,18 @@ def make_plan(config: RunnerConfig, facts: ClusterFacts) -> RunPlan:
 
     Raises:
         GpuConfigurationError: See :func:`num_tasks_for`.
-        EncryptionUnsupportedError: The cluster requires encryption.
+        EncryptionUnsupportedError: The cluster requires encryption that is not possible.
         ClusterError: Dynamic allocation is enabled.
     """
     num_tasks = num_tasks_for(config, facts)
-    warnings = _check_encryption(facts)
     _check_dynamic_allocation(facts)
-    if not config.use_gpu:
-        return RunPlan(num_tasks, warnings=warnings)
-    shared = _task_gpus(config, facts) < 1
-    return RunPlan(num_tasks, split_gpus(config.num_slots, num_tasks), shared, warnings)
+    shared = False
+    gpus: tuple[int, ...] = ()
+    if config.use_gpu:
+        shared, gpus = _task_gpus(config, facts) < 1, split_gpus(config.num_slots, num_tasks)
+    uses_sockets = _uses_sockets(config, facts, gpus)
+    protection, warnings = _choose_protection(facts, uses_sockets)
+    return RunPlan(num_tasks, gpus, shared, uses_sockets, warnings, protection)
 
 
 def _task_gpus(config: RunnerConfig, facts: ClusterFacts) -> float:
@@ -127,19 +153,85 @@ def _task_gpus(config: RunnerConfig, facts: ClusterFacts) -> float:
     return amount
 
 
-def _check_encryption(facts: ClusterFacts) -> tuple[str, ...]:
-    found = [f"{key}=true ({what})" for key, what in _ENCRYPTION.items() if is_true(facts.conf.get(key), key)]
-    if not found:
-        return ()
-    problem = (
-        f"The cluster requires encryption: {', '.join(found)}. TensorFlow's traffic between the workers (gradients, "
-        "model parameters) is neither encrypted nor authenticated, and the library's temporary files are not encrypted."
-    )
-    if is_true(facts.conf.get(IGNORE_SSL), IGNORE_SSL):
-        return (f"{problem} The run starts anyway, because {IGNORE_SSL} is true.",)
-    raise EncryptionUnsupportedError(
-        f"{problem} If the network between the hosts is trusted, set {IGNORE_SSL}=true in the Spark configuration."
-    )
+def _uses_sockets(config: RunnerConfig, facts: ClusterFacts, gpus: tuple[int, ...]) -> bool:
+    """Return whether the workers form a process group.
+
+    Raises:
+        ClusterError: The setting or ``gradient_compression`` asks for what is not possible.
+    """
+    uses_sockets = _chosen_engine(config, facts, gpus) == "sockets"
+    if config.gradient_compression is not None and not uses_sockets:
+        raise ClusterError(
+            f"gradient_compression={config.gradient_compression!r} works only where the library's own collectives are "
+            f"used, which is on CPUs without use_custom_strategy, or with {COLLECTIVES}=sockets. Use "
+            "gradient_compression=None."
+        )
+    return uses_sockets
+
+
+def _chosen_engine(config: RunnerConfig, facts: ClusterFacts, gpus: tuple[int, ...]) -> str:
+    """Return what carries the collectives: by default sockets on CPUs, unless the program has its own strategy."""
+    value = facts.conf.get(COLLECTIVES, "auto").strip().lower()
+    if value not in ("auto", "sockets", "tensorflow"):
+        raise ClusterError(f"{COLLECTIVES} is {value!r}; it must be auto, sockets or tensorflow.")
+    if value == "auto":
+        return "tensorflow" if config.use_gpu or config.use_custom_strategy else "sockets"
+    if value == "sockets" and (config.use_custom_strategy or max(gpus, default=1) > 1):
+        what = "use_custom_strategy=True" if config.use_custom_strategy else f"{max(gpus)} GPUs per task"
+        raise ClusterError(
+            f"{COLLECTIVES} is 'sockets', which does not work with {what}: TensorFlow's own strategies need "
+            "TensorFlow's collectives. Set it to auto, or unset it."
+        )
+    return value
+
+
+def _choose_protection(facts: ClusterFacts, uses_sockets: bool) -> tuple[Protection, tuple[str, ...]]:
+    """Return how traffic between hosts is protected, and warnings.
+
+    Raises:
+        EncryptionUnsupportedError: What the cluster requires is not possible.
+        ClusterError: The setting is invalid.
+    """
+    chosen = facts.conf.get(PROTECTION, "auto").strip().lower()
+    if chosen not in ("auto", "integrity", "privacy"):
+        raise ClusterError(f"{PROTECTION} is {chosen!r}; it must be auto, integrity or privacy.")
+    is_ignored = is_true(facts.conf.get(IGNORE_SSL), IGNORE_SSL)
+    disks, network = _found(facts, _DISK_ENCRYPTION), _found(facts, _NETWORK_ENCRYPTION)
+    if chosen == "privacy":
+        reasons = [*network, f"{PROTECTION}=privacy"]
+    else:
+        reasons = [] if is_ignored else network
+    problem = _network_problem(facts, reasons, uses_sockets) if reasons else ""
+    if disks and not is_ignored:
+        problem = problem or _DISK_PROBLEM.format(", ".join(disks))
+    if problem:
+        raise EncryptionUnsupportedError(
+            f"{problem} If the network between the hosts is trusted, set {IGNORE_SSL}=true and {PROTECTION}=auto in "
+            "the Spark configuration."
+        )
+    ignored = [*disks, *([] if reasons else network)]
+    protection: Protection = "privacy" if reasons else "integrity" if chosen == "integrity" else "light"
+    return protection, (_IGNORED.format(", ".join(ignored), IGNORE_SSL),) if ignored else ()
+
+
+def _found(facts: ClusterFacts, settings: Mapping[str, str]) -> list[str]:
+    return [f"{key}=true ({what})" for key, what in settings.items() if is_true(facts.conf.get(key), key)]
+
+
+def _network_problem(facts: ClusterFacts, found: list[str], uses_sockets: bool) -> str:
+    """Return why traffic cannot be encrypted; "" if it can."""
+    required = f"The cluster requires encryption: {', '.join(found)}."
+    if not uses_sockets:
+        return (
+            f"{required} TensorFlow's own runtime, which GPUs, use_custom_strategy and {COLLECTIVES}=tensorflow use, "
+            "does not encrypt the traffic between the workers (gradients, weights)."
+        )
+    if not facts.can_encrypt:
+        return (
+            f"{required} Encryption needs the package 'cryptography', which the driver's Python does not have. Run "
+            f"`{INSTALL_COMMAND}` on the driver and on all executors."
+        )
+    return ""
 
 
 def _check_dynamic_allocation(facts: ClusterFacts) -> None:
@@ -160,17 +252,24 @@ def check_slots(config: RunnerConfig, facts: ClusterFacts, num_tasks: int) -> In
     keys = ["spark.master", "spark.task.cpus", "spark.executor.cores", "spark.executor.instances", "spark.cores.max"]
     if config.use_gpu:
         keys += [f"spark.task.resource.{name}.amount", f"spark.executor.resource.{name}.amount"]
+    if facts.has_profile:  # it replaces the settings of tasks
+        keys = [key for key in keys if not key.startswith("spark.task.")]
+    profile = f", resource_profile with {facts.profile_tasks} per task" if facts.has_profile else ""
     settings = ", ".join(f"{key}={conf.get(key, 'not set')}" for key in keys if key in conf or "instances" not in key)
     workers = "" if facts.is_local or facts.workers is None else f" on {facts.workers} executors"
-    if facts.is_local:
+    if facts.workers == 0 and not facts.is_local:
+        change = "No executor has registered: look at the cluster manager's page for free resources"
+    elif facts.is_local:
         change = f"Start Spark with at least master('local[{num_tasks}]')"
     else:
         change = "Start more or larger executors (spark.executor.instances, spark.executor.cores, spark.cores.max)"
+    smaller = f", or use num_slots={max_slots(config, facts)}" if facts.slots else ""
     gpus = f" (num_slots={config.num_slots} GPUs)" if config.use_gpu else ""
     return InsufficientSlotsError(
         f"The run needs {num_tasks} Spark tasks at the same time{gpus}, but the cluster has {facts.slots} slots"
         f"{workers}. An executor has as many slots as its cores divided by spark.task.cpus, or its GPUs divided by the "
-        f"GPUs per task if that is less. {change}, or use num_slots={max_slots(config, facts)}. Found: {settings}."
+        f"GPUs per task if that is less. {change}{smaller}. Found: "
+        f"{settings}{profile}."
     )
 
 

@@ -1,98 +1,68 @@
-"""The report of a run."""
+"""RunReport: what is known about a run, and how to look at it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import os
+from pathlib import Path
 from typing import Any
 
-from ...errors import WorkerFailure
-from ...formatting import mebibytes
+from ...formatting import printable
 from ..specs import WorkerReport
+from .history import HistoryEntry
+from .record import AttemptReport, RunRecord
+from .views.advice import advice_for
+from .views.page import fragment, whole_page
+from .views.text import headline, table
+from .views.trace import write_trace
 
-__all__ = ["AttemptReport", "RunReport", "WorkerReport"]
-
-
-@dataclass
-class AttemptReport:
-    """One launch of the group.
-
-    Attributes:
-        attempt: 0 for the first.
-        seconds: From submission to the end of the Spark job.
-        workers: Reports by rank; a rank that Spark lost has none.
-        failures: Failures by rank.
-        root_cause: The rank whose failure caused the others, or None.
-        checkpoints: Names of the checkpoints that were saved.
-        resumed: The positions at which training resumed: ``fit``, ``epoch`` and ``step``, counted from 0.
-    """
-
-    attempt: int
-    seconds: float = 0.0
-    workers: dict[int, WorkerReport] = field(default_factory=dict)
-    failures: dict[int, WorkerFailure] = field(default_factory=dict)
-    root_cause: int | None = None
-    checkpoints: tuple[str, ...] = ()
-    resumed: tuple[dict[str, int], ...] = ()
+__all__ = ["AttemptReport", "HistoryEntry", "RunReport", "WorkerReport"]
 
 
-@dataclass
-class RunReport:
+class RunReport(RunRecord):
     """The report of a run.
 
-    Attributes:
-        num_slots: The runner's argument.
-        num_tasks: Number of Spark tasks that ran it.
-        seconds: Duration of the whole run.
-        succeeded: Whether it returned a value.
-        attempts: Every launch, in order.
-        dropped_lines: Log lines of the workers that were dropped because the driver could not print them fast enough.
+    It is a table when printed, and a page in a notebook, which :meth:`to_html` saves. It grows during the run.
+
+    Attributes: see :class:`~.record.RunRecord`.
     """
 
-    num_slots: int
-    num_tasks: int
-    seconds: float = 0.0
-    succeeded: bool = False
-    attempts: list[AttemptReport] = field(default_factory=list)
-    dropped_lines: int = 0
-
     @property
-    def workers(self) -> Mapping[int, WorkerReport]:
-        """The last attempt's workers, by rank."""
-        return self.attempts[-1].workers if self.attempts else {}
+    def advice(self) -> list[str]:
+        """What limits the run, in sentences with the numbers that they come from; empty if nothing stands out."""
+        return advice_for(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data, ready for JSON; exceptions become strings."""
-        data = asdict(self)
-        for attempt in data["attempts"]:
-            for failure in attempt["failures"].values():
-                failure["exception"] = None if failure["exception"] is None else repr(failure["exception"])
-        return data
+    def headline(self) -> str:
+        """Return the run in one line: how it ended, after how long, and its last metrics."""
+        return headline(self)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the report as one HTML page that needs nothing else: no scripts, no other files, no network.
+
+        Args:
+            path: A file to which the page is written. Default: none.
+        """
+        page = whole_page(self)
+        if path is not None:
+            Path(path).write_text(page, encoding="utf-8")
+        return page
+
+    def to_perfetto(self, path: str | os.PathLike[str]) -> None:
+        """Save a trace that https://ui.perfetto.dev and ``chrome://tracing`` open.
+
+        It has a process for each rank: its phases in every attempt, and the steps that were measured, with the time
+        that each of them waited for data and spent on the other workers.
+
+        Args:
+            path: The JSON file to write; if it ends in ``.gz``, it is compressed.
+        """
+        write_trace(self, path)
+
+    def _repr_html_(self) -> str:
+        return fragment(self)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return {"text/html": fragment(self), "text/plain": str(self)}
 
     def __str__(self) -> str:
-        state = "succeeded" if self.succeeded else "failed"
-        head = f"Run {state} after {self.seconds:.1f} s, {len(self.attempts)} attempt(s), {self.num_tasks} worker(s)"
-        # Only a run with DataFrames has a column for them.
-        phases = [name for name in _PHASES if name != "data" or any(w.rows for w in self.workers.values())]
-        rows = [_header(phases), *(_row(worker, phases) for _, worker in sorted(self.workers.items()))]
-        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        if self.dropped_lines:
-            lines.append(
-                f"{self.dropped_lines} log lines were dropped: they arrived faster than they could be printed."
-            )
-        return "\n".join([head, *lines])
+        return printable(table(self))
 
-
-_PHASES = ("start", "meet", "import", "strategy", "data", "train", "result")
-
-
-def _header(phases: Sequence[str]) -> tuple[str, ...]:
-    data = ("rows",) if "data" in phases else ()
-    return ("rank", "host", "devices", "threads", *data, *(f"{name} s" for name in phases), "peak RSS", "exit")
-
-
-def _row(worker: WorkerReport, phases: Sequence[str]) -> tuple[str, ...]:
-    times = (f"{worker.seconds[name]:.2f}" if name in worker.seconds else "-" for name in phases)
-    rss = mebibytes(worker.peak_rss) if worker.peak_rss else "-"
-    data = (f"{sum(worker.rows.values()):,}",) if "data" in phases else ()
-    devices = ",".join(worker.devices) or "-"
-    return (str(worker.rank), worker.host, devices, str(worker.threads), *data, *times, rss, worker.exit)
+    def __repr__(self) -> str:
+        return f"<RunReport of {self.function or 'a run'}: {self.headline()}>"

@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import math
+import os
 import pickle
 import secrets
 import time
@@ -11,24 +13,38 @@ from typing import Any
 
 from ...config import RunnerConfig
 from ...data.frames import Frames
-from ...errors import ClusterError, SerializationError
-from ...formatting import one_line
+from ...errors import ClusterError
+from ...formatting import sentence
 from ...resume.driver_store import DriverCheckpointStore
 from ...resume.names import lane_of
 from ...resume.settings import CheckpointSettings
 from ..shipping import spark_task
+from ..spark_objects import add_accumulated
 from ..specs import TaskSpec, TrainerSettings, tensorflow_version
 from . import outcome, plan
+from .callbacks import CallbackList
 from .channel import Channel
 from .console import Console, wants_progress
+from .control import RunControl
+from .epochs import EpochEvents
+from .job import SparkJob
 from .launch import Launch, LaunchResult
-from .report import AttemptReport, RunReport
+from .log_dir import LogDirectory
+from .program_pickler import PackedProgram
+from .record import AttemptReport
+from .report import RunReport
+from .result import load_result
 from .spark import SparkGateway
 
-_log = logging.getLogger(__name__)
+# Documented in docs/tracking.md.
+_log = logging.getLogger("spark_tensorflow_distributor.run")
 
 # A relaunch waits this long for all slots before it settles for fewer (min_slots).
 _SHRINK_SECONDS = 30.0
+# How often to log that the run waits for executors.
+_WAITING_SECONDS = 30.0
+# How long after an executor has registered others may still follow it.
+_REGISTERING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -36,16 +52,18 @@ class Program:
     """What the workers run.
 
     Attributes:
-        payload: The pickled program (see ``TaskSpec``).
+        packed: The pickled program, with the shared variables that it uses.
         is_script: It is a script, not a function.
         name: Shown in Spark's web UI.
         frames: The DataFrames among the function's arguments.
+        modules: A zip archive of the caller's own modules; empty if there are none.
     """
 
-    payload: bytes
+    packed: PackedProgram
     is_script: bool
     name: str
     frames: Frames
+    modules: bytes = b""
 
 
 class Run:
@@ -56,23 +74,44 @@ class Run:
         gateway: The Spark session.
         program: What the workers run.
         report: Receives a report of each attempt.
+        callbacks: The callbacks of the run.
+        control: The requests to end the run.
     """
 
-    def __init__(self, config: RunnerConfig, gateway: SparkGateway, program: Program, report: RunReport) -> None:
+    def __init__(
+        self,
+        config: RunnerConfig,
+        gateway: SparkGateway,
+        program: Program,
+        report: RunReport,
+        callbacks: CallbackList,
+        control: RunControl,
+    ) -> None:
         self._config = config
         self._gateway = gateway
         self._program = program
         self._report = report
+        self._callbacks, self._control = callbacks, control
         self._id = secrets.token_hex(8)
         # A run that resumes another run's checkpoints needs that run's order of rows.
         folder = config.checkpoint_dir
         self._seed = secrets.randbits(31) if folder is None else zlib.crc32(folder.encode()) >> 1
         self._checkpoints = DriverCheckpointStore()
         self._last_checkpoints: dict[str, str] = {}
+        self._logs: LogDirectory | None = None
+        self._console = Console(
+            show_lines=bool(config.log_to_driver),
+            show_progress=wants_progress(config.progress),
+            log_lines=config.log_to_driver == "logging",
+        )
 
     def execute(self, made: plan.RunPlan) -> Any:
-        """Train as planned; return rank 0's value, or raises the error of the run."""
-        with contextlib.closing(self._checkpoints):
+        """Train as planned; return rank 0's value, or raise the error of the run."""
+        with contextlib.ExitStack() as cleanup:
+            cleanup.enter_context(contextlib.closing(self._checkpoints))
+            cleanup.enter_context(contextlib.closing(self._console))
+            if self._config.log_dir is not None:
+                self._logs = cleanup.enter_context(contextlib.closing(LogDirectory(os.fspath(self._config.log_dir))))
             return self._attempts(made)
 
     def _attempts(self, made: plan.RunPlan) -> Any:
@@ -83,22 +122,37 @@ class Run:
             made, facts = self._wait_for_slots(made, attempt, error)
             result = self._launch(made, facts, attempt)
             if result.succeeded:
-                return _unpickle(result)
+                value = load_result(result.value or [])
+                add_accumulated(result.accumulated.values())
+                return value
             if outcome.lost_a_port(result, lost_ports):
                 lost_ports += 1
                 _log.info("Another process took a worker's port; launching again with other ports.")
                 continue
+            if self._gateway.is_stopped and outcome.was_ended_by_spark(result):
+                raise outcome.stopped_session_error(result)
+            self._log_failures(result, attempt)
             error = outcome.error_of(result, self._config, made.num_tasks)
-            pause = policy.pause(error)
+            pause = policy.pause(error, calls_were_lost=result.calls_were_lost)
             if pause is None:
                 raise error
             attempt += 1
-            _log.warning(
-                "Attempt %d of %d failed; launching the group again in %g s: %s",
-                attempt, self._config.max_restarts + 1, pause, str(error).split("\n")[0],
-            )  # fmt: skip
+            with self._console.above_bar():
+                _log.warning(
+                    "Attempt %d of %d failed; launching the group again in %g s: %s",
+                    attempt, self._config.max_restarts + 1, pause, str(error).split("\n")[0],
+                )  # fmt: skip
             self._forget_lost_hosts(result)
-            time.sleep(pause)
+            self._control.sleep(pause)
+
+    @staticmethod
+    def _log_failures(result: LaunchResult, attempt: int) -> None:
+        for rank, failure in result.worker_failures.items():
+            _log.info(
+                "Rank %d @ %s failed (%s): %s",
+                rank, failure.host, failure.kind, failure.message.split("\n")[0],
+                extra={"rank": rank, "host": failure.host, "attempt": attempt},
+            )  # fmt: skip
 
     def _wait_for_slots(
         self, made: plan.RunPlan, attempt: int, cause: BaseException | None
@@ -109,22 +163,35 @@ class Run:
             InsufficientSlotsError: There are too few slots and no more can be expected. Its cause is the error of the
                 previous attempt, if there was one.
         """
-        started = time.monotonic()
+        started = next_line = time.monotonic()
+        known, grew_at = None, -math.inf
         while True:
+            self._control.check_before_start() if attempt == 0 else self._control.check()
             facts = self._gateway.facts(self._config)
             error = plan.check_slots(self._config, facts, made.num_tasks)
             if error is None:
                 return made, facts
             waited = time.monotonic() - started
-            # After a failure, Spark may be about to replace a lost executor.
-            may_grow = facts.may_grow or (attempt > 0 and not facts.is_local)
+            workers = facts.workers or 0
+            if known is not None and workers > known:
+                grew_at = time.monotonic()
+            known = workers
+            # Executors register one after the other. After a failure, Spark may be about to replace a lost one.
+            is_growing = time.monotonic() - grew_at < _REGISTERING_SECONDS
+            may_grow = facts.may_grow or is_growing or (attempt > 0 and not facts.is_local)
             if not may_grow or waited > min(_SHRINK_SECONDS, self._config.start_timeout):
                 smaller = self._shrunk(facts, attempt)
                 if smaller is not None:
                     return smaller, facts
             if not may_grow or waited > self._config.start_timeout:
                 raise error from cause
-            time.sleep(0.25)
+            if time.monotonic() >= next_line:
+                next_line += _WAITING_SECONDS
+                _log.warning(
+                    "Waiting for executors: %d registered, with %d of %d slots. Giving up after start_timeout=%g s.",
+                    workers, facts.slots or 0, made.num_tasks, self._config.start_timeout,
+                )  # fmt: skip
+            self._control.sleep(0.25)
 
     def _forget_lost_hosts(self, result: LaunchResult) -> None:
         """Make Spark drop hosts that are gone, which it would notice by itself only minutes later."""
@@ -143,31 +210,47 @@ class Run:
     def _launch(self, made: plan.RunPlan, facts: plan.ClusterFacts, attempt: int) -> LaunchResult:
         config = self._config
         secret = secrets.token_bytes(32)
-        channel = self._open_channel(secret, facts)
-        console = Console(show_lines=config.log_to_driver, show_progress=wants_progress(config.progress))
+        channel = self._open_channel(secret, facts, made)
+        self._console.begin_attempt(attempt)
+        _log.info("Attempt %d: launching %d workers.", attempt + 1, made.num_tasks, extra={"attempt": attempt})
         try:
             spec = self._spec(made, facts, attempt, secret, channel)
             what = f"MirroredStrategyRunner: {self._program.name} on {made.num_tasks} workers"
             frames = self._program.frames
             source = frames.source(made.num_tasks) if frames.specs else None
-            job = self._gateway.submit(spark_task(pickle.dumps(spec)), made.num_tasks, what, source)
-            result = Launch(spec, channel, console, config.stall_timeout).run(job)
+            task = spark_task(pickle.dumps(spec), self._program.packed.broadcasts)
+            job = SparkJob(self._gateway, self._gateway.barrier_frame(task, made.num_tasks, source), what)
+            epochs = EpochEvents(self._report, attempt, self._callbacks, self._control)
+            began = time.time() - self._report.started_at
+            launch = Launch(spec, channel, self._console, config.stall_timeout, epochs, self._logs)
+            self._callbacks.call("on_attempt_begin", attempt)
+            try:
+                launch.run(job)
+            finally:  # the report of an interrupted run has what was known until then
+                self._add_to_report(launch.result, attempt, began)
         finally:
             channel.close()
-            console.close()
-        self._add_to_report(result, attempt, channel.dropped_lines)
-        self._warn_of_version(result)
-        return result
+        self._warn_of_version(launch.result)
+        return launch.result
 
-    def _open_channel(self, secret: bytes, facts: plan.ClusterFacts) -> Channel:
+    def _open_channel(self, secret: bytes, facts: plan.ClusterFacts, made: plan.RunPlan) -> Channel:
         port = plan.number(facts.conf.get(plan.DRIVER_PORT, "0"), plan.DRIVER_PORT)
         bind, advertised = self._gateway.channel_address()
         try:
-            return Channel(secret, bind, advertised, int(port), self._checkpoints if self._keeps_checkpoints else None)
+            return Channel(
+                secret,
+                bind,
+                advertised,
+                int(port),
+                self._checkpoints if self._keeps_checkpoints else None,
+                world_size=made.num_tasks,
+                protection=made.protection,
+            )
         except OSError as error:
             raise ClusterError(
-                f"The driver cannot listen on {bind}:{int(port)} for its workers: {error}. The address comes from "
-                f"spark.driver.bindAddress or spark.driver.host, the port from {plan.DRIVER_PORT} (0 for any free one)."
+                f"The driver cannot listen on {bind}:{int(port)} for its workers: {sentence(error)} The address comes "
+                f"from spark.driver.bindAddress or spark.driver.host, the port from {plan.DRIVER_PORT} (0 for any "
+                "free one)."
             ) from error
 
     @property
@@ -191,33 +274,41 @@ class Run:
         config, conf = self._config, facts.conf
         limit = plan.parse_bytes(conf.get("spark.driver.maxResultSize", "1g"), "spark.driver.maxResultSize")
         return TaskSpec(
-            config=replace(config, env=dict(config.env), resource_profile=None),
+            config=replace(config, env=dict(config.env), resource_profile=None, py_modules=()),
             trainer=TrainerSettings(
                 is_script=self._program.is_script,
                 use_custom_strategy=config.use_custom_strategy,
                 gpu_is_shared=made.gpu_is_shared,
+                uses_sockets=made.uses_sockets,
+                gradient_compression=config.gradient_compression,
+                start_timeout=config.start_timeout,
                 max_result_bytes=limit,
                 seed=self._seed,
                 checkpoints=self._checkpoint_settings(),
+                has_callbacks=bool(self._callbacks),
             ),
             attempt=attempt,
             world_size=made.num_tasks,
             secret=secret,
             driver_addresses=channel.addresses,
             driver_is_client=facts.is_connect,
-            payload=self._program.payload,
+            payload=self._program.packed.payload,
             gpus_by_rank=made.gpus_by_rank,
             max_row_bytes=plan.max_row_bytes(limit, self._gateway.heap_bytes()),
             warm_start=plan.is_true(conf.get(plan.WARM_START, "true"), plan.WARM_START),
             warm_seconds=plan.number(conf.get(plan.WARM_SECONDS, "300"), plan.WARM_SECONDS),
             submitted_at=time.time(),
             loopback=facts.is_local,
-            log_to_executor=not (facts.is_local and config.log_to_driver),
+            log_to_executor=not facts.is_local,
+            port_filter=plan.is_true(conf.get(plan.PORT_FILTER, "true"), plan.PORT_FILTER),
             worker_ports=plan.ports(conf.get(plan.WORKER_PORTS, ""), plan.WORKER_PORTS),
+            worker_network=conf.get(plan.WORKER_NETWORK, "").strip(),
             frames=self._program.frames.specs,
+            protection=made.protection,
+            modules=self._program.modules,
         )
 
-    def _add_to_report(self, result: LaunchResult, attempt: int, dropped: int) -> None:
+    def _add_to_report(self, result: LaunchResult, attempt: int, began: float) -> None:
         for name in result.commits:
             self._last_checkpoints[lane_of(name)] = name
         cause = outcome.root_cause(result.failures)
@@ -225,12 +316,14 @@ class Run:
         self._report.attempts.append(
             AttemptReport(
                 attempt, result.seconds, workers, result.worker_failures, cause, tuple(result.commits),
-                tuple({key: position[key] for key in ("fit", "epoch", "step")} for position in result.resumed),
+                tuple({key: position[key] for key in ("fit", "epoch", "step")} for position in result.resumed), began,
             )
         )  # fmt: skip
         if result.succeeded:
             self._report.num_tasks = len(workers)
-        self._report.dropped_lines += dropped + sum(worker.dropped_lines for worker in workers.values())
+        self._report.dropped_lines += sum(worker.dropped_lines for worker in workers.values())
+        self._report.stopped_by = self._control.stopped_by
+        self._callbacks.call("on_attempt_end", self._report.attempts[-1])
 
     @staticmethod
     def _warn_of_version(result: LaunchResult) -> None:
@@ -242,16 +335,3 @@ class Run:
                 "The executors have TensorFlow %s, but the driver has %s: a returned model may not load here.",
                 ", ".join(sorted(theirs)), own,
             )  # fmt: skip
-
-
-def _unpickle(result: LaunchResult) -> Any:
-    chunks = result.value or []
-    if not chunks:
-        return None
-    try:
-        return pickle.loads(b"".join(chunks))
-    except Exception as error:
-        raise SerializationError(
-            f"The function returned a value that cannot be loaded on the driver: {one_line(error)}. The driver needs "
-            "the packages that the value's classes come from, in the executors' versions."
-        ) from error

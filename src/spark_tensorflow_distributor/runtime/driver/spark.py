@@ -1,18 +1,22 @@
 """All uses of SparkSession: facts, submission, cancellation; the same on classic Spark and Spark Connect."""
 
-import contextlib
 import logging
-import re
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from ...config import RunnerConfig
-from ...errors import ClusterError, ConfigurationError
+from ...data.frames import Frames
+from ...errors import ClusterError, ConfigurationError, DataError
+from ...formatting import a_type, sentence
+from ...transport.sealing import can_encrypt
 from ..specs import ROW_SCHEMA
 from . import plan
+from .addresses import address_towards, connect_host
+from .executors import may_grow
+from .interpreter import check_local_python
 from .plan import ClusterFacts, is_local_master
 
 _log = logging.getLogger(__name__)
@@ -22,22 +26,29 @@ _CONF_KEYS = (
     "spark.dynamicAllocation.enabled", "spark.ssl.enabled", "spark.network.crypto.enabled",
     "spark.io.encryption.enabled", "spark.driver.maxResultSize", "spark.driver.host", "spark.driver.bindAddress",
     "spark.scheduler.maxRegisteredResourcesWaitingTime", plan.IGNORE_SSL, plan.WARM_START, plan.WARM_SECONDS,
-    plan.DRIVER_PORT, plan.WORKER_PORTS,
+    plan.DRIVER_PORT, plan.WORKER_PORTS, plan.WORKER_NETWORK, plan.COLLECTIVES, plan.PROTECTION, plan.PORT_FILTER,
 )  # fmt: skip
 
-Row = tuple[int, str, int, bytes]
 
-
-def active_session(spark: Any = None) -> Any:
+def active_session(spark: Any = None, *, creates: bool = True) -> Any:
     """Return the given session, else the active one, else a new one as 1.0.0 did.
+
+    Args:
+        spark: The user's session, or None.
+        creates: Create a session if none is active.
 
     Raises:
         ConfigurationError: ``spark`` is not a SparkSession.
-        ClusterError: PySpark is not installed.
+        ClusterError: The session has been stopped, or PySpark is not installed.
     """
     if spark is not None:
         if not hasattr(spark, "range") or not hasattr(spark, "conf"):
-            raise ConfigurationError(f"spark is a {type(spark).__name__}; it must be a SparkSession.")
+            raise ConfigurationError(f"spark is {a_type(spark)}; it must be a SparkSession.")
+        if is_stopped(spark):
+            raise ClusterError(
+                "The SparkSession that was passed as spark= has been stopped. Pass the new session, or omit spark to "
+                "use the active one."
+            )
         return spark
     try:
         from pyspark.sql import SparkSession
@@ -46,7 +57,42 @@ def active_session(spark: Any = None) -> Any:
             "PySpark is not installed for this interpreter. Install the cluster's version: "
             "pip install 'spark-tensorflow-distributor[spark]'."
         ) from error
-    return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
+    active = SparkSession.getActiveSession()
+    if active is not None and not is_stopped(active):
+        return active
+    if not creates:
+        raise ClusterError(
+            "The SparkSession of this runner has been stopped, and no other one is active in this thread. Start one "
+            "(SparkSession.builder.getOrCreate()), or pass it to a new runner as spark=..."
+        )
+    return SparkSession.builder.getOrCreate()
+
+
+def is_stopped(spark: Any) -> bool:
+    """Return whether the session can no longer run jobs: it, its SparkContext or its JVM has been stopped."""
+    if is_connect(spark):
+        return bool(getattr(spark, "is_stopped", False))
+    from py4j.protocol import Py4JError
+
+    context = spark.sparkContext._jsc
+    try:
+        return context is None or bool(context.sc().isStopped())
+    except (Py4JError, OSError):  # the JVM is gone
+        return True
+
+
+def check_sessions(frames: Frames) -> None:
+    """Check that the DataFrames can still be computed.
+
+    Raises:
+        DataError: The session of a DataFrame has been stopped.
+    """
+    for spec, frame in zip(frames.specs, frames.frames, strict=True):
+        if is_stopped(frame.sparkSession):
+            raise DataError(
+                f"The DataFrame {spec.name!r} belongs to a SparkSession that has been stopped. Create it again with "
+                "the new session."
+            )
 
 
 def is_connect(spark: Any) -> bool:
@@ -86,7 +132,13 @@ class SparkGateway:
         return None if value is None else str(value)
 
     def facts(self, config: RunnerConfig) -> ClusterFacts:
-        """Return what a plan depends on, as of now."""
+        """Return what a plan depends on, as of now.
+
+        Raises:
+            ClusterError: The session has been stopped, or Spark refuses the resource profile.
+        """
+        if self.is_stopped:
+            raise ClusterError("The SparkSession was stopped while the run waited for executors.")
         name = config.gpu_resource_name
         keys = (*_CONF_KEYS, f"spark.task.resource.{name}.amount", f"spark.executor.resource.{name}.amount")
         conf = {key: value for key in keys if (value := self.conf(key)) is not None}
@@ -95,42 +147,84 @@ class SparkGateway:
             request = self._profile.taskResources.get(name)
             amount = None if request is None else float(request.amount)
         if self.is_connect:
-            return ClusterFacts(conf, True, task_resource_amount=amount, has_profile=self._profile is not None)
+            return ClusterFacts(
+                conf,
+                True,
+                task_resource_amount=amount,
+                has_profile=self._profile is not None,
+                can_encrypt=can_encrypt(),
+            )
         workers = max(0, len(self.spark.sparkContext._jsc.sc().statusTracker().getExecutorInfos()) - 1)
         return ClusterFacts(
             conf,
             slots=self._slots(),
             workers=workers,
-            may_grow=self._may_grow(conf, workers),
+            may_grow=may_grow(conf, workers, time.time() - float(self.spark.sparkContext.startTime) / 1000),
             task_resource_amount=amount,
             has_profile=self._profile is not None,
+            can_encrypt=can_encrypt(),
+            profile_tasks=self._profile_text(),
         )
+
+    def check_interpreter(self, env: Mapping[str, str]) -> None:
+        """With a local master, check the Python that Spark starts its workers with.
+
+        Args:
+            env: The runner's argument.
+
+        Raises:
+            ClusterError: It does not exist, has another version than this one, or lacks a package.
+        """
+        if not self.is_connect and is_local_master(self.conf("spark.master")):
+            check_local_python(self.spark.sparkContext.pythonExec, env)
+
+    @property
+    def is_stopped(self) -> bool:
+        return is_stopped(self.spark)
+
+    def _profile_text(self) -> str:
+        tasks = {} if self._profile is None else self._profile.taskResources
+        return ", ".join(f"{name}={request.amount:g}" for name, request in sorted(tasks.items()))
+
+    @cached_property
+    def _java_profile(self) -> Any:
+        """The resource profile, registered with Spark; None if this version of PySpark does not support it.
+
+        Raises:
+            ClusterError: Spark refuses the profile.
+        """
+        build = getattr(self.spark.range(1), "_build_java_profile", None)
+        if build is None:
+            return None
+        from py4j.protocol import Py4JJavaError
+
+        profile = build(self._profile)
+        try:
+            self.spark.sparkContext._jsc.sc().resourceProfileManager().addResourceProfile(profile)
+        except Py4JJavaError as error:
+            raise ClusterError(
+                f"Spark does not accept the resource_profile: {sentence(error.java_exception.getMessage())} Without "
+                "dynamic allocation, which barrier stages do not support, a profile may have requirements of tasks "
+                "only: ResourceProfileBuilder().require(TaskResourceRequests()...), on a standalone, YARN or "
+                "Kubernetes cluster."
+            ) from error
+        return profile
 
     def _slots(self) -> int | None:
         """Return the count by which Spark admits barrier stages; None if this version does not expose it."""
-        if self._profile is not None:
-            return None
         from py4j.protocol import Py4JError
 
         context = self.spark.sparkContext._jsc.sc()
+        profile = context.resourceProfileManager().defaultResourceProfile()
+        if self._profile is not None:
+            profile = self._java_profile
+            if profile is None:
+                return None
         try:
-            return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
+            return int(context.maxNumConcurrentTasks(profile))
         except Py4JError:
             _log.debug("This version of Spark does not expose its number of slots.", exc_info=True)
             return None
-
-    def _may_grow(self, conf: dict[str, str], workers: int) -> bool:
-        """Return whether executors may still be registering: some are missing, or the application is young."""
-        if is_local_master(conf.get("spark.master")):
-            return False
-        wanted = conf.get("spark.executor.instances", "")
-        if wanted.isdigit() and workers < int(wanted):
-            return True
-        patience = conf.get("spark.scheduler.maxRegisteredResourcesWaitingTime", "30s")
-        match = re.fullmatch(r"(\d+)\s*(ms|s|m|min)?", patience)
-        seconds = int(match[1]) * {"ms": 0.001, "m": 60, "min": 60}.get(match[2] or "ms", 1) if match else 30.0
-        age = time.time() - float(self.spark.sparkContext.startTime) / 1000
-        return age < seconds
 
     def heap_bytes(self) -> int | None:
         """Return the heap size of the driver's JVM; None under Connect, where it runs on another machine."""
@@ -141,7 +235,7 @@ class SparkGateway:
     def channel_address(self) -> tuple[str, tuple[str, ...]]:
         """Return the address to listen on, and those at which the workers may reach it."""
         if self.is_connect:
-            own = _address_towards(_connect_host(self.spark))
+            own = address_towards(connect_host(self.spark))
             return own, (own,)
         if is_local_master(self.conf("spark.master")):
             return "127.0.0.1", ("127.0.0.1",)
@@ -175,166 +269,47 @@ class SparkGateway:
         except Exception as error:  # Spark's internals changed, or the cluster manager cannot
             _log.debug("Cannot give up the executors on %s: %s", host, error)
 
-    def executors_reach(self, addresses: Sequence[tuple[str, int]]) -> bool:
-        """Return whether a process on an executor can connect to one of the addresses.
+    def thread(self, target: Callable[[], None], name: str, *, daemon: bool) -> threading.Thread:
+        """Return a thread, not yet started, to which the caller's job group, tags, description and pool apply."""
+        if not self.is_connect:
+            from pyspark import InheritableThread
 
-        False if no slot is free to try within ten seconds: the run itself may hold them all.
-        """
-        reached: list[bool] = []
+            return InheritableThread(target=target, daemon=daemon, name=name)
+        tags = self.spark.getTags()
 
-        def look(batches: Iterator[Any]) -> Iterator[Any]:
-            import socket
+        def tagged() -> None:
+            for tag in tags:
+                self.spark.addTag(tag)
+            target()
 
-            for batch in batches:
-                for address in addresses:
-                    try:
-                        socket.create_connection(address, timeout=3).close()
-                    except OSError:
-                        continue
-                    yield batch
+        return threading.Thread(target=tagged, daemon=daemon, name=name)
 
-        def ask() -> None:
-            frame = self.spark.range(0, 1, 1, 1)
-            with contextlib.suppress(Exception):  # cancelled, or the session is gone
-                reached.append(len(frame.mapInArrow(look, frame.schema).collect()) > 0)
-
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        thread.join(10.0)
-        return bool(reached and reached[0])
-
-    def submit(
-        self, task: Callable[[Iterator[Any]], Iterator[Any]], num_tasks: int, description: str, source: Any = None
-    ) -> "SparkJob":
-        """Run ``task`` once in each of ``num_tasks`` barrier tasks, in the background.
+    def barrier_frame(self, task: Callable[[Iterator[Any]], Iterator[Any]], num_tasks: int, source: Any = None) -> Any:
+        """Return the DataFrame whose action runs ``task`` once in each of ``num_tasks`` barrier tasks.
 
         Args:
             task: Maps Arrow batches to Arrow batches of ``ROW_SCHEMA``.
             num_tasks: Number of tasks.
-            description: Shown in Spark's web UI if the user has set no description.
             source: A DataFrame of ``num_tasks`` partitions whose rows the tasks receive; None for a placeholder.
         """
         options = {} if self._profile is None else {"profile": self._profile}
         if source is None:
             source = self.spark.range(0, num_tasks, 1, num_tasks)
         try:
-            frame = source.mapInArrow(task, ROW_SCHEMA, barrier=True, **options)
+            return source.mapInArrow(task, ROW_SCHEMA, barrier=True, **options)
         except TypeError as error:  # PySpark 3.5 lacks the argument
             raise ConfigurationError(
                 f"This version of PySpark does not support resource_profile ({error}). Use PySpark 4."
             ) from error
-        return SparkJob(self, frame, description)
 
-
-class SparkJob:
-    """One Spark job on its own thread.
-
-    Args:
-        gateway: The session.
-        frame: The DataFrame to collect.
-        description: Shown in Spark's web UI if the user has set no description.
-
-    Attributes:
-        error: What the action raised, or None.
-        rows: Its result, once it has ended.
-    """
-
-    def __init__(self, gateway: SparkGateway, frame: Any, description: str) -> None:
-        self._gateway = gateway
-        self._frame = frame
-        self._description = description
-        self._tag = f"spark-tensorflow-distributor-{threading.get_ident()}-{time.time_ns()}"
-        self.error: BaseException | None = None
-        self.rows: list[Row] = []
-        self._on_end: Callable[[], None] = lambda: None
-        self._thread: threading.Thread | None = None
-
-    def start(self, on_end: Callable[[], None]) -> None:
-        """Start the job; its thread calls ``on_end`` when it has ended."""
-        self._on_end = on_end
-        if self._gateway.is_connect:
-            tags = self._gateway.spark.getTags()
-            self._thread = threading.Thread(target=self._run, args=(tags,), daemon=True, name="spark-tensorflow-job")
-        else:
-            from pyspark import InheritableThread
-
-            # The caller's job group, description and pool apply to the run as to any other action.
-            self._thread = InheritableThread(target=self._run, daemon=True, name="spark-tensorflow-job")
-        self._thread.start()
-
-    @property
-    def is_alive(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def join(self, seconds: float) -> None:
-        if self._thread is not None:
-            self._thread.join(seconds)
-
-    def is_running_unseen(self, addresses: Sequence[tuple[str, int]]) -> bool:
-        """Return whether the tasks are running although none has connected to the driver's channel at ``addresses``."""
-        if self._gateway.is_connect:
-            return not self._gateway.executors_reach(addresses)
-        return any(active for _, active in self._stages())
-
-    def is_computing(self, num_tasks: int) -> bool:
-        """Return whether Spark is still computing the tasks' input; assumed under Connect, which does not expose it."""
-        if self._gateway.is_connect:
-            return True
-        # The tasks themselves start all at once and make up their whole stage.
-        return any(active and (tasks, active) != (num_tasks, num_tasks) for tasks, active in self._stages())
-
-    def _stages(self) -> Iterator[tuple[int, int]]:
-        """Yield the numbers of tasks and of running tasks of each stage of this job."""
-        tracker = self._gateway.spark.sparkContext._jsc.sc().statusTracker()
-        for job in tracker.getJobIdsForTag(self._tag):
+    def stages(self, tag: str) -> Iterator[tuple[int, int]]:
+        """Yield the numbers of tasks and of running tasks of each stage of the jobs with a tag."""
+        if self.is_stopped:
+            return
+        tracker = self.spark.sparkContext._jsc.sc().statusTracker()
+        for job in tracker.getJobIdsForTag(tag):
             found = tracker.getJobInfo(job)
             for stage in found.get().stageIds() if found.isDefined() else ():
                 info = tracker.getStageInfo(stage)
                 if info.isDefined():
                     yield int(info.get().numTasks()), int(info.get().numActiveTasks())
-
-    def cancel(self) -> None:
-        """Cancel the job. The session and its other jobs continue."""
-        with contextlib.suppress(Exception):  # a stopped session has no job left to cancel
-            if self._gateway.is_connect:
-                self._gateway.spark.interruptTag(self._tag)
-            else:
-                self._gateway.spark.sparkContext.cancelJobsWithTag(self._tag)
-
-    def _run(self, tags: Sequence[str] = ()) -> None:
-        try:
-            if self._gateway.is_connect:
-                for tag in (*tags, self._tag):
-                    self._gateway.spark.addTag(tag)
-            else:
-                context = self._gateway.spark.sparkContext
-                context.addJobTag(self._tag)
-                if context.getLocalProperty("spark.job.description") is None:
-                    context.setJobDescription(self._description)
-            self.rows = _collect(self._frame)
-        except BaseException as error:
-            self.error = error
-        finally:
-            self._frame = None
-            self._on_end()
-
-
-def _collect(frame: Any) -> list[Row]:
-    """Collect the rows, through Arrow if possible: chunks of a large result are not copied row by row then."""
-    if not hasattr(frame, "toArrow"):
-        return [(row[0], row[1], row[2], bytes(row[3])) for row in frame.collect()]
-    columns = [column.to_pylist() for column in frame.toArrow().columns]
-    return list(zip(*columns, strict=True))
-
-
-def _connect_host(spark: Any) -> str:
-    client = getattr(spark, "client", None) or getattr(spark, "_client", None)
-    return str(getattr(client, "host", None) or "localhost")
-
-
-def _address_towards(host: str) -> str:
-    """Return this machine's address as ``host`` sees it; sends no packet."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))
-        return str(probe.getsockname()[0])
-    return "127.0.0.1"

@@ -4,14 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .tracebacks import is_own_file
+from ..source_files import is_users_file, without_library_path
 
 _THREAD = re.compile(r"^(?:Current thread|Thread) .*$", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
-_LIBRARY = re.compile(
-    r"^.*/(?:site|dist)-packages/|^.*/lib(?:64)?/(?:python|pypy)3(?:\.\d+t?)?/|^.*/(?=pyspark\.zip/)|^(?=<frozen )"
-    r"|^.*/(?=__autograph_generated_file)"
-)
 _TENSORFLOW = re.compile(r"/(?:site|dist)-packages/(?:tensorflow|keras|tf_keras)/")
 
 
@@ -109,21 +105,16 @@ def _innermost(thread: str) -> UserCode | None:
         frames.pop()  # the trainer's own start, `python -c`
     files = [frame["file"] for frame in frames]
     for number, frame in enumerate(frames):
-        if _is_users(frame["file"]):
+        if is_users_file(frame["file"]):
             return UserCode(
                 frame["name"],
                 frame["file"],
                 frame["line"],
-                library=_LIBRARY.sub("", files[0]) if number else "",
+                library=without_library_path(files[0]) if number else "",
                 in_tensorflow=any(map(_TENSORFLOW.search, files[:number])),
                 from_tensorflow=any(map(_TENSORFLOW.search, files[number:])),
             )
     return None
-
-
-def _is_users(file: str) -> bool:
-    # "_importer.py" is the importer's text before the package can be imported.
-    return file != "_importer.py" and not is_own_file(file) and not _LIBRARY.match(file)
 
 
 def _step(made: tuple[int, Mapping[str, int] | None] | None) -> str:

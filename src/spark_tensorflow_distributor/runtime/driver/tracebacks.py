@@ -2,9 +2,11 @@
 
 import re
 
-from ..shipping import PACKAGE, own_sources
+from ..source_files import is_own_file
 
 _SECTION = "Traceback (most recent call last):"
+# The exception's name before its message, or the module before a message that begins with the class.
+_NAME = re.compile(r"[\w.<>]+(: |\.)")
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line \d+')
 
 
@@ -33,18 +35,18 @@ def hide_own_frames(traceback: str) -> str:
 
 def without_message(traceback: str, message: str) -> str:
     """Return a formatted traceback without its last lines if they only repeat ``message``."""
-    head = traceback.rstrip().removesuffix(message)
-    return head.rstrip() if head.endswith("\n") else traceback.rstrip()
-
-
-def is_own_file(file: str) -> bool:
-    """Return whether the file name of a frame is one of this library's, installed or loaded from memory."""
-    # Code that was loaded from memory is called "<package>/path", installed code ".../package/path".
-    path = file.replace("\\", "/").replace(f"<{PACKAGE}>", f"/{PACKAGE}")
-    _, found, tail = path.rpartition(f"/{PACKAGE}/")
-    return bool(found) and tail in own_sources()
+    head, _, last = traceback.rstrip().removesuffix(message).rpartition("\n")
+    is_repeated = (
+        traceback.rstrip().endswith(message) and bool(head) and (not last or _NAME.fullmatch(last) is not None)
+    )
+    return head.rstrip() if is_repeated else traceback.rstrip()
 
 
 def _shown(frames: list[list[str]]) -> list[str]:
-    others = [frame for frame in frames if not ((match := _FRAME.match(frame[0])) and is_own_file(match["file"]))]
+    others = [frame for frame in frames if not ((match := _FRAME.match(frame[0])) and _is_hidden(match["file"]))]
     return [line for frame in others or frames for line in frame]
+
+
+def _is_hidden(file: str) -> bool:
+    # The context managers of the library are entered and left by contextlib.
+    return is_own_file(file) or file.endswith("/contextlib.py")

@@ -34,7 +34,7 @@ from ..specs import TrainerSpec
 from ..wire import Message, frame, from_json, receive
 
 # The descriptors that come with a launch, in this order. Those of the worker's checkpoints follow.
-FD_NAMES = ("stdout", "stderr", "control", "payload", "result", "port", "stacks")
+FD_NAMES = ("stdout", "stderr", "control", "payload", "result", "port", "local", "stacks")
 _MAX_FILES = 200
 _POLL_SECONDS = 0.5
 
@@ -44,17 +44,37 @@ def main(boot: dict[str, Any]) -> None:
 
     Args:
         boot: ``listen_fd`` (of a shared server) or ``connection_fd`` (of a private one), ``watch`` (pid and start time
-            of the watched process), ``preload`` (modules to import), ``idle_seconds``.
+            of the watched process), ``preload`` (modules to import), ``idle_seconds``, ``stderr_fd`` (the executor's).
     """
     os.environ.pop("PYTHONHASHSEED", None)  # Spark sets it for its own shuffles
     if boot["preload"]:
         _preload(boot["preload"])
         reason = _unsafe_to_fork()
         if reason:
+            _show_output(boot)
             print(f"No warm start: after importing TensorFlow, {reason}.", file=sys.stderr, flush=True)
             _restart({**boot, "preload": []})
         gc.freeze()  # otherwise a collection in a trainer would write to, and thereby copy, every shared page
+    _show_output(boot)
     Server(boot).serve()
+
+
+def _show_output(boot: dict[str, Any]) -> None:
+    """Print to the executor's stderr, as Spark's Python worker does.
+
+    Until then, output goes to a file that the agent shows if this process dies: TensorFlow prints lines about the
+    processor and the libraries that it finds whenever it is imported.
+    """
+    stderr = boot.pop("stderr_fd", None)
+    if stderr is None:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    for target in (1, 2):
+        os.dup2(stderr, target)
+    os.close(stderr)
+    # The old objects take what they write to for a file, which has positions.
+    sys.stdout, sys.stderr = (open(target, "w", buffering=1, closefd=False) for target in (1, 2))  # noqa: SIM115
 
 
 def _preload(modules: Sequence[str]) -> None:

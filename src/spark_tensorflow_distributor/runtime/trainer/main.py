@@ -7,45 +7,55 @@ messages on ``control``, the pickled value in the file ``result``, and its exit 
 import atexit
 import contextlib
 import faulthandler
-import json
 import os
 import random
 import signal
 import socket
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from ...context import set_context
-from ...data.layout import ShardLayout
+from ...context import set_context, set_custom_loop
 from ...errors import SerializationError
-from ...formatting import mebibytes, one_line, type_name
+from ...formatting import mebibytes, one_line, sentence
+from ...process_group.connection import PeerLostError
 from ...training.autograph_files import keep_no_generated_files
-from ...training.ports import PortTakenError, wait_for_leader
-from .. import barrier
+from ...training.port_filter import filter_port
+from ...training.ports import PortTakenError, tf_config, wait_for_leader
+from ...training.step_times import step_times
+from .. import barrier, spark_objects
 from ..failures import Failure
 from ..specs import SILENT_SECONDS, TrainerSpec
-from ..wire import frame, receive, receive_files
+from .children import reset_signals_in_children
+from .control import Control
+from .custom_loop import CustomLoop
+from .mlflow_autolog import record_once
+from .result import UnsendableResultError, pickle_and_discard, write_result
+from .sources import keep_sources
+from .user_line import user_line, user_stack
 
 if TYPE_CHECKING:
-    from ...resume.fit_tracker import FitTracker  # imports TensorFlow
+    import tensorflow as tf
 
-_PICKLE_HINT = "Return plain data (numbers, arrays, dicts of them) or save the object to storage inside the function."
+    from ...process_group.group import ProcessGroup
+    from ...resume.fit_tracker import FitTracker  # imports TensorFlow
+    from ...training.fit_hooks import Hook
+
+# Values of accumulators travel inside of a message.
+_MAX_ACCUMULATED = 16 << 20
 
 
 def run_trainer(spec: TrainerSpec, fds: Mapping[str, int]) -> int:
     """Become the trainer that ``spec`` describes, and train; return the exit status."""
     _take_over(spec, fds)
-    control = Control(socket.socket(fileno=fds["control"]))
+    control = Control(socket.socket(fileno=fds["control"]), waits_for_callbacks=spec.settings.has_callbacks)
     # The agent sends this signal to get the stacks of all threads when training has stalled.
     faulthandler.register(signal.SIGUSR2, fds["stacks"], all_threads=True)
     trainer = Trainer(spec, fds, control)
     outcome = trainer.train()
     _flush()
-    control.send({"type": "outcome", **outcome})
+    control.send({"type": "outcome", **outcome, **step_times.to_json()})
     # This process is one end of the group's connections: if it exited now, its peers would fail in their
     # remaining steps.
     if control.wait_for_release():
@@ -54,45 +64,6 @@ def run_trainer(spec: TrainerSpec, fds: Mapping[str, int]) -> int:
     with contextlib.suppress(Exception):
         atexit._run_exitfuncs()
     return 1 if "failure" in outcome else 0
-
-
-class Control:
-    """The trainer's connection to its agent."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._lock = threading.Lock()  # Keras may report progress from another thread
-        sock.setblocking(True)
-
-    def send(self, message: dict[str, Any]) -> None:
-        # If the agent is gone, this process is about to be killed, and the message has no recipient.
-        with contextlib.suppress(OSError), self._lock:
-            self._socket.sendall(frame(message))
-
-    def phase(self, name: str) -> None:
-        """Report that a phase begins."""
-        self.send({"type": "phase", "name": name, "time": time.time()})
-
-    def wait_for_data(self) -> tuple[list[ShardLayout], list[int]]:
-        """Wait for this worker's rows; return their layouts, and the descriptors of their files."""
-        self.phase("data")
-        while True:
-            message, (plan, *files) = receive_files(self._socket)
-            if message["type"] == "data":
-                with os.fdopen(plan, "rb") as file:
-                    file.seek(0)
-                    return [ShardLayout.from_json(each) for each in json.load(file)], files
-
-    def wait_for_release(self) -> bool:
-        """Wait until all workers have returned; False if the agent is gone."""
-        with contextlib.suppress(OSError, EOFError):
-            return bool(receive(self._socket))
-        return False
-
-    def send_file(self, message: dict[str, Any], file: BinaryIO) -> None:
-        """Send a message with an open file."""
-        with contextlib.suppress(OSError), self._lock:
-            socket.send_fds(self._socket, [frame({**message, "files": 1})], [file.fileno()])
 
 
 def _take_over(spec: TrainerSpec, fds: Mapping[str, int]) -> None:
@@ -115,6 +86,7 @@ def _take_over(spec: TrainerSpec, fds: Mapping[str, int]) -> None:
     tempfile.tempdir = None  # read this environment's TMPDIR again
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     faulthandler.enable()
+    reset_signals_in_children()
     _reseed()
 
 
@@ -138,9 +110,20 @@ class Trainer:
     def __init__(self, spec: TrainerSpec, fds: Mapping[str, int], control: Control) -> None:
         self._spec, self._fds, self._control = spec, fds, control
         self._tracker: FitTracker | None = None
+        self._group: ProcessGroup | None = None
+        self._custom_loop = CustomLoop(spec.context, control)
 
     def train(self) -> dict[str, Any]:
         """Train; return the outcome: ``size`` of the pickled value on the chief, or a ``failure``."""
+        outcome = self._train()
+        self._custom_loop.flush()
+        if self._group is not None:
+            failure = outcome.get("failure")
+            # From now on, no operation of another worker can complete.
+            self._group.leave(failure and {"kind": "failed", "text": failure["message"]})
+        return outcome
+
+    def _train(self) -> dict[str, Any]:
         try:
             call = self._prepare()
         except PortTakenError as error:
@@ -148,6 +131,7 @@ class Trainer:
         except Exception as error:
             return self._failed("startup", error)
         self._control.phase("train")
+        set_custom_loop(self._custom_loop)
         try:
             value = call()
         except SystemExit as error:
@@ -155,14 +139,17 @@ class Trainer:
                 return self._failed("exit", error, f"The function called sys.exit({error.code!r}).")
             value = None
         except BaseException as error:  # KeyboardInterrupt, for example, also fails the worker
-            return self._failed("exception", error, one_line(error))
-        self._control.phase("result")
+            return self._exception(error)
         if self._tracker is not None:
             self._tracker.flush()
+        self._control.phase("result")
+        outcome = self._accumulated()
+        if "failure" in outcome:
+            return outcome
         if not self._spec.context.is_chief:
-            _pickle_and_discard(value)
-            return {}
-        return self._write_result(value)
+            pickle_and_discard(value)
+            return outcome
+        return outcome | self._write_result(value)
 
     def finish(self) -> None:
         """Mark the run as finished: all workers have returned."""
@@ -173,34 +160,57 @@ class Trainer:
         """Set up TensorFlow, Keras, the strategy and the data; return the user's call."""
         spec, control = self._spec, self._control
         control.phase("import")
-        from ...training.strategy import configure, multi_worker_strategy, stay_in_scope  # imports TensorFlow
+        from ...training.other_strategies import hand_out  # imports TensorFlow
+        from ...training.strategy import configure, stay_in_scope
 
         keep_no_generated_files()
-        barrier.carry_in(spec.barrier)
-        shared = spec.settings.gpu_is_shared
-        for warning in configure(threads=spec.threads, gpus=spec.gpus, gpu_is_shared=shared):
-            control.send({"type": "warning", "text": warning})
+        barrier.carry_in(spec.barrier, lambda name: self._control.in_barrier(name, user_line()))
+        spark_objects.carry_in(spec.spark_objects)
+        for warning in configure(threads=spec.threads, gpus=spec.gpus, gpu_is_shared=spec.settings.gpu_is_shared):
+            control.warn(warning)
         set_context(spec.context)
+        if spec.context.world_size > 1:
+            record_once(spec.context.is_chief)
         self._prepare_keras()
-        self._track_fits()
         control.phase("strategy")
-        os.close(self._fds["port"])
-        if not spec.settings.use_custom_strategy:
-            wait_for_leader(json.loads(os.environ["TF_CONFIG"]))
-            stay_in_scope(multi_worker_strategy(silent_seconds=SILENT_SECONDS, gpu_is_shared=shared))
+        strategy = self._strategy()
+        if strategy is not None:
+            hand_out(strategy, self._warn)
+            stay_in_scope(strategy)
         return self._load_program(self._shards() if spec.has_data else {})
 
-    def _track_fits(self) -> None:
-        from ...resume.fit_tracker import track_fits
+    def _warn(self, text: str) -> None:
+        if self._spec.context.is_chief:
+            self._control.warn(text)
+
+    def _strategy(self) -> "tf.distribute.Strategy | None":
+        """Connect to the other workers; return their strategy, None if the function makes its own."""
+        from ...training.strategy import announce_forming, mirrored_strategy, socket_strategy
 
         spec = self._spec
-        files = {name: self._fds[name] for name in spec.checkpoint_names}
-        self._tracker = track_fits(spec.settings.checkpoints, files, spec.context, self._control)
+        remote, local = (socket.socket(fileno=self._fds[name]) for name in ("port", "local"))
+        if spec.settings.uses_sockets and spec.group is not None:
+            from ...process_group.group import ProcessGroup
+
+            self._group = ProcessGroup.form(spec.group, remote, local, spec.settings.start_timeout, user_line)
+            self._group.observer = step_times.add_collective
+        remote.close()  # now TensorFlow may bind the port
+        local.close()
+        if spec.settings.uses_sockets:
+            return socket_strategy(self._group, spec.settings.gradient_compression)
+        filter_port(spec.peer_addresses, self._control.warn)
+        if spec.settings.use_custom_strategy:
+            announce_forming(self._control.forming)
+            return None
+        with self._control.forming():
+            wait_for_leader(tf_config())
+            return mirrored_strategy(silent_seconds=SILENT_SECONDS, gpu_is_shared=spec.settings.gpu_is_shared)
 
     def _prepare_keras(self) -> None:
         import tensorflow as tf
 
-        from ...training import keras_api, patches, progress, shard_feeding
+        from ...training import keras_api, patches
+        from ...training.fit_hooks import hook_methods
         from ...training.private_names import missing_names_warning
 
         spec, control = self._spec, self._control
@@ -208,16 +218,44 @@ class Trainer:
             keras = keras_api.keras_for_workers()
             warning = missing_names_warning([tf] if keras is None else [tf, keras])
             if warning is not None:
-                control.send({"type": "warning", "text": warning})
+                control.warn(warning)
             patches.patch_tensorflow(spec.settings.seed)
             patched = patches.apply_patches()
             if patched:
                 control.send({"type": "patched", "names": patched})
-            if spec.has_data:
-                shard_feeding.feed_shards()
-        keras_api.quiet_auto_verbose(spec.context.is_chief)
+        hook_methods(keras_api.keras_packages(), self._method_hooks())
+
+    def _method_hooks(self) -> "Iterator[Hook]":
+        """Yield the hooks around fit, evaluate and predict, in the order in which they are entered."""
+        from ...training import progress, replica_hooks, shard_feeding
+        from ...training.fit_hooks import quiet_auto_verbose, quiet_shuffle
+        from ...training.joint_calls import announce_calls
+
+        spec, control = self._spec, self._control
+        context = spec.context
+        if context.world_size > 1:
+            # First, because the others exchange data.
+            yield announce_calls(
+                control.ask, control.leave, lambda: (user_line(), user_stack()), context.rank, context.world_size
+            )
+        # It changes the epoch that later hooks see, and saves after all other callbacks.
+        yield self._fit_tracker().hook
         if spec.context.is_chief:
-            progress.report_fit_progress(lambda message: control.send({"type": "progress", **message}))
+            yield progress.report_fit_progress(lambda message: control.send({"type": "progress", **message}))
+        # Precedes the replica's hooks, because the verbosity decides whether the logs of steps are read.
+        yield quiet_auto_verbose(spec.context.is_chief)
+        yield quiet_shuffle
+        if spec.context.world_size > 1:
+            yield shard_feeding.feed_shards
+            yield from replica_hooks.HOOKS
+
+    def _fit_tracker(self) -> "FitTracker":
+        from ...resume.fit_tracker import track_fits
+
+        spec = self._spec
+        files = {name: self._fds[name] for name in spec.checkpoint_names}
+        self._tracker = track_fits(spec.settings.checkpoints, files, spec.context, self._control)
+        return self._tracker
 
     def _shards(self) -> dict[str, Any]:
         from ...data.shard import ShardId, open_shards
@@ -233,6 +271,7 @@ class Trainer:
 
         with os.fdopen(self._fds["payload"], "rb") as file:
             file.seek(0)
+            keep_sources(cloudpickle.load(file))
             if self._spec.settings.is_script:
                 from .user_script import script_call
 
@@ -242,35 +281,40 @@ class Trainer:
         kwargs.update(data)
         return lambda: function(**kwargs)
 
-    def _write_result(self, value: Any) -> dict[str, Any]:
+    def _accumulated(self) -> dict[str, Any]:
+        """Return the part of the outcome that holds what the function has added to accumulators."""
         from pyspark import cloudpickle
 
+        try:
+            text = spark_objects.accumulated(cloudpickle.dumps)
+        except Exception as error:
+            return self._unsendable(f"The value of an accumulator cannot be pickled: {sentence(one_line(error))}")
+        if len(text) > _MAX_ACCUMULATED:
+            return self._unsendable(
+                f"The function has added {mebibytes(len(text))} to accumulators; at most {mebibytes(_MAX_ACCUMULATED)} "
+                "can be sent. Return large values, or save them to storage."
+            )
+        return {"accumulated": text}
+
+    def _write_result(self, value: Any) -> dict[str, Any]:
         limit = self._spec.settings.max_result_bytes
         with os.fdopen(self._fds["result"], "wb", closefd=False) as file:
             try:
-                cloudpickle.dump(value, file)
-                file.flush()
-            except OSError as error:
-                return self._unsendable(
-                    f"The returned value could not be written to the executor's local directory: {error}. "
-                    "Free space there, or point spark.local.dir to a larger disk."
-                )
-            except BaseException as error:
-                return self._unsendable(
-                    f"The function returned a {type_name(value)}, which cannot be pickled: {one_line(error)}. "
-                    f"{_PICKLE_HINT}"
-                )
-            size = file.tell()
-        if limit and size > limit:
-            return self._unsendable(
-                f"The function returned a value of {mebibytes(size)} (pickled), but "
-                f"spark.driver.maxResultSize is {mebibytes(limit)}. Raise that setting, with spark.driver.memory "
-                "at several times the size, or save the value to storage inside the function and return its path."
-            )
-        return {"size": size}
+                return {"size": write_result(value, file, limit)}
+            except UnsendableResultError as error:
+                return self._unsendable(str(error))
 
     def _unsendable(self, message: str) -> dict[str, Any]:
         return self._failed("result", SerializationError(message), message, with_traceback=False)
+
+    def _exception(self, error: BaseException) -> dict[str, Any]:
+        """Return the outcome of an exception in the training function, and end the operations of the other workers."""
+        broken = None if self._group is None or self._group.was_interrupted else self._group.error
+        if broken is None:
+            return self._failed("exception", error, one_line(error))
+        # TensorFlow has wrapped the group's error in one of its own.
+        broken.__cause__ = None if error is broken else error
+        return self._failed("peer" if isinstance(broken, PeerLostError) else "exception", broken, str(broken))
 
     def _failed(self, kind: str, error: BaseException, message: str | None = None, **details: Any) -> dict[str, Any]:
         # Pickled by value, so that exception classes defined next to the user's function are the same class again on
@@ -289,21 +333,6 @@ class Trainer:
             **details,
         )
         return {"failure": failure.to_json()}
-
-
-def _pickle_and_discard(value: Any) -> None:
-    """Pickle what this rank returned, and discard it.
-
-    When the chief pickles a model, it reads variables that are synchronised only on reading (BatchNorm's moving
-    statistics, metrics). Such a read is a collective: every rank must take part, or the chief waits forever.
-    TensorFlow requires the same of programs that save a model under this strategy.
-    """
-    from pyspark import cloudpickle
-
-    if value is None:
-        return
-    with open(os.devnull, "wb") as nowhere, contextlib.suppress(Exception):  # the chief's error is the one to report
-        cloudpickle.dump(value, nowhere)
 
 
 def _flush() -> None:

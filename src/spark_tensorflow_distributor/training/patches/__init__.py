@@ -1,9 +1,8 @@
-"""Patches for what TensorFlow and Keras get wrong on several workers.
+"""Patches for what a replica of Keras cannot compute alone.
 
-Keras 3 cannot ``fit`` under ``tf.distribute.MultiWorkerMirroredStrategy``, and many of its features produce different
-numbers than in one process. Each module here patches one kind of fault, and each patch describes the fault. If one
-process can see whether a release has the fault, the patch checks; if only a group of workers can, the patch applies to
-all releases, and a test fails once it is no longer needed. Unrecognised internals are left unchanged, with a warning.
+A replica computes its steps as if it were alone, and gradients are averaged over the replicas before an optimizer
+applies them (see ``gradient_mean``). This is correct for any mean over rows. Each module here patches one kind of
+exception. Unrecognised internals are left unchanged, with a warning.
 """
 
 import logging
@@ -13,56 +12,46 @@ from types import ModuleType
 import tensorflow as tf
 
 from ..keras_api import keras_for_workers, selected_keras
-from . import (
-    execution,
-    global_batches,
-    gradients,
-    layer_state,
-    logs,
-    losses,
-    model_building,
-    random_numbers,
-    saved_files,
-    tf_keras,
-)
+from ..shard_feeding import disable_device_autotuning
+from . import epochs, execution, gradients, losses, metrics, mirrored, random_numbers, saved_files, tf_keras
 
 _log = logging.getLogger(__name__)
 
 # Set on a package that has been patched.
 _MARK = "_spark_tensorflow_distributor_patched"
 
-# Patches the given Keras package, and returns whether it was necessary.
-Patch = Callable[[ModuleType], bool]
+# Patches the given Keras package.
+Patch = Callable[[ModuleType], None]
 
-# In the order in which they are applied, named after the faults.
+# In the order in which they are applied.
 PATCHES: dict[str, Patch] = {
-    "symbolic_build": model_building.symbolic_build,
-    "reduce_per_replica": logs.reduce_per_replica,
-    "unread_logs": logs.unread_logs,
-    "batch_fraction": losses.weight_losses,
+    "parts": epochs.parts,
     "gradients": gradients.gradients,
-    "global_batches": global_batches.global_batches,
+    "sums": losses.sums,
+    "metrics": metrics.metrics,
+    "epoch_results": epochs.epoch_results,
     "shuffled_arrays": random_numbers.shuffled_arrays,
     "dropout": random_numbers.dropout,
     "noise": random_numbers.noise,
-    "steps_per_execution": execution.steps_per_execution,
     "jit_compile": execution.jit_compile,
-    "moving_statistics": layer_state.moving_statistics,
     "saved_models": saved_files.saved_models,
     "callbacks": saved_files.callbacks,
+    "downloads": saved_files.downloads,
+    "mirrored": mirrored.mirrored,
 }
 
-
 TF_KERAS_PATCHES: dict[str, Patch] = {
-    "batch_fraction": tf_keras.weight_losses,
-    "global_batches": tf_keras.global_batches,
-    "step_logs": tf_keras.step_logs,
+    "parts": tf_keras.parts,
+    "gradients": tf_keras.gradients,
+    "sums": tf_keras.sums,
+    "metrics": metrics.metrics,
+    "epoch_results": tf_keras.epoch_results,
     "shuffled_arrays": tf_keras.shuffled_arrays,
     "dropout": tf_keras.dropout,
     "noise": tf_keras.noise,
-    "moving_statistics": tf_keras.moving_statistics,
     "saved_models": tf_keras.saved_models,
     "callbacks": tf_keras.callbacks,
+    "downloads": saved_files.downloads,
 }
 
 
@@ -70,18 +59,18 @@ def patch_tensorflow(seed: int = 0) -> None:
     """Apply the patches that are independent of Keras. Call it before the strategy is created.
 
     Args:
-        seed: The same on all workers.
+        seed: The run's seed, the same on all workers.
     """
     try:
         random_numbers.shuffle_alike(seed)
-        if selected_keras() == "keras":  # tf_keras needs merge calls to combine the workers' metrics
-            execution.without_merge_calls()
     except (ImportError, AttributeError) as error:
         _log.warning(
             f"TensorFlow {tf.__version__} has unrecognised internals ({error!r}). Without a seed from the "
-            "program, workers may shuffle differently; gradient accumulation and loss scaling may fail with several "
-            "workers."
+            "program, workers may shuffle differently."
         )
+    losses.average_loss()
+    mirrored.feed_mirrored()
+    disable_device_autotuning()
 
 
 def apply_patches(without: Collection[str] = ()) -> list[str]:
@@ -97,7 +86,7 @@ def apply_patches(without: Collection[str] = ()) -> list[str]:
         The names of the patches that were applied, for the log.
 
     Raises:
-        ConfigurationError: Keras 3 is too old.
+        ConfigurationError: If Keras 3 is too old.
     """
     keras = keras_for_workers()
     if keras is None or getattr(keras, _MARK, False):
@@ -108,7 +97,8 @@ def apply_patches(without: Collection[str] = ()) -> list[str]:
     applied = []
     for name, patch in (PATCHES if package == "keras" else TF_KERAS_PATCHES).items():
         try:
-            if name not in without and patch(keras):
+            if name not in without:
+                patch(keras)
                 applied.append(name)
         except Exception as error:  # of any type: patches use internals that may change
             _log.warning(

@@ -1,123 +1,135 @@
-"""Patches for the contribution of a worker's part of a batch to the loss."""
+"""Patches for losses that are not means over the rows, which a replica cannot compute alone."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import operator
-import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
 
-from ..keras_api import by_name, defining_class
-from ..private_names import KERAS_COMPILED, KERAS_LOSS
-from .batch_parts import current_part, rows_in_part
-
-# Whether the losses of single outputs are being computed.
-_state = threading.local()
+from ..keras_api import by_name
+from ..private_names import KERAS_LOSS, KERAS_TRAINER
+from ..replica import replica_strategy
+from ..replica_step import current_step, share_of
 
 
-def weight_losses(keras: ModuleType) -> bool:
-    """Weight a worker's loss by its fraction of the global batch's rows, words or weights.
+def average_loss() -> None:
+    """Correct ``tf.nn.compute_average_loss(..., global_batch_size=...)`` in a step of Keras.
 
-    Keras divides each worker's mean by the number of workers. If the parts are not equal (the remainder of a dataset),
-    or if a mask or weights exclude some of the values, the sum is not the mean over the global batch.
+    It divides the sum over the replica's rows by the number of all rows, so its result is not a mean over rows.
+    """
+    original = tf.nn.compute_average_loss
+
+    def compute_average_loss(call: inspect.BoundArguments) -> Any:
+        loss = original(*call.args, **call.kwargs)
+        share = None if call.arguments.get("global_batch_size") is None else share_of(loss)
+        return loss if share is None else of_replica(loss, share)
+
+    tf.nn.compute_average_loss = by_name(original, compute_average_loss)
+
+
+def sums(keras: ModuleType) -> None:
+    """Make sums over the rows, masked means and weighted means cover the whole batch.
+
+    Losses are averaged over the replicas, weighted by rows. A sum is therefore divided by the replica's share. If the
+    divisor of a mean is not the number of rows, the divisor of the whole batch is used.
     """
     module: Any = KERAS_LOSS.load()
-    scale, unscale = module.scale_loss_for_distribution, module.unscale_loss_for_distribution
-    module.scale_loss_for_distribution = scaling(scale, operator.mul)
-    module.unscale_loss_for_distribution = scaling(unscale, tf.math.divide_no_nan)
+    module.reduce_values = _reducing(module.reduce_values)
     module.apply_mask = _masking(module.apply_mask)
-    module.reduce_values = _dividing_by_weights(module.reduce_values)
-    compiled = KERAS_COMPILED.load().CompileLoss
-    compiled.call = _marking_outputs(compiled.call)
-    mean = defining_class(keras.metrics.Mean, "update_state")
-    mean.update_state = _weighting_outputs(mean.update_state)
-    return True
+    for name in ("scale_loss_for_distribution", "unscale_loss_for_distribution"):
+        setattr(module, name, scaling_in_own_steps(getattr(module, name)))
+    trainer = KERAS_TRAINER.load().TensorFlowTrainer
+    trainer._aggregate_additional_loss = _aggregating(trainer._aggregate_additional_loss)
 
 
-def batch_fraction() -> tf.Tensor | None:
-    """Return this replica's fraction of the rows of the global batch, from 0 to 1; None if it is unknown."""
-    part, replica = current_part(), tf.distribute.get_replica_context()
-    if part is None or replica is None or replica.num_replicas_in_sync == 1:
-        return None
-    return tf.cast(rows_in_part(part), tf.float32) / tf.cast(part.global_rows, tf.float32)
-
-
-def scaling(original: Callable[..., Any], scale: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """Wrap a function that scales a loss by the number of replicas: scale it by the batch fraction if it is known."""
+def scaling_in_own_steps(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Wrap a function that scales a loss by the number of replicas, so that it does so only within ``Strategy.run``."""
 
     @functools.wraps(original)
-    def scale_loss(value: Any) -> Any:
-        fraction = batch_fraction()
-        if fraction is None:
-            return original(value)
-        value = tf.convert_to_tensor(value)
-        return scale(value, tf.cast(fraction, value.dtype))
+    def scale(value: Any) -> Any:
+        if replica_strategy() is not None and tf.distribute.get_replica_context() is None:
+            return value
+        return original(value)
 
-    return scale_loss
+    return scale
 
 
-def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+def whole_sum(value: tf.Tensor) -> tf.Tensor:
+    """Return the sum over all replicas; gradients do not flow through it.
+
+    If every replica has the whole batch, a replica's own value already is the sum.
+    """
+    step = current_step()
+    if step is None or step.part.is_whole is True:
+        return value
+    part = tf.stop_gradient(tf.zeros_like(value) if step.part.is_idle else value)
+    total = step.collectives.all_reduce(part)
+    return total if step.part.is_whole is False else tf.where(step.part.is_whole, value, total)
+
+
+def mask_weights(mask: Any, dtype: Any) -> tf.Tensor:
+    """Return the weights of a mask, whose mean over the whole batch is 1: values / unmasked values, or 0 if masked."""
+    counts = tf.stack([tf.cast(tf.size(mask), dtype), tf.reduce_sum(tf.cast(mask, dtype))])
+    total, unmasked = tf.unstack(whole_sum(counts))
+    return tf.cast(mask, dtype) * tf.math.divide_no_nan(total, unmasked)
+
+
+def of_replica(total: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """Scale a replica's sum so that the mean over the replicas, weighted by their shares, is the sum over all rows."""
+    step = current_step()
+    if step is None or step.part.is_idle:  # its share is 0
+        return total
+    divided = total / share
+    if step.part.is_whole is False:
+        return divided
+    return total if step.part.is_whole is True else tf.where(step.part.is_whole, total, divided)
+
+
+def _reducing(original: Callable[..., Any]) -> Callable[..., Any]:
+    def reduce_values(call: inspect.BoundArguments) -> Any:
+        arguments = call.arguments
+        values, weights, reduction = arguments["values"], arguments.get("sample_weight"), arguments.get("reduction")
+        loss = original(*call.args, **call.kwargs)
+        share = share_of(loss)
+        if share is None or not len(values.shape):
+            return loss
+        if reduction == "sum":
+            return of_replica(loss, share)
+        if reduction == "mean_with_sample_weight" and weights is not None:
+            total = whole_sum(tf.cast(tf.reduce_sum(weights), loss.dtype))
+            return tf.math.divide_no_nan(of_replica(tf.reduce_sum(values), share), total)
+        return loss
+
+    return by_name(original, reduce_values)
 
 
 def _masking(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Take both numbers in Keras' weight for unmasked values, total / unmasked, from the global batch."""
+    """Weight unmasked values by the ratio of all values to unmasked values in the whole batch."""
 
     def apply_mask(call: inspect.BoundArguments) -> Any:
         arguments = call.arguments
         mask, is_mean = arguments.get("mask"), arguments.get("reduction") in ("mean", "sum_over_batch_size")
-        if mask is None or not is_mean or batch_fraction() is None:
+        if mask is None or not is_mean or current_step() is None:
             return original(*call.args, **call.kwargs)
-        dtype = arguments["dtype"]
-        counts = tf.stack([tf.cast(tf.size(mask), dtype), tf.reduce_sum(tf.cast(mask, dtype))])
-        total, unmasked = tf.unstack(sum_over_replicas(counts))
-        # Any other reduction leaves the mask unchanged.
-        arguments["mask"] = tf.cast(mask, dtype) * tf.math.divide_no_nan(total, unmasked)
+        # Keras would weight the mask again for a mean, but not for a sum.
+        arguments["mask"] = mask_weights(mask, arguments["dtype"])
         arguments["reduction"] = "sum"
         return original(*call.args, **call.kwargs)
 
     return by_name(original, apply_mask)
 
 
-def _dividing_by_weights(original: Callable[..., Any]) -> Callable[..., Any]:
-    def reduce_values(call: inspect.BoundArguments) -> Any:
-        arguments = call.arguments
-        weights = arguments.get("sample_weight")
-        if arguments.get("reduction") != "mean_with_sample_weight" or weights is None or batch_fraction() is None:
-            return original(*call.args, **call.kwargs)
-        values = arguments["values"]
-        return tf.math.divide_no_nan(
-            tf.reduce_sum(values), sum_over_replicas(tf.cast(tf.reduce_sum(weights), values.dtype))
-        )
+def _aggregating(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Treat a vector passed to ``add_loss`` as a sum over the rows, and a scalar as a mean."""
 
-    return by_name(original, reduce_values)
-
-
-def _marking_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        _state.in_outputs = True
-        try:
-            return original(*args, **kwargs)
-        finally:
-            _state.in_outputs = False
+    def aggregate_additional_loss(self: Any, loss: Any) -> Any:
+        total = original(self, loss)
+        share = share_of(total)
+        return total if share is None or not len(loss.shape) else of_replica(total, share)
 
-    return call
-
-
-def _weighting_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Weight the logged loss of each output: a model of several outputs counts every part once, whatever its rows."""
-
-    def update_state(call: inspect.BoundArguments) -> Any:
-        if getattr(_state, "in_outputs", False) and call.arguments.get("sample_weight") is None:
-            fraction = batch_fraction()
-            if fraction is not None:
-                call.arguments["sample_weight"] = fraction
-        return original(*call.args, **call.kwargs)
-
-    return by_name(original, update_state)
+    return aggregate_additional_loss

@@ -1,10 +1,9 @@
-"""Patches for random numbers that the workers share."""
+"""Patches for random numbers: the same orders on all workers, and different numbers for different rows."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import random
 import sys
 import threading
@@ -14,26 +13,45 @@ from typing import Any
 
 import tensorflow as tf
 
-from ..keras_api import by_name
+from ..keras_api import by_name, defining_class
 from ..private_names import DATA_SEEDS, EAGER_CONTEXT, KERAS_LEGACY_LAYERS, KERAS_RANDOM, KERAS_TRAINER
-from .batch_parts import BatchPart, current_part, is_same_for_all_rows, rows_in_part
+from ..replica_step import ReplicaStep, current_step
 
 _PHILOX = 1
 # Numbers of 32 bits or fewer that Philox4x32 draws for one value of its counter.
 _GROUP = 4
 
-_seeds = itertools.count(1)
+_seed = 0
+
+
+def seeds_so_far() -> int:
+    """Return the state of the seeds that this module gives out, for :func:`restore_seeds`."""
+    return _seed
+
+
+def restore_seeds(seed: int) -> None:
+    """Give out again the seeds that were given out since :func:`seeds_so_far`."""
+    global _seed
+    _seed = seed
+
+
+def _next_seed() -> int:
+    global _seed
+    _seed += 1
+    return _seed
 
 
 def shuffle_alike(seed: int) -> None:
-    """Give all workers the same random order if the program sets no seed.
+    """Make all workers shuffle alike if the program sets no seed.
 
-    They take their parts of the same batches. If each shuffled by itself, some rows would be in several parts and
-    others in none. Therefore Python, NumPy and ``tf.data`` begin with the same seed on all workers, in all attempts of
-    a run.
+    Workers take their parts from the same batches. If they shuffled differently, some rows would be in several parts
+    and others in none. Therefore Python, NumPy and ``tf.data`` start from the same seed on all workers, in all attempts
+    of a run.
+
+    Args:
+        seed: The run's seed, the same on all workers.
     """
-    global _seeds
-    _seeds = itertools.count(seed % (1 << 30))
+    restore_seeds(seed % (1 << 30))
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % (1 << 32))
@@ -43,26 +61,28 @@ def shuffle_alike(seed: int) -> None:
     @functools.wraps(original)
     def get_seed(seed: int | None) -> Any:
         if seed is None and _has_no_seed():
-            seed = next(_seeds)
+            seed = _next_seed()
         return original(seed)
 
     module.get_seed = get_seed
 
 
-def shuffled_arrays(keras: ModuleType) -> bool:
-    """Do the same for arrays, which Keras shuffles in a graph that only knows TensorFlow's global seed."""
+def shuffled_arrays(keras: ModuleType) -> None:
+    """Make all workers shuffle arrays alike.
+
+    Keras shuffles arrays in a graph, in which only TensorFlow's global seed applies.
+    """
     loop = KERAS_TRAINER.load().TFEpochIterator
     loop.__init__ = with_a_seed(loop.__init__)
-    return True
 
 
 def with_a_seed(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a function that makes datasets, so that their operations have the same seeds on all workers."""
+    """Wrap a function that creates datasets, so that their operations get the same seeds on all workers."""
 
     def init(call: inspect.BoundArguments) -> None:
         is_set = not _has_no_seed()
         if not is_set:
-            tf.random.set_seed(next(_seeds))
+            tf.random.set_seed(_next_seed())
         try:
             original(*call.args, **call.kwargs)
         finally:
@@ -76,7 +96,7 @@ def _has_no_seed() -> bool:
     return EAGER_CONTEXT.load().global_seed() is None
 
 
-def dropout(keras: ModuleType) -> bool:
+def dropout(keras: ModuleType) -> None:
     """Give each row of a global batch its own mask.
 
     All workers have the same seed, so Keras drops the same units in the first row of every part, in the second, and so
@@ -88,25 +108,33 @@ def dropout(keras: ModuleType) -> bool:
 
     @functools.wraps(original)
     def dropout(inputs: tf.Tensor, rate: float, noise_shape: Any = None, seed: Any = None) -> tf.Tensor:
-        part, replica = current_part(), tf.distribute.get_replica_context()
-        if part is None or replica is None or is_same_for_all_rows(noise_shape) or not 0 < rate < 1:
+        step = current_step()
+        is_same = is_same_for_all_rows(noise_shape) and not getattr(_state, "is_by_row", False)
+        if step is None or is_same or not 0 < rate < 1:
             return original(inputs, rate, noise_shape, seed)
         seed = module._cast_seed(module.draw_seed(seed))
         shape = tf.shape(inputs, out_type=tf.int64)
         if noise_shape is not None:
             shape = [shape[i] if each is None else tf.cast(each, tf.int64) for i, each in enumerate(noise_shape)]
             shape = tf.stack(shape)
-        drawn = _uniform_of_part(shape, part, seed, inputs.dtype)
+        drawn = _uniform_of_part(shape, step, seed, inputs.dtype)
         return tf.where(drawn >= rate, inputs * tf.cast(1 / (1 - rate), inputs.dtype), tf.zeros((), inputs.dtype))
 
     module.dropout = dropout
-    return True
+    spatial = defining_class(keras.layers.SpatialDropout1D, "call")
+    spatial.call = _marking(spatial.call)
 
 
-def _uniform_of_part(shape: tf.Tensor, part: BatchPart, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Return the part's numbers among those that the global batch would draw."""
+def is_same_for_all_rows(shape: Any) -> bool:
+    """Return whether random numbers of this shape (a sequence, a tensor or None) are shared by all rows."""
+    return isinstance(shape, tuple | list) and isinstance(shape[0], int) and shape[0] == 1
+
+
+def _uniform_of_part(shape: tf.Tensor, step: ReplicaStep, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Return the numbers, uniform in [0, 1), that the part's rows would get if the global batch were drawn at once."""
     count = tf.reduce_prod(shape)
-    skipped = part.begin * (count // tf.maximum(rows_in_part(part), 1))
+    begin, _ = step.positions()
+    skipped = begin * (count // tf.maximum(step.rows, 1))
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
     low = counter[0] + tf.cast(skipped // _GROUP, tf.uint64)
     counter = tf.stack([low, counter[1] + tf.cast(low < counter[0], tf.uint64)])
@@ -117,11 +145,11 @@ def _uniform_of_part(shape: tf.Tensor, part: BatchPart, seed: tf.Tensor, dtype: 
     return tf.reshape(drawn[lead:], shape)
 
 
-# Whether a layer that adds or multiplies noise is drawing.
+# Has is_by_row: whether this thread is in the call of a layer that draws numbers of their own for each row.
 _state = threading.local()
 
 
-def noise(keras: ModuleType) -> bool:
+def noise(keras: ModuleType) -> None:
     """Give each row of a global batch its own noise in GaussianNoise, GaussianDropout and AlphaDropout.
 
     All workers have the same seeds, so Keras draws the same noise for the first row of each part, for the second and so
@@ -133,11 +161,10 @@ def noise(keras: ModuleType) -> bool:
     mark_noise(keras.layers)
     legacy = KERAS_LEGACY_LAYERS.load().AlphaDropout  # the one in tf.keras
     legacy.call = _marking(legacy.call)
-    return True
 
 
 def mark_noise(layers: ModuleType) -> None:
-    """Mark when one of the layers draws."""
+    """Wrap the noise layers' ``call``, so that their draws can be told from others."""
     for layer in (layers.GaussianNoise, layers.GaussianDropout, layers.AlphaDropout):
         layer.call = _marking(layer.call)
 
@@ -145,29 +172,30 @@ def mark_noise(layers: ModuleType) -> None:
 def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(self: Any, inputs: tf.Tensor, training: Any = None) -> Any:
-        _state.is_noise = True
+        # The shape that is drawn does not tell: it begins with 1 for a part of one row, too.
+        _state.is_by_row = not is_same_for_all_rows(getattr(self, "noise_shape", None))
         try:
             return original(self, inputs, training=training)
         finally:
-            _state.is_noise = False
+            _state.is_by_row = False
 
     return call
 
 
 def drawing_for_all(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function of a ``shape`` that draws random numbers: draw for the global batch, return the part's rows."""
+    """Wrap a function that draws numbers of a given ``shape``: draw for the global batch, return the part's rows."""
 
     def draw(call: inspect.BoundArguments) -> Any:
-        part, shape = current_part(), call.arguments["shape"]
-        is_noise = getattr(_state, "is_noise", False) and tf.distribute.get_replica_context() is not None
-        if part is None or not is_noise or is_same_for_all_rows(shape):
+        step, shape = current_step(), call.arguments["shape"]
+        if step is None or not getattr(_state, "is_by_row", False):
             return original(*call.args, **call.kwargs)
         static = shape if isinstance(shape, tuple | list) else [None] * shape.shape[0]
         shape = tf.cast(tf.stack(shape), tf.int64)
-        per_row = shape[0] // tf.maximum(rows_in_part(part), 1)  # a TimeDistributed layer has several for a row
-        call.arguments["shape"] = tf.concat([[per_row * part.global_rows], shape[1:]], axis=0)
+        per_row = shape[0] // tf.maximum(step.rows, 1)  # a TimeDistributed layer has several for a row
+        begin, global_rows = step.positions()
+        call.arguments["shape"] = tf.concat([[per_row * global_rows], shape[1:]], axis=0)
         numbers = original(*call.args, **call.kwargs)
-        begin = per_row * part.begin
+        begin = per_row * begin
         return tf.ensure_shape(
             numbers[begin : begin + shape[0]], [size if isinstance(size, int) else None for size in static]
         )

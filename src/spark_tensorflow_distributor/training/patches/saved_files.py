@@ -1,11 +1,13 @@
-"""Patches for files that a program writes on all workers at once."""
+"""Patches for files that all workers would write at the same time."""
 
 import contextlib
 import contextvars
+import fcntl
 import functools
 import json
 import os
-import threading
+import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -14,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..collectives import Collectives
+from ..keras_step import saved_by_all
 from ..private_names import KERAS_LEGACY_H5, KERAS_SAVING
+from ..replica import replica_strategy
 from .layer_state import average_state
-from .probe import spans_workers
 
 _writes_nothing: contextvars.ContextVar[bool] = contextvars.ContextVar("writes_nothing", default=False)
 
@@ -31,37 +33,19 @@ def _writing_nothing() -> Iterator[None]:
         _writes_nothing.reset(token)
 
 
-def saved_models(keras: ModuleType) -> bool:
-    """Write a model's file atomically, and let the chief save alone.
+def saved_models(keras: ModuleType) -> None:
+    """Write a model's file atomically.
 
-    All workers call ``model.save("model.keras")``; in a shared folder, they would write to one file at once. If the
-    chief alone saves or loads, Keras creates an optimizer for comparison, whose variables would wait for the others.
+    If all workers call ``model.save("model.keras")`` in a shared folder, they would otherwise write to the same file.
     """
     library: Any = KERAS_SAVING.load()
-    library.get_attr_skipset = _outside_of_a_strategy(library.get_attr_skipset)
     hdf5 = KERAS_LEGACY_H5.load()
     for module, name in ((library, "save_model"), (library, "save_weights_only"), (hdf5, "save_model_to_hdf5")):
         setattr(module, name, atomically(getattr(module, name)))
-    return True
-
-
-def _outside_of_a_strategy(original: Callable[[str], Any]) -> Callable[[str], Any]:
-    known: dict[str, Any] = {}
-
-    @functools.wraps(original)
-    def get_attr_skipset(obj_type: str) -> Any:
-        if obj_type not in known:
-            # A strategy's scope belongs to its thread.
-            thread = threading.Thread(target=lambda: known.__setitem__(obj_type, original(obj_type)))
-            thread.start()
-            thread.join()
-        return known[obj_type] if obj_type in known else original(obj_type)
-
-    return get_attr_skipset
 
 
 def atomically(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function that saves a model, so that its file appears as a whole or not at all."""
+    """Wrap a function that saves a model, so that its file is either complete or absent."""
 
     @functools.wraps(original)
     def save(model: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
@@ -84,11 +68,31 @@ def atomically(original: Callable[..., Any]) -> Callable[..., Any]:
     return save
 
 
-def callbacks(keras: ModuleType) -> bool:
-    """Let Keras' callbacks write on the chief only.
+def downloads(keras: ModuleType) -> None:
+    """Make the trainers of a host call ``get_file`` one after another: the first downloads, the others find the file.
 
-    All workers have the same model and the same logs, and would write the same files at once. A worker that restores a
-    backup would be the only one to do so if the others cannot see its folder.
+    ``get_file`` writes to the final name, so another process could read a truncated file.
+    """
+    original = keras.utils.get_file
+
+    @functools.wraps(original)
+    def get_file(*args: Any, **kwargs: Any) -> Any:
+        name = f"spark-tensorflow-distributor-downloads-{os.getuid()}.lock"
+        with open(os.path.join(tempfile.gettempdir(), name), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return original(*args, **kwargs)
+
+    # The modules of Keras' data sets have imported it by name.
+    for module in list(sys.modules.values()):
+        if getattr(module, "get_file", None) is original:
+            module.get_file = get_file  # type: ignore[attr-defined]
+
+
+def callbacks(keras: ModuleType) -> None:
+    """Make Keras' callbacks write on the chief only.
+
+    All workers have the same model and the same logs, and would write the same files at the same time. Backups are
+    restored on the chief and sent to the other workers, which may not share its folder.
     """
     module = keras.callbacks
     module.ModelCheckpoint._save_model = _saving_once(module.ModelCheckpoint._save_model)
@@ -99,13 +103,12 @@ def callbacks(keras: ModuleType) -> bool:
     for callback in (module.CSVLogger, module.TensorBoard):
         for name in [name for name in vars(callback) if name.startswith("on_") or name == "set_model"]:
             setattr(callback, name, on_the_chief(getattr(callback, name)))
-    return True
 
 
 def _is_not_the_chief(model: Any) -> bool:
     """Return whether the model is trained by several workers, and this one is not their chief."""
-    strategy: Any = getattr(model, "distribute_strategy", None)
-    return spans_workers(strategy) and strategy.cluster_resolver.task_id != 0
+    strategy = replica_strategy(getattr(model, "distribute_strategy", None))
+    return strategy is not None and strategy.collectives.rank != 0
 
 
 def on_the_chief(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,41 +130,62 @@ def on_the_chief(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _saving_once(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
+    def save_on_the_chief(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if saved_by_all.get() and _is_not_the_chief(self.model):
+            return _pretend(original, self, args, kwargs)
+        return original(self, *args, **kwargs)
+
+    return waiting_for_all(save_on_the_chief)
+
+
+def waiting_for_all(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a callback's method that saves a file, so that every rank can load the file when the method returns."""
+
+    @functools.wraps(original)
     def save_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-        average_state(self.model)
-        if not _is_not_the_chief(self.model):
+        strategy = replica_strategy(self.model.distribute_strategy)
+        if strategy is None or not saved_by_all.get():
             return original(self, *args, **kwargs)
-        if not hasattr(self, "verbose"):  # BackupAndRestore
-            return None
-        verbose, self.verbose = self.verbose, 0
+        average_state(self.model)
         try:
-            with _writing_nothing():
-                return original(self, *args, **kwargs)
+            return original(self, *args, **kwargs)
         finally:
-            self.verbose = verbose
+            strategy.collectives.wait()
 
     return save_model
+
+
+def _pretend(original: Callable[..., Any], callback: Any, args: Any, kwargs: Any) -> Any:
+    """Run a callback's logic without output and without writing, so that its state stays that of the chief's."""
+    if not hasattr(callback, "verbose"):  # BackupAndRestore
+        return None
+    verbose, callback.verbose = callback.verbose, 0
+    try:
+        with _writing_nothing():
+            return original(callback, *args, **kwargs)
+    finally:
+        callback.verbose = verbose
 
 
 def _restoring_together(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def on_train_begin(self: Any, logs: Any = None) -> None:
         model = self.model
-        strategy = model.distribute_strategy
-        if not spans_workers(strategy):
+        strategy = replica_strategy(model.distribute_strategy)
+        if strategy is None or not saved_by_all.get():
             original(self, logs)
             return
-        is_chief = strategy.cluster_resolver.task_id == 0
+        collectives = strategy.collectives
         data = None
         if model.optimizer is not None and not model.optimizer.built:  # restoring would build it on the chief only
             model.optimizer.build(model.trainable_variables)
-        if is_chief:
+        if collectives.rank == 0:
             before = model._initial_epoch
             original(self, logs)
             if model._initial_epoch != before:
                 data = _pack(_variables(model), model._initial_epoch)
-        data = Collectives.of_workers(strategy).broadcast_bytes(data)
-        if data is not None and not is_chief:
+        data = collectives.broadcast_bytes(data)
+        if data is not None and collectives.rank != 0:
             with np.load(BytesIO(data)) as arrays:
                 model._initial_epoch = json.loads(bytes(arrays["epoch"]))
                 for index, variable in enumerate(_variables(model)):

@@ -1,116 +1,175 @@
-"""Patches for tf_keras, which supports several workers but treats all their parts of a batch as equal."""
+"""The patches for tf_keras that differ from those for Keras 3."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import operator
-import types
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
 
+from ..batch_parts import CutRows, EvenRows, OwnRows, has_rows, part_of
+from ..gradient_mean import combined_gradients, strategy_to_combine
 from ..keras_api import by_name
+from ..part_data import check_agreement, cut, has_equal_batches, has_marked_rows, identical_on_all, to_device
 from ..private_names import (
     TF_KERAS_BACKEND,
     TF_KERAS_COMPILED,
     TF_KERAS_DATA,
+    TF_KERAS_LOSS_SCALE,
     TF_KERAS_LOSSES,
-    TF_KERAS_METRICS,
-    TF_KERAS_SAVING,
+    TF_KERAS_OPTIMIZER,
     TF_KERAS_SAVING_API,
     TF_KERAS_TRAINING,
 )
-from .batch_parts import current_part, is_same_for_all_rows, rows_in_part
-from .global_batches import DividingStrategy, distribute_parts, divide_dataset, knowing_parts, run_parts
-from .losses import batch_fraction, scaling, sum_over_replicas
-from .probe import spans_workers
-from .random_numbers import drawing_for_all, mark_noise, with_a_seed
-from .saved_files import atomically, on_the_chief
+from ..replica import ReplicaStrategy, replica_strategy
+from ..replica_step import current_step, gets_parts, share_of
+from .epochs import Divider, epoch_logs, without_reduction
+from .gradients import note_own_loop, weighting_loss
+from .losses import mask_weights, of_replica, scaling_in_own_steps
+from .random_numbers import drawing_for_all, is_same_for_all_rows, mark_noise, with_a_seed
+from .saved_files import atomically, on_the_chief, waiting_for_all
 
-# Set on the values that a metric returns within a step.
-_OF_ALL_WORKERS = "_spark_tensorflow_distributor_of_all_workers"
+_state = threading.local()
 
 
-def global_batches(keras: ModuleType) -> bool:
-    """Cut each batch of a dataset into the workers' parts, as for Keras 3."""
+def parts(keras: ModuleType) -> None:
+    """Give each replica its part of each batch, as for Keras 3.
+
+    tf_keras iterates in a graph, so parts are elements of a dataset.
+    """
     adapters: Any = TF_KERAS_DATA.load()
-    handler, model = adapters.DataHandler, keras.Model
-    handler._configure_dataset_and_inferred_steps = _dividing(
-        adapters.DatasetAdapter, handler._configure_dataset_and_inferred_steps
-    )
+    handler = adapters.DataHandler
+    handler._configure_dataset_and_inferred_steps = _dividing(handler._configure_dataset_and_inferred_steps)
     adapters.single_batch_iterator = _dividing_one(adapters.single_batch_iterator)
-    run_parts()
-    for name in ("fit", "evaluate", "predict", "train_on_batch", "test_on_batch"):
-        setattr(model, name, knowing_parts(getattr(model, name), model))
-    return True
+    without_reduction(TF_KERAS_TRAINING.load())
 
 
-def _dividing(dataset_adapter: type, original: Callable[..., None]) -> Callable[..., None]:
+def _dividing(original: Callable[..., None]) -> Callable[..., None]:
     def configure(call: inspect.BoundArguments) -> None:
-        self, strategy = call.arguments["self"], call.arguments["strategy"]
-
-        def divide(dataset: Any) -> Any:
-            is_users = isinstance(self._adapter, dataset_adapter)
-            length = (call.arguments["steps_per_epoch"], self._adapter.get_size())
-            return divide_dataset(strategy, dataset, *length, is_users=is_users)
-
-        if spans_workers(strategy):
-            call.arguments["strategy"] = DividingStrategy(strategy, divide)
+        strategy = replica_strategy(call.arguments["strategy"])
+        if strategy is not None:
+            length = call.arguments["steps_per_epoch"], call.arguments["self"]._adapter.get_size()
+            call.arguments["strategy"] = Divider(lambda dataset: _part_dataset(strategy, dataset, *length))
         original(*call.args, **call.kwargs)
 
     return by_name(original, configure)
 
 
+def _part_dataset(strategy: ReplicaStrategy, dataset: Any, steps_per_epoch: Any, batches: Any) -> tf.data.Dataset:
+    device = strategy.extended.worker_devices[0]
+    if not gets_parts():
+        return dataset
+    is_marked = has_marked_rows(dataset)
+    if not is_marked and has_rows(dataset.element_spec):
+        check_agreement(strategy.collectives, [steps_per_epoch, batches, int(dataset.cardinality())])
+        rows, _ = cut(dataset, strategy.collectives)
+        return to_device(rows, device)
+    kind = EvenRows if has_equal_batches(dataset, strategy.collectives) else OwnRows
+    wrapped = dataset.map(lambda *batch: kind(batch if isinstance(dataset.element_spec, tuple) else batch[0]))
+    return to_device(wrapped.with_options(dataset.options()), device)
+
+
 def _dividing_one(original: Callable[..., Any]) -> Callable[..., Any]:
     def single_batch_iterator(call: inspect.BoundArguments) -> Any:
-        strategy = call.arguments["strategy"]
-        if spans_workers(strategy):
-            divided = DividingStrategy(strategy, lambda data: distribute_parts(strategy, data, True))
-            call.arguments["strategy"] = divided
+        strategy = replica_strategy(call.arguments["strategy"])
+        if strategy is not None:
+            call.arguments["strategy"] = Divider(lambda dataset: _single(dataset, strategy))
         return original(*call.args, **call.kwargs)
 
     return by_name(original, single_batch_iterator)
 
 
-def weight_losses(keras: ModuleType) -> bool:
-    """Weight a worker's loss by its fraction of the global batch's rows and words, as for Keras 3."""
+def _single(dataset: tf.data.Dataset, strategy: ReplicaStrategy) -> tf.data.Dataset:
+    (batch,) = dataset
+    collectives = strategy.collectives
+    if not has_rows(batch) or not identical_on_all(batch, collectives):
+        return tf.data.Dataset.from_tensors(OwnRows(batch))
+    part = part_of(batch, collectives.rank, collectives.world_size)
+    return tf.data.Dataset.from_tensors(CutRows(part.batch, part.begin, part.global_rows))
+
+
+def gradients(keras: ModuleType) -> None:
+    """Combine gradients where tf_keras' optimizers sum them, which they do before clipping."""
+    module: Any = TF_KERAS_OPTIMIZER.load()
+    original = module.all_reduce_sum_gradients
+
+    @functools.wraps(original)
+    def all_reduce_sum_gradients(grads_and_vars: Any) -> Any:
+        strategy = strategy_to_combine()
+        if strategy is None:
+            return original(grads_and_vars)
+        pairs = list(grads_and_vars)
+        module.filter_empty_gradients(pairs)  # raises or warns
+        variables = [variable for _, variable in pairs]
+        note_own_loop(strategy, tuple(variable.name for variable in variables), variables)
+        optimizer = getattr(_state, "optimizer", module)
+        combined = combined_gradients(strategy, optimizer, [gradient for gradient, _ in pairs], variables)
+        return list(zip(combined, variables, strict=True))
+
+    module.all_reduce_sum_gradients = all_reduce_sum_gradients
+    scaling = TF_KERAS_LOSS_SCALE.load()
+    for owner in (scaling.LossScaleOptimizer, scaling.LossScaleOptimizerV3):
+        owner.get_scaled_loss = weighting_loss(owner.get_scaled_loss)
+        owner.apply_gradients = _applying(owner.apply_gradients)
+
+
+def _applying(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Record which optimizer is applying gradients, for ``all_reduce_sum_gradients``."""
+
+    @functools.wraps(original)
+    def apply_gradients(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _state.optimizer = self
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            del _state.optimizer
+
+    return apply_gradients
+
+
+def sums(keras: ModuleType) -> None:
+    """Make sums over the rows and masked means cover the whole batch, as for Keras 3."""
     module: Any = TF_KERAS_LOSSES.load()
-    module.scale_loss_for_distribution = scaling(module.scale_loss_for_distribution, operator.mul)
+    module.reduce_weighted_loss = _reducing(module)
     module.apply_valid_mask = _masking(module)
-    compiled: Any = TF_KERAS_COMPILED.load()
-    compiled.tf = _TensorFlow()
-    return True
+    module.scale_loss_for_distribution = scaling_in_own_steps(module.scale_loss_for_distribution)
+    base = keras.losses.Loss
+    base._get_reduction = _reducing_in_own_steps(base._get_reduction)
+    container = TF_KERAS_COMPILED.load().LossesContainer
+    container.__call__ = _adding(container.__call__)
 
 
-class _TensorFlow:
-    """Replaces TensorFlow where tf_keras asks the strategy for the factor of a loss that is a sum.
+def _reducing(module: Any) -> Callable[..., Any]:
+    original = module.reduce_weighted_loss
 
-    The factor makes the mean over the workers, weighted by rows, equal to the whole sum.
-    """
+    @functools.wraps(original)
+    def reduce_weighted_loss(weighted_losses: Any, reduction: Any = module.ReductionV2.SUM_OVER_BATCH_SIZE) -> Any:
+        loss = original(weighted_losses, reduction)
+        share = share_of(loss) if reduction == module.ReductionV2.SUM else None
+        return loss if share is None else of_replica(loss, share)
 
-    def __init__(self) -> None:
-        self.distribute = types.SimpleNamespace(get_strategy=self._strategy)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(tf, name)
-
-    def _strategy(self) -> Any:
-        fraction = batch_fraction()
-        return tf.distribute.get_strategy() if fraction is None else _Divisor(fraction)
+    return reduce_weighted_loss
 
 
-class _Divisor:
-    """Replaces a strategy and its number of replicas by the inverse of a worker's batch fraction."""
+def _reducing_in_own_steps(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Allow a loss object to take a mean in a strategy's scope, where it raises because the divisor is ambiguous."""
 
-    def __init__(self, fraction: tf.Tensor) -> None:
-        self._fraction = fraction
-        self.num_replicas_in_sync = self
+    @functools.wraps(original)
+    def get_reduction(self: Any) -> Any:
+        is_own_step = tf.distribute.get_replica_context() is not None and current_step() is None
+        if replica_strategy() is None or is_own_step:
+            return original(self)
+        before, self._allow_sum_over_batch_size = self._allow_sum_over_batch_size, True
+        try:
+            return original(self)
+        finally:
+            self._allow_sum_over_batch_size = before
 
-    def __rmul__(self, loss: tf.Tensor) -> tf.Tensor:
-        return loss / tf.cast(self._fraction, loss.dtype)
+    return get_reduction
 
 
 def _masking(module: Any) -> Callable[..., Any]:
@@ -118,147 +177,90 @@ def _masking(module: Any) -> Callable[..., Any]:
 
     def apply_valid_mask(call: inspect.BoundArguments) -> Any:
         arguments = call.arguments
-        mask, fraction = arguments["mask"], batch_fraction()
-        if mask is None or arguments["reduction"] not in averaging or fraction is None:
+        mask = arguments["mask"]
+        if mask is None or arguments["reduction"] not in averaging or current_step() is None:
             return original(*call.args, **call.kwargs)
-        # The loss will be the mean over this part, times its fraction: the part's total is that fraction of the whole.
-        dtype = arguments["losses"].dtype
-        mask = tf.cast(mask, dtype)
-        unmasked = sum_over_replicas(tf.reduce_sum(mask))
-        total = tf.cast(tf.size(mask), dtype) / tf.cast(fraction, dtype)
-        arguments["mask"] = mask * tf.math.divide_no_nan(total, unmasked)
-        arguments["reduction"] = module.ReductionV2.SUM  # which leaves the mask unchanged
+        arguments["mask"] = mask_weights(mask, arguments["losses"].dtype)
+        arguments["reduction"] = module.ReductionV2.SUM  # tf_keras would weight the mask again for a mean
         return original(*call.args, **call.kwargs)
 
     return by_name(original, apply_valid_mask)
 
 
-def dropout(keras: ModuleType) -> bool:
+def _adding(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Treat a vector passed to ``add_loss`` as a sum over the rows."""
+
+    def losses_container(call: inspect.BoundArguments) -> Any:
+        given = call.arguments.get("regularization_losses")
+        if given and current_step() is not None:
+            call.arguments["regularization_losses"] = [_of_rows(loss) for loss in given]
+        return original(*call.args, **call.kwargs)
+
+    return by_name(original, losses_container)
+
+
+def _of_rows(loss: Any) -> Any:
+    share = share_of(loss)
+    return loss if share is None or not len(loss.shape) else of_replica(loss, share)
+
+
+def dropout(keras: ModuleType) -> None:
     """Give each row of a global batch its own mask, as for Keras 3.
 
-    These generators are stateful, so each worker draws the masks of the global batch and takes those of its part.
+    These generators are stateful, so each worker draws the masks of the global batch and uses those of its part.
     """
     generator = TF_KERAS_BACKEND.load().RandomGenerator
     original = generator.dropout
 
     @functools.wraps(original)
     def dropout(self: Any, inputs: tf.Tensor, rate: float, noise_shape: Any = None) -> tf.Tensor:
-        part = current_part()
-        if part is None or is_same_for_all_rows(noise_shape) or tf.distribute.get_replica_context() is None:
+        step = current_step()
+        if step is None or is_same_for_all_rows(noise_shape):
             return original(self, inputs, rate, noise_shape)
         shape = tf.shape(inputs, out_type=tf.int64)
-        per_row = shape[0] // tf.maximum(rows_in_part(part), 1)  # a TimeDistributed layer has several for a row
-        count, begin = per_row * part.global_rows, per_row * part.begin
+        per_row = shape[0] // tf.maximum(step.rows, 1)  # a TimeDistributed layer has several for a row
+        begin, global_rows = step.positions()
+        count, begin = per_row * global_rows, per_row * begin
         if noise_shape is not None:
             noise_shape = [tf.cast(count, tf.int32), *noise_shape[1:]]
         masks = original(self, tf.ones(tf.concat([[count], shape[1:]], axis=0), inputs.dtype), rate, noise_shape)
         return inputs * tf.ensure_shape(masks[begin : begin + shape[0]], inputs.shape)
 
     generator.dropout = dropout
-    return True
 
 
-def noise(keras: ModuleType) -> bool:
+def noise(keras: ModuleType) -> None:
     """Give each row of a global batch its own noise, as for Keras 3."""
     generator = TF_KERAS_BACKEND.load().RandomGenerator
     for name in ("random_normal", "random_uniform"):
         setattr(generator, name, drawing_for_all(getattr(generator, name)))
     mark_noise(keras.layers)
-    return True
 
 
-def shuffled_arrays(keras: ModuleType) -> bool:
+def shuffled_arrays(keras: ModuleType) -> None:
     """Shuffle arrays in the same order on all workers if the program sets no seed, as for Keras 3."""
     handler = TF_KERAS_DATA.load().DataHandler
     handler.__init__ = with_a_seed(handler.__init__)
-    return True
 
 
-def step_logs(keras: ModuleType) -> bool:
-    """Do not sum the values of metrics a second time.
-
-    A metric's value already covers all workers. tf_keras sums it over the workers once more, so that callbacks and the
-    progress bar see a multiple of each step's loss. What a custom step returns is still summed, as tf_keras does: its
-    losses are the workers' parts of the whole.
-    """
-    metrics: Any = TF_KERAS_METRICS.load()
-    training: Any = TF_KERAS_TRAINING.load()
-    wrapper, reduce_all = metrics.result_wrapper, training.reduce_per_replica
-
-    @functools.wraps(wrapper)
-    def result_wrapper(result: Callable[..., Any]) -> Callable[..., Any]:
-        original = wrapper(result)
-
-        @functools.wraps(original)
-        def decorated(*args: Any) -> Any:
-            values = original(*args)
-            if tf.distribute.in_cross_replica_context() is False:
-                for value in tf.nest.flatten(values):
-                    setattr(value, _OF_ALL_WORKERS, True)
-            return values
-
-        return decorated
-
-    @functools.wraps(reduce_all)
-    def reduce_per_replica(values: Any, strategy: tf.distribute.Strategy, reduction: str) -> Any:
-        if reduction not in ("auto", "sum") or not spans_workers(strategy):
-            return reduce_all(values, strategy, reduction)
-
-        def reduced(value: Any) -> Any:
-            local = strategy.experimental_local_results(value)
-            if all(getattr(each, _OF_ALL_WORKERS, False) for each in local):
-                return local[0]
-            return reduce_all(value, strategy, reduction)
-
-        return tf.nest.map_structure(reduced, values)
-
-    metrics.result_wrapper, training.reduce_per_replica = result_wrapper, reduce_per_replica
-    return True
+def epoch_results(keras: ModuleType) -> None:
+    """Make the logs of an epoch, and the state of layers after it, cover all workers, as for Keras 3."""
+    keras.Model._validate_and_get_metrics_result = epoch_logs(keras.Model._validate_and_get_metrics_result)
 
 
-def moving_statistics(keras: ModuleType) -> bool:
-    """Make the moving statistics of BatchNormalization the same on all workers at the end of each epoch.
-
-    tf_keras averages them when it saves them, but each worker evaluates and predicts with its own.
-    """
-    model = keras.Model
-    original = model._validate_and_get_metrics_result
-
-    @functools.wraps(original)
-    def validate_and_get_metrics_result(self: Any, logs: Any) -> Any:
-        if spans_workers(self.distribute_strategy):
-            for variable in self.non_trainable_variables:
-                kinds = getattr(variable, "synchronization", None), getattr(variable, "aggregation", None)
-                if kinds == (tf.VariableSynchronization.ON_READ, tf.VariableAggregation.MEAN):
-                    variable.assign(variable.read_value())
-        return original(self, logs)
-
-    model._validate_and_get_metrics_result = validate_and_get_metrics_result
-    return True
-
-
-def saved_models(keras: ModuleType) -> bool:
-    """Write a model's file atomically, as for Keras 3, and make the state of metrics loadable.
-
-    Assigning a value of all workers divides it among them, which does not work for values that h5py reads lazily.
-    """
-    store = TF_KERAS_SAVING.load().H5IOStore
-    get = store.get
-
-    @functools.wraps(get)
-    def arrays(self: Any, path: str) -> dict[str, Any]:
-        return {name: value[()] for name, value in get(self, path).items()}
-
-    store.get = arrays
+def saved_models(keras: ModuleType) -> None:
+    """Write a model's file atomically, as for Keras 3."""
     saving = TF_KERAS_SAVING_API.load()
     for name in ("save_model", "save_weights"):
         setattr(saving, name, atomically(getattr(saving, name)))
-    return True
 
 
-def callbacks(keras: ModuleType) -> bool:
-    """Let CSVLogger write on the chief only; the other callbacks of tf_keras that write support several workers."""
-    logger = keras.callbacks.CSVLogger
+def callbacks(keras: ModuleType) -> None:
+    """Make CSVLogger write on the chief only, and every rank wait for ModelCheckpoint.
+
+    The other callbacks of tf_keras that write files support several workers.
+    """
+    logger, checkpoint = keras.callbacks.CSVLogger, keras.callbacks.ModelCheckpoint
     for name in [name for name in vars(logger) if name.startswith("on_")]:
         setattr(logger, name, on_the_chief(getattr(logger, name)))
-    return True
+    checkpoint._save_model = waiting_for_all(checkpoint._save_model)

@@ -1,4 +1,6 @@
-from spark_tensorflow_distributor.runtime.agent.environment import hosts_of, worker_contexts
+import pytest
+
+from spark_tensorflow_distributor.runtime.agent.environment import hosts_of, phase_seconds, worker_contexts
 
 
 def test_neighbours_share_a_host_and_partition_0_is_rank_0():
@@ -22,3 +24,19 @@ def test_hosts_of_task_addresses():
         "[fe80::1]",
         "bare",
     ]
+
+
+@pytest.mark.parametrize(
+    ("met", "phases", "expected"),
+    [
+        (3.0, {"import": 3.0, "strategy": 7.0, "train": 8.0, "result": 18.0}, [1, 2, 4, 1, 10, 2]),
+        (3.0, {"import": 3.0, "strategy": 7.0, "data": 7.5, "train": 8.0, "result": 18.0}, [1, 2, 4, 0.5, 0.5, 10, 2]),
+        (3.0, {"import": 3.0, "strategy": 7.0, "train": 8.0}, [1, 2, 4, 1, 12]),
+        (3.0, {"import": 3.0}, [1, 2, 17]),
+        (None, {}, [1, 19]),
+    ],
+)
+def test_the_phases_of_a_worker_end_with_it(met, phases, expected):
+    found = phase_seconds(0.0, 1.0, met, phases, 20.0)
+    assert list(found.values()) == expected
+    assert sum(expected) == 20.0

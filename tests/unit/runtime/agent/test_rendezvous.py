@@ -1,29 +1,30 @@
 import json
-import socket
 
 import pytest
 
 from spark_tensorflow_distributor import ClusterError, RendezvousError
+from spark_tensorflow_distributor.process_group.spec import Member
 from spark_tensorflow_distributor.runtime.agent.link import DriverLink
 from spark_tensorflow_distributor.runtime.agent.rendezvous import (
     check_versions,
     cluster_spec,
     deadline_after,
     exchange_addresses,
-    hold_port,
+    group_spec,
 )
 
 
 def member(rank, tensorflow="2.21.0", host="h"):
-    return {"rank": rank, "host": host, "port": 5000 + rank, "tensorflow": tensorflow}
+    own = {"address": f"{host}.net", "port": 5000 + rank, "machine": host, "local_name": "00"}
+    return {"rank": rank, "host": host, "tensorflow": tensorflow, **own}
 
 
 def no_channel():
     return DriverLink([], b"s", {})
 
 
-def all_gather_with(*others):
-    return lambda message: [*(json.dumps(each) for each in others), message]
+def all_gather_with(*others, has_channel=False):
+    return lambda message: [*(json.dumps({**each, "has_channel": has_channel}) for each in others), message]
 
 
 def test_all_gather_returns_the_members_in_rank_order():
@@ -31,8 +32,8 @@ def test_all_gather_returns_the_members_in_rank_order():
     members, method = exchange_addresses(member(1), 3, no_channel(), all_gather, deadline_after(1))
     assert [each["rank"] for each in members] == [0, 1, 2]
     assert method == "allGather"
-    assert cluster_spec(members, loopback=False) == {"worker": ["h:5000", "h:5001", "h:5002"]}
-    assert cluster_spec(members, loopback=True)["worker"][0] == "127.0.0.1:5000"
+    assert cluster_spec(members) == {"worker": ["h.net:5000", "h.net:5001", "h.net:5002"]}
+    assert group_spec(1, members, b"secret", 0, "auto").members[2] == Member("h.net", 5002, "h", "00")
 
 
 def test_a_missing_rank_is_an_error():
@@ -46,17 +47,3 @@ def test_different_versions_of_tensorflow_are_rejected():
         check_versions([member(0), member(1, "2.16.1", "b")])
     with pytest.raises(ClusterError, match="none"):
         check_versions([member(0), member(1, "")])
-
-
-def test_a_held_port_is_reserved():
-    with hold_port() as holder, socket.socket() as other, pytest.raises(OSError, match="in use"):
-        other.bind(("", holder.getsockname()[1]))
-
-
-def test_a_port_from_a_range():
-    with hold_port() as any_port:
-        free = any_port.getsockname()[1]
-    with hold_port(range(free, free + 1)) as held:
-        assert held.getsockname()[1] == free
-        with pytest.raises(ClusterError, match="workerPorts"):
-            hold_port(range(free, free + 1))

@@ -5,6 +5,7 @@ import random
 import socket
 import threading
 import time
+import zlib
 from contextlib import closing, suppress
 
 import pytest
@@ -59,6 +60,15 @@ def ended(sock):
         return True
 
 
+def test_a_worker_announces_a_checkpoint_that_it_has_saved_in_a_folder(channel):
+    own = link(channel)
+    assert own.connect()
+    own.send({"type": "committed", "name": "fit0-00000000"})
+    own.send({"type": "phase", "name": "train", "time": 0.0})
+    assert [channel.events.get(timeout=2)[1]["type"] for _ in range(3)] == ["connected", "committed", "phase"]
+    own.close()
+
+
 def test_invalid_data_gets_no_answer(channel):
     chance = random.Random(5)
     for size in [0, 1, 31, 63, 64, 65, 1000, 100_000]:
@@ -99,7 +109,7 @@ def test_silent_connections_do_not_block_workers(channel):
 
 
 def test_a_slow_handshake_times_out(channel, monkeypatch):
-    monkeypatch.setattr("spark_tensorflow_distributor.runtime.wire.HANDSHAKE_SECONDS", 0.5)
+    monkeypatch.setattr("spark_tensorflow_distributor.transport.doorway.STRANGER_SECONDS", 0.5)
     started = time.monotonic()
     with stranger(channel) as slow:
         slow.recv(32)
@@ -116,11 +126,10 @@ def test_an_oversized_message_closes_only_its_own_connection(channel, size):
     other = link(channel, 1)
     assert other.connect()
     assert channel.events.get(timeout=2)[0] == 1
-    sock, _ = open_connection(channel.addresses, SECRET, {"type": "hello", "rank": 0, "host": "h"})
-    with sock:
-        sock.sendall(size.to_bytes(4, "big") + b"{}")
-        sock.settimeout(5)
-        assert ended(sock)
+    connection, _ = open_connection(channel.addresses, SECRET, {"type": "hello", "rank": 0, "host": "h"})
+    with connection:
+        connection.socket.sendall(size.to_bytes(4, "big") + b"{}")
+        assert ended(connection.socket)
     kinds = [channel.events.get(timeout=2) for _ in range(2)]
     assert [(rank, message["type"]) for rank, message in kinds] == [(0, "connected"), (0, "disconnected")]
     other.send({"type": "phase", "name": "train", "time": 0.0})
@@ -128,13 +137,27 @@ def test_an_oversized_message_closes_only_its_own_connection(channel, size):
     other.close()
 
 
-@pytest.mark.parametrize("body", [b"not json", b"[1]", b'{"no": "type"}', b'{"type": "result"}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"not json",
+        b"[1]",
+        b'{"no": "type"}',
+        b'{"type": "result"}',
+        b'{"type": "log"}',
+        b'{"type": "log", "lines": [1]}',
+        b'{"type": "job_ended"}',
+        b"z",
+        b"zrubbish",
+        b"z" + zlib.compress(bytes(65 << 20)),
+    ],
+    ids=lambda body: body[:30].decode(errors="replace"),
+)
 def test_a_malformed_message_closes_only_its_own_connection(channel, body):
-    sock, _ = open_connection(channel.addresses, SECRET, {"type": "hello", "rank": 0, "host": "h"})
-    with sock:
-        sock.sendall(len(body).to_bytes(4, "big") + body)
-        sock.settimeout(5)
-        assert ended(sock)
+    connection, _ = open_connection(channel.addresses, SECRET, {"type": "hello", "rank": 0, "host": "h"})
+    with connection:
+        connection.send_bytes([body])
+        assert ended(connection.socket)
     assert [channel.events.get(timeout=2)[1]["type"] for _ in range(2)] == ["connected", "disconnected"]
     check_serves(channel)
 
@@ -170,9 +193,9 @@ def contents(files):
 
 def test_a_partial_checkpoint_is_discarded(channel):
     hello = {"type": "commit", "rank": 0, "name": "fit0-00000000", "size": 1000}
-    sock, _ = open_connection(channel.addresses, SECRET, hello)
-    with sock:
-        sock.sendall(b"x" * 999)
+    connection, _ = open_connection(channel.addresses, SECRET, hello)
+    with connection:
+        connection.send_bytes([b"x" * 999])
     assert not wait_until(channel.kept.names, 0.5)
     assert channel.events.empty()
 
@@ -202,7 +225,7 @@ def test_closing_does_not_wait_for_idle_connections(channel):
         started = time.monotonic()
         channel.close()
         assert time.monotonic() - started < 3
-    assert not [each for each in threading.enumerate() if each.name == "spark-tensorflow-channel"]
+    assert not [each for each in threading.enumerate() if each.name.startswith("spark-tensorflow")]
 
 
 def test_frame_format():

@@ -1,7 +1,10 @@
 """The driver's decisions about one launch, message by message."""
 
+import time
+
 import pytest
 
+from spark_tensorflow_distributor.process_group.out_of_step import OutOfStepError
 from spark_tensorflow_distributor.runtime.driver.group import (
     ALL_GATHER_SECONDS,
     LOST_SECONDS,
@@ -43,11 +46,12 @@ def test_members_are_sent_when_the_last_rank_has_joined():
     ((rank, message),) = join(group, 0)
     assert rank is None
     assert message["type"] == "members"
-    assert [each["rank"] for each in message["members"]] == [1, 0]
+    assert message["members"] == {"rank": [1, 0], "host": ["h1", "h0"], "port": [1001, 1000]}
     assert group.has_met
 
 
 def test_a_missing_rank_sends_all_to_all_gather():
+    """It may be waiting there because it cannot reach the driver."""
     group = Group(3)
     join(group, 0)
     join(group, 2, 1.0)
@@ -57,6 +61,71 @@ def test_a_missing_rank_sends_all_to_all_gather():
     assert group.tick(100.0) == []
     # It was only late, and connects after all.
     assert join(group, 1, 20.0) == [(1, {"type": "use_all_gather"})]
+
+
+@pytest.fixture
+def met_elsewhere():
+    """Rank 2 was late, so all ranks have exchanged their addresses through allGather; rank 3 has no channel."""
+    group = Group(4)
+    join(group, 0)
+    join(group, 1)
+    group.tick(ALL_GATHER_SECONDS)
+    join(group, 2, 16.0)
+    assert not group.has_met
+    for rank in range(3):
+        group.receive(rank, {"type": "met"}, 17.0)
+    assert group.has_met
+    return group
+
+
+def test_silence_is_noticed_wherever_the_ranks_have_met(met_elsewhere):
+    alive(met_elsewhere, 17.0 + SILENT_SECONDS, (0, 1))
+    assert met_elsewhere.tick(17.0 + SILENT_SECONDS) == []
+    ((_, message),) = met_elsewhere.tick(17.5 + SILENT_SECONDS)
+    assert message == {"type": "stop", "reason": "Stopped because rank 2 failed."}
+    assert met_elsewhere.failures.keys() == {2}  # of rank 3, the driver has never heard
+
+
+def test_a_rank_that_waits_in_all_gather_for_others_is_not_lost():
+    group = Group(3)
+    join(group, 0)
+    join(group, 1)
+    group.tick(ALL_GATHER_SECONDS)
+    assert group.tick(500.0) == []
+    assert not group.has_met  # start_timeout still applies
+
+
+def test_a_rank_that_does_not_read_is_lost(met):
+    """It still sends heartbeats, but neither commands nor rows reach it."""
+    met.block(2, 10.0)
+    for second in range(11, 31):
+        alive(met, float(second), range(3))
+        assert met.tick(float(second)) == []
+    alive(met, 31.0, range(3))
+    assert met.tick(31.0)[0][1]["type"] == "stop"
+    assert met.failures.keys() == {2}
+    assert "has not read the driver's messages for 20 s" in met.failures[2].message
+
+
+def test_a_rank_that_reads_again_is_not_lost(met):
+    met.block(2, 10.0)
+    alive(met, 25.0, range(3))
+    met.unblock(2)
+    alive(met, 40.0, range(3))
+    assert met.tick(41.0) == []
+
+
+def test_events_take_constant_time_in_large_groups():
+    """The driver handles thousands of heartbeats; only ``tick`` may look at all ranks."""
+    group = Group(100_000)
+    for rank in range(100_000):
+        join(group, rank)
+    started = time.monotonic()
+    for rank in range(99_999):
+        group.receive(rank, {"type": "alive", "state": "running"}, 1.0)
+        assert group.receive(rank, {"type": "done"}, 1.0) == []
+    assert time.monotonic() - started < 10  # looking at all ranks each time would take hours
+    assert group.receive(99_999, {"type": "done"}, 1.0) == [(None, {"type": "release"})]
 
 
 def test_released_when_all_are_done(met):
@@ -214,6 +283,30 @@ def test_a_stopped_process_is_the_root_cause_when_others_fail(met):
     assert root_cause(met.failures) == 2
 
 
+def test_a_trainer_that_is_suspended_for_long_fails_the_group(met):
+    """Its peers wait for it, and the kernel keeps its connections alive."""
+    for second in range(10, 40):
+        alive(met, float(second), (0, 1))
+        alive(met, float(second), [2], state="stopped")
+        met.tick(float(second))
+    assert met.failures[2].kind == "stalled"
+    assert "has been stopped by a signal or a debugger for 21 s" in met.failures[2].message
+    assert met.stop_reason == "Stopped because rank 2 failed."
+
+
+def test_a_trainer_that_continues_in_time_does_not_fail_the_group(met):
+    for second in range(10, 100):
+        alive(met, float(second), (0, 1))
+        alive(met, float(second), [2], state="stopped" if second % 15 else "running")
+        assert met.tick(float(second)) == []
+    assert met.stop_reason is None
+    for second in range(100, 200):  # the others do not wait for it
+        step(met, 0, second, float(second), AT)
+        alive(met, float(second), [2], state="stopped")
+        assert met.tick(float(second)) == []
+    assert met.stop_reason is None
+
+
 def test_a_silent_rank_is_not_lost_while_steps_complete(met):
     """A step needs all ranks, so only its connection to the driver is lost."""
     for rank in range(3):
@@ -242,3 +335,80 @@ def test_a_chief_that_waits_for_finished_ranks(met):
     assert met.tick(5.0 + PICKLE_SECONDS) == []
     ((_, message),) = met.tick(5.1 + PICKLE_SECONDS)
     assert "return the same value on every rank" in message["reason"]
+
+
+def announce(group, rank, method, now, number=1):
+    call = {"type": "call", "number": number, "method": method, "key": method, "place": "train", "is_nested": False}
+    return group.receive(rank, {**call, "may_be_alone": method != "fit"}, now)
+
+
+def test_calls_are_answered_when_it_is_known_how_to_make_them(met):
+    assert announce(met, 0, "evaluate", 1.0) == []
+    assert announce(met, 2, "evaluate", 1.1) == []
+    answer = {"type": "call_answer", "number": 1, "how": "together"}
+    assert announce(met, 1, "evaluate", 1.2) == [(rank, answer) for rank in range(3)]
+
+
+def test_the_chief_is_told_to_predict_alone_while_the_others_are_done(met):
+    for rank in (1, 2):
+        met.receive(rank, {"type": "done"}, 1.0)
+    assert announce(met, 0, "predict", 2.0) == [(0, {"type": "call_answer", "number": 1, "how": "alone"})]
+
+
+def test_a_call_is_answered_after_the_others_have_been_released(met):
+    for rank in (1, 2):
+        met.receive(rank, {"type": "done"}, 1.0)
+    met.disconnect(0, 2.0)
+    assert met.tick(2.0 + LOST_SECONDS) == [(None, {"type": "release"})]
+    met.connect(0, {}, 20.0)
+    answers = announce(met, 0, "evaluate", 21.0) + met.tick(21.1)
+    assert answers == [(0, {"type": "call_answer", "number": 1, "how": "alone"})]
+
+
+def test_a_late_rank_does_not_change_how_calls_are_made():
+    group = Group(2)
+    join(group, 0)
+    group.tick(100.0)  # the other one is late, so that they meet through Spark
+    assert group.uses_all_gather
+    group.connect(1, {}, 101.0)
+    group.receive(1, {"type": "done"}, 102.0)
+    assert announce(group, 0, "predict", 103.0) == [(0, {"type": "call_answer", "number": 1, "how": "alone"})]
+
+
+def test_steps_made_alone_are_progress_of_those_that_wait():
+    group = Group(2, stall_timeout=10)
+    for rank in (0, 1):
+        join(group, rank, 100.0)
+        step(group, rank, 6, 101.0, AT)
+    announce(group, 0, "predict", 102.0)
+    assert group.tick(106.0) == [(0, {"type": "call_answer", "number": 1, "how": "alone"})]
+    for steps in range(7, 12):
+        step(group, 0, steps, 100.0 + steps, AT)
+        alive(group, 100.0 + steps, (0, 1))
+    assert group.tick(120.0) == []
+    assert group.progress.steps == {0: (6, AT), 1: (6, AT)}
+    assert group.tick(122.0) == [(None, {"type": "stacks"})]
+
+
+def test_a_fit_that_the_others_never_join_fails_the_group(met):
+    assert announce(met, 0, "fit", 1.0) == []
+    for rank in (1, 2):
+        met.receive(rank, {"type": "done"}, 1.5)
+    assert met.tick(1.6) == met.tick(3.0) == []
+    ((_, message),) = met.tick(4.0)
+    assert message == {"type": "stop", "reason": "Stopped because rank 0 failed."}
+    failure = met.failures[0].to_worker_failure()
+    assert isinstance(failure.exception, OutOfStepError)
+    assert "rank 1 has returned from the training function" in failure.message
+
+
+@pytest.mark.parametrize("loss", ["before", "after"])
+def test_without_a_rank_on_the_channel_all_calls_are_made_together(met, loss):
+    if loss == "before":
+        met.disconnect(1, 0.5)
+    announced = announce(met, 0, "predict", 1.0)
+    if loss == "after":
+        met.disconnect(1, 1.5)
+        announced = met.tick(1.6)
+    assert announced == [(0, {"type": "call_answer", "number": 1, "how": "together"})]
+    assert announce(met, 2, "fit", 2.0) == [(2, {"type": "call_answer", "number": 1, "how": "together"})]

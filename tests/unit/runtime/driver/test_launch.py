@@ -3,12 +3,17 @@
 import time
 from types import SimpleNamespace
 
+from spark_tensorflow_distributor.runtime.driver.callbacks import CallbackList
+from spark_tensorflow_distributor.runtime.driver.control import RunControl
+from spark_tensorflow_distributor.runtime.driver.epochs import EpochEvents
 from spark_tensorflow_distributor.runtime.driver.launch import Launch
+from spark_tensorflow_distributor.runtime.driver.report import RunReport
 
 
 def test_missing_ranks_are_logged_every_half_minute(caplog):
-    spec = SimpleNamespace(world_size=4, frames=(), config=SimpleNamespace(start_timeout=600))
-    launch = Launch(spec, None, None, None)
+    trainer, config = SimpleNamespace(uses_sockets=True), SimpleNamespace(start_timeout=600)
+    spec = SimpleNamespace(world_size=4, frames=(), config=config, trainer=trainer)
+    launch = Launch(spec, None, None, None, EpochEvents(RunReport(4, 4), 0, CallbackList(), RunControl()))
     now = time.monotonic()
 
     def come(rank):

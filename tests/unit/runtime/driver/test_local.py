@@ -108,3 +108,22 @@ def test_the_drivers_gpus(monkeypatch):
         local_gpus(config, ["0"])
     with pytest.raises(GpuConfigurationError, match=r"spark\.driver\.resource\.gpu\.amount"):
         local_gpus(config, None)
+
+
+def test_own_modules_are_importable_and_read_anew(tmp_path):
+    path = tmp_path / "module_of_local_mode.py"
+    runner = MirroredStrategyRunner(
+        num_slots=1, local_mode=True, use_gpu=False, use_custom_strategy=True, py_modules=[path]
+    )
+
+    def train():
+        import module_of_local_mode
+
+        return module_of_local_mode.value
+
+    before = list(sys.path)
+    for value in (1, 22):
+        path.write_text(f"value = {value}")
+        assert runner.run(train) == value
+    assert sys.path == before
+    assert "module_of_local_mode" not in sys.modules

@@ -1,9 +1,12 @@
 """Root causes, restarts and error messages."""
 
+import traceback
+
 import pytest
 
 from spark_tensorflow_distributor import (
     ClusterError,
+    DataError,
     GpuConfigurationError,
     RendezvousError,
     RendezvousTimeoutError,
@@ -13,7 +16,14 @@ from spark_tensorflow_distributor import (
 )
 from spark_tensorflow_distributor.config import RunnerConfig
 from spark_tensorflow_distributor.runtime.driver.launch import LaunchResult
-from spark_tensorflow_distributor.runtime.driver.outcome import RestartPolicy, error_of, lost_a_port, root_cause
+from spark_tensorflow_distributor.runtime.driver.outcome import (
+    RestartPolicy,
+    error_of,
+    lost_a_port,
+    root_cause,
+    stopped_session_error,
+    was_ended_by_spark,
+)
 from spark_tensorflow_distributor.runtime.failures import Failure
 from spark_tensorflow_distributor.runtime.specs import WorkerReport
 
@@ -44,6 +54,23 @@ def test_a_users_own_connection_error_is_a_cause():
     reset = failure(0, message="Connection reset by peer", seconds=1.0, error_type="OSError")
     failures = {0: reset, 1: failure(1, seconds=2.0)}
     assert root_cause(failures) == 0
+
+
+def test_errors_of_workers_cannot_control_the_terminal():
+    attack = "\x1b]0;title\x07"
+    details = {"traceback": f"Traceback\n{attack}", "log_tail": (f"last {attack}\nforged",)}
+
+    def failed(error):
+        return error_of(
+            LaunchResult(failures={0: failure(0, message=attack, pickled=pickled(error), **details)}), CONFIG, 1
+        )
+
+    error = failed(ValueError(attack))
+    assert isinstance(error.__cause__, ValueError)
+    cause = error.root_cause
+    texts = [*traceback.format_exception(error), cause.message, cause.traceback, *cause.log_tail]
+    assert all("\x1b" not in text and "\x07" not in text for text in texts)
+    assert failed(SyntaxError("bad", ("file", 1, 1, attack))).__cause__ is None
 
 
 def test_the_original_exception_is_chained():
@@ -80,6 +107,48 @@ def test_a_missing_tensorflow_and_another_missing_module():
     assert "spark.pyspark.python" in str(failed("tensorflow"))
     assert type(failed("mine")) is SerializationError
     assert "addPyFile" in str(failed("mine"))
+
+
+def test_advice_for_a_module_that_the_driver_has(tmp_path, monkeypatch):
+    (tmp_path / "helpers_of_mine.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for kind, cls in [("startup", SerializationError), ("exception", TrainingFailedError)]:
+        error = ModuleNotFoundError("No module named 'helpers_of_mine'", name="helpers_of_mine")
+        found = Failure.from_exception(0, "h0", kind, error)
+        raised = error_of(LaunchResult(failures={0: found}), CONFIG, 2)
+        assert type(raised) is cls
+        assert "py_modules=['helpers_of_mine']" in str(raised)
+
+
+def test_ranks_that_fail_alike_are_said_once():
+    def text(*failures):
+        return str(error_of(LaunchResult(failures={each.rank: each for each in failures}), CONFIG, 3))
+
+    alike = [failure(rank, message=f"boom at 0x7f{rank}") for rank in range(3)]
+    assert text(*alike).endswith("All 3 ranks failed with this error.")
+    assert text(*alike).count("boom") == 1
+    assert text(*alike[:2]).endswith("Rank 1 failed with the same error.")
+    other = failure(2, message="crash")
+    assert text(*alike[:2], other).endswith(
+        "Rank 1 failed with the same error. Rank 2 failed otherwise; see this error's .failures."
+    )
+    assert "failed" not in text(alike[0], failure(1, "stopped")).partition(":")[2]
+
+
+def test_a_frame_without_rows():
+    error = error_of(LaunchResult(frames=("train_data",)), CONFIG, 2)
+    assert type(error) is DataError
+    assert str(error).startswith("The DataFrame 'train_data' has no rows.")
+    own = RuntimeError("of the DataFrame's plan")
+    assert error_of(LaunchResult(frames=("train_data",), spark_error=own), CONFIG, 2) is own
+
+
+def test_a_session_that_was_stopped():
+    ended = LaunchResult(spark_error=RuntimeError("Job 1 cancelled because SparkContext was shut down"), seconds=7.4)
+    assert was_ended_by_spark(ended)
+    assert "The SparkSession was stopped during the run, after 7 s" in str(stopped_session_error(ended))
+    assert not was_ended_by_spark(LaunchResult(failures={0: failure(0)}, spark_error=RuntimeError()))
+    assert was_ended_by_spark(LaunchResult(failures={0: failure(0, "peer")}, spark_error=RuntimeError()))
 
 
 def test_start_timeout():
@@ -119,6 +188,12 @@ def test_only_transient_failures_are_restarted():
     assert RestartPolicy(1).pause(WorkerDataError("a null in a column")) is None
     cancelled = error_of(LaunchResult(spark_error=RuntimeError("cancelled"), cancelled=True), CONFIG, 2)
     assert RestartPolicy(1).pause(cancelled) is None
+
+
+def test_different_calls_are_final_unless_the_driver_may_have_caused_them():
+    error = failed(message="Rank 0 is in fit", error_type="x.OutOfStepError")
+    assert RestartPolicy(1).pause(error) is None
+    assert RestartPolicy(1).pause(error, calls_were_lost=True) == 1
 
 
 def test_the_pauses_grow_until_the_restarts_are_used_up():
@@ -181,3 +256,21 @@ def test_a_failure_survives_sparks_error_text(size):
     assert back.rank == 1
     assert back.message == ("m" * size)[:4000]
     assert Failure.from_spark_error("no failure here") is None
+
+
+def test_a_workers_lost_peer_is_not_the_cause():
+    failures = {
+        0: failure(0, "peer", "The connection to rank 1 was lost", seconds=1.0),
+        1: failure(1, "signal", seconds=1.2),
+    }
+    assert root_cause(failures) == 1
+    assert root_cause({0: failures[0]}) == 0
+
+
+def test_workers_that_make_different_calls_are_not_launched_again():
+    kind = "spark_tensorflow_distributor.process_group.group.OutOfStepError"
+    result = LaunchResult(failures={0: failure(0, message="The workers are in different operations", error_type=kind)})
+    error = error_of(result, RunnerConfig(2, use_gpu=False, max_restarts=3), 2)
+    assert isinstance(error, TrainingFailedError)
+    assert RestartPolicy(3).pause(error) is None
+    assert "different calls in every attempt" in error.__notes__[0]

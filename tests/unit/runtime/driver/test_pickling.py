@@ -1,6 +1,11 @@
 """Errors name the object that cannot be pickled."""
 
+import io
+import json
+import linecache
+import pickle
 import threading
+import types
 
 import pytest
 
@@ -8,6 +13,8 @@ from spark_tensorflow_distributor import ConfigurationError, SerializationError
 from spark_tensorflow_distributor.runtime.driver.pickling import pack_function, pack_script
 
 pytest.importorskip("pyspark")
+from pyspark import Accumulator, Broadcast
+from pyspark.accumulators import AddingAccumulatorParam
 
 GLOBAL_LOCK = threading.Lock()
 
@@ -54,7 +61,7 @@ def test_arguments_that_the_function_does_not_accept():
         pack_function(lambda a, b: 1, {"a": 1})
     with pytest.raises(ConfigurationError, match="unexpected keyword argument 'c'"):
         pack_function(lambda: 1, {"c": 1})
-    with pytest.raises(ConfigurationError, match="got a int"):
+    with pytest.raises(ConfigurationError, match="got an int"):
         pack_function(3, {})
 
 
@@ -68,4 +75,38 @@ def test_scripts(tmp_path):
     path.write_text("print(1)\n")
     with pytest.raises(ConfigurationError, match="list of strings"):
         pack_script(str(path), [1])
-    assert b"print(1)" in pack_script(str(path), ["--x"])
+    assert b"print(1)" in pack_script(str(path), ["--x"]).payload
+
+
+def test_source_lines_travel_with_functions_that_the_executors_cannot_find():
+    source = "def train():\n    return inner()\n\ndef inner():\n    return 1\n"
+    linecache.cache["<cell 1>"] = (len(source), None, source.splitlines(True), "<cell 1>")
+    namespace = {"__name__": "__main__"}
+    exec(compile(source, "<cell 1>", "exec"), namespace)
+    file = io.BytesIO(pack_function(namespace["train"], {}).payload)
+    del linecache.cache["<cell 1>"]
+    assert pickle.load(file) == {"<cell 1>": source}
+    function, kwargs = pickle.load(file)
+    assert (function(), kwargs) == (1, {})
+
+
+def test_the_sources_of_libraries_do_not_travel():
+    file = io.BytesIO(pack_function(lambda: json.dumps(1), {}).payload)
+    assert list(pickle.load(file)) == [__file__]
+
+
+def test_shared_variables_are_replaced_and_refused_on_connect():
+    counted = Accumulator(17, 0, AddingAccumulatorParam(0))
+    packed = pack_function(lambda: counted.add(1), {})
+    assert packed.uses_accumulators
+    with pytest.raises(SerializationError, match=r"The variable 'counted'.* is an accumulator of.*Return"):
+        pack_function(lambda: counted.add(1), {}, is_connect=True)
+    with pytest.raises(SerializationError, match=r"The argument 'table' is a broadcast variable.*Pass the value"):
+        pack_function(lambda table: 1, {"table": pretended_broadcast(3)}, is_connect=True)
+    assert list(pack_function(lambda table: 1, {"table": pretended_broadcast(3)}).broadcasts) == [3]
+
+
+def pretended_broadcast(number):
+    made = Broadcast(path="/nowhere")
+    made._jbroadcast = types.SimpleNamespace(id=lambda: number)
+    return made

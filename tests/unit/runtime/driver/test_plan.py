@@ -1,11 +1,15 @@
 """From the runner's arguments and the cluster's settings to a plan."""
 
+from dataclasses import replace
+
 import pytest
 
 from spark_tensorflow_distributor import ClusterError, EncryptionUnsupportedError, GpuConfigurationError
 from spark_tensorflow_distributor.config import RunnerConfig
 from spark_tensorflow_distributor.runtime.driver.plan import (
+    COLLECTIVES,
     IGNORE_SSL,
+    PROTECTION,
     ClusterFacts,
     check_slots,
     make_plan,
@@ -61,6 +65,47 @@ def test_encryption_is_rejected_unless_ignored(key):
         make_plan(cpu(), ClusterFacts({key: "yes"}))
 
 
+@pytest.mark.parametrize("key", ["spark.ssl.enabled", "spark.network.crypto.enabled"])
+def test_required_encryption_is_provided_where_possible(key):
+    facts = ClusterFacts({key: "true", AMOUNT: "1"}, can_encrypt=True)
+    assert (make_plan(cpu(), facts).protection, make_plan(cpu(), facts).warnings) == ("privacy", ())
+    with pytest.raises(EncryptionUnsupportedError, match=r"pip install .*\[encryption\]"):
+        make_plan(cpu(), ClusterFacts({key: "true"}))
+    for config in (RunnerConfig(2), cpu(use_custom_strategy=True)):
+        with pytest.raises(EncryptionUnsupportedError, match="TensorFlow's own runtime"):
+            make_plan(config, facts)
+    with pytest.raises(EncryptionUnsupportedError, match="TensorFlow's own runtime"):
+        make_plan(cpu(), replace(facts, conf={**facts.conf, COLLECTIVES: "tensorflow"}))
+    ignoring = replace(facts, conf={**facts.conf, IGNORE_SSL: "true"})
+    for config in (RunnerConfig(2), cpu()):  # the executors may lack the package
+        plan = make_plan(config, ignoring)
+        assert (plan.protection, "The run starts anyway" in plan.warnings[0]) == ("light", True)
+    both = replace(ignoring, conf={**ignoring.conf, PROTECTION: "privacy"})
+    assert (make_plan(cpu(), both).protection, make_plan(cpu(), both).warnings) == ("privacy", ())
+
+
+def test_files_are_not_encrypted():
+    facts = ClusterFacts({"spark.io.encryption.enabled": "true"}, can_encrypt=True)
+    with pytest.raises(EncryptionUnsupportedError, match="temporary files"):
+        make_plan(cpu(), facts)
+
+
+def test_protection_can_be_chosen():
+    def chosen(value, **more):
+        return make_plan(cpu(), ClusterFacts({PROTECTION: value}, **more)).protection
+
+    assert make_plan(cpu(), ClusterFacts({})).protection == "light"
+    assert [chosen("auto"), chosen("Integrity"), chosen("privacy", can_encrypt=True)] == [
+        "light",
+        "integrity",
+        "privacy",
+    ]
+    with pytest.raises(EncryptionUnsupportedError, match=f"{PROTECTION}=privacy.*pip install"):
+        chosen("privacy")
+    with pytest.raises(ClusterError, match="must be auto, integrity or privacy"):
+        chosen("none")
+
+
 def test_dynamic_allocation_is_rejected():
     facts = {"spark.dynamicAllocation.enabled": "true", "spark.master": "yarn"}
     with pytest.raises(ClusterError, match=r"SPARK-24942.*spark\.dynamicAllocation\.enabled=false"):
@@ -100,3 +145,34 @@ def test_a_range_of_ports():
     for wrong in ("20000", "5-4", "0-10", "1-70000", "a-b"):
         with pytest.raises(ClusterError, match="key is"):
             ports(wrong, "key")
+
+
+@pytest.mark.parametrize(
+    ("value", "config", "uses_sockets"),
+    [
+        (None, cpu(), True),
+        ("auto", cpu(use_custom_strategy=True), False),
+        ("auto", RunnerConfig(2), False),
+        ("tensorflow", cpu(), False),
+        ("sockets", RunnerConfig(2), True),
+        (" Sockets ", cpu(), True),
+    ],
+)
+def test_what_carries_collectives(value, config, uses_sockets):
+    conf = {AMOUNT: "1"} if value is None else {AMOUNT: "1", COLLECTIVES: value}
+    assert make_plan(config, ClusterFacts(conf)).uses_sockets == uses_sockets
+
+
+@pytest.mark.parametrize(
+    ("value", "amount", "config", "text"),
+    [
+        ("gloo", "1", cpu(), "it must be auto, sockets or tensorflow"),
+        ("sockets", "1", cpu(use_custom_strategy=True), "does not work with use_custom_strategy=True"),
+        ("sockets", "2", RunnerConfig(4), "does not work with 2 GPUs per task"),
+        ("tensorflow", "1", cpu(gradient_compression="float16"), "gradient_compression='float16' works only"),
+        ("auto", "1", RunnerConfig(2, gradient_compression="bfloat16"), "gradient_compression='bfloat16' works only"),
+    ],
+)
+def test_collectives_that_are_not_possible(value, amount, config, text):
+    with pytest.raises(ClusterError, match=text):
+        make_plan(config, ClusterFacts({AMOUNT: amount, COLLECTIVES: value}))

@@ -61,4 +61,6 @@ def test_a_message_is_shown_only_if_the_traceback_lacks_it():
     assert without_message(REMOTE, "ValueError: boom").endswith('raise ValueError("boom")')
     assert without_message(REMOTE + "a note\n", "ValueError: boom").endswith("boom\na note")
     assert without_message("ValueError: boom", "boom") == "ValueError: boom"
+    # A class of a notebook or script, whose message begins with the class alone.
+    assert without_message("frames\n__main__.OwnError: boom", "OwnError: boom") == "frames"
     assert without_message("", "boom") == ""

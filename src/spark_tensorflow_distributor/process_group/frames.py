@@ -1,0 +1,127 @@
+"""Frames on the connections between the members of a process group.
+
+Every frame begins with a header that names the operation it belongs to, so that members who call different operations
+notice with the first frame instead of waiting for each other.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..transport.sealing import Buffer
+
+# Frame type; the operation's kind, dtype, number, checksum of its details and size in bytes; length of the data.
+_HEADER = struct.Struct(">4sBBxxIIQI")
+HEADER_BYTES = _HEADER.size
+# The largest frame: small enough that sending, receiving and adding overlap.
+FRAME_BYTES = 256 << 10
+# A frame of an operation with more data than this is bulk data: in practice gradients, weights and checkpoints.
+BULK_BYTES = 16 << 10
+_MAX_FAREWELL = 64 << 10
+# Maximum length of a text in a farewell, in characters; JSON takes up to twelve bytes for one.
+_MAX_TEXT = 2000
+
+_DATA, _FAREWELL = b"STDd", b"STDf"
+
+KINDS = ("all_reduce", "all_gather", "barrier")
+SUMMED = ("float32", "float64", "int32", "int64")
+DTYPES = ("uint8", "float16", "bfloat16", "float32", "float64", "int32", "int64")
+
+
+class NotAFrameError(Exception):
+    """A peer sent bytes that are not a valid frame."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of a group; all its members must call the same ones in the same order.
+
+    Attributes:
+        number: How many operations preceded it.
+        kind: One of ``KINDS``.
+        dtype: One of ``DTYPES``.
+        nbytes: Size of a member's data.
+        details: What else must be the same on all members: shapes, and what the operation is for. Only its checksum
+            travels.
+        checksum: The checksum of ``details``.
+    """
+
+    number: int
+    kind: str
+    dtype: str
+    nbytes: int
+    details: str = field(default="", compare=False)
+    checksum: int = -1
+
+    def __post_init__(self) -> None:
+        if self.checksum < 0:
+            object.__setattr__(self, "checksum", _checksum(self.details))
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "barrier" else f"{self.kind} of {self.nbytes} bytes of {self.dtype}"
+
+
+@functools.cache
+def _checksum(details: str) -> int:
+    return zlib.crc32(details.encode())
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a frame.
+
+    Attributes:
+        operation: What the data belongs to; None for a farewell.
+        length: Bytes of data that follow.
+    """
+
+    operation: Operation | None
+    length: int
+
+
+def data_header(operation: Operation, length: int) -> bytes:
+    """Return the header of a frame with data."""
+    kind, dtype = KINDS.index(operation.kind), DTYPES.index(operation.dtype)
+    return _HEADER.pack(_DATA, kind, dtype, operation.number, operation.checksum, operation.nbytes, length)
+
+
+def farewell(reason: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """Return header and data of a frame that ends the connection, with the reason."""
+    shortened = {key: value[:_MAX_TEXT] if isinstance(value, str) else value for key, value in reason.items()}
+    data = json.dumps(shortened).encode()
+    return _HEADER.pack(_FAREWELL, 0, 0, 0, 0, 0, len(data)), data
+
+
+def parse_header(data: Buffer) -> Header:
+    """Parse the header of a frame.
+
+    Raises:
+        NotAFrameError: The data is not a header.
+    """
+    magic, kind, dtype, number, checksum, nbytes, length = _HEADER.unpack(data)
+    if magic == _FAREWELL and length <= _MAX_FAREWELL:
+        return Header(None, length)
+    if magic != _DATA or kind >= len(KINDS) or dtype >= len(DTYPES) or length > FRAME_BYTES:
+        raise NotAFrameError(f"received {bytes(data)!r}")
+    return Header(Operation(number, KINDS[kind], DTYPES[dtype], nbytes, checksum=checksum), length)
+
+
+def parse_farewell(data: bytes) -> dict[str, Any]:
+    """Parse the data of a farewell.
+
+    Raises:
+        NotAFrameError: The data is not a farewell.
+    """
+    try:
+        reason = json.loads(data)
+    except ValueError as error:
+        raise NotAFrameError(f"received {data[:40]!r}") from error
+    if not isinstance(reason, dict):
+        raise NotAFrameError(f"received {data[:40]!r}")
+    return reason

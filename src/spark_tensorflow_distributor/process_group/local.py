@@ -1,0 +1,145 @@
+"""Collectives between the workers of one machine, through shared memory."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .arrays import AnyArray, Sequential
+from .connection import Connection
+from .frames import Operation
+from .topology import distances, segments
+from .transfers import Array, Receiver, Sender, transfer
+
+# Data passes through the memory in blocks that fit into a core's cache.
+BLOCK_BYTES = 1 << 20
+# Larger blocks pay off if each block also waits for other machines.
+MULTI_MACHINE_BLOCK_BYTES = 8 << 20
+# Up to this size, each worker sums the whole block: summing one segment each would need a second barrier.
+_SMALL_BYTES = 32 << 10
+
+
+def memory_bytes(size: int, block_bytes: int) -> int:
+    """Return the size of the shared memory for a number of workers."""
+    return 2 * (size + 1) * block_bytes
+
+
+class LocalGroup:
+    """The workers of a machine, as seen by one of them.
+
+    The memory has two halves, used in turn, each with a block of every worker and one for their sum. One barrier per
+    block, after writing, is enough: a worker writes to a half again only after the barrier of the other half, which no
+    worker reaches before it has read this half.
+
+    Args:
+        index: The index of this worker.
+        size: The number of workers.
+        connections: By index of the worker at the other end; see ``Topology.local_peers``.
+        memory: ``memory_bytes`` of memory that all workers share.
+        block_bytes: Size of a block.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        size: int,
+        connections: Mapping[int, Connection],
+        memory: mmap.mmap,
+        block_bytes: int,
+    ) -> None:
+        self.index, self.size, self.connections = index, size, dict(connections)
+        self._block_bytes = block_bytes
+        self._half = 0
+        self._watched = tuple(self.connections.values())
+        blocks = np.frombuffer(memory, np.uint8, memory_bytes(size, block_bytes))
+        self._blocks = blocks.reshape(2, size + 1, block_bytes)
+
+    def barrier(self, operation: Operation) -> None:
+        """Wait until every worker of the machine has called this."""
+        for distance in distances(self.size):
+            after = self.connections[(self.index + distance) % self.size]
+            before = self.connections[(self.index - distance) % self.size]
+            transfer([Sender(after, operation, [])], [Receiver(before, operation, [])], self._watched)
+
+    def all_reduce(
+        self,
+        operation: Operation,
+        source: Sequential,
+        target: Sequential,
+        scale: float | None,
+        between: Callable[[Array], None] | None = None,
+    ) -> None:
+        """Sum arrays over the workers of this machine, or of several machines.
+
+        Args:
+            operation: The operation.
+            source: This worker's arrays.
+            target: Where to put the sums.
+            scale: Factor for this worker's arrays; None for 1.
+            between: On the leader, called with the sums of this machine to replace them with those of all machines;
+                None if there are no others. The other workers pass any function.
+        """
+        dtype = np.dtype(operation.dtype)
+        for start, stop, blocks in self._blocks_for(source.size, dtype):
+            *parts, total = blocks
+            source.read(start, stop, parts[self.index], scale)
+            self.barrier(operation)
+            if between is None and (self.size == 2 or total.nbytes <= _SMALL_BYTES):
+                _sum_into(target, start, stop, parts)
+                continue
+            begin, end = segments(stop - start, self.size)[self.index]
+            _sum([part[begin:end] for part in parts], total[begin:end])
+            self.barrier(operation)
+            if between is not None:
+                if self.index == 0:
+                    between(total)
+                self.barrier(operation)
+            target.write(start, stop, total)
+
+    def all_gather(self, operation: Operation, row: Array, rows: list[Array]) -> None:
+        """Copy the row of every worker of this machine; all rows have the same number of bytes."""
+        for start, stop, blocks in self._blocks_for(row.size, np.dtype(np.uint8)):
+            blocks[self.index][:] = row[start:stop]
+            self.barrier(operation)
+            for target, block in zip(rows, blocks, strict=False):
+                target[start:stop] = block
+
+    def broadcast(self, operation: Operation, data: Array) -> None:
+        """Replace bytes by those of this machine's leader."""
+        for start, stop, blocks in self._blocks_for(data.size, np.dtype(np.uint8)):
+            if self.index == 0:
+                blocks[-1][:] = data[start:stop]
+            self.barrier(operation)
+            if self.index:
+                data[start:stop] = blocks[-1]
+
+    def _blocks_for(self, size: int, dtype: np.dtype[Any]) -> Iterator[tuple[int, int, list[Array]]]:
+        """Yield ranges of elements, with the workers' parts and the sum of the next block."""
+        step = self._block_bytes // dtype.itemsize
+        for start in range(0, size, step) if size else [0]:
+            stop = min(start + step, size)
+            yield start, stop, [block.view(dtype)[: stop - start] for block in self._blocks[self._half]]
+            self._half ^= 1
+
+
+def _sum(parts: list[Array], total: AnyArray) -> None:
+    if len(parts) == 1:
+        np.copyto(total, parts[0])
+        return
+    np.add(parts[0], parts[1], out=total)
+    for part in parts[2:]:
+        np.add(total, part, out=total)
+
+
+def _sum_into(target: Sequential, start: int, stop: int, parts: list[Array]) -> None:
+    for piece, offset in target.pieces(start, stop):
+        pieces = [part[offset : offset + piece.size] for part in parts]
+        if piece.dtype == parts[0].dtype:
+            _sum(pieces, piece)
+        else:
+            total = np.empty_like(pieces[0])
+            _sum(pieces, total)
+            np.copyto(piece, total, casting="unsafe")

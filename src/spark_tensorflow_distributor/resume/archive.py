@@ -1,0 +1,83 @@
+"""Reads the members of an untrusted checkpoint file.
+
+Anyone with write access to ``checkpoint_dir`` can put any file there. Members are not compressed, and the sum of their
+sizes is at most the size of the file. Memory use is therefore limited by the size of the file, and every size is
+checked before its memory is allocated.
+"""
+
+import json
+import math
+import zipfile
+from io import BytesIO
+from typing import IO, Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+
+# Limit for members in JSON. Parsed values take up to twenty times as much memory as their text.
+MAX_TEXT_BYTES = 64 << 20
+# A sign, a number or a text, as ``np.dtype.kind``; no Python objects and no structures.
+_KINDS = "?biufcmMSU"
+# The sizes of a member follow its data; its name is UTF-8. Other flags mean encryption, patches and the like.
+_HARMLESS_FLAGS = 0x0808
+
+
+class Archive:
+    """The members of a checkpoint file.
+
+    Args:
+        data: The contents of the file.
+
+    Raises:
+        CheckpointError: It is not an archive like those that this library writes. Methods may raise anything: what they
+            read is arbitrary.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._archive = zipfile.ZipFile(BytesIO(data))
+        members = self._archive.infolist()
+        for each in members:
+            if each.compress_type != zipfile.ZIP_STORED or each.compress_size != each.file_size:
+                raise CheckpointError(f"its member {each.filename!r} is compressed")
+            if each.flag_bits & ~_HARMLESS_FLAGS:
+                raise CheckpointError(f"its member {each.filename!r} has the flags {each.flag_bits:#x}")
+        total = sum(each.file_size for each in members)
+        if total > len(data):
+            raise CheckpointError(f"its members have {total} bytes together, but the file has {len(data)}")
+        self._unread = {each.filename for each in members}
+
+    def text(self, name: str) -> Any:
+        """Parse a member as JSON."""
+        size = self._archive.getinfo(name).file_size
+        if size > MAX_TEXT_BYTES:
+            raise CheckpointError(f"its member {name!r} has {size} bytes; {MAX_TEXT_BYTES} are the limit")
+        return json.loads(self._archive.read(name))
+
+    def array(self, number: int) -> np.ndarray:
+        """Read an array, which is possible once: a small file could otherwise use a large array many times."""
+        name = f"{int(number)}.npy"
+        self._unread.remove(name)
+        with self._archive.open(name) as part:
+            value = _read_array(part, self._archive.getinfo(name).file_size)
+            part.read()  # the checksum is verified at the end
+        return value
+
+
+def _read_array(part: IO[bytes], size: int) -> np.ndarray:
+    version = np.lib.format.read_magic(part)
+    if version != (1, 0):
+        raise CheckpointError(f"it has an array in version {version} of NumPy's format")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(part)
+    if dtype.kind not in _KINDS or dtype.subdtype is not None or not dtype.itemsize:
+        raise CheckpointError(f"it has an array of type {dtype!s:.100}")
+    if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != size - part.tell():
+        raise CheckpointError(f"an array of shape {shape!s:.100} and type {dtype!s:.100} does not have {size} bytes")
+    array: np.ndarray = np.empty(math.prod(shape), dtype)
+    target = memoryview(array.view(np.uint8))  # type: ignore[arg-type]
+    while target:
+        count = part.readinto(target[: 1 << 20])  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError("an array is incomplete")
+        target = target[count:]
+    return array.reshape(shape[::-1]).transpose() if is_fortran else array.reshape(shape)

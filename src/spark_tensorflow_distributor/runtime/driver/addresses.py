@@ -1,0 +1,50 @@
+"""How the driver and the workers reach each other."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+def executors_reach(spark: Any, addresses: Sequence[tuple[str, int]]) -> bool:
+    """Return whether a process on an executor can connect to one of the addresses.
+
+    False if no slot is free to try within ten seconds: the run itself may hold them all.
+    """
+    reached: list[bool] = []
+
+    def look(batches: Iterator[Any]) -> Iterator[Any]:
+        import socket
+
+        for batch in batches:
+            for address in addresses:
+                try:
+                    socket.create_connection(address, timeout=3).close()
+                except OSError:
+                    continue
+                yield batch
+
+    def ask() -> None:
+        frame = spark.range(0, 1, 1, 1)
+        with contextlib.suppress(Exception):  # cancelled, or the session is gone
+            reached.append(len(frame.mapInArrow(look, frame.schema).collect()) > 0)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(10.0)
+    return bool(reached and reached[0])
+
+
+def connect_host(spark: Any) -> str:
+    """Return the host of the server of a Spark Connect session."""
+    client = getattr(spark, "client", None) or getattr(spark, "_client", None)
+    return str(getattr(client, "host", None) or "localhost")
+
+
+def address_towards(host: str) -> str:
+    """Return this machine's address as ``host`` sees it; sends no packet."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        return str(probe.getsockname()[0])
+    return "127.0.0.1"

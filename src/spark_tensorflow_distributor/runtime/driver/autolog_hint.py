@@ -1,0 +1,23 @@
+"""A hint for users of ``mlflow.autolog()``."""
+
+import logging
+import sys
+
+from .callbacks import CallbackList
+
+_log = logging.getLogger("spark_tensorflow_distributor.run")
+_has_warned = False
+
+
+def warn_of_autolog(callbacks: CallbackList) -> None:
+    """Warn once if ``mlflow.autolog()`` is on on the driver, where nothing trains, and no callback records the run."""
+    global _has_warned
+    utils = sys.modules.get("mlflow.utils.autologging_utils")
+    integrations = getattr(utils, "AUTOLOGGING_INTEGRATIONS", {})
+    is_on = any(integrations.get(name, {}).get("disable") is False for name in ("mlflow", "tensorflow", "keras"))
+    if is_on and not _has_warned and "MLflowCallback" not in callbacks.names:
+        _has_warned = True
+        _log.warning(
+            "mlflow.autolog() on the driver does not see the training, which happens on the workers. To record runs in "
+            "MLflow, pass callbacks=[MLflowCallback()], or call mlflow.autolog() in the training function."
+        )

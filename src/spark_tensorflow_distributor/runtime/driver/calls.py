@@ -1,0 +1,224 @@
+"""Decides which calls of ``fit``, ``evaluate`` and ``predict`` the workers make together. Pure: no sockets, no clock.
+
+Every worker announces its calls. A call that others do not make at the same time is made alone if that is possible:
+one that evaluates or predicts the whole data with a whole model. A call made alone has the result that all workers
+would have computed together, so a wrong guess costs time, but nothing else. A call that needs all workers, while one of
+them cannot join it any more, is a mistake in the program.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ...process_group.out_of_step import SAME_CALLS
+
+# The others may be slower by this much, reading data for example, before a call is made alone.
+PATIENCE_SECONDS = 3.0
+# A worker may learn a moment later that another one has ended; its own error is more precise than the driver's.
+CONFLICT_SECONDS = 2.0
+
+Answer = Literal["together", "alone"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that a worker is about to make, or is making.
+
+    Attributes:
+        number: Counts the worker's calls.
+        method: The method's name.
+        key: Equal for the same call of several workers.
+        place: The line of the program that makes it.
+        may_be_alone: The worker can make it by itself.
+        is_nested: It is made during another one, by a callback for example.
+        since: When it was announced.
+        state: ``"waiting"`` for an answer, or the answer.
+    """
+
+    number: int
+    method: str
+    key: str
+    place: str
+    may_be_alone: bool
+    is_nested: bool
+    since: float
+    state: str = "waiting"
+
+    def __str__(self) -> str:
+        return f"{self.method}, called at {self.place}" if self.place else self.method
+
+
+class MethodCalls:
+    """The calls of all workers.
+
+    Args:
+        world_size: Number of ranks.
+        are_checked: The workers' collectives notice if workers make different calls, so that calls which need all of
+            them need not wait for the others.
+    """
+
+    def __init__(self, world_size: int, *, are_checked: bool) -> None:
+        self._world_size, self._awaits_all = world_size, not are_checked
+        self._calls: dict[int, list[Call]] = {rank: [] for rank in range(world_size)}
+        # How many calls each rank has made together with the others.
+        self._joined: Counter[int] = Counter()
+        self._visits: Counter[tuple[int, str]] = Counter()
+        # When each rank last returned to its own code.
+        self._left: dict[int, float] = {}
+        # Where ranks wait for all others outside of these calls.
+        self._barriers: dict[int, str] = {}
+        self._announced = 0  # calls without an answer
+        self._conflict_since: float | None = None
+        self._is_lost = False
+
+    @property
+    def are_all_waiting(self) -> bool:
+        """Whether every rank may be waiting for an answer."""
+        return self._announced >= self._world_size
+
+    def receive(self, rank: int, message: Mapping[str, Any], now: float) -> None:
+        """Handle a worker's announcement: a ``"call"``, the end of one (``"call_left"``), or a ``"barrier"``."""
+        calls = self._calls[rank]
+        if message["type"] == "barrier":
+            self._barriers.pop(rank, None)
+            if message["is_entered"]:
+                self._barriers[rank] = str(message["place"])
+            self._left[rank] = now
+        elif message["type"] == "call_left":
+            left = [call for call in calls if call.number == message["number"]]
+            self._announced -= sum(call.state == "waiting" for call in left)
+            self._calls[rank] = [call for call in calls if call not in left]
+            self._left[rank] = now
+        else:
+            facts = {name: message[name] for name in ("number", "method", "key", "place", "may_be_alone", "is_nested")}
+            calls.append(Call(**facts, since=now))
+            self._announced += 1
+            self._visits[rank, message["key"]] += 1
+
+    def lose(self) -> None:
+        """Handle the loss of a rank's connection: from now on, all calls are made together, as announced or not."""
+        self._is_lost = True
+
+    def is_alone(self, rank: int) -> bool:
+        """Return whether a rank is making a call by itself."""
+        call = self._current(rank)
+        return call is not None and call.state == "alone"
+
+    @property
+    def are_lost(self) -> bool:
+        """Whether some calls were not heard of, so that wrong answers are possible."""
+        return self._is_lost
+
+    def answers(self, done: Collection[int], now: float) -> list[tuple[int, int, Answer]]:
+        """Return the rank, number and answer of each call whose answer is now known.
+
+        Args:
+            done: The ranks whose function has returned.
+            now: The time, by the clock of :meth:`receive`.
+        """
+        waiting = self._waiting()
+        if not waiting:
+            return []
+        last = [rank for rank, call in waiting.items() if call.may_be_alone and len({*done, rank}) == self._world_size]
+        if last:
+            return [(rank, self._answer(rank, "alone"), "alone") for rank in last]
+        answer: Answer = "together"
+        found = [rank for rank, call in waiting.items() if self._is_lost or not (call.may_be_alone or self._awaits_all)]
+        callers = Counter(call.key for call in waiting.values())
+        if not found and len(waiting) == self._world_size and len(callers) == 1:
+            found = list(waiting)
+        if not found:
+            # Those first whose call the fewest others make: if the chief alone predicts some rows before all evaluate,
+            # the others wait for it.
+            order = sorted(
+                {call.key: rank for rank, call in reversed(waiting.items()) if call.may_be_alone}.items(),
+                key=lambda each: (callers[each[0]], each[1]),
+            )
+            left = next((key for key, rank in order if self._is_left_alone(rank, done, now)), None)
+            found, answer = [rank for rank, call in waiting.items() if call.key == left], "alone"
+        return [(rank, self._answer(rank, answer), answer) for rank in found]
+
+    def _answer(self, rank: int, answer: Answer) -> int:
+        """Note the answer to the call for which a rank waits; return its number."""
+        call = self._calls[rank][-1]
+        self._calls[rank][-1] = replace(call, state=answer)
+        self._announced -= 1
+        self._joined[rank] += answer == "together"
+        return call.number
+
+    def conflict(self, done: Collection[int], now: float) -> tuple[int, str] | None:
+        """Return the rank of a call that can never be made, and why; None if there is none, or not for long enough."""
+        found = None if self._is_lost else self._conflict(done)
+        if found is None:
+            self._conflict_since = None
+        elif self._conflict_since is None:
+            self._conflict_since = now
+        return found if self._conflict_since is not None and now - self._conflict_since >= CONFLICT_SECONDS else None
+
+    def _conflict(self, done: Collection[int]) -> tuple[int, str] | None:
+        """Return the rank that is furthest ahead if its call is one that another rank cannot join any more."""
+        needed: dict[int, int] = {}  # how many calls all ranks must have joined, by the rank that makes such a call
+        for rank in range(self._world_size):
+            call = self._current(rank)
+            if call is not None and call.state != "alone" and not (call.state == "waiting" and call.may_be_alone):
+                needed[rank] = self._joined[rank] + (call.state == "waiting")
+        if not needed:
+            return None
+        rank = max(needed, key=lambda each: needed[each])
+        call = self._current(rank)
+        assert call is not None
+        for other in range(self._world_size):
+            theirs = self._current(other)
+            if self._joined[other] >= needed[rank] or other == rank:
+                continue
+            if other in done:
+                where = f"rank {other} has returned from the training function"
+            elif other in self._barriers:
+                where = f"rank {other} is in {self._barriers[other]}"
+            elif _waits_for_another(theirs, call):
+                where = f"rank {other} is in {theirs}"
+            else:
+                continue
+            return rank, f"Rank {rank} is in {call}, but {where}. {SAME_CALLS}"
+        return None
+
+    def _current(self, rank: int) -> Call | None:
+        return self._calls[rank][-1] if self._calls[rank] else None
+
+    def _waiting(self) -> dict[int, Call]:
+        current = {rank: self._current(rank) for rank in range(self._world_size)}
+        return {rank: call for rank, call in current.items() if call is not None and call.state == "waiting"}
+
+    def _is_left_alone(self, rank: int, done: Collection[int], now: float) -> bool:
+        """Return whether some other rank does not join the call of a rank, as far as one can tell."""
+        call = self._current(rank)
+        assert call is not None
+        missing = [
+            other
+            for other in range(self._world_size)
+            if (theirs := self._current(other)) is None or theirs.state != "waiting" or theirs.key != call.key
+        ]
+        return any(self._does_not_join(other, rank, call, done, now) for other in missing)
+
+    def _does_not_join(self, other: int, rank: int, call: Call, done: Collection[int], now: float) -> bool:
+        theirs = self._current(other)
+        if other in done or other in self._barriers:
+            return True
+        if self._visits[rank, call.key] > 1 and not self._visits[other, call.key]:
+            return True  # it has not come the last time either
+        if theirs is None:
+            return now - max(call.since, self._left.get(other, 0.0)) > PATIENCE_SECONDS
+        if theirs.state == "alone":
+            return False  # it may come afterwards
+        if theirs.state == "waiting":
+            return True
+        if self._joined[other] > self._joined[rank]:
+            return True  # it has gone ahead
+        # It is in a call that this rank has left, and will leave it soon; or in the one that this call is a part of.
+        return call.is_nested and now - call.since > PATIENCE_SECONDS
+
+
+def _waits_for_another(theirs: Call | None, call: Call) -> bool:
+    """Return whether a rank waits to make another call with all others; one that it is in, it may be about to leave."""
+    return theirs is not None and theirs.state == "waiting" and not theirs.may_be_alone and theirs.key != call.key

@@ -1,0 +1,123 @@
+"""One run from beginning to end, with its report and callbacks."""
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from ...config import RunnerConfig
+from ...data.frames import is_dataframe
+from ...errors import RunCancelledError
+from ...formatting import one_line
+from . import plan
+from .callbacks import CallbackList
+from .control import RunControl
+from .report import RunReport
+from .run import Program, Run
+from .spark import SparkGateway
+
+_MAX_TEXT = 500
+_MAX_ITEMS = 20
+_PASSWORD_IN_URL = re.compile(r"(\w+://[^/\s:@]*:)[^/\s@]*@")
+_SECRET = re.compile("passw|secret|token|credential|api[_-]?key", re.IGNORECASE)
+
+
+class TrackedRun:
+    """A run that has been planned and can be executed once.
+
+    Args:
+        config: The runner's arguments.
+        gateway: The Spark session.
+        program: What the workers run.
+        run_plan: How it runs.
+        arguments: The arguments of the training function, for the report.
+        callbacks: The runner's callbacks.
+
+    Attributes:
+        report: The report, which grows during the run.
+        control: The requests to end the run.
+    """
+
+    def __init__(
+        self,
+        config: RunnerConfig,
+        gateway: SparkGateway,
+        program: Program,
+        run_plan: plan.RunPlan,
+        arguments: Mapping[str, Any],
+        callbacks: CallbackList,
+    ) -> None:
+        self.control = RunControl()
+        self.report = RunReport(
+            config.num_slots,
+            run_plan.num_tasks,
+            function=program.name,
+            arguments={name: plain(name, value) for name, value in arguments.items()},
+            settings=changed_settings(config),
+        )
+        self._plan, self._callbacks = run_plan, callbacks
+        self._run = Run(config, gateway, program, self.report, callbacks, self.control)
+
+    def execute(self) -> Any:
+        """Train; return the value of rank 0, or raise the error of the run."""
+        started, self.report.started_at = time.monotonic(), time.time()
+        self._callbacks.call("on_run_begin", self.report)
+        try:
+            value = self._run.execute(self._plan)
+            self.report.succeeded, self.report.status = True, "succeeded"
+        except BaseException as error:
+            self.report.status, self.report.error = _status(error), one_line(error)
+            raise
+        finally:
+            self.report.seconds = time.monotonic() - started
+            if self.report.succeeded:
+                self._callbacks.call("on_result", value)
+            self._callbacks.call("on_run_end", self.report)
+        return value
+
+
+def _status(error: BaseException) -> str:
+    if isinstance(error, RunCancelledError):
+        return "cancelled"
+    return "failed" if isinstance(error, Exception) else "interrupted"
+
+
+def plain(name: str, value: object) -> Any:
+    """Return a value as it is if JSON has it, else its type's name; "..." in place of what may be secret.
+
+    Names that say so mark what is secret, also in nested mappings and in the arguments of a script, and so does the
+    place of the password in a URL.
+    """
+    if _SECRET.search(name):
+        return "..."
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(str(key), each) for key, each in list(value.items())[:_MAX_ITEMS]}
+    if isinstance(value, list | tuple):
+        # In a script's arguments, a value follows its name.
+        names = ["", *(each if isinstance(each, str) and each.startswith("-") else "" for each in value)]
+        return [plain(before, each) for before, each in zip(names, value[:_MAX_ITEMS], strict=False)]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        if _SECRET.search(value.partition("=")[0]) and value.startswith("-"):
+            return f"{value.partition('=')[0]}=..." if "=" in value else value
+        value = _PASSWORD_IN_URL.sub(r"\1...@", value)
+        return value if len(value) <= _MAX_TEXT else f"{value[:_MAX_TEXT]}..."
+    if is_dataframe(value):  # its repr may compute it
+        return "DataFrame"
+    return type(value).__name__
+
+
+def changed_settings(config: RunnerConfig) -> dict[str, Any]:
+    """Return ``num_slots`` and the runner's arguments that differ from their defaults; of ``env``, only the names."""
+    defaults = RunnerConfig(num_slots=config.num_slots)
+    changed: dict[str, Any] = {"num_slots": config.num_slots}
+    for name in (each.name for each in fields(config) if each.init):
+        value = getattr(config, name)
+        if value != getattr(defaults, name):
+            changed[name] = ", ".join(sorted(value)) if name == "env" else plain(name, value)
+    return changed

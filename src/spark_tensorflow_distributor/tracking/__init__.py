@@ -1,0 +1,1 @@
+"""Follows runs in other systems, through callbacks on the driver."""

@@ -1,0 +1,178 @@
+"""Finds out whether the other workers make the same call of ``fit``, ``evaluate`` or ``predict``.
+
+Every worker announces its calls to the driver before it makes them. If the others do not join an ``evaluate`` or
+``predict``, the replica computes it alone, because its variables are those of one process. A call that needs all
+workers is made only once all of them are there, or the library's own collectives notice if they are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from .fit_hooks import Hook, MethodCall, only
+from .part_data import has_marked_rows
+from .private_names import EAGER_CONTEXT
+from .random_state import global_seed, random_state, restore_random_state
+from .replica import replica_strategy
+from .replica_hooks import without_strategy
+from .replica_step import alone, in_method, is_alone
+from .tf_collectives import collectives_of
+
+# Number of rows that are sampled to tell arrays apart.
+_SAMPLE_ROWS = 64
+
+
+def announce_calls(
+    ask: Callable[[Mapping[str, Any]], tuple[int, str]],
+    leave: Callable[[int], None],
+    place: Callable[[], tuple[str, int]],
+    rank: int,
+    world_size: int,
+) -> Hook:
+    """Return a hook that announces calls, and makes those alone that the other workers do not join.
+
+    Args:
+        ask: Announces a call; returns its number, and whether to make it ``"together"`` or ``"alone"``.
+        leave: Announces that the call with a number has ended.
+        place: Returns the line of the program that makes the call, and a number that tells its stack from others.
+        rank: This worker's rank.
+        world_size: The number of workers.
+    """
+
+    @only("fit", "evaluate", "predict")
+    @contextlib.contextmanager
+    def announced(call: MethodCall) -> Iterator[None]:
+        strategy = call.model.distribute_strategy
+        spans_workers = (
+            isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+            and collectives_of(strategy, rank, world_size).world_size > 1
+        )
+        if not spans_workers or is_alone() or _is_validation(call):
+            yield
+            return
+        line, stack = place()
+        may_be_alone = call.name != "fit" and can_be_computed_alone(call)
+        key = f"{call.name} {stack} {_fingerprint(call)}" if may_be_alone else call.name
+        number, answer = ask(
+            {
+                "method": call.name,
+                "key": key,
+                "place": line,
+                "may_be_alone": may_be_alone,
+                "is_nested": call.outer is not None,
+            }
+        )
+        try:
+            with _by_itself(call) if answer == "alone" else contextlib.nullcontext():
+                yield
+        finally:
+            leave(number)
+
+    return announced
+
+
+def can_be_computed_alone(call: MethodCall) -> bool:
+    """Return whether this worker has all rows of a call's data, and the whole model."""
+    data = call.arguments.get("x")
+    if replica_strategy(call.model.distribute_strategy) is None or has_marked_rows(data):
+        return False
+    if isinstance(data, tf.data.Dataset):
+        policies = tf.data.experimental.AutoShardPolicy
+        policy = data.options().experimental_distribute.auto_shard_policy
+        return policy not in (policies.OFF, policies.FILE, policies.HINT)
+    return not isinstance(data, tf.distribute.DistributedDataset)
+
+
+def _is_validation(call: MethodCall) -> bool:
+    """Return whether ``fit`` itself makes this call, for its validation data; all workers do."""
+    return call.outer is not None and bool(call.arguments.get("kwargs", {}).get("_use_cached_eval_dataset"))
+
+
+@contextlib.contextmanager
+def _by_itself(call: MethodCall) -> Iterator[None]:
+    """Make a call with the whole data on this worker, as one process would."""
+    model, strategy = call.model, replica_strategy(call.model.distribute_strategy)
+    assert strategy is not None
+    with (
+        alone(),
+        in_method(""),
+        without_strategy(model, strategy),
+        _functions_of_its_own(model),
+        _same_randomness(model),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _functions_of_its_own(model: Any) -> Iterator[None]:
+    """Use other compiled functions than those that all workers call together."""
+    names = ("test_function", "predict_function")
+    before = {name: getattr(model, name, None) for name in names}
+    global _last
+    owner, compiled, kept = _last
+    if owner is not model or any(a is not b for a, b in zip(compiled, _compiled(model), strict=True)):
+        kept = {}  # they update the metrics of an earlier compile
+    for name in names:
+        setattr(model, name, kept.get(name))
+    try:
+        yield
+    finally:
+        _last = model, _compiled(model), {name: getattr(model, name, None) for name in names}
+        for name, function in before.items():
+            setattr(model, name, function)
+
+
+# The model that was last called alone, what it was compiled with, and its functions.
+_last: tuple[Any, list[Any], dict[str, Any]] = (None, [], {})
+
+
+def _compiled(model: Any) -> list[Any]:
+    """Return what Keras 3 and tf_keras make anew in each ``compile``."""
+    return [
+        getattr(model, name, None) for name in ("_loss_tracker", "_compile_metrics", "_compile_loss", "compiled_loss")
+    ]
+
+
+@contextlib.contextmanager
+def _same_randomness(model: Any) -> Iterator[None]:
+    """Leave the random generators as they were: on the other workers, nothing draws from them meanwhile."""
+    from .patches.random_numbers import restore_seeds, seeds_so_far
+
+    state, seeds, context = random_state(), seeds_so_far(), EAGER_CONTEXT.load().context()
+    operations: random.Random | None = getattr(context, "_rng", None)  # None if the program has set no seed
+    operation_state = None if operations is None else operations.getstate()
+    variables = [(variable, np.asarray(variable)) for variable in global_seed(model)]
+    try:
+        yield
+    finally:
+        restore_random_state(state)
+        restore_seeds(seeds)
+        if operations is not None and operation_state is not None:
+            operations.setstate(operation_state)
+        for variable, value in variables:
+            variable.assign(value)
+
+
+def _fingerprint(call: MethodCall) -> int:
+    """Return a number that tells the data of a call from that of another one."""
+    parts = [_description(each) for name in ("x", "y") for each in tf.nest.flatten(call.arguments.get(name))]
+    parts += [str(call.arguments.get(name)) for name in ("batch_size", "steps")]
+    return zlib.crc32(" ".join(parts).encode())
+
+
+def _description(data: Any) -> str:
+    if isinstance(data, tf.data.Dataset):
+        return f"{data.element_spec} {int(data.cardinality())}"
+    if isinstance(data, tf.Tensor | np.ndarray) and len(data.shape):
+        rows = data[:: max(1, int(data.shape[0]) // _SAMPLE_ROWS)]
+        values = np.ascontiguousarray(rows)
+        sample = zlib.crc32(values.tobytes()) if values.dtype.kind in "biufc" else str(values[:1])
+        return f"{data.dtype} {data.shape} {sample}"
+    return f"{type(data).__name__} {len(data) if hasattr(data, '__len__') else ''}"

@@ -1,0 +1,105 @@
+"""Pickles programs and results in which there may be Keras models with classes and functions of the user's own.
+
+Keras pickles a model as a file, and in a file its own classes and functions are only names. The loading process must
+register them first, even if they are in a module that can be imported. Here they travel with the model.
+
+Nothing in this module imports TensorFlow or Keras: a process that has a model has imported them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import IO, Any
+
+from .keras_api import keras_of
+from .private_names import KERAS_REGISTRATION, TF_KERAS_REGISTRATION, PrivateModule
+
+# Packages that every process with TensorFlow has, so that their classes and functions need not travel.
+_COMMON = {"keras", "tf_keras", "tensorflow", "numpy", "optree", *sys.stdlib_module_names} - {"__main__"}
+
+
+def is_users_own(value: Any) -> bool:
+    """Return whether a class or function must travel with the model that uses it."""
+    module = getattr(value, "__module__", None) or "__main__"
+    return module.partition(".")[0] not in _COMMON and value.__name__ != "<lambda>"
+
+
+def dump(value: Any, file: IO[bytes]) -> None:
+    """Pickle a value with PySpark's cloudpickle, and the classes that its Keras objects need."""
+    from pyspark import cloudpickle
+
+    base: Any = cloudpickle.CloudPickler
+
+    class Pickler(base):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            reduced = reduce_keras(obj)
+            return super().reducer_override(obj) if reduced is None else reduced
+
+    Pickler(file).dump(value)
+
+
+def dumps(value: Any) -> bytes:
+    """Return what :func:`dump` writes."""
+    with io.BytesIO() as file:
+        dump(value, file)
+        return file.getvalue()
+
+
+def reduce_keras(value: Any) -> tuple[Any, ...] | None:
+    """Return how to pickle an object of Keras that uses the user's own classes; None for anything else."""
+    library = keras_of(value)
+    registration = {"keras": KERAS_REGISTRATION, "tf_keras": TF_KERAS_REGISTRATION}.get(library)
+    if registration is None or registration.loaded() is None or not hasattr(value, "get_config"):
+        return None
+    with _recording(registration) as found:
+        reduced: tuple[Any, ...] = value.__reduce_ex__(4)
+    own = {name: each for name, each in found.items() if is_users_own(each)}
+    # An object with additional state is not saved as a file: its parts are pickled one by one, their classes included.
+    return (load_with, (library, own, *reduced)) if own and len(reduced) == 2 else reduced
+
+
+def load_with(
+    library: str, custom_objects: dict[str, Any], load: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Any:
+    """Load an object of Keras that uses the user's own classes; pickles name this function.
+
+    Args:
+        library: The package that the object belongs to, ``"keras"`` or ``"tf_keras"``.
+        custom_objects: The user's own classes and functions, by the names under which Keras has saved them.
+        load: Loads the object.
+        arguments: Its arguments.
+    """
+    with importlib.import_module(library).saving.custom_object_scope(custom_objects):
+        return load(*arguments)
+
+
+# Two threads may start runs at the same time, and the function that is replaced belongs to the process.
+_one_at_a_time = threading.RLock()
+
+
+@contextlib.contextmanager
+def _recording(registration: PrivateModule) -> Iterator[dict[str, Any]]:
+    """Collect the classes and functions whose names Keras writes, by their plain and their registered names."""
+    module: ModuleType = registration.load()
+    found: dict[str, Any] = {}
+
+    with _one_at_a_time:
+        original = module.get_registered_name
+
+        def get_registered_name(value: Any) -> Any:
+            name = original(value)
+            if hasattr(value, "__name__"):
+                found[value.__name__] = found[name] = value
+            return name
+
+        module.get_registered_name = get_registered_name  # type: ignore[attr-defined]
+        try:
+            yield found
+        finally:
+            module.get_registered_name = original  # type: ignore[attr-defined]

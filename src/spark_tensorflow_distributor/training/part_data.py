@@ -1,0 +1,296 @@
+"""Divides the data of Keras' loops into the parts that this worker's replica works on."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+
+from ..data.passes import shard_states_of
+from ..errors import DataError
+from .batch_parts import BatchPart, CutRows, has_rows, part_of
+from .collectives import Collectives
+from .private_names import DATA_DISTRIBUTE
+from .replica import ReplicaStrategy
+from .replica_step import gets_parts
+
+# Marks a dataset that has rows only for this worker.
+_OWN_ROWS = "_spark_tensorflow_distributor_own_rows"
+
+
+def own_rows(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Dataset:
+    """Rebatch a dataset of a worker's own rows to the size of the worker's part of a global batch.
+
+    The workers may have different numbers of rows, so the number of steps is not known in advance.
+
+    Args:
+        dataset: A dataset of this worker's rows, in batches of the global batch size.
+        collectives: Connects this worker to the others.
+    """
+    shape = next((leaf.shape for leaf in tf.nest.flatten(dataset.element_spec) if leaf.shape.rank), None)
+    batch = None if shape is None else shape[0]
+    if batch is None:
+        first = next(iter(dataset.take(1)), None)
+        batch = 1 if first is None else int(tf.shape(tf.nest.flatten(first)[0])[0])
+    # A worker whose rows do not fill a batch would otherwise use smaller parts than the others.
+    batch = int(collectives.all_gather(tf.constant(batch)).numpy().max())
+    parts = dataset.rebatch(-(-batch // collectives.world_size))
+    parts = parts.filter(lambda *_: True)  # makes its length unknown
+    setattr(parts, _OWN_ROWS, True)
+    return parts
+
+
+def rows_of_worker(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Dataset:
+    """Return a dataset as it is, or what this worker reads of it if the program says that workers read other rows.
+
+    Args:
+        dataset: A dataset of global batches.
+        collectives: Connects this worker to the others.
+    """
+    policies = tf.data.experimental.AutoShardPolicy
+    policy = dataset.options().experimental_distribute.auto_shard_policy
+    if policy in (policies.FILE, policies.HINT):
+        dataset = DATA_DISTRIBUTE.load()._AutoShardDataset(dataset, collectives.world_size, collectives.rank)
+    elif policy != policies.OFF:
+        return dataset
+    return own_rows(dataset, collectives)
+
+
+class PartDataset:
+    """The iterable that replaces Keras' dataset and yields :class:`BatchPart` objects.
+
+    Args:
+        strategy: The strategy of all workers.
+        dataset: A dataset of global batches, of a shard, or of this worker's own rows.
+        steps_per_epoch: As passed to ``fit``.
+        batches: The number of batches; None if Keras does not know it.
+
+    Raises:
+        DataError: If the workers have datasets of different lengths.
+    """
+
+    def __init__(
+        self,
+        strategy: ReplicaStrategy,
+        dataset: tf.data.Dataset,
+        steps_per_epoch: int | None = None,
+        batches: int | None = None,
+    ) -> None:
+        self._collectives = strategy.collectives
+        self.element_spec = dataset.element_spec
+        cardinality = int(dataset.cardinality())
+        self._is_cut = gets_parts() and not has_marked_rows(dataset) and has_rows(dataset.element_spec)
+        self._is_plain = not gets_parts()
+        self._asks = False
+        self._is_even = has_equal_batches(dataset, strategy.collectives)
+        if self._is_cut:
+            check_agreement(strategy.collectives, [steps_per_epoch, batches, cardinality])
+            self._asks = batches is None and cardinality == tf.data.UNKNOWN_CARDINALITY
+            dataset, self._is_even = cut(dataset, strategy.collectives)
+        elif not self._is_even:
+            self._asks = cardinality == tf.data.UNKNOWN_CARDINALITY
+        self._dataset = to_device(dataset, strategy.extended.worker_devices[0])
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._is_plain:
+            return iter(self._dataset)
+        return PartIterator(
+            iter(self._dataset),
+            self._collectives,
+            is_cut=self._is_cut,
+            is_even=self._is_even,
+            asks=self._asks,
+        )
+
+
+class PartIterator:
+    """Yields the replica's parts of the batches.
+
+    Args:
+        batches: Iterator over this worker's batches; over :class:`CutRows` if ``is_cut``.
+        collectives: Connects this worker to the others.
+        is_cut: Whether the batches are parts of global batches.
+        is_even: Whether all replicas are known to have the same number of rows in each batch.
+        asks: Whether the workers ask each other before each step whether data is left.
+
+    Attributes:
+        last_part: The last part that any iterator has yielded; None before the first one.
+    """
+
+    last_part: ClassVar[BatchPart | None] = None
+
+    def __init__(
+        self,
+        batches: Iterator[Any],
+        collectives: Collectives,
+        *,
+        is_cut: bool,
+        is_even: bool,
+        asks: bool,
+    ) -> None:
+        self._batches: Any = batches
+        self._collectives = collectives
+        self._is_cut, self._is_even, self._asks = is_cut, is_even, asks
+        self._count = 0
+        self._last: Any = None
+
+    def __iter__(self) -> PartIterator:
+        return self
+
+    def __next__(self) -> BatchPart:
+        batch = next(self._batches, None)
+        is_idle = False
+        if self._asks:
+            has_data = self._collectives.all_gather(tf.constant(batch is not None)).numpy()
+            is_idle = batch is None and bool(has_data.any())
+            if is_idle or (self._is_cut and has_data.any() and not has_data.all()):
+                batch = self._continue_without(has_data)
+        if batch is None:
+            raise StopIteration
+        self._count += 1
+        self._last = batch
+        part = PartIterator.last_part = self._part(batch, is_idle)
+        return part
+
+    @property
+    def found_the_end(self) -> tf.data.Iterator | None:
+        """TensorFlow's iterator if the number of batches was unknown before it ended; otherwise None."""
+        return self._batches if self._is_cut and self._asks else None
+
+    @property
+    def element_spec(self) -> Any:
+        """The structure of the batches."""
+        return self._batches.element_spec
+
+    def spec_of(self, part: BatchPart) -> BatchPart:
+        """Return a copy of the part with type specifications instead of tensors."""
+        if not self._is_cut:
+            return part._replace(batch=self.element_spec)
+        rows, begin, global_rows = self.element_spec
+        return part._replace(batch=rows, begin=begin, global_rows=global_rows)
+
+    def _part(self, batch: Any, is_idle: bool) -> BatchPart:
+        if not self._is_cut:
+            return BatchPart(batch, is_even=self._is_even, is_idle=is_idle)
+        rows, begin, global_rows = batch
+        if self._is_even:
+            return BatchPart(rows, begin, global_rows, is_even=True)
+        return BatchPart(rows, begin, global_rows, is_whole=int(global_rows) < self._collectives.world_size)
+
+    def _continue_without(self, has_data: np.ndarray) -> Any:
+        """Return the last batch again, for a step that does not count, because only other workers have rows left.
+
+        Args:
+            has_data: Whether each rank has data; bool, [world_size].
+
+        Raises:
+            DataError: If all workers should have the same data, or if this one has had none.
+        """
+        ended = ", ".join(f"{rank}" for rank, has in enumerate(has_data) if not has)
+        if self._is_cut:
+            raise DataError(
+                f"The data of rank {ended} ended after {self._count} steps, but that of other ranks did not. fit, "
+                "evaluate and predict take the same data in global batches on all workers, and each worker processes "
+                "its part of each batch. Give all workers the whole data, or say that each one has rows of its own "
+                "with options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF, or "
+                "pass a DataFrame to run() and have each worker read its shard with to_tf()."
+            )
+        if self._last is None:
+            raise DataError(
+                f"Rank {self._collectives.rank} has no data: its dataset is empty. Give each worker at least one batch."
+            )
+        return self._last
+
+
+def has_marked_rows(dataset: Any) -> bool:
+    """Return whether a dataset has rows only for this worker: a shard's dataset, or a result of :func:`own_rows`."""
+    return hasattr(dataset, _OWN_ROWS) or bool(shard_states_of(dataset))
+
+
+def has_equal_batches(dataset: tf.data.Dataset, collectives: Collectives) -> bool:
+    """Return whether every rank's batches of a shard have the same number of rows at each step.
+
+    Shards may differ by a row, so a rank cannot tell by its own. Every rank must call this for a shard's dataset.
+    """
+    states = shard_states_of(dataset)
+    if not states:
+        return False
+    (state, *others) = states
+    is_equal_pass = state.is_training or state.whole == state.equal
+    has_all_batches = int(dataset.cardinality()) in (state.equal.steps, tf.data.INFINITE_CARDINALITY)
+    found = collectives.all_gather(tf.constant(not others and is_equal_pass and has_all_batches))
+    return bool(found.numpy().all())
+
+
+def cut(dataset: tf.data.Dataset, collectives: Collectives) -> tuple[tf.data.Dataset, bool]:
+    """Cut each global batch of a dataset.
+
+    Returns:
+        A dataset of :class:`CutRows`, and whether all replicas have the same number of rows in every batch.
+    """
+    is_even = False
+
+    def part(*batch: Any) -> Any:
+        nonlocal is_even
+        whole = batch if isinstance(dataset.element_spec, tuple) else batch[0]
+        part = part_of(whole, collectives.rank, collectives.world_size)
+        is_even = part.is_even
+        return CutRows(part.batch, part.begin, part.global_rows)
+
+    parts = dataset.map(tf.autograph.experimental.do_not_convert(part))
+    options = tf.data.Options()
+    # The autotuning thread can delay the end of an iterator, and of fit, by up to half a minute.
+    options.autotune.enabled = False
+    return parts.prefetch(2).with_options(options), is_even
+
+
+def to_device(dataset: tf.data.Dataset, device: str) -> tf.data.Dataset:
+    """Prefetch batches to a GPU during the previous step, unless they contain strings, which GPUs do not support."""
+    kinds = [getattr(leaf, "dtype", None) for leaf in tf.nest.flatten(dataset.element_spec)]
+    if "GPU" not in device.upper() or tf.string in kinds:
+        return dataset
+    return dataset.apply(tf.data.experimental.prefetch_to_device(device))
+
+
+def check_agreement(collectives: Collectives, length: list[int | None]) -> None:
+    """Check that all workers have data of the same length.
+
+    Args:
+        collectives: Connects this worker to the others.
+        length: ``steps_per_epoch``, Keras' number of batches (each None if unknown), and the dataset's cardinality.
+
+    Raises:
+        DataError: If the lengths differ.
+    """
+    found = [json.loads(each) for each in collectives.gather_bytes(json.dumps(length).encode())]
+    if all(each == found[0] for each in found):
+        return
+    lengths = ", ".join(f"rank {rank}: {_length(*each)}" for rank, each in enumerate(found))
+    raise DataError(
+        f"The workers were given data of different lengths ({lengths}). fit, evaluate and predict take the same data "
+        "in global batches on all workers, and each worker processes its part of each batch; with different lengths, "
+        "some would wait for steps that the others never make. Give all workers the whole data, or say that each one "
+        "has rows of its own with "
+        "options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF, or pass a "
+        "DataFrame to run() and have each worker read its shard with to_tf()."
+    )
+
+
+def _length(steps_per_epoch: int | None, batches: int | None, cardinality: int) -> str:
+    if steps_per_epoch:
+        return f"{steps_per_epoch} steps"
+    return f"{batches} batches" if batches is not None else "unknown"
+
+
+def identical_on_all(batch: Any, collectives: Collectives) -> bool:
+    """Return whether all workers have the same batch, by checksum; every rank must call this, in eager mode."""
+    values = [leaf.numpy() for leaf in tf.nest.flatten(batch, expand_composites=True) if leaf is not None]
+    checksum = 0
+    for value in values:
+        checksum = zlib.crc32(value.tobytes() if value.dtype != object else repr(value.tolist()).encode(), checksum)
+    found = collectives.all_gather(tf.constant(checksum, tf.int64)).numpy()
+    return bool((found == checksum).all())

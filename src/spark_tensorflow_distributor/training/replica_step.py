@@ -1,0 +1,181 @@
+"""A step of Keras on one replica, which computes as if it were alone, and its few facts about the other replicas."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from .batch_parts import BatchPart, first_with_rows, has_any_rows, row_count
+from .collectives import Collectives
+
+_state = threading.local()
+
+
+class ReplicaStep:
+    """One step, while it is traced or executed eagerly.
+
+    Args:
+        part: The rows that the replica works on.
+        collectives: Connects this replica to the others.
+    """
+
+    def __init__(self, part: BatchPart, collectives: Collectives) -> None:
+        self.part, self.collectives = part, collectives
+        self._graph = tf.compat.v1.get_default_graph()
+        self._share: tf.Tensor | None = None
+        # Ids of the optimizers whose loss has already been multiplied by the share.
+        self.weighted_losses: set[int] = set()
+        # Values of metric variables before the step, by the variable's id; empty if the step is known to count.
+        self.metrics_before: dict[int, tf.Tensor] = {}
+
+    @property
+    def counts(self) -> bool | tf.Tensor:
+        """Whether the step counts in metrics; a boolean scalar if it is not known while the step is traced.
+
+        If every replica has the whole batch, only the first replica's step counts.
+        """
+        if self.part.is_idle:
+            return False
+        if self.part.is_whole is False or self.collectives.rank == 0:
+            return True
+        return False if self.part.is_whole is True else tf.logical_not(self.part.is_whole)
+
+    @property
+    def rows(self) -> tf.Tensor:
+        """The replica's number of rows; int64 scalar."""
+        return row_count(first_with_rows(self.part.batch))
+
+    @property
+    def replicas(self) -> int:
+        """The number of replicas."""
+        return self.collectives.world_size
+
+    def share(self) -> tf.Tensor:
+        """Return the replica's weight: its fraction of the rows of the global batch; float32 scalar.
+
+        The shares of all replicas add up to 1. If every replica has the whole batch, the shares are equal.
+        """
+        if self._share is None:
+            # The first caller may be in a branch or loop of the step, whose tensors cannot be used outside of it.
+            with contextlib.nullcontext() if tf.executing_eagerly() else self._graph.as_default():
+                self._share = self._compute_share()
+        return self._share
+
+    def _compute_share(self) -> tf.Tensor:
+        part, equal = self.part, tf.constant(1 / self.replicas)
+        if part.is_even or part.is_whole is True:
+            return equal
+        if part.global_rows is None and not has_any_rows(part.batch):
+            return equal
+        rows = tf.zeros(()) if part.is_idle else tf.cast(self.rows, tf.float32)
+        if part.global_rows is None:
+            return tf.math.divide_no_nan(rows, self.collectives.all_reduce(rows))
+        share = rows / tf.cast(part.global_rows, tf.float32)
+        return share if part.is_whole is False else tf.where(part.is_whole, equal, share)
+
+    def weighted(self, gradient: tf.Tensor, reduce_op: tf.distribute.ReduceOp) -> tf.Tensor:
+        """Return the gradient with respect to this replica's input of a reduction over the replicas.
+
+        Args:
+            gradient: This replica's gradient with respect to the reduction's result.
+            reduce_op: The reduction.
+        """
+        if self.weighted_losses:
+            total = self.collectives.all_reduce(gradient)
+        else:
+            share = tf.cast(self.share(), gradient.dtype)
+            total = tf.math.divide_no_nan(self.collectives.all_reduce(gradient * share), share)
+        return total / self.replicas if reduce_op == tf.distribute.ReduceOp.MEAN else total
+
+    def positions(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the index of the replica's first row in the global batch, and the batch's rows; int64 scalars."""
+        if self.part.begin is not None and self.part.global_rows is not None:
+            return self.part.begin, self.part.global_rows
+        # Each worker has rows of its own. Positions then only select random numbers, so they may be approximate.
+        return self.rows * self.collectives.rank, self.rows * self.replicas
+
+
+@contextlib.contextmanager
+def in_step(step: ReplicaStep | None) -> Iterator[None]:
+    """Make ``step`` the current one of this thread."""
+    before, _state.step = current_step(), step
+    try:
+        yield
+    finally:
+        _state.step = before
+
+
+def current_step() -> ReplicaStep | None:
+    """Return the Keras step that this thread runs; None outside of one, as in custom loops."""
+    step: ReplicaStep | None = getattr(_state, "step", None)
+    return step
+
+
+# The model method that is running ("" if none), and whether batches that have not been cut are global.
+_method: contextvars.ContextVar[str] = contextvars.ContextVar("method", default="")
+_cuts_batches: contextvars.ContextVar[bool] = contextvars.ContextVar("cuts_batches", default=True)
+_gets_parts: contextvars.ContextVar[bool] = contextvars.ContextVar("gets_parts", default=True)
+
+
+@contextlib.contextmanager
+def in_method(name: str, *, gets_parts: bool = True, cuts_batches: bool = True) -> Iterator[None]:
+    """Mark that a model method is running, so that its steps run as steps of replicas.
+
+    Args:
+        name: ``fit``, ``evaluate``, ``predict`` or the name of a method for a single batch.
+        gets_parts: Whether the method's loop is given parts of batches rather than the batches of its dataset.
+        cuts_batches: Whether a batch that reaches a step is global, so that the replica takes its part of it. If false,
+            each worker has rows of its own.
+    """
+    tokens = _method.set(name), _cuts_batches.set(cuts_batches), _gets_parts.set(gets_parts)
+    try:
+        yield
+    finally:
+        _method.reset(tokens[0])
+        _cuts_batches.reset(tokens[1])
+        _gets_parts.reset(tokens[2])
+
+
+def current_method() -> str:
+    """Return the name of the model method that is running; "" if none is."""
+    return _method.get()
+
+
+def cuts_batches() -> bool:
+    """Return whether a batch that reaches a step is global; see :func:`in_method`."""
+    return _cuts_batches.get()
+
+
+def gets_parts() -> bool:
+    """Return whether the loop of the current method is given parts of batches; see :func:`in_method`."""
+    return _gets_parts.get()
+
+
+def share_of(value: Any) -> tf.Tensor | None:
+    """Return the current step's share, cast to the dtype of ``value``; None outside of a step."""
+    step = current_step()
+    return None if step is None else tf.cast(step.share(), tf.convert_to_tensor(value).dtype)
+
+
+# Whether this worker computes alone, without the others.
+_is_alone: contextvars.ContextVar[bool] = contextvars.ContextVar("is_alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within the context, this worker's replica is the only one."""
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
+
+
+def is_alone() -> bool:
+    """Return whether this worker computes by itself; see :func:`alone`."""
+    return _is_alone.get()

@@ -1,0 +1,67 @@
+"""Determines whether the entries of a table that a step looks up depend on the rows of the batch.
+
+Positions in a sequence are looked up once for all rows, so one process has one gradient per position, and so must
+several workers. Words are looked up by each row, so one process has one gradient per word and row. The difference
+matters for optimizers that square gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+# Operations whose result depends on the shape of their input, not on its values.
+_SHAPES = {"Shape", "ShapeN", "Size", "Rank"}
+_SOURCES = {"IteratorGetNext", "IteratorGetNextAsOptional", "OptionalGetValue", "ReadVariableOp", "ResourceGather"}
+
+
+def is_chosen_by_rows(indices: tf.Tensor) -> bool:
+    """Return whether the values or the number of the indices depend on the rows of the batch.
+
+    Follows the graph of the step backwards from the indices to its inputs. In eager mode the origin of a tensor is
+    unknown, and the result is True.
+    """
+    if not hasattr(indices, "graph") or tf.executing_eagerly():
+        return True
+    is_length_static = indices.shape.rank is not None and indices.shape.num_elements() is not None
+    waiting, seen = [indices], set()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if not hasattr(tensor, "op"):  # an eager tensor that the step has captured
+            continue
+        operation = tensor.op
+        kind = operation.type
+        if kind in _SHAPES:
+            if not is_length_static:
+                return True
+        elif kind in ("Placeholder", "PlaceholderWithDefault"):
+            outer = _captured(tensor)
+            if outer is None:  # an argument: the batch
+                return True
+            waiting.append(outer)
+        elif kind in _SOURCES or operation.op_def.is_stateful:
+            return True
+        else:
+            waiting += _relevant_inputs(operation)
+    return False
+
+
+def _relevant_inputs(operation: tf.Operation) -> list[Any]:
+    """Return the inputs of an operation; none if it takes a dimension other than the first one from a shape."""
+    if operation.type == "StridedSlice" and operation.inputs[0].op.type == "Shape":
+        begin = tf.get_static_value(operation.inputs[1])
+        if begin is not None and begin.size == 1 and int(begin[0]) > 0:
+            return []
+    return list(operation.inputs)
+
+
+def _captured(placeholder: tf.Tensor) -> Any:
+    """Return the outer tensor that a function's placeholder captures; None if the placeholder is an argument."""
+    for outer, inner in getattr(placeholder.graph, "captures", ()):
+        if inner is placeholder:
+            return outer
+    return None

@@ -1,0 +1,170 @@
+"""The function that Keras 3 calls for each execution of steps, for a replica."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from .batch_parts import BatchPart, has_rows, part_of
+from .collectives import Collectives
+from .part_data import PartIterator, identical_on_all
+from .replica import ReplicaStrategy
+from .step_times import step_times
+
+
+class StepFunction:
+    """Runs ``steps_per_execution`` steps of a model at a call, and returns the logs of the last one.
+
+    Keras runs these steps in a TensorFlow loop, in which a worker could not ask the others whether data is left.
+
+    Args:
+        model: The model.
+        step: Its step, a function of a batch.
+        strategy: The strategy of all workers.
+        keras_function: Returns the function that Keras would call.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        step: Callable[[Any], Any],
+        strategy: ReplicaStrategy,
+        keras_function: Callable[[], Callable[[Any], Any]],
+    ) -> None:
+        self._model, self._strategy = model, strategy
+        self._make_keras_function = keras_function
+        self._keras_function: Callable[[Any], Any] | None = None
+        self._is_traced = False
+        # The graphs for the parts that an iterator has yielded, by the facts about a part that are not tensors.
+        self._graphs: weakref.WeakKeyDictionary[PartIterator, dict[Any, Callable[[BatchPart], Any]]]
+        self._graphs = weakref.WeakKeyDictionary()
+        # Those for batches without such an iterator, as in ``train_on_batch``, by specification.
+        self._graphs_of_batches: dict[str, Callable[[BatchPart], Any]] = {}
+
+        def one_step(part: BatchPart) -> Any:
+            batch = tf.nest.map_structure(_without_optional, part.batch)
+            return strategy.run(step, args=(part._replace(batch=batch),))
+
+        self._run = tf.autograph.experimental.do_not_convert(one_step)
+        if not model.run_eagerly:
+            self._run = tf.function(self._run, reduce_retracing=True, jit_compile=model.jit_compile or None)
+
+    def __call__(self, iterator: Any) -> Any:
+        """Run the next steps.
+
+        Args:
+            iterator: A PartIterator, or any iterator over batches.
+
+        Raises:
+            StopIteration, tf.errors.OutOfRangeError: If no data is left.
+        """
+        own = iterator if isinstance(iterator, PartIterator) else None
+        parts = _parts_of(iterator, self._strategy.collectives) if own is None else own
+        outputs = None
+        for _ in range(self._model.steps_per_execution):
+            step_times.begin()
+            try:
+                part = next(parts)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                step_times.cancel()
+                if outputs is not None:
+                    break
+                if own is not None and own.found_the_end is not None:
+                    self._end_as_keras(own.found_the_end)
+                raise
+            step_times.has_batch()
+            outputs = (self._run if self._model.run_eagerly else self._graph_for(part, own))(part)
+            step_times.end()
+        return outputs
+
+    def _end_as_keras(self, ended: tf.data.Iterator) -> None:
+        """Do what Keras does when data of unknown length ends.
+
+        In one process, the data ends within a step. The operations of this step that need no data are executed: the
+        optimizer counts the step, and random generators advance.
+        """
+        if self._model.steps_per_execution == 1 and not self._model.run_eagerly:
+            if self._keras_function is None:
+                self._keras_function = self._make_keras_function()
+            self._keras_function(ended)
+
+    def _graph_for(self, part: BatchPart, iterator: PartIterator | None) -> Callable[[BatchPart], Any]:
+        """Return the graph for a part, which is the same on all replicas.
+
+        TensorFlow would choose the graph by the part's shape, of which replicas may have different ones. A graph for a
+        known number of rows may weight its rows differently from one for any number: Keras counts the losses of single
+        outputs by the number of rows if a graph knows it, and once for each step otherwise.
+        """
+        if iterator is None:
+            spec = _same_on_all(_spec_of(part))
+            key = repr(spec)
+            if key not in self._graphs_of_batches:
+                self._graphs_of_batches[key] = self._trace(spec)
+            return self._graphs_of_batches[key]
+        graphs = self._graphs.setdefault(iterator, {})
+        kind = part[3:]
+        if kind not in graphs:
+            graphs[kind] = self._trace(_same_on_all(iterator.spec_of(part)))
+        return graphs[kind]
+
+    def _trace(self, spec: BatchPart) -> Callable[[BatchPart], Any]:
+        """Return a graph for the parts of a specification, traced if there is none yet."""
+        graph: Callable[[BatchPart], Any]
+        step_times.cancel()  # a step that is traced says nothing about others
+        if self._is_traced:
+            graph = self._run.get_concrete_function(spec)
+            return graph
+        # The first graph creates variables, and no worker has executed a step with them yet.
+        variables = self._strategy.variables
+        with variables.deferred():
+            graph = self._run.get_concrete_function(spec)
+        variables.synchronise()
+        self._is_traced = True
+        return graph
+
+
+def _spec_of(part: BatchPart) -> BatchPart:
+    """Return a copy of the part with type specifications instead of tensors."""
+    batch, begin, rows = tf.nest.map_structure(
+        lambda leaf: None if leaf is None else tf.type_spec_from_value(leaf), (part.batch, part.begin, part.global_rows)
+    )
+    return part._replace(batch=batch, begin=begin, global_rows=rows)
+
+
+def _same_on_all(spec: BatchPart) -> BatchPart:
+    """Return a specification for any number of rows, unless all replicas have the same number."""
+    if spec.is_even or spec.is_whole is True:
+        return spec
+    return spec._replace(batch=tf.nest.map_structure(_of_any_rows, spec.batch))
+
+
+def _of_any_rows(spec: Any) -> Any:
+    """Return a tensor's specification without its first dimension."""
+    shape = getattr(spec, "shape", None)
+    if shape is None or not shape.rank or shape[0] is None:
+        return spec
+    shape = [None, *shape[1:]]
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
+    if isinstance(spec, tf.SparseTensorSpec):
+        return tf.SparseTensorSpec(shape, spec.dtype)
+    return tf.TensorSpec(shape, spec.dtype, spec.name)
+
+
+def _without_optional(leaf: Any) -> Any:
+    """Return None for the missing values that Keras' data adapters wrap."""
+    return None if isinstance(leaf, tf.experimental.Optional) else leaf
+
+
+def _parts_of(batches: Iterable[Any], collectives: Collectives) -> Iterator[BatchPart]:
+    """Yield the replica's parts of batches that do not come from a PartIterator, as in ``train_on_batch``."""
+    for batch in batches:
+        tensors = tf.nest.map_structure(lambda leaf: leaf if leaf is None else tf.convert_to_tensor(leaf), batch)
+        # If the batches differ, each worker has rows of its own, for example from its shard.
+        if has_rows(tensors) and identical_on_all(tensors, collectives):
+            yield part_of(tensors, collectives.rank, collectives.world_size)
+        else:
+            yield BatchPart(tensors)

@@ -1,0 +1,130 @@
+"""The handshake on every connection between hosts: both ends prove that they hold a secret, without sending it.
+
+It is a challenge and a response over HMAC-SHA256 in both directions. The roles, both ends' numbers, the epoch and both
+challenges are part of what is signed, so that a response can be neither reflected nor used elsewhere. The secret and
+the challenges also give the keys of the session. Somebody who relays the handshake does not learn them, and therefore
+cannot speak for either end afterwards.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import socket
+import struct
+from typing import NamedTuple
+
+from .sockets import receive_exactly
+
+CHALLENGE_BYTES = 32
+PROOF_BYTES = 32
+_NUMBER = struct.Struct(">I")
+# The connecting end's answer: proof, its number, counter-challenge.
+ANSWER_BYTES = PROOF_BYTES + _NUMBER.size + CHALLENGE_BYTES
+# The number of the driver, whose peers have their ranks as numbers.
+DRIVER = 0xFFFFFFFF
+
+
+class SessionKeys(NamedTuple):
+    """The keys of one connection, as one of its ends uses them; each direction has its own."""
+
+    sending: bytes
+    receiving: bytes
+
+
+class Answer(NamedTuple):
+    """A connecting end's answer to a challenge.
+
+    Attributes:
+        data: What to send.
+        proof: What the accepting end must send in return.
+        keys: The connection's keys, to be used only after that.
+    """
+
+    data: bytes
+    proof: bytes
+    keys: SessionKeys
+
+
+class Admission(NamedTuple):
+    """An accepting end's reply to a valid answer.
+
+    Attributes:
+        peer: The number of the connecting end.
+        proof: What to send to it.
+        keys: The connection's keys.
+    """
+
+    peer: int
+    proof: bytes
+    keys: SessionKeys
+
+
+class NotAuthenticError(ConnectionError):
+    """The other end does not hold the secret, or what arrived has been changed on the way."""
+
+
+class Handshake:
+    """The handshakes of one end.
+
+    Args:
+        secret: Known to both ends only.
+        epoch: Number of the group; an end that belongs to an earlier one is rejected.
+        number: This end's number: its rank, or ``DRIVER``.
+    """
+
+    def __init__(self, secret: bytes, epoch: int, number: int) -> None:
+        self._secret, self._epoch, self._number = secret, epoch, number
+
+    def challenge(self) -> bytes:
+        return secrets.token_bytes(CHALLENGE_BYTES)
+
+    def answer(self, challenge: bytes, acceptor: int) -> Answer:
+        """Answer the challenge of an accepting end."""
+        counter = self.challenge()
+        transcript = self._transcript(self._number, acceptor, challenge, counter)
+        data = self._sign(b"connect", transcript) + _NUMBER.pack(self._number) + counter
+        keys = SessionKeys(self._sign(b"key of connect", transcript), self._sign(b"key of accept", transcript))
+        return Answer(data, self._sign(b"accept", transcript), keys)
+
+    def check(self, challenge: bytes, answer: bytes) -> Admission | None:
+        """Check the answer of a connecting end; return None if it does not hold the secret."""
+        (peer,) = _NUMBER.unpack_from(answer, PROOF_BYTES)
+        counter = answer[PROOF_BYTES + _NUMBER.size :]
+        transcript = self._transcript(peer, self._number, challenge, counter)
+        if not hmac.compare_digest(answer[:PROOF_BYTES], self._sign(b"connect", transcript)):
+            return None
+        keys = SessionKeys(self._sign(b"key of accept", transcript), self._sign(b"key of connect", transcript))
+        return Admission(peer, self._sign(b"accept", transcript), keys)
+
+    def connect(
+        self, sock: socket.socket, acceptor: int, deadline: float, proof_deadline: float | None = None
+    ) -> SessionKeys:
+        """Perform the connecting end's half on a socket.
+
+        Args:
+            sock: A connected socket; its timeout is changed.
+            acceptor: The number of the other end.
+            deadline: When to give up, by ``time.monotonic()``.
+            proof_deadline: When to give up waiting for the other end's proof, if it may take longer.
+
+        Raises:
+            NotAuthenticError: The other end does not hold the secret.
+            OSError, EOFError: The connection was lost, or the time is up.
+        """
+        answer = self.answer(receive_exactly(sock, CHALLENGE_BYTES, deadline), acceptor)
+        sock.sendall(answer.data)
+        if not hmac.compare_digest(receive_exactly(sock, PROOF_BYTES, proof_deadline or deadline), answer.proof):
+            raise NotAuthenticError
+        return answer.keys
+
+    def _transcript(self, connector: int, acceptor: int, challenge: bytes, counter: bytes) -> bytes:
+        return struct.pack(">QII", self._epoch, connector, acceptor) + challenge + counter
+
+    def _sign(self, purpose: bytes, transcript: bytes) -> bytes:
+        return hmac.digest(self._secret, purpose + b"\0" + transcript, "sha256")
+
+
+def derive_secret(secret: bytes, purpose: bytes) -> bytes:
+    """Return a secret for another purpose than that of the given one."""
+    return hmac.digest(secret, purpose, "sha256")

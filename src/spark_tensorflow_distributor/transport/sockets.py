@@ -1,0 +1,28 @@
+"""Reads a known number of bytes from a socket."""
+
+import socket
+import time
+
+
+def receive_exactly(sock: socket.socket, size: int, deadline: float | None = None) -> bytes:
+    """Read exactly ``size`` bytes.
+
+    Args:
+        sock: A socket with a timeout, or a blocking one.
+        size: Number of bytes.
+        deadline: Time limit for all of them together, by ``time.monotonic()``, so that a peer cannot stall by sending a
+            byte at a time; it sets the socket's timeout. None leaves the timeout as it is.
+
+    Raises:
+        EOFError: The peer closed the connection.
+        TimeoutError: The time is up.
+    """
+    data = bytearray()
+    while len(data) < size:
+        if deadline is not None:
+            sock.settimeout(max(deadline - time.monotonic(), 0.001))
+        piece = sock.recv(size - len(data))
+        if not piece:
+            raise EOFError("the connection was closed")
+        data += piece
+    return bytes(data)

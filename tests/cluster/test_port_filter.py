@@ -1,0 +1,51 @@
+"""Strangers at the ports of TensorFlow's servers, on hosts that do not belong to the group."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from faults import CONF, ROOT, wait_for
+
+pytestmark = pytest.mark.timeout(600)
+
+KNOCK = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3).close()"
+
+
+def connects(hosts, host, address):
+    """Return whether a process on a host reaches an address."""
+    command = hosts.command(host, sys.executable, "-c", KNOCK, *address.split(":"))
+    done = subprocess.run(command, capture_output=True, text=True, env=hosts.environment(host))
+    assert done.returncode == 0 or "timed out" in done.stderr, done.stderr
+    return done.returncode == 0
+
+
+def test_only_the_hosts_of_the_group_reach_tensorflow(hosts, shared_driver, tmp_path):
+    shared_driver.close()
+    settings = {"spark.master": hosts.master, "spark.driver.host": hosts.address(0), **CONF}
+    program = str(ROOT / "tests" / "programs" / "port_run.py")
+    for name in ("filtered", "custom", "open"):
+        (tmp_path / name).mkdir()
+    process = subprocess.Popen(
+        hosts.command(0, sys.executable, program, json.dumps(settings), str(tmp_path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=hosts.environment(0),
+    )
+    reached = {}
+    try:
+        for name in ("filtered", "custom", "open"):
+            ports = [wait_for(tmp_path / name, f"port-{rank}") for rank in range(3)]
+            # Host 0 has the driver. It is a stranger to the workers' ports.
+            reached[name] = [(connects(hosts, 0, port), connects(hosts, 1, port)) for port in ports]
+            (tmp_path / name / "go").touch()
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    results = [json.loads(line[7:]) for line in output.splitlines() if line.startswith("RESULT ")]
+    assert [each["run"] for each in results] == ["filtered", "custom", "open"], output[-3000:]
+    assert all(not each["warnings"] for each in results)
+    assert reached["filtered"] == reached["custom"] == [(False, True)] * 3
+    assert reached["open"] == [(True, True)] * 3

@@ -1,0 +1,7 @@
+class StrategyExtendedV1:
+    def __init__(self, strategy):
+        self.strategy = strategy
+
+
+class UpdateContext:
+    pass

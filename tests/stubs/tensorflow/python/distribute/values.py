@@ -1,2 +1,0 @@
-def apply_aggregation_replica_context(value, *_):
-    return value

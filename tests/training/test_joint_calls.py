@@ -1,0 +1,87 @@
+"""Calls that only some of the workers make: the chief may evaluate and predict by itself, but not fit."""
+
+import time
+
+import numpy as np
+import pytest
+
+from spark_tensorflow_distributor import MirroredStrategyRunner, TrainingFailedError
+
+ENGINE = "tensorflow.spark.distributor.collectives"
+
+
+@pytest.fixture(params=["sockets", "tensorflow"])
+def runner(request, spark):
+    spark.conf.set(ENGINE, request.param)
+    yield MirroredStrategyRunner(num_slots=2, use_gpu=False, spark=spark, progress=False)
+    spark.conf.unset(ENGINE)
+
+
+def train(chief_calls):
+    import tensorflow as tf
+
+    from spark_tensorflow_distributor import get_context
+
+    chief_calls = chief_calls and get_context().is_chief
+    tf.keras.utils.set_random_seed(3)
+    x = np.arange(120, dtype="float32").reshape(40, 3) / 60
+    y = x.sum(axis=1, keepdims=True)
+    model = tf.keras.Sequential(
+        [
+            tf.keras.layers.Input((3,)),
+            tf.keras.layers.Dense(8, activation="relu"),
+            tf.keras.layers.Dropout(0.2),
+            tf.keras.layers.Dense(1),
+        ]
+    )
+    model.compile(optimizer="adam", loss="mse", metrics=["mae"])
+    found = {"predicted": []}
+
+    class Sampler(tf.keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            found["predicted"].append(self.model.predict(x[:5], verbose=0))
+
+    model.fit(x, y, batch_size=8, epochs=3, verbose=0, callbacks=[Sampler()] if chief_calls else [])
+    if chief_calls:
+        found["sample"] = model.evaluate(x[:10], y[:10], verbose=0)
+        found["alone"] = model.evaluate(tf.data.Dataset.from_tensor_slices((x, y)).batch(8), verbose=0)
+    found["together"] = model.evaluate(x, y, batch_size=8, verbose=0)
+    model.fit(x, y, batch_size=8, epochs=1, verbose=0)
+    if chief_calls:
+        found["last"] = model.predict(x, verbose=0)
+    found["weights"] = model.get_weights()
+    return found
+
+
+def test_the_chief_evaluates_and_predicts_alone(runner):
+    plain = runner.run(train, chief_calls=False)
+    found = runner.run(train, chief_calls=True)
+    np.testing.assert_allclose(found["alone"], found["together"], rtol=1e-5)
+    np.testing.assert_allclose(found["together"], plain["together"], rtol=1e-6)
+    for weights, expected in zip(found["weights"], plain["weights"], strict=True):
+        np.testing.assert_array_equal(weights, expected)  # the chief's calls have changed nothing, nor any order
+    assert [each.shape for each in found["predicted"]] == [(5, 1)] * 3
+    assert found["last"].shape == (40, 1)
+    assert len(found["sample"]) == 2
+
+
+def test_a_fit_on_the_chief_alone_fails_within_seconds(runner):
+    def fit_on_the_chief():
+        import tensorflow as tf
+
+        from spark_tensorflow_distributor import get_context
+
+        model = tf.keras.Sequential([tf.keras.layers.Input((3,)), tf.keras.layers.Dense(1)])
+        model.compile(optimizer="sgd", loss="mse")
+        if get_context().is_chief:
+            model.fit(np.ones((8, 3)), np.ones((8, 1)), verbose=0)
+
+    started = time.monotonic()
+    with pytest.raises(TrainingFailedError) as raised:
+        runner.run(fit_on_the_chief)
+    text = str(raised.value)
+    assert "model.fit(np.ones((8, 3))" in text
+    assert "rank 1 has returned" in text.lower()
+    assert "call it on every rank, not under a condition such as `if get_context().is_chief`" in text
+    assert raised.value.root_cause.error_type.endswith("OutOfStepError")
+    assert time.monotonic() - started < 60

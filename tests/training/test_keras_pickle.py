@@ -1,0 +1,170 @@
+"""Models with classes and functions of the user's own travel, in both directions."""
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from spark_tensorflow_distributor import MirroredStrategyRunner
+from spark_tensorflow_distributor.runtime.results import RescuedWeights
+from spark_tensorflow_distributor.runtime.trainer.result import UnsendableResultError, write_result
+from spark_tensorflow_distributor.training.keras_pickle import dumps
+
+OWN_MODULE = """
+import keras
+
+class Shift(keras.layers.Layer):
+    def __init__(self, by=1.0, **options):
+        super().__init__(**options)
+        self.by = by
+
+    def call(self, x):
+        return x + self.by
+
+    def get_config(self):
+        return {**super().get_config(), "by": self.by}
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "own_layers.py").write_text(OWN_MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield str(tmp_path)
+    sys.modules.pop("own_layers", None)
+
+
+def make_model(shift_class):
+    """Return a model with a class in a module, classes and functions of this function, and all nested ones."""
+
+    class Scale(keras.layers.Layer):
+        def __init__(self, inner, **options):
+            super().__init__(**options)
+            self.inner = inner
+
+        def build(self, shape):
+            self.factor = self.add_weight(shape=(), initializer="ones")
+
+        def call(self, x):
+            return self.inner(x) * self.factor
+
+        def get_config(self):
+            return {**super().get_config(), "inner": keras.saving.serialize_keras_object(self.inner)}
+
+        @classmethod
+        def from_config(cls, config):
+            return cls(keras.saving.deserialize_keras_object(config.pop("inner")), **config)
+
+    class Penalty(keras.regularizers.Regularizer):
+        def __call__(self, weights):
+            return 0.5 * keras.ops.sum(weights * weights)
+
+        def get_config(self):
+            return {}
+
+    def squash(x):
+        return keras.ops.tanh(x)
+
+    def own_loss(y, predicted):
+        return keras.ops.mean(keras.ops.abs(y - predicted), axis=-1)
+
+    model = keras.Sequential(
+        [
+            keras.layers.Input((3,)),
+            Scale(shift_class(by=2.0)),
+            keras.layers.Dense(4, activation=squash, kernel_regularizer=Penalty()),
+        ]
+    )
+    model.compile(optimizer="sgd", loss=own_loss)
+    model.fit(np.ones((4, 3)), np.ones((4, 4)), verbose=0)
+    return model
+
+
+def test_a_model_brings_its_own_classes_along(own_module):
+    import own_layers
+
+    model = make_model(own_layers.Shift)
+    x = np.arange(6, dtype="float32").reshape(2, 3)
+    data = dumps({"model": model, "text": "other things"})
+    program = (
+        "import pickle, sys, numpy as np\n"
+        "loaded = pickle.load(sys.stdin.buffer)\n"
+        "model = loaded['model']\n"
+        "x = np.arange(6, dtype='float32').reshape(2, 3)\n"
+        "loss = model.evaluate(x, np.ones((2, 4)), verbose=0)\n"
+        "print(loaded['text'], type(model.layers[0].inner).__module__, loss, *model.predict(x, verbose=0).ravel())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([own_module, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    *text, module, loss = done.stdout.decode().split()[:4]
+    values = np.array(done.stdout.decode().split()[4:], float)
+    assert (" ".join(text), module) == ("other things", "own_layers")
+    np.testing.assert_allclose(values, model.predict(x, verbose=0).ravel(), rtol=1e-5)
+    np.testing.assert_allclose(float(loss), model.evaluate(x, np.ones((2, 4)), verbose=0), rtol=1e-5)
+
+
+def test_classes_of_the_same_process_are_the_same_again(own_module):
+    import own_layers
+
+    model = make_model(own_layers.Shift)
+    again = pickle.loads(dumps(model))
+    assert type(again.layers[0]) is type(model.layers[0])
+    assert type(again.layers[0].inner) is own_layers.Shift
+
+
+def test_a_model_with_its_own_classes_is_an_argument_and_a_result(spark, own_module):
+    import own_layers
+
+    def train(base):
+        import keras
+
+        class Double(keras.layers.Layer):
+            def call(self, x):
+                return 2 * x
+
+        model = keras.Sequential([base, Double()])
+        model.compile(optimizer="sgd", loss="mse")
+        model.fit(np.ones((4, 3)), np.ones((4, 4)), verbose=0)
+        return {"model": model, "predicted": model.predict(np.ones((2, 3)), verbose=0)}
+
+    runner = MirroredStrategyRunner(num_slots=2, use_gpu=False, spark=spark, py_modules=[own_layers])
+    found = runner.run(train, base=make_model(own_layers.Shift))
+    np.testing.assert_allclose(found["model"].predict(np.ones((2, 3)), verbose=0), found["predicted"], rtol=1e-5)
+    assert type(found["model"].layers[0].layers[0].inner) is own_layers.Shift
+
+
+def test_the_weights_of_a_model_without_a_config_are_rescued():
+    class NoConfig(keras.Model):
+        def __init__(self, settings):
+            super().__init__()
+            self.dense = keras.layers.Dense(2)
+            self.settings = settings
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = NoConfig(types.SimpleNamespace(size=2))
+    model(np.ones((1, 3)))
+    with io.BytesIO() as file:
+        size = write_result({"model": model}, file, 0)
+        rescued = pickle.loads(file.getvalue()[:size])
+    assert isinstance(rescued, RescuedWeights)
+    assert rescued.message.startswith("The function returned a dict, which cannot be pickled: ")
+    arrays = np.load(io.BytesIO(rescued.data))
+    for name, expected in zip(arrays.files, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(arrays[name], expected)
+
+
+def test_other_results_that_cannot_be_pickled_are_refused():
+    with io.BytesIO() as file, pytest.raises(UnsendableResultError, match=r"cannot be pickled.*Return plain data"):
+        write_result(threading.Lock(), file, 0)
+    with io.BytesIO() as file, pytest.raises(UnsendableResultError, match=r"maxResultSize is"):
+        write_result(bytes(3000), file, 2000)

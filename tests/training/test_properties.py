@@ -1,0 +1,133 @@
+"""Random small trainings compute the same on several replicas as in one process."""
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, example, given, settings
+
+sys.path.append(str(Path(__file__).parent))
+
+from in_process import OutOfStep, on_replicas
+from random_draws import trainings
+from random_models import Training, build, run
+
+# How many trainings are drawn. The usual number takes about a minute and always draws the same ones; any other number
+# that the environment asks for draws others each time.
+_USUAL = 20
+EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", _USUAL))
+
+
+def differences(training: Training, engine: str = "memory") -> list[str]:
+    """Return the differences between one process and any of the replicas."""
+    model, train = functools.partial(build, training), functools.partial(run, training)
+    (single,) = on_replicas(0, model, train)
+    replicas = on_replicas(training.replicas, model, train, engine)
+    found = []
+    for rank, result in enumerate(replicas):
+        assert result.keys() == single.keys(), set(result) ^ set(single)
+        for name, expected in single.items():
+            value = result[name]
+            tolerance = 2e-5 + 1e-4 * np.abs(expected).max(initial=0)
+            if value.shape != expected.shape or not np.allclose(value, expected, rtol=1e-4, atol=tolerance):
+                found.append(f"{name}, rank {rank}: one process {expected}, {training.replicas} replicas {value}")
+    return found
+
+
+@pytest.mark.timeout(120 + 20 * EXAMPLES)
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=EXAMPLES == _USUAL,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(training=trainings())
+# Every replica has the whole batch, whose sparse gradient counts once.
+@example(Training(replicas=3, batch=1, rows=1, inputs="words", layers=("average",), optimizer="Adam"))
+@example(Training(batch=4, rows=5, inputs="words", layers=("average",), options=(("clipnorm", 0.1),), eager=False))
+# Each replica has one row.
+@example(Training(rows=2, layers=("noise",)))
+@example(Training(rows=2, inputs="series", layers=("spatial dropout", "flatten")))
+# The second replica's rows do not fill a batch, and it runs out of them before the first one.
+@example(Training(batch=3, rows=9, data="own rows", layers=("batch norm",)))
+@example(Training(batch=3, rows=9, data="own rows", inputs="words", layers=("average",), optimizer="Adam"))
+# Of the validation's batches, the replicas have two rows and one. Keras counts a single output's loss by these numbers
+# in a graph that knows them, which must not serve for the one row that each has in evaluate.
+@example(Training(eager=False, second_output=True, validation_rows=6, data="dataset", then="evaluate"))
+def test_a_training_computes_the_same_on_several_replicas(training):
+    assert not differences(training)
+
+
+@pytest.mark.timeout(120 + 10 * EXAMPLES)
+@settings(
+    max_examples=EXAMPLES // 5 or 1,
+    derandomize=EXAMPLES == _USUAL,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(training=trainings())
+def test_a_training_computes_the_same_over_sockets(training):
+    assert not differences(training, "sockets")
+
+
+@pytest.mark.xfail(
+    reason="Only a graph shows that no row chooses which positions are looked up. Eagerly, "
+    "gradients of the replicas stay side by side, and Adam squares each of them."
+)
+def test_positions_are_looked_up_once_in_eager_mode():
+    training = Training(rows=8, inputs="series", layers=("positions", "average"), optimizer="Adam")
+    assert not differences(training)
+
+
+def test_the_same_lookup_in_a_graph():
+    training = Training(rows=8, inputs="series", layers=("positions", "average"), optimizer="Adam", eager=False)
+    assert not differences(training)
+
+
+def test_a_wrong_share_is_noticed(monkeypatch):
+    """A property test must fail if replicas are wrong: here each of them counts equally, however many rows it has."""
+    from spark_tensorflow_distributor.training.replica_step import ReplicaStep
+
+    monkeypatch.setattr(ReplicaStep, "_compute_share", lambda step: tf.constant(1 / step.replicas))
+    assert not differences(Training(batch=4, rows=4))
+    assert differences(Training(batch=3, rows=3))
+
+
+def test_the_first_error_of_a_replica_ends_the_group():
+    def fail(rank):
+        if rank == 1:
+            raise ValueError("the labels are missing")
+        _collectives().wait()
+
+    with pytest.raises(ValueError, match="the labels are missing"):
+        on_replicas(3, lambda: _collectives().rank, fail)
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_replicas_that_call_different_collectives_do_not_hang(in_graph):
+    def call(rank):
+        group = _collectives()
+        function = (lambda: group.all_reduce(tf.ones(2))) if rank else (lambda: group.all_gather(tf.ones(2)))
+        return (tf.function(function) if in_graph else function)()
+
+    with pytest.raises(OutOfStep):
+        on_replicas(2, lambda: _collectives().rank, call)
+
+
+def test_a_replica_that_makes_one_call_more_does_not_hang():
+    def call(rank):
+        if rank:
+            _collectives().wait()
+
+    with pytest.raises(OutOfStep):
+        on_replicas(2, lambda: _collectives().rank, call)
+
+
+def _collectives():
+    return tf.distribute.get_strategy().collectives
