@@ -127,9 +127,9 @@ def test_the_channel_may_be_lost_while_shards_are_equalised(spark, runner, monke
         commands = receive(self, rank, message, now)
         if message["type"] in ("rows", "pass") and len(cuts) < 4:
             cuts.append(message["type"])
-            for connection in list(channels[-1]._connections.values()):
+            for peer in list(channels[-1]._peers.values()):
                 with contextlib.suppress(OSError):  # cut a moment ago
-                    connection.shutdown(socket.SHUT_RDWR)
+                    peer._socket.shutdown(socket.SHUT_RDWR)
             return []
         return commands
 
