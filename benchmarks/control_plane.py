@@ -4,7 +4,7 @@
 
 The driver is the library's own: channel, event loop of a launch, console. The agents are the library's own ends of the
 channel, many in one process, without Spark and without trainers. Everything goes over loopback, on the same cores: the
-simulation takes most of them, so the times are upper bounds. Agents connect one after the other, and authenticate
+simulation takes most of them, so the times are upper bounds. Agents connect a few at a time, and authenticate
 every message; but one that goes to all of them is decoded once, because each would do that on a machine of its own.
 
 - ``meet``: from the first connection until every agent has the addresses of all. ``driver`` is the driver's share, in
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,9 +37,13 @@ sys.path.insert(0, str(HERE.parent / "src"))
 
 from spark_tensorflow_distributor.runtime.agent import link as agent_link  # noqa: E402
 from spark_tensorflow_distributor.runtime.agent.link import DriverLink  # noqa: E402
+from spark_tensorflow_distributor.runtime.driver.callbacks import CallbackList  # noqa: E402
 from spark_tensorflow_distributor.runtime.driver.channel import Channel  # noqa: E402
 from spark_tensorflow_distributor.runtime.driver.console import Console  # noqa: E402
+from spark_tensorflow_distributor.runtime.driver.control import RunControl  # noqa: E402
+from spark_tensorflow_distributor.runtime.driver.epochs import EpochEvents  # noqa: E402
 from spark_tensorflow_distributor.runtime.driver.launch import Launch  # noqa: E402
+from spark_tensorflow_distributor.runtime.driver.report import RunReport  # noqa: E402
 from spark_tensorflow_distributor.runtime.failures import Failure  # noqa: E402
 from spark_tensorflow_distributor.runtime.specs import heartbeat_seconds, line_window  # noqa: E402
 from spark_tensorflow_distributor.runtime.wire import encode  # noqa: E402
@@ -46,6 +51,7 @@ from spark_tensorflow_distributor.runtime.wire import encode  # noqa: E402
 SECRET = b"s" * 32
 LINES = 1000
 PRINTING = 256
+CONNECTING = 8  # agents at a time
 COLUMNS = (
     "agents",
     "meet s",
@@ -124,7 +130,8 @@ def measure(count, options):
     )
     with closing(Channel(SECRET, "127.0.0.1", ("127.0.0.1",), world_size=count)) as channel:
         job = Job()
-        launch = Launch(spec, channel, Console(show_lines=True, show_progress=False), None)
+        console = Console(show_lines=True, show_progress=False)
+        launch = Launch(spec, channel, console, None, EpochEvents(RunReport(count, count), 0, CallbackList(), RunControl()))
         sys.stdout = printed
         thread = threading.Thread(target=launch.run, args=(job,))
         thread.start()
@@ -209,8 +216,9 @@ class Simulation:
             print(json.dumps({"seconds": time.monotonic() - began, "told": told}), flush=True)
 
     def _meet(self):
-        for rank, link in enumerate(self._links):
-            if not link.connect():
+        pool = ThreadPoolExecutor(CONNECTING)  # connecting is mostly waiting for the driver
+        for rank, (link, is_connected) in enumerate(zip(self._links, pool.map(DriverLink.connect, self._links))):
+            if not is_connected:
                 raise RuntimeError(f"agent {rank} could not connect")
             self._selector.register(link, selectors.EVENT_READ, rank)
             member = {

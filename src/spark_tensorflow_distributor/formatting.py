@@ -6,6 +6,7 @@ they move the cursor over other lines, and some change its title or the clipboar
 
 import re
 import traceback
+from collections.abc import Sequence
 
 # Colours and movements of the cursor, which are left out; and other control characters, which become visible. Lines end
 # with \n or \r\n.
@@ -54,6 +55,12 @@ def mebibytes(size: float) -> str:
 def gibibytes(size: float) -> str:
     """Return a number of bytes as ``"1.5 GiB"``."""
     return f"{size / 2**30:.1f} GiB"
+
+
+def rank_list(ranks: Sequence[int]) -> str:
+    """Return ``"rank 3"`` or ``"ranks 0, 1, 3"``; of more than ten ranks, the first ten."""
+    shown = ", ".join(map(str, ranks[:10])) + (", ..." if len(ranks) > 10 else "")
+    return f"rank{'s' * (len(ranks) > 1)} {shown}"
 
 
 def type_name(value: object) -> str:

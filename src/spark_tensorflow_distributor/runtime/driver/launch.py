@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import ClusterError, WorkerFailure
+from ...formatting import rank_list
 from ..failures import Failure
 from ..specs import TaskSpec, WorkerReport
 from ..wire import from_json
@@ -200,12 +201,11 @@ class Launch:
             self._next_missing = now + _MISSING_SECONDS
         elif now >= self._next_missing:
             self._next_missing = now + _MISSING_SECONDS
-            missing = sorted(set(range(self._spec.world_size)) - group.members.keys())
-            _log.warning(
-                "Waiting for rank%s %s: %d of %d workers have connected. Giving up after start_timeout=%g s.",
-                "s" if len(missing) > 1 else "", ", ".join(map(str, missing)), len(group.members),
-                self._spec.world_size, self._start_timeout,
-            )  # fmt: skip
+            if missing := sorted(set(range(self._spec.world_size)) - group.members.keys()):
+                _log.warning(
+                    "Waiting for %s: %d of %d workers have connected. Giving up after start_timeout=%g s.",
+                    rank_list(missing), len(group.members), self._spec.world_size, self._start_timeout,
+                )  # fmt: skip
 
     def _has_not_started(self, job: SparkJob) -> bool:
         """Return False if the workers are running but cannot reach this driver; they then join without it."""

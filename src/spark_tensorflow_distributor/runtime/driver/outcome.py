@@ -18,7 +18,7 @@ from ...errors import (
     WorkerDataError,
     WorkerFailure,
 )
-from ...formatting import printable_exception, sentence
+from ...formatting import printable_exception, rank_list, sentence
 from ..failures import Failure
 from .launch import LaunchResult
 from .modules import advice_for
@@ -234,14 +234,9 @@ def _others_text(cause: WorkerFailure, failures: Mapping[int, WorkerFailure], nu
     different = [failure.rank for failure in others if failure.rank not in alike]
     if alike and len(alike) == num_tasks - 1:
         return f"All {num_tasks} ranks failed with this error."
-    parts = [f"{_ranks(alike)} failed with the same error."] if alike else []
-    parts += [f"{_ranks(different)} failed otherwise; see this error's .failures."] if different else []
+    parts = [f"{rank_list(alike).capitalize()} failed with the same error."] if alike else []
+    parts += [f"{rank_list(different).capitalize()} failed otherwise; see this error's .failures."] if different else []
     return " ".join(parts)
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    shown = ", ".join(map(str, ranks[:10])) + (", ..." if len(ranks) > 10 else "")
-    return f"Rank{'s' * (len(ranks) > 1)} {shown}"
 
 
 def _start_timeout(connected: int, config: RunnerConfig, num_tasks: int) -> RendezvousTimeoutError:

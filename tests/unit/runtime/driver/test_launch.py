@@ -34,3 +34,18 @@ def test_missing_ranks_are_logged_every_half_minute(caplog):
     come(3)
     launch._name_missing(now + 300)
     assert len(caplog.records) == 2
+
+
+def test_no_rank_is_named_as_missing_once_all_have_connected(caplog):
+    trainer, config = SimpleNamespace(uses_sockets=True), SimpleNamespace(start_timeout=600)
+    spec = SimpleNamespace(world_size=40, frames=(), config=config, trainer=trainer)
+    launch = Launch(spec, None, None, None, EpochEvents(RunReport(40, 40), 0, CallbackList(), RunControl()))
+    now = time.monotonic()
+    launch._group.connect(39, {"rank": 39}, now)
+    launch._name_missing(now + 40)
+    assert "Waiting for ranks 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...: 0 of 40" in caplog.records[-1].getMessage()
+    launch._group.uses_all_gather = True  # the ranks exchange their addresses in Spark's allGather
+    for rank in range(40):
+        launch._group.receive(rank, {"type": "join", "member": {"rank": rank, "host": "h"}}, now)
+    launch._name_missing(now + 100)
+    assert len(caplog.records) == 1
