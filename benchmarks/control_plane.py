@@ -131,7 +131,9 @@ def measure(count, options):
     with closing(Channel(SECRET, "127.0.0.1", ("127.0.0.1",), world_size=count)) as channel:
         job = Job()
         console = Console(show_lines=True, show_progress=False)
-        launch = Launch(spec, channel, console, None, EpochEvents(RunReport(count, count), 0, CallbackList(), RunControl()))
+        launch = Launch(
+            spec, channel, console, None, EpochEvents(RunReport(count, count), 0, CallbackList(), RunControl())
+        )
         sys.stdout = printed
         thread = threading.Thread(target=launch.run, args=(job,))
         thread.start()
