@@ -219,7 +219,9 @@ class Simulation:
 
     def _meet(self):
         pool = ThreadPoolExecutor(CONNECTING)  # connecting is mostly waiting for the driver
-        for rank, (link, is_connected) in enumerate(zip(self._links, pool.map(DriverLink.connect, self._links))):
+        for rank, (link, is_connected) in enumerate(
+            zip(self._links, pool.map(DriverLink.connect, self._links), strict=True)
+        ):
             if not is_connected:
                 raise RuntimeError(f"agent {rank} could not connect")
             self._selector.register(link, selectors.EVENT_READ, rank)

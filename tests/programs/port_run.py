@@ -1,4 +1,4 @@
-"""Trains on TensorFlow's own runtime, first with the filter on its ports and then without it."""
+"""Trains on TensorFlow's own runtime: with closed ports, with the filter on its ports, and without either."""
 
 import sys
 
@@ -26,6 +26,7 @@ def training():
 
         def trained():
             with strategy.scope():
+                tf.keras.utils.set_random_seed(1)
                 model = tf.keras.Sequential([tf.keras.layers.Input((4,)), tf.keras.layers.Dense(1)])
                 model.compile("sgd", "mse")
             model.fit(rows, rows[:, :1], batch_size=24, epochs=2, verbose=0)
@@ -49,8 +50,15 @@ def training():
 def main():
     spark = session()
     spark.sparkContext.setLogLevel("ERROR")
-    for name, setting, custom in (("filtered", "true", False), ("custom", "true", True), ("open", "false", False)):
-        spark.conf.set("tensorflow.spark.distributor.portFilter", setting)
+    runs = (
+        ("closed", "true", "true", False),
+        ("filtered", "false", "true", False),
+        ("custom", "true", "true", True),
+        ("open", "false", "false", False),
+    )
+    for name, closes, filters, custom in runs:
+        spark.conf.set("tensorflow.spark.distributor.closePort", closes)
+        spark.conf.set("tensorflow.spark.distributor.portFilter", filters)
         spark.conf.set("tensorflow.spark.distributor.collectives", "tensorflow")
         runner = MirroredStrategyRunner(num_slots=3, use_gpu=False, use_custom_strategy=custom, spark=spark)
         loss = runner.run(training(), events=f"{sys.argv[2]}/{name}", custom=custom)

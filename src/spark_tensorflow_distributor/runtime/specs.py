@@ -58,6 +58,7 @@ class TrainerSettings:
         seed: Orders the rows of DataFrames if the user gives no seed; the same in all attempts of a run.
         checkpoints: Where checkpoints are kept, and how often one is saved.
         has_callbacks: The run has callbacks on the driver, which may end training after any epoch.
+        closes_port: Refuse connections to TensorFlow's port once all workers are connected.
     """
 
     is_script: bool
@@ -70,6 +71,7 @@ class TrainerSettings:
     seed: int
     checkpoints: CheckpointSettings
     has_callbacks: bool = False
+    closes_port: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,16 @@ import os
 import platform
 import signal
 import socket
-import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from ..formatting import one_line
-from .ports import own_port
+from .ports import own_port, sockets_on
 
 _SO_ATTACH_FILTER = 26
-_SO_ACCEPTCONN = 30
 # The program's own strategy opens the socket at any time, or never.
 _PATIENT_SECONDS = 0.05
 _HURRY_SECONDS = 60.0
@@ -199,7 +197,7 @@ class PortFilter:
         hurry_until = time.monotonic() + _HURRY_SECONDS
         is_found = False
         while not is_found:
-            for listener in self._sockets(listening=True):
+            for listener in sockets_on(self._port, listening=True):
                 with listener:
                     attach(listener, program)
                 is_found = True
@@ -210,7 +208,7 @@ class PortFilter:
         """Close connections of strangers that were made before the filter was attached."""
         end = time.monotonic() + _SWEEP_SECONDS
         while time.monotonic() < end:
-            for connection in self._sockets(listening=False):
+            for connection in sockets_on(self._port, listening=False):
                 with connection, contextlib.suppress(OSError):
                     if not self._is_of_the_group(connection.getpeername()[0]):
                         connection.shutdown(socket.SHUT_RDWR)
@@ -219,21 +217,3 @@ class PortFilter:
     def _is_of_the_group(self, peer: str) -> bool:
         address = _unmapped(ipaddress.ip_address(peer.partition("%")[0]))
         return address.is_loopback or address in self._addresses
-
-    def _sockets(self, *, listening: bool) -> Iterator[socket.socket]:
-        """Yield duplicates of this process's TCP sockets on the port."""
-        for name in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):  # it has been closed in the meantime, or is no TCP socket
-                if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                    continue
-                found = socket.socket(fileno=os.dup(int(name)))
-                if self._is_wanted(found, listening):
-                    yield found
-                else:
-                    found.close()
-
-    def _is_wanted(self, found: socket.socket, listening: bool) -> bool:
-        if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
-            return False
-        is_listening = found.getsockopt(socket.SOL_SOCKET, _SO_ACCEPTCONN) == 1
-        return is_listening == listening and found.getsockname()[1] == self._port

@@ -1,11 +1,15 @@
 """The port of a worker's TensorFlow server."""
 
+import contextlib
 import json
 import os
 import socket
+import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+_SO_ACCEPTCONN = 30  # on Linux; the socket module does not have it
 
 
 class PortTakenError(Exception):
@@ -44,3 +48,28 @@ def wait_for_leader(config: Mapping[str, Any], seconds: float = 60.0) -> None:
             return
         except OSError:
             time.sleep(0.003)
+
+
+def sockets_on(port: int, *, listening: bool) -> Iterator[socket.socket]:
+    """Yield duplicates of this process's TCP sockets on a port (Linux).
+
+    Args:
+        port: The local port.
+        listening: Yield the listening sockets; otherwise, the connections.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # it has been closed in the meantime, or is no TCP socket
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            found = socket.socket(fileno=os.dup(int(name)))
+            if _is_on(found, port, listening):
+                yield found
+            else:
+                found.close()
+
+
+def _is_on(found: socket.socket, port: int, listening: bool) -> bool:
+    if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
+        return False
+    is_listening = found.getsockopt(socket.SOL_SOCKET, _SO_ACCEPTCONN) == 1
+    return is_listening == listening and found.getsockname()[1] == port

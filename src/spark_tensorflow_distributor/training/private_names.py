@@ -101,8 +101,9 @@ WORKER_UTIL = PrivateModule(
 )
 EAGER_CONTEXT = PrivateModule(
     "tensorflow.python.eager.context",
-    ("context", "global_seed"),
-    "sets the heartbeat timeout; shows whether the program set a seed, and whether a process is safe to fork",
+    ("context", "global_seed", "Context.check_collective_ops_peer_health"),
+    "sets the heartbeat timeout; connects to the other workers; shows whether the program set a seed, and whether a "
+    "process is safe to fork",
 )
 GRAPH_STACK = PrivateModule(
     "tensorflow.python.framework.ops", ("_default_graph_stack.reset",), "keeps the strategy's scope after clear_session"

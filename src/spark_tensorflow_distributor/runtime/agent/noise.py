@@ -9,6 +9,7 @@ _ALWAYS = re.compile(
     # An iterator that is dropped before its end; oneDNN's and the CPU's features; libraries registered twice.
     rb"|" + _PREFIX + rb"(?:generator_dataset_op|port|cpu_feature_guard|util)\.cc"
     rb"|" + _PREFIX + rb"cuda_(?:dnn|fft|blas)\.cc.*(?:factory|register)"
+    rb"|" + _PREFIX + rb"posix_engine_listener\.cc.*Closing acceptor"  # our own closing of the port
     rb"|" + _PREFIX + rb"computation_placer\.cc.*already registered"
 )
 # A TensorFlow with CUDA looks for GPUs in a process that is not meant to have any.

@@ -4,7 +4,7 @@ Pure, except that advice on a missing module looks for it on the driver.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from ...config import RunnerConfig
 from ...errors import (

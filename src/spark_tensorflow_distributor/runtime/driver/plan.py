@@ -18,7 +18,7 @@ WORKER_PORTS = "tensorflow.spark.distributor.workerPorts"
 WORKER_NETWORK = "tensorflow.spark.distributor.workerNetwork"
 COLLECTIVES = "tensorflow.spark.distributor.collectives"
 PORT_FILTER = "tensorflow.spark.distributor.portFilter"
-
+CLOSE_PORT = "tensorflow.spark.distributor.closePort"
 PROTECTION = "tensorflow.spark.distributor.protection"
 
 # Settings that require encrypted traffic.

@@ -286,6 +286,7 @@ class Run:
                 seed=self._seed,
                 checkpoints=self._checkpoint_settings(),
                 has_callbacks=bool(self._callbacks),
+                closes_port=plan.is_true(conf.get(plan.CLOSE_PORT, "true"), plan.CLOSE_PORT),
             ),
             attempt=attempt,
             world_size=made.num_tasks,

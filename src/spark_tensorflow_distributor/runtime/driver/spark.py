@@ -27,6 +27,7 @@ _CONF_KEYS = (
     "spark.io.encryption.enabled", "spark.driver.maxResultSize", "spark.driver.host", "spark.driver.bindAddress",
     "spark.scheduler.maxRegisteredResourcesWaitingTime", plan.IGNORE_SSL, plan.WARM_START, plan.WARM_SECONDS,
     plan.DRIVER_PORT, plan.WORKER_PORTS, plan.WORKER_NETWORK, plan.COLLECTIVES, plan.PROTECTION, plan.PORT_FILTER,
+    plan.CLOSE_PORT,
 )  # fmt: skip
 
 

@@ -185,7 +185,9 @@ class Trainer:
 
     def _strategy(self) -> "tf.distribute.Strategy | None":
         """Connect to the other workers; return their strategy, None if the function makes its own."""
+        from ...training.port_closing import close_port
         from ...training.strategy import announce_forming, mirrored_strategy, socket_strategy
+        from ...training.tf_collectives import collectives_of
 
         spec = self._spec
         remote, local = (socket.socket(fileno=self._fds[name]) for name in ("port", "local"))
@@ -204,7 +206,11 @@ class Trainer:
             return None
         with self._control.forming():
             wait_for_leader(tf_config())
-            return mirrored_strategy(silent_seconds=SILENT_SECONDS, gpu_is_shared=spec.settings.gpu_is_shared)
+            strategy = mirrored_strategy(silent_seconds=SILENT_SECONDS, gpu_is_shared=spec.settings.gpu_is_shared)
+            if spec.settings.closes_port and sys.platform.startswith("linux"):
+                context = spec.context
+                close_port(collectives_of(strategy, context.rank, context.world_size), self._control.warn)
+            return strategy
 
     def _prepare_keras(self) -> None:
         import tensorflow as tf

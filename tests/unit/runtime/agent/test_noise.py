@@ -12,6 +12,7 @@ ALWAYS = [
     b"2026-11-27 15:00:00.1: W tensorflow/core/kernels/data/generator_dataset_op.cc:108] Error occurred when finalizing"
     b" GeneratorDataset iterator: CANCELLED: Operation was cancelled",
     b"E0000 00:00:1732700000.1   77 cuda_dnn.cc:8310] Unable to register cuDNN factory: Attempting to register factory",
+    b"E0000 00:00:1732700000.1   77 posix_engine_listener.cc:185] Closing acceptor. Failed accept4: Invalid argument",
     b"W0000 00:00:1732700000.1   77 computation_placer.cc:177] computation placer already registered.",
 ]
 WITHOUT_GPU = [
