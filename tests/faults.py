@@ -21,6 +21,8 @@ CONF = {
     "spark.executor.memory": "1g",
     "spark.executor.cores": "1",
     "spark.cores.max": "3",
+    # ENGINE=tensorflow runs the matrix on TensorFlow's collectives, with the filter and the closing of its ports.
+    "tensorflow.spark.distributor.collectives": os.environ.get("ENGINE", "auto"),
 }
 
 OPTIONS = {"max_restarts": 2, "checkpoint_every": "5 steps"}

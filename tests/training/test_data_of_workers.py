@@ -42,6 +42,23 @@ def own_rows(strategy, counts, policy):
     return {"weights": model.get_weights(), "loss": history.history["loss"], "mae": history.history["mae"]}
 
 
+def own_files(strategy, folder):
+    """Train on files, of which TensorFlow gives every other one to each of two workers."""
+    import tensorflow as tf
+
+    def parse(line):
+        numbers = tf.strings.to_number(tf.strings.split(line, ","))
+        return tf.ensure_shape(numbers[:5], (5,)), tf.ensure_shape(numbers[5:], (1,))
+
+    with strategy.scope():
+        model = regression(tf.keras)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.FILE
+    lines = tf.data.TextLineDataset([f"{folder}/{number}.csv" for number in range(4)])
+    history = model.fit(lines.map(parse).batch(BATCH).with_options(options), epochs=3, verbose=0)
+    return {"weights": model.get_weights(), "loss": history.history["loss"], "mae": history.history["mae"]}
+
+
 def merged(strategy, counts):
     """Train on the rows of all workers in one process, in the batches that they make together."""
     import tensorflow as tf
@@ -63,6 +80,19 @@ def merged(strategy, counts):
 def test_workers_with_rows_of_their_own_train_on_all_of_them(counts):
     (single,) = run_group("test_data_of_workers:merged", workers=1, counts=counts)
     for found in run_group("test_data_of_workers:own_rows", workers=len(counts), counts=counts, policy="OFF"):
+        for name in ("weights", "loss", "mae"):
+            for value, expected in zip(found[name], single[name], strict=True):
+                np.testing.assert_allclose(value, expected, rtol=2e-4, atol=2e-5)
+
+
+def test_workers_with_files_of_their_own_train_on_all_of_them(tmp_path):
+    counts = [30, 17]
+    for rank, count in enumerate(counts):
+        table = np.concatenate(rows(count, 100 * rank), axis=1)
+        for number, part in ((rank, table[:10]), (rank + 2, table[10:])):
+            np.savetxt(tmp_path / f"{number}.csv", part, delimiter=",", fmt="%.9g")
+    (single,) = run_group("test_data_of_workers:merged", workers=1, counts=counts)
+    for found in run_group("test_data_of_workers:own_files", workers=2, folder=str(tmp_path)):
         for name in ("weights", "loss", "mae"):
             for value, expected in zip(found[name], single[name], strict=True):
                 np.testing.assert_allclose(value, expected, rtol=2e-4, atol=2e-5)
