@@ -1,9 +1,11 @@
 """Measures an all-reduce by size: ours, TensorFlow's collectives, and the lower bound of loopback TCP.
 
-    .venv/bin/python benchmarks/allreduce.py --workers 2 4
+    .venv/bin/python benchmarks/allreduce.py --workers 2 4 8
+    .venv/bin/python benchmarks/allreduce.py --workers 3 --gbit 1 --kinds sockets tensorflow loopback
 
 A model has many gradients: here, ``--tensors`` of equal size, summed in a ``tf.function``. The systems take turns in
-each round, on processes of one machine.
+each round, on processes of one machine. With ``--gbit``, each has a host of its own: a network namespace that sends at
+most so many Gbit/s.
 
 - ``memory``: ours between workers of one machine, which share memory.
 - ``sockets``: ours between workers of different machines, here over loopback TCP; ``bfloat16`` is the same with
@@ -26,6 +28,8 @@ import threading
 import time
 from pathlib import Path
 
+from network import inside, limited_hosts
+
 HERE = Path(__file__).parent
 SIZES = (4, 1 << 10, 1 << 16, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 102 << 20)
 KINDS = ("memory", "sockets", "bfloat16", "tensorflow", "loopback")
@@ -45,6 +49,7 @@ def main():
     parser.add_argument("--tensors", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=[*KINDS, "integrity", "privacy"])
+    parser.add_argument("--gbit", type=float, help="bandwidth of each worker's host; default: all on one host")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="in bytes")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--wiring", type=json.loads, help=argparse.SUPPRESS)
@@ -53,44 +58,53 @@ def main():
         work(options)
         return
     for workers in options.workers:
-        if start(workers):
-            sys.exit(f"{workers} workers failed")
+        hosts = contextlib.nullcontext([("", "127.0.0.1")] * workers)
+        with hosts if options.gbit is None else limited_hosts(workers, options.gbit) as found:
+            if start(found):
+                sys.exit(f"{workers} workers failed")
 
 
-def start(workers):
-    """Start the processes; return the worst exit status."""
+def start(hosts):
+    """Start a process on each host, given by name and address; return the worst exit status."""
     with contextlib.ExitStack() as held:
+
+        def server(host):
+            name, address = host
+            with inside(name):
+                return held.enter_context(socket.create_server((address, 0)))
+
         groups = {}
         for kind, (machine, _) in GROUPS.items():
             members, listeners = [], []
-            for _ in range(workers):
-                remote = held.enter_context(socket.create_server(("127.0.0.1", 0)))
+            for host in hosts:
+                remote = server(host)
                 local = held.enter_context(socket.socket(socket.AF_UNIX))
                 local.bind("")
                 local.listen()
-                members.append(["127.0.0.1", remote.getsockname()[1], machine, local.getsockname().hex()])
+                members.append([host[1], remote.getsockname()[1], machine, local.getsockname().hex()])
                 listeners.append([remote.fileno(), local.fileno()])
             groups[kind] = {"members": members, "listeners": listeners, "secret": secrets.token_hex(32)}
-        free = [held.enter_context(socket.socket()) for _ in range(workers)]
-        rings = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(workers)]
-        for each in free:
-            each.bind(("127.0.0.1", 0))
-        ports = [each.getsockname()[1] for each in free]
-        for each in free:
-            each.close()
-        wiring = {"groups": groups, "ring": [[each.fileno(), each.getsockname()[1]] for each in rings]}
-        cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+        rings = [server(host) for host in hosts]
+        wiring = {"groups": groups, "ring": [[each.fileno(), *each.getsockname()] for each in rings]}
+        cluster = {"worker": [f"{address}:{free_port(name, address)}" for name, address in hosts]}
         descriptors = [fd for group in groups.values() for pair in group["listeners"] for fd in pair]
         descriptors += [each.fileno() for each in rings]
         processes = []
-        for rank in range(workers):
+        for rank, (name, _) in enumerate(hosts):
             task = {"type": "worker", "index": rank}
             env = {**os.environ, "TF_CONFIG": json.dumps({"cluster": cluster, "task": task})}
             env.update(PYTHONPATH=str(HERE.parent / "src"), TF_CPP_MIN_LOG_LEVEL="2", CUDA_VISIBLE_DEVICES="-1")
-            command = [sys.executable, *sys.argv, "--rank", str(rank), "--wiring", json.dumps(wiring)]
+            place = ["ip", "netns", "exec", name] if name else []
+            command = [*place, sys.executable, *sys.argv, "--rank", str(rank), "--wiring", json.dumps(wiring)]
             quiet = None if os.environ.get("VERBOSE") else subprocess.DEVNULL
             processes.append(subprocess.Popen(command, env=env, stderr=quiet, pass_fds=descriptors))
     return max(process.wait() for process in processes)
+
+
+def free_port(name, address):
+    with inside(name), socket.socket() as sock:
+        sock.bind((address, 0))
+        return sock.getsockname()[1]
 
 
 def work(options):
@@ -169,7 +183,7 @@ class Neighbours:
 
         self._np = np
         server = socket.socket(fileno=ring[rank][0])
-        self._next = socket.create_connection(("127.0.0.1", ring[(rank + 1) % len(ring)][1]))
+        self._next = socket.create_connection(tuple(ring[(rank + 1) % len(ring)][1:]))
         self._previous, _ = server.accept()
         for each in (self._next, self._previous):
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
