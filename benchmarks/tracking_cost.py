@@ -2,15 +2,15 @@
 
     .venv/bin/python benchmarks/tracking_cost.py
 
-``fit``: one run trains the small CNN of step.py on two workers, with a RunCallback and a log_dir. Fits with tracking and
-without it alternate within the run, so that a change in the machine's speed affects both. With tracking, as always, steps
-are timed and epochs are reported; the workers wait for the callback on the driver after each epoch; and each rank appends
-to a file below log_dir as often as Keras' TensorBoard callback, which travels to the driver. Without it, all this is
-switched off in the trainer; the agent only looks for new files. An epoch lasts until the next one begins.
+``fits``: one run trains the small CNN of step.py on two workers, with a RunCallback and a log_dir. Fits with tracking
+and without it alternate within the run, so that a change in the machine's speed affects both. With tracking, as always,
+steps are timed and epochs are reported; the workers wait for the callback on the driver after each epoch; and each rank
+appends to a file below log_dir once per epoch, as Keras' TensorBoard does, which travels to the driver. Without it, all
+this is switched off in the trainer; the agent only looks for new files. An epoch lasts until the next begins.
 
-``runs``: whole runs with callbacks and log_dir, and runs without them, in turn: noisier, but with all of the agent's part.
+``runs``: whole runs with callbacks and log_dir, and runs without them, in turn: noisier, but with all that agents do.
 
-``report``: a custom loop calls ``get_context().report(step, loss=..., accuracy=...)`` 100,000 times.
+``reports``: a custom loop calls ``get_context().report(step, loss=..., accuracy=...)`` 100,000 times.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def drive(options):
     for number in range(options.rounds):
         for mode in (("on", "off"), ("off", "on"))[number % 2]:
             found, _, _ = run(train, mode == "on", **sizes, modes=[mode if mode == "on" else "plain"] * 2)
-            runs[mode].append(statistics.median(sum((times for _, times in found), [])))
+            runs[mode].append(statistics.median(each for _, times in found for each in times))
     begun = time.perf_counter()
     calls, report, callbacks = run(loop, True, count=options.reports)
     seconds = time.perf_counter() - begun
@@ -158,10 +158,11 @@ def main():
     show("fits", by_mode)
     show("runs", found["runs"])
     reports = found["reports"]
+    call = 1e6 * reports["calls"] / options.reports
     print(
-        f"{options.reports} reports: {1e6 * reports['calls'] / options.reports:.1f} us a call, {reports['calls']:.2f} s "
-        f"in all, a run of {reports['run']:.2f} s; the callback got {reports['heard']}, the history {reports['kept']}"
+        f"{options.reports} reports: {call:.1f} us a call, {reports['calls']:.2f} s of a run of {reports['run']:.2f} s"
     )
+    print(f"the callback got {reports['heard']} of them, the history kept {reports['kept']}")
 
 
 def show(name, by_mode):

@@ -1,10 +1,12 @@
 """All uses of SparkSession: facts, submission, cancellation; the same on classic Spark and Spark Connect."""
 
+import inspect
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 from ...config import RunnerConfig
@@ -136,6 +138,7 @@ class SparkGateway:
 
         Raises:
             ClusterError: The session has been stopped, or Spark refuses the resource profile.
+            ConfigurationError: This version of PySpark has no resource profiles for DataFrames.
         """
         if self.is_stopped:
             raise ClusterError("The SparkSession was stopped while the run waited for executors.")
@@ -144,6 +147,7 @@ class SparkGateway:
         conf = {key: value for key in keys if (value := self.conf(key)) is not None}
         amount = None
         if self._profile is not None:
+            _check_profiles(self.spark.range(1))
             request = self._profile.taskResources.get(name)
             amount = None if request is None else float(request.amount)
         if self.is_connect:
@@ -295,12 +299,7 @@ class SparkGateway:
         options = {} if self._profile is None else {"profile": self._profile}
         if source is None:
             source = self.spark.range(0, num_tasks, 1, num_tasks)
-        try:
-            return source.mapInArrow(task, ROW_SCHEMA, barrier=True, **options)
-        except TypeError as error:  # PySpark 3.5 lacks the argument
-            raise ConfigurationError(
-                f"This version of PySpark does not support resource_profile ({error}). Use PySpark 4."
-            ) from error
+        return source.mapInArrow(task, ROW_SCHEMA, barrier=True, **options)
 
     def stages(self, tag: str) -> Iterator[tuple[int, int]]:
         """Yield the numbers of tasks and of running tasks of each stage of the jobs with a tag."""
@@ -313,3 +312,17 @@ class SparkGateway:
                 info = tracker.getStageInfo(stage)
                 if info.isDefined():
                     yield int(info.get().numTasks()), int(info.get().numActiveTasks())
+
+
+def _check_profiles(frame: Any) -> None:
+    """Return if the tasks of a DataFrame can have a resource profile.
+
+    Raises:
+        ConfigurationError: They cannot, in PySpark 3.5.
+    """
+    if "profile" not in inspect.signature(frame.mapInArrow).parameters:
+        raise ConfigurationError(
+            f"resource_profile needs PySpark 4: PySpark {version('pyspark')} has resource profiles for RDDs only, and "
+            "training runs on DataFrames (mapInArrow). Upgrade PySpark, or leave resource_profile out and set "
+            "spark.task.cpus and spark.task.resource.<name>.amount for the whole application."
+        )

@@ -1,6 +1,7 @@
 """The trace, against the Trace Event Format and what Perfetto makes of it."""
 
 import gzip
+import itertools
 import json
 from collections import defaultdict
 
@@ -45,7 +46,7 @@ def read_strictly(path):
     assert {pid for pid, _ in slices} <= {pid for pid, _ in processes}
     assert set(slices) <= threads
     for events in slices.values():
-        for before, after in zip(events, events[1:], strict=False):
+        for before, after in itertools.pairwise(events):
             assert before["ts"] + before["dur"] <= after["ts"], (before, after)
     return trace["traceEvents"]
 
