@@ -140,9 +140,9 @@ def drive(options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fits", type=int, default=16, help="pairs of fits within a run")
-    parser.add_argument("--rounds", type=int, default=4, help="pairs of runs")
-    parser.add_argument("--epochs", type=int, default=4, help="per fit")
+    parser.add_argument("--fits", type=int, default=10, help="pairs of fits within a run")
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of runs")
+    parser.add_argument("--epochs", type=int, default=3, help="per fit")
     parser.add_argument("--steps", type=int, default=30, help="per epoch")
     parser.add_argument("--reports", type=int, default=100_000)
     parser.add_argument("--as", dest="role", help=argparse.SUPPRESS)

@@ -245,7 +245,7 @@ class SparkGateway:
             return "127.0.0.1", ("127.0.0.1",)
         host = self.conf("spark.driver.host") or "localhost"
         bind = self.conf("spark.driver.bindAddress") or host
-        return bind, (host,)
+        return bind.strip("[]"), (host.strip("[]"),)  # Spark writes IPv6 addresses in brackets
 
     def driver_resources(self, name: str) -> Sequence[str] | None:
         """Return the driver's own GPU addresses; None if it has no such resource or is a client of Connect."""
