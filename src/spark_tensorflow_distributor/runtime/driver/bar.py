@@ -56,7 +56,7 @@ class RunBar:
             self._show(int(message["epoch"]), int(message["step"]))
             self._rate = None  # what follows is an evaluation
         elif event == "fit_end":
-            self.close()
+            self.close(is_complete=bool(message["is_complete"]))
 
     def _begin_fit(self, epochs: int, steps: int | None) -> None:
         self._fit += 1
@@ -120,15 +120,23 @@ class RunBar:
         """Return a context in which output to ``stream`` appears above the bar."""
         return contextlib.nullcontext() if self._bar is None else self._bar.external_write_mode(file=stream)
 
-    def close(self) -> None:
-        """Close the bar, and leave its last state on the screen."""
+    def close(self, *, is_complete: bool = False) -> None:
+        """Close the bar, and leave its last state on the screen.
+
+        Args:
+            is_complete: The ``fit`` has returned, even if it has trained fewer epochs than it was to.
+        """
         if self._bar is None:
             return
         bar, self._bar = self._bar, None
+        is_widget = hasattr(bar, "container")
+        shape = {"bar_format": "{desc}: {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]", "ncols": None}
+        line = bar.format_meter(**{**bar.format_dict, **shape}) if is_widget else ""
+        if is_widget and is_complete and bar.total:
+            bar.total = bar.n  # else tqdm shows a fit that was stopped early in red, as if it had failed
         bar.close()
-        if hasattr(bar, "container"):  # a widget
-            shape = {"bar_format": "{desc}: {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]", "ncols": None}
-            print(bar.format_meter(**{**bar.format_dict, **shape}))
+        if is_widget:
+            print(line)
 
 
 def in_notebook() -> bool:
