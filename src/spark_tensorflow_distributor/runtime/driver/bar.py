@@ -75,7 +75,13 @@ class RunBar:
                 from tqdm.auto import tqdm
             total = None if self._steps is None else self._steps * self._epochs
             bar_format = self._FORMAT_NO_TOTAL if total is None else self._FORMAT
-            self._bar = tqdm(total=total, desc=self._title(), bar_format=bar_format, dynamic_ncols=True, leave=True)
+            is_widget = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
+            options = {"display": False} if is_widget else {}
+            self._bar = tqdm(
+                total=total, desc=self._title(), bar_format=bar_format, dynamic_ncols=True, leave=True, **options
+            )
+            if is_widget:
+                _display_widget(self._bar)
         bar = self._bar
         if self._steps is not None and bar.total is None:
             bar.bar_format = self._FORMAT
@@ -137,6 +143,18 @@ class RunBar:
         bar.close()
         if is_widget:
             print(line)
+
+
+def _display_widget(bar: Any) -> None:
+    """Display the widget of a bar.
+
+    A saved notebook, which has no widgets, keeps their text instead: that of tqdm would be the bar as it began, at 0 %.
+    """
+    from IPython.display import display
+
+    view = {"version_major": 2, "version_minor": 0, "model_id": bar.container.model_id}
+    display({"text/plain": "", "application/vnd.jupyter.widget-view+json": view}, raw=True)
+    bar.displayed = True
 
 
 def in_notebook() -> bool:
