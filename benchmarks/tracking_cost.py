@@ -15,6 +15,7 @@ this is switched off in the trainer; the agent only looks for new files. An epoc
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 
@@ -125,10 +126,12 @@ def drive(options):
     sizes = {"steps": options.steps, "epochs": options.epochs}
     modes = [mode for number in range(options.fits) for mode in (("on", "off"), ("off", "on"))[number % 2]]
     fits, _, _ = run(train, True, **sizes, modes=modes)
+    print(f"# fits: {fits}", file=sys.stderr)
     runs = {"on": [], "off": []}
     for number in range(options.rounds):
         for mode in (("on", "off"), ("off", "on"))[number % 2]:
             found, _, _ = run(train, mode == "on", **sizes, modes=[mode if mode == "on" else "plain"] * 2)
+            print(f"# run {mode}: {found}", file=sys.stderr)
             runs[mode].append(statistics.median(each for _, times in found for each in times))
     begun = time.perf_counter()
     calls, report, callbacks = run(loop, True, count=options.reports)

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...formatting import printable_line
@@ -96,7 +96,8 @@ class RunBar:
         bar.n = done
         bar.set_description_str(self._title(), refresh=False)
         bar.set_postfix_str(self._values(), refresh=False)
-        bar.refresh()
+        with _breaking_lines(bar):
+            bar.refresh()
 
     def _title(self) -> str:
         attempt = f"attempt {self._attempt + 1}, " if self._attempt else ""
@@ -138,10 +139,11 @@ class RunBar:
         is_widget = hasattr(bar, "container")
         shape = {"bar_format": "{desc}: {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]", "ncols": None}
         line = bar.format_meter(**{**bar.format_dict, **shape}) if is_widget else ""
-        if is_widget and is_complete and bar.total:
-            bar.total = bar.n  # else tqdm shows a fit that was stopped early in red, as if it had failed
-        bar.close()
+        with _breaking_lines(bar):
+            bar.close()
         if is_widget:
+            if is_complete:  # tqdm shows a fit that was stopped early in red, as if it had failed
+                bar.container.children[1].bar_style = "success"
             print(line)
 
 
@@ -155,6 +157,18 @@ def _display_widget(bar: Any) -> None:
     view = {"version_major": 2, "version_minor": 0, "model_id": bar.container.model_id}
     display({"text/plain": "", "application/vnd.jupyter.widget-view+json": view}, raw=True)
     bar.displayed = True
+
+
+@contextlib.contextmanager
+def _breaking_lines(bar: Any) -> Iterator[None]:
+    """Let the text that a widget is given in this context break into lines; tqdm writes spaces that do not break."""
+    if not hasattr(bar, "container"):
+        yield
+        return
+    text = bar.container.children[-1]
+    with text.hold_sync():  # one message instead of two
+        yield
+        text.value = text.value.replace("\N{FIGURE SPACE}", " ")
 
 
 def in_notebook() -> bool:
