@@ -30,6 +30,9 @@ class WidgetBar(tqdm.std.tqdm):
         self.container.children[2].value = str(self.postfix).replace(" ", "\N{FIGURE SPACE}")
 
     def close(self):
+        if self.disable:  # closed before
+            return
+        self.disable = True
         self.refresh()
         self.container.children[1].bar_style = "danger" if self.n < self.total else "success"
 
