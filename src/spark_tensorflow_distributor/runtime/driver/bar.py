@@ -1,6 +1,7 @@
 """The progress bar of a run."""
 
 import contextlib
+import importlib
 import sys
 import time
 import warnings
@@ -152,8 +153,7 @@ def _display_widget(bar: Any) -> None:
 
     A saved notebook, which has no widgets, keeps their text instead: that of tqdm would be the bar as it began, at 0 %.
     """
-    from IPython.display import display
-
+    display: Any = importlib.import_module("IPython.display").display
     view = {"version_major": 2, "version_minor": 0, "model_id": bar.container.model_id}
     display({"text/plain": "", "application/vnd.jupyter.widget-view+json": view}, raw=True)
     bar.displayed = True
