@@ -177,6 +177,7 @@ def test_autolog_on_the_chief_alone(spark, store, engine, predicts):
         return losses
 
     env = {"MLFLOW_TRACKING_URI": store.uri, "MLFLOW_EXPERIMENT_ID": experiment}
+    env["MLFLOW_REQUIREMENTS_INFERENCE_TIMEOUT"] = "1"  # for which it would start Python and import TensorFlow
     spark.conf.set("tensorflow.spark.distributor.collectives", engine)
     try:
         runner = MirroredStrategyRunner(num_slots=2, use_gpu=False, spark=spark, env=env)
