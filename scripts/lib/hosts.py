@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 NETWORKS = ("10.77.{number}.{host}", "10.78.{number}.{host}")
+IPV6_NETWORK = "fd78:{number:x}::{host:x}"
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "cluster"
 
 
@@ -74,6 +75,10 @@ class Hosts:
     def address(self, host: int, network: int = 0) -> str:
         return NETWORKS[network].format(number=self.number, host=10 + host)
 
+    def ipv6_address(self, host: int) -> str:
+        """Return a host's IPv6 address in the second network."""
+        return IPV6_NETWORK.format(number=self.number, host=10 + host)
+
     @property
     def _switch(self) -> str:
         return f"stfd{self.number}-switch"
@@ -96,8 +101,14 @@ class Hosts:
             self._wait_in_log(f"worker{host}.log", "Successfully registered with master")
 
     def add_network(self) -> None:
-        """Connect all hosts by a second network, at their interfaces ``eth1``, of which Spark knows nothing."""
+        """Connect all hosts by a second network, at their interfaces ``eth1``, of which Spark knows nothing.
+
+        It has addresses of both kinds.
+        """
         self._connect("bridge1", "eth1", "n", 1)
+        for host, name in enumerate(self.names):
+            # Without the detection of duplicate addresses, which takes seconds.
+            _ip("-n", name, "addr", "add", f"{self.ipv6_address(host)}/64", "dev", "eth1", "nodad")
 
     def _connect(self, bridge: str, interface: str, port: str, network: int) -> None:
         switch = self._switch

@@ -135,7 +135,8 @@ def set_checkpoints(checkpoints: Checkpoints | None) -> Checkpoints | None:
     return previous
 
 
-def set_custom_loop(loop: CustomLoop | None) -> None:
-    """Set what :meth:`WorkerContext.report` and ``should_stop`` use in this process."""
+def set_custom_loop(loop: CustomLoop | None) -> CustomLoop | None:
+    """Set what :meth:`WorkerContext.report` and ``should_stop`` use in this process; return what was set before."""
     global _custom_loop
-    _custom_loop = loop
+    previous, _custom_loop = _custom_loop, loop
+    return previous

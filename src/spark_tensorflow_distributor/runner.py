@@ -8,13 +8,14 @@ from types import ModuleType
 from typing import Any, ParamSpec, TypeVar, overload
 
 from .config import RunnerConfig
-from .data.frames import Frames, frames_of
+from .data.frames import frames_of
 from .errors import CallError, ConfigurationError
 from .runtime.driver import local, pickling, plan
 from .runtime.driver.autolog_hint import warn_of_autolog
 from .runtime.driver.callbacks import CallbackList, RunCallback
 from .runtime.driver.handle import RunHandle
 from .runtime.driver.interrupts import first_interrupt_stops
+from .runtime.driver.local_run import LocalRun
 from .runtime.driver.modules import pack_modules
 from .runtime.driver.report import RunReport
 from .runtime.driver.run import Program
@@ -104,7 +105,7 @@ class MirroredStrategyRunner:
             workers write below ``get_context().log_dir``: TensorBoard's, the profiler's, or any others. Default: none.
 
     Attributes:
-        report: The :class:`RunReport` of the last run on the cluster, or None. It exists, and grows during the run.
+        report: The :class:`RunReport` of the last run, or None. It exists, and grows during the run.
 
     Raises:
         ConfigurationError: An argument is invalid.
@@ -227,7 +228,7 @@ class MirroredStrategyRunner:
         """
         target = _target(train_fn, misplaced, kwargs)
         if self._config.local_mode:
-            return self._run_locally(target, *frames_of(kwargs))
+            return self._run_locally(target, kwargs)
         run = self._plan_run(target, kwargs)
         with first_interrupt_stops(run.control):
             return run.execute()
@@ -273,20 +274,23 @@ class MirroredStrategyRunner:
             packed = pickling.pack_script(target, kwargs.get("args", ()))
         else:
             packed = pickling.pack_function(target, arguments, is_connect=gateway.is_connect)
-        name = target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
-        program = Program(packed, isinstance(target, str), name, frames, pack_modules(self._config.py_modules))
+        program = Program(packed, isinstance(target, str), _name(target), frames, pack_modules(self._config.py_modules))
         run = TrackedRun(self._config, gateway, program, run_plan, kwargs, self._callbacks)
         self.report = run.report
         return run
 
-    def _run_locally(self, target: Callable[..., Any] | str, arguments: Mapping[str, Any], frames: Frames) -> Any:
-        if self._callbacks:
-            _log.warning("local_mode: callbacks are not called. Use local_mode=False for them.")
+    def _run_locally(self, target: Callable[..., Any] | str, kwargs: Mapping[str, Any]) -> Any:
         gpus = None
         if self._config.use_gpu:
             resources = self._gateway.driver_resources(self._config.gpu_resource_name)
             gpus = local.local_gpus(self._config, resources)
-        return local.run_locally(self._config, target, arguments, gpus, frames)
+        run = LocalRun(self._config, _name(target), kwargs, gpus, self._callbacks)
+        self.report = run.report
+        return run.execute(target, *frames_of(kwargs))
+
+
+def _name(target: Callable[..., Any] | str) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
 
 
 def _target(train_fn: Any, misplaced: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[..., Any] | str:

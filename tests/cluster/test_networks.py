@@ -33,11 +33,14 @@ def test_workers_meet_on_the_network_that_is_set_and_never_through_a_proxy(hosts
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")] or [done.stderr[-4000:]]
     found = json.loads(line.removeprefix("RESULT "))
     for engine in ("tensorflow", "sockets"):
-        assert {worker.rpartition(":")[0] for worker in found[engine]["workers"]} == {
-            hosts.address(host, network=1) for host in (1, 2)
-        }
-        # Four steps, each with gradients of 400 kB.
-        assert found[engine]["received"] > 4 * 400_000
+        addresses = {hosts.address(host, network=1) for host in (1, 2)}
+        for name, expected in (
+            (engine, addresses),
+            (f"{engine}, IPv6", {f"[{hosts.ipv6_address(host)}]" for host in (1, 2)}),
+        ):
+            assert {worker.rpartition(":")[0] for worker in found[name]["workers"]} == expected
+            # Four steps, each with gradients of 400 kB.
+            assert found[name]["received"] > 4 * 400_000
     assert found["error"].startswith("ClusterError: The host 10.77.3.1")
     assert "has no address in 203.0.113.0/24" in found["error"]
     assert f"eth1 {hosts.address(1, network=1)}"[:12] in found["error"]

@@ -29,11 +29,16 @@ def train(interface):
 spark = session()
 proxies, interface = json.loads(sys.argv[2]), sys.argv[3]
 results = {}
-for engine, network in (("tensorflow", "10.78.0.0/16"), ("sockets", interface)):
+for name, engine, network in (
+    ("tensorflow", "tensorflow", "10.78.0.0/16"),
+    ("sockets", "sockets", interface),
+    ("tensorflow, IPv6", "tensorflow", "fd78::/16"),
+    ("sockets, IPv6", "sockets", "fd78::/16"),
+):
     spark.conf.set("tensorflow.spark.distributor.collectives", engine)
     spark.conf.set("tensorflow.spark.distributor.workerNetwork", network)
     runner = MirroredStrategyRunner(num_slots=2, use_gpu=False, spark=spark, env=proxies, start_timeout=120)
-    results[engine] = runner.run(train, interface=interface)
+    results[name] = runner.run(train, interface=interface)
 spark.conf.set("tensorflow.spark.distributor.workerNetwork", "203.0.113.0/24")
 try:
     MirroredStrategyRunner(num_slots=2, use_gpu=False, spark=spark).run(train, interface=interface)

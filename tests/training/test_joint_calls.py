@@ -85,3 +85,49 @@ def test_a_fit_on_the_chief_alone_fails_within_seconds(runner):
     assert "call it on every rank, not under a condition such as `if get_context().is_chief`" in text
     assert raised.value.root_cause.error_type.endswith("OutOfStepError")
     assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("method", ["evaluate", "predict"])
+def test_the_chief_alone_has_only_its_own_rows_of_a_shard(runner, spark, method):
+    def call_on_the_chief(rows):
+        import tensorflow as tf
+
+        from spark_tensorflow_distributor import get_context
+
+        model = tf.keras.Sequential([tf.keras.layers.Input((1,)), tf.keras.layers.Dense(1)])
+        model.compile(optimizer="sgd", loss="mse")
+        data = rows.to_tf(["a"], "b", batch_size=8, stack=True)
+        if get_context().is_chief:
+            getattr(model, method)(data, verbose=0)
+
+    rows = spark.range(64).selectExpr("cast(id as float) as a", "cast(id as float) as b")
+    started = time.monotonic()
+    with pytest.raises(
+        TrainingFailedError, match="may be called by one worker alone, with data that it has as a whole"
+    ):
+        runner.run(call_on_the_chief, rows=rows)
+    assert time.monotonic() - started < 60
+
+
+def test_data_that_each_worker_has_as_a_whole_can_be_evaluated_by_the_chief(runner):
+    def evaluate_on_the_chief():
+        import tensorflow as tf
+
+        from spark_tensorflow_distributor import get_context
+
+        tf.keras.utils.set_random_seed(1)
+        rows = np.arange(24, dtype="float32").reshape(24, 1) / 24
+        policies = tf.data.experimental.AutoShardPolicy
+        model = tf.keras.Sequential([tf.keras.layers.Input((1,)), tf.keras.layers.Dense(1)])
+        model.compile(optimizer="sgd", loss="mse")
+        data = tf.data.Dataset.from_tensor_slices((rows, rows)).batch(8)
+        found = []
+        for policy in (policies.DATA, policies.AUTO, policies.OFF):
+            options = tf.data.Options()
+            options.experimental_distribute.auto_shard_policy = policy
+            if get_context().is_chief or policy == policies.OFF:  # each worker has rows of its own: all evaluate
+                found.append(model.evaluate(data.with_options(options), verbose=0))
+        return found
+
+    whole, automatic, twice = runner.run(evaluate_on_the_chief)
+    assert whole == automatic == pytest.approx(twice, rel=1e-5)

@@ -90,6 +90,13 @@ def test_a_run_with_a_restart_and_a_model(spark, store, frame, monkeypatch):
     assert tags["spark_tensorflow_distributor.status"] == "succeeded"
     report = json.loads(Path(store.download_artifacts(callback.run_id, "report.json")).read_text())
     assert len(report["attempts"]) == 2
+    page = Path(store.download_artifacts(callback.run_id, "report.html")).read_text(encoding="utf-8")
+    assert page == runner.report.to_html()
+    assert page.lower().startswith("<!doctype html>")
+    assert "RuntimeError: once" in page
+    assert page.count("<svg") >= 2  # the curves and the timeline
+    text = Path(store.download_artifacts(callback.run_id, "report.txt")).read_text(encoding="utf-8")
+    assert text.startswith("Run succeeded after")
 
     # The model, as a user of MLflow finds it.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
@@ -143,3 +150,42 @@ def test_autolog_in_the_function_records_one_run(spark, store, legacy):
     assert run.info.status == "FINISHED"
     assert run.data.params["epochs"] == "3"
     assert [metric.step for metric in store.get_metric_history(run.info.run_id, "loss")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("engine", "predicts"), [("sockets", False), ("sockets", True), ("tensorflow", True)], ids=str)
+def test_autolog_on_the_chief_alone(spark, store, engine, predicts):
+    """MLflow's own function predicts a few rows after fit, to find the model's signature; the others do not join."""
+    experiment = store.create_experiment(f"chief-{engine}-{predicts}")
+
+    def train(predicts):
+        import numpy as np
+        import tensorflow as tf
+
+        from spark_tensorflow_distributor import get_context
+
+        if get_context().is_chief:
+            import mlflow
+
+            if predicts:
+                mlflow.tensorflow.autolog.__wrapped__(log_input_examples=True, log_model_signatures=True)
+            else:
+                mlflow.autolog()
+        rows = np.ones((64, 3), "float32")
+        model = tf.keras.Sequential([tf.keras.layers.Input((3,)), tf.keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        losses = [model.fit(rows, rows[:, 0], batch_size=16, epochs=2, verbose=0).history["loss"] for _ in range(2)]
+        return losses
+
+    env = {"MLFLOW_TRACKING_URI": store.uri, "MLFLOW_EXPERIMENT_ID": experiment}
+    env["MLFLOW_REQUIREMENTS_INFERENCE_TIMEOUT"] = "1"  # for which it would start Python and import TensorFlow
+    spark.conf.set("tensorflow.spark.distributor.collectives", engine)
+    try:
+        runner = MirroredStrategyRunner(num_slots=2, use_gpu=False, spark=spark, env=env)
+        losses = runner.run(train, predicts=predicts)
+    finally:
+        spark.conf.unset("tensorflow.spark.distributor.collectives")
+    runs = store.search_runs([experiment], order_by=["attributes.start_time"])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 2
+    for run, expected in zip(runs, losses, strict=True):
+        found = [metric.value for metric in store.get_metric_history(run.info.run_id, "loss")]
+        assert found == pytest.approx(expected)

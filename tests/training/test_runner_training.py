@@ -75,6 +75,42 @@ def test_two_workers_train_the_model_of_one(runner, optimizer):
     assert one["loss"][-1] < one["loss"][0] / 1.5
 
 
+@pytest.mark.parametrize(
+    ("env", "engine"), [({"TF_USE_LEGACY_KERAS": "1"}, "sockets"), ({}, "tensorflow")], ids=["tf_keras", "tensorflow"]
+)
+def test_steps_of_tf_keras_and_on_the_collectives_of_tensorflow_are_timed(spark, env, engine):
+    def train():
+        import time
+
+        import tensorflow as tf
+
+        def rows():
+            for number in range(40):
+                time.sleep(0.02)  # the input is slow
+                yield [float(number)] * 3, 1.0
+
+        spec = (tf.TensorSpec((3,)), tf.TensorSpec(()))
+        data = tf.data.Dataset.from_generator(rows, output_signature=spec).batch(4)
+        data = data.apply(tf.data.experimental.assert_cardinality(10))
+        model = tf.keras.Sequential([tf.keras.layers.Input((3,)), tf.keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        model.fit(data, epochs=3, verbose=0)
+
+    spark.conf.set("tensorflow.spark.distributor.collectives", engine)
+    try:
+        made = MirroredStrategyRunner(num_slots=2, use_gpu=False, spark=spark, env=env)
+        made.run(train)
+    finally:
+        spark.conf.unset("tensorflow.spark.distributor.collectives")
+    for worker in made.report.workers.values():
+        times = worker.times
+        assert 27 <= times["steps"] <= 29  # all but those that were traced
+        assert 0.4 * times["loop"] < times["reading"] < times["loop"]
+        assert ("collectives" in times) == (engine == "sockets")
+        assert times.get("collectives", 1) > 0
+        assert len(worker.steps) == times["steps"]
+
+
 def test_a_model_can_be_returned(runner, monkeypatch):
     """The returned model needs TensorFlow on the driver, so another process loads it."""
 

@@ -61,6 +61,7 @@ WITH_TENSORFLOW = [
         "resume.fit_tracker",
         "resume.model_state",
         "resume.own_optimizers",
+        "training.batch_notes",
         "training.batch_parts",
         "training.collectives",
         "training.socket_collectives",

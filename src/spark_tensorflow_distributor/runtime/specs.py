@@ -28,6 +28,9 @@ ROW_SCHEMA = "rank int, kind string, seq int, data binary"
 
 # A worker that has been silent for this long, while no other worker completed a step, is lost.
 SILENT_SECONDS = 20.0
+# A worker without a connection to the driver waits this long for it before it decides by itself how to make a call. For
+# as long, the driver waits for the worker.
+AWAY_SECONDS = 10.0
 
 
 def heartbeat_seconds(world_size: int) -> float:
@@ -198,10 +201,11 @@ class WorkerReport:
         warnings: The warnings shown to the user.
         times: What the steps of Keras took in all, in seconds: ``loop``, and of it ``reading`` (waiting for the next
             batch) and ``collectives`` (exchanging with the other workers, and waiting for them); their number,
-            ``steps``; and the ``bytes`` that this worker put into collectives. Empty if nothing was measured: in custom
-            loops, with tf_keras, with TensorFlow's own collectives, and with one worker.
+            ``steps``; and the ``bytes`` that this worker put into collectives. Without ``collectives`` and ``bytes`` if
+            TensorFlow's own collectives are used. Empty if nothing was measured: in custom loops, with
+            ``steps_per_execution`` above 1 in tf_keras, with several devices per task, and with one worker.
         steps: The slowest steps and the last ones: number of the step, when it began in seconds since the epoch, and
-            its ``loop``, ``reading`` and ``collectives``.
+            its ``loop``, ``reading`` and ``collectives`` (0 if they are not measured).
     """
 
     rank: int

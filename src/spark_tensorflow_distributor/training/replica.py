@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from ..data.passes import shard_states_of
+from .batch_notes import note_batch
 from .batch_parts import BatchPart, as_part, has_rows, part_of
 from .collectives import NO_COLLECTIVES, Collectives
 from .keras_step import run_keras_step
@@ -217,6 +218,7 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
         strategy, part = self._container_strategy(), self._part_for(fn, args)
         with tf.device(self._device):
             if part is not None:
+                note_batch(part.batch)
                 with StepContext(strategy, replica_id_in_sync_group=0):
                     return run_keras_step(fn, part, self.collectives, self.variables)
             if not is_alone():

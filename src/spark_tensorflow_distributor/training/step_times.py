@@ -13,9 +13,15 @@ Step = tuple[float, ...]
 
 
 class StepTimes:
-    """Adds up the times of steps. One object serves a process; it costs about a microsecond a step."""
+    """Adds up the times of steps. One object serves a process; it costs about a microsecond a step.
+
+    Attributes:
+        sees_collectives: Exchanges with the other workers are added; if not, they are a part of the rest of a step.
+        is_told_by_graphs: Batches are fetched within a graph, which must call ``has_batch`` itself.
+    """
 
     def __init__(self) -> None:
+        self.sees_collectives = self.is_told_by_graphs = False
         self.steps = 0
         self.loop = self.reading = self.collectives = 0.0
         self.bytes = 0
@@ -69,7 +75,8 @@ class StepTimes:
         """Return ``times`` and ``steps`` of a WorkerReport; both are empty if no step was measured."""
         if not self.steps:
             return {"times": {}, "steps": []}
-        totals = {name: getattr(self, name) for name in ("steps", "loop", "reading", "collectives", "bytes")}
+        names = ("steps", "loop", "reading", *(("collectives", "bytes") if self.sees_collectives else ()))
+        totals = {name: getattr(self, name) for name in names}
         steps = sorted({*self._last, *(step for _, step in self._slowest)})
         return {"times": totals, "steps": [[round(value, 6) for value in step] for step in steps]}
 

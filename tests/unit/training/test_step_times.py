@@ -18,6 +18,12 @@ def clock(monkeypatch):
     return Clock
 
 
+def measuring_collectives():
+    times = StepTimes()
+    times.sees_collectives = True
+    return times
+
+
 def step(times, clock, reading=0.0, collectives=0.0, own=0.0):
     times.begin()
     clock.now += reading
@@ -28,7 +34,7 @@ def step(times, clock, reading=0.0, collectives=0.0, own=0.0):
 
 
 def test_the_parts_of_steps_add_up(clock):
-    times = StepTimes()
+    times = measuring_collectives()
     step(times, clock, reading=1.0, collectives=2.0, own=3.0)
     step(times, clock, reading=0.5, own=0.5)
     times.add_collective(9.0, 1)  # between the steps
@@ -37,8 +43,14 @@ def test_the_parts_of_steps_add_up(clock):
     assert found["steps"] == [[1, 1e9 + 100.0, 6.0, 1.0, 2.0], [2, 1e9 + 106.0, 1.0, 0.5, 0.0]]
 
 
-def test_an_exchange_about_the_batch_is_reading(clock):
+def test_what_is_not_measured_is_not_reported(clock):
     times = StepTimes()
+    step(times, clock, reading=1.0, own=3.0)
+    assert times.to_json()["times"] == {"steps": 1, "loop": 4.0, "reading": 1.0}
+
+
+def test_an_exchange_about_the_batch_is_reading(clock):
+    times = measuring_collectives()
     times.begin()
     clock.now += 2.0
     times.add_collective(1.0, 8)

@@ -101,7 +101,17 @@ def _addresses(name: str) -> list[str]:
     return found
 
 
-def grpc_address(host: str, port: int, resolve: Callable[..., str] = socket.gethostbyname) -> str:
+def _address_of(name: str) -> str:
+    """Return an address of a host: an IPv4 address, if it has one.
+
+    Raises:
+        OSError: The name is unknown.
+    """
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return str(min(found, key=lambda each: each[0] != socket.AF_INET)[4][0])
+
+
+def grpc_address(host: str, port: int, resolve: Callable[[str], str] = _address_of) -> str:
     """Return an address that TensorFlow accepts.
 
     Args:
@@ -111,12 +121,10 @@ def grpc_address(host: str, port: int, resolve: Callable[..., str] = socket.geth
         resolve: Returns the address of a name.
     """
     host = host.strip("[]")
-    if ":" in host:
-        return f"[{host}]:{port}"
-    if not _GRPC_NAME.fullmatch(host):
+    if ":" not in host and not _GRPC_NAME.fullmatch(host):
         with contextlib.suppress(OSError):
-            return f"{resolve(host)}:{port}"
-    return f"{host}:{port}"
+            host = resolve(host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def without_proxy(env: dict[str, str], hosts: list[str]) -> dict[str, str]:

@@ -32,6 +32,10 @@ class DriverLossPolicy:
             self._lost_since = now
         return True
 
+    def seconds_lost(self, now: float) -> float:
+        """Return for how long the driver has been out of reach; 0 while there is a connection."""
+        return 0.0 if self._lost_since is None else now - self._lost_since
+
     def on_reconnected(self) -> None:
         self._lost_since = None
 

@@ -1,13 +1,18 @@
 """Passes the trainer's questions about its calls to the driver, and the answers back."""
 
 from collections.abc import Callable
+from typing import Any
 
+from ..specs import AWAY_SECONDS
 from ..wire import Message
 from .link import DriverLink
 
 
 class CallQuestions:
-    """The question of a trainer that is about to call ``fit``, ``evaluate`` or ``predict``.
+    """The calls of ``fit``, ``evaluate`` and ``predict`` that a trainer announces, and the driver's answers.
+
+    What is sent over a connection may be lost with it, in both directions. So the hello of the next connection says
+    which calls are open, and with which answer.
 
     Args:
         link: The driver's channel.
@@ -17,20 +22,44 @@ class CallQuestions:
     def __init__(self, link: DriverLink, reply: Callable[[Message], None]) -> None:
         self._link, self._reply = link, reply
         self._number: int | None = None  # of the call for whose answer the trainer waits
+        self._open: list[dict[str, Any]] = []
+        self._joined = 0
+        self._barrier: str | None = None
 
     def put(self, message: Message) -> None:
-        """Pass a question to the driver."""
-        self._number = message["number"]
+        """Pass on that the trainer is about to make a call, has ended one, or enters or leaves Spark's barrier."""
+        if message["type"] == "call":
+            self._number = message["number"]
+            self._open.append({**message, "state": "waiting"})
+        elif message["type"] == "call_left":
+            self._open = [call for call in self._open if call["number"] != message["number"]]
+        else:
+            self._barrier = str(message["place"]) if message["is_entered"] else None
+        self._update_hello()
         if self._link.is_open:
             self._link.send(message)
 
     def answer(self, message: Message) -> None:
         """Pass the driver's answer to the trainer."""
-        if message["number"] == self._number:
-            self._number = None
-            self._reply(message)
+        if message["number"] != self._number:  # a repeated one
+            return
+        self._number = None
+        for call in self._open:
+            if call["number"] == message["number"]:
+                call["state"] = message["how"]
+        self._joined += message["how"] == "together"
+        self._update_hello()
+        self._reply(message)
 
-    def answer_without_driver(self) -> None:
-        """Answer in place of a driver that cannot be reached: all workers make all calls together."""
-        if self._number is not None and not self._link.is_open:
+    def answer_without_driver(self, lost_for: float) -> None:
+        """Answer in place of a driver that cannot be reached: all workers make all calls together.
+
+        Args:
+            lost_for: Since when it cannot be reached, in seconds.
+        """
+        if self._number is not None and not self._link.is_open and lost_for >= AWAY_SECONDS:
             self.answer({"type": "call_answer", "number": self._number, "how": "together"})
+
+    def _update_hello(self) -> None:
+        calls = {"open": [dict(call) for call in self._open], "joined": self._joined, "barrier": self._barrier}
+        self._link.update_hello(calls=calls)

@@ -5,6 +5,7 @@ commands. Whatever the trainer does is reported as a :class:`TrainerOutcome`, ne
 """
 
 import contextlib
+import math
 import os
 import selectors
 import socket
@@ -227,7 +228,8 @@ class Supervisor:
     def _handle_events(self) -> None:
         """Handle pending events, or wait up to half a second for one."""
         self._report_progress()
-        self._questions.answer_without_driver()
+        lost_for = self._driver_loss.seconds_lost(time.monotonic()) if self._has_channel else math.inf
+        self._questions.answer_without_driver(lost_for)
         fd = self._link.fileno()  # -1 if it is closed
         if self._link.is_open:
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._link.has_unsent else 0)
@@ -328,7 +330,7 @@ class Supervisor:
             self._history.put(message)
         elif kind == "forming":
             self._formation.receive(message)
-        elif kind == "call":
+        elif kind in ("call", "call_left", "barrier"):
             self._questions.put(message)
         elif self._link.is_open:
             self._link.send(message)

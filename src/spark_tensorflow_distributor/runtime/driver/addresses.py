@@ -44,7 +44,20 @@ def connect_host(spark: Any) -> str:
 
 def address_towards(host: str) -> str:
     """Return this machine's address as ``host`` sees it; sends no packet."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))
-        return str(probe.getsockname()[0])
+    with contextlib.suppress(OSError):
+        found = socket.getaddrinfo(host.strip("[]"), 9, type=socket.SOCK_DGRAM)
+        for family, _, _, _, address in sorted(found, key=lambda each: each[0] != socket.AF_INET):
+            with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect(address)
+                return str(probe.getsockname()[0])
     return "127.0.0.1"
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    """Return the family of a socket that is to listen at a name or an address: IPv4, unless it has none.
+
+    Raises:
+        OSError: The name is unknown.
+    """
+    families = {family for family, *_ in socket.getaddrinfo(address or None, 0, type=socket.SOCK_STREAM)}
+    return socket.AF_INET if socket.AF_INET in families else socket.AF_INET6

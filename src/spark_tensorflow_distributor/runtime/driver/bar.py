@@ -1,10 +1,11 @@
 """The progress bar of a run."""
 
 import contextlib
+import importlib
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...formatting import printable_line
@@ -56,7 +57,7 @@ class RunBar:
             self._show(int(message["epoch"]), int(message["step"]))
             self._rate = None  # what follows is an evaluation
         elif event == "fit_end":
-            self.close()
+            self.close(is_complete=bool(message["is_complete"]))
 
     def _begin_fit(self, epochs: int, steps: int | None) -> None:
         self._fit += 1
@@ -75,7 +76,13 @@ class RunBar:
                 from tqdm.auto import tqdm
             total = None if self._steps is None else self._steps * self._epochs
             bar_format = self._FORMAT_NO_TOTAL if total is None else self._FORMAT
-            self._bar = tqdm(total=total, desc=self._title(), bar_format=bar_format, dynamic_ncols=True, leave=True)
+            is_widget = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
+            options = {"display": False} if is_widget else {}
+            self._bar = tqdm(
+                total=total, desc=self._title(), bar_format=bar_format, dynamic_ncols=True, leave=True, **options
+            )
+            if is_widget:
+                _display_widget(self._bar)
         bar = self._bar
         if self._steps is not None and bar.total is None:
             bar.bar_format = self._FORMAT
@@ -90,7 +97,8 @@ class RunBar:
         bar.n = done
         bar.set_description_str(self._title(), refresh=False)
         bar.set_postfix_str(self._values(), refresh=False)
-        bar.refresh()
+        with _breaking_lines(bar):
+            bar.refresh()
 
     def _title(self) -> str:
         attempt = f"attempt {self._attempt + 1}, " if self._attempt else ""
@@ -120,15 +128,47 @@ class RunBar:
         """Return a context in which output to ``stream`` appears above the bar."""
         return contextlib.nullcontext() if self._bar is None else self._bar.external_write_mode(file=stream)
 
-    def close(self) -> None:
-        """Close the bar, and leave its last state on the screen."""
+    def close(self, *, is_complete: bool = False) -> None:
+        """Close the bar, and leave its last state on the screen.
+
+        Args:
+            is_complete: The ``fit`` has returned, even if it has trained fewer epochs than it was to.
+        """
         if self._bar is None:
             return
         bar, self._bar = self._bar, None
-        bar.close()
-        if hasattr(bar, "container"):  # a widget
-            shape = {"bar_format": "{desc}: {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]", "ncols": None}
-            print(bar.format_meter(**{**bar.format_dict, **shape}))
+        is_widget = hasattr(bar, "container")
+        shape = {"bar_format": "{desc}: {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]", "ncols": None}
+        line = bar.format_meter(**{**bar.format_dict, **shape}) if is_widget else ""
+        with _breaking_lines(bar):
+            bar.close()
+        if is_widget:
+            if is_complete:  # tqdm shows a fit that was stopped early in red, as if it had failed
+                bar.container.children[1].bar_style = "success"
+            print(line)
+
+
+def _display_widget(bar: Any) -> None:
+    """Display the widget of a bar.
+
+    A saved notebook, which has no widgets, keeps their text instead: that of tqdm would be the bar as it began, at 0 %.
+    """
+    display: Any = importlib.import_module("IPython.display").display
+    view = {"version_major": 2, "version_minor": 0, "model_id": bar.container.model_id}
+    display({"text/plain": "", "application/vnd.jupyter.widget-view+json": view}, raw=True)
+    bar.displayed = True
+
+
+@contextlib.contextmanager
+def _breaking_lines(bar: Any) -> Iterator[None]:
+    """Let the text that a widget is given in this context break into lines; tqdm writes spaces that do not break."""
+    if not hasattr(bar, "container"):
+        yield
+        return
+    text = bar.container.children[-1]
+    with text.hold_sync():  # one message instead of two
+        yield
+        text.value = text.value.replace("\N{FIGURE SPACE}", " ")
 
 
 def in_notebook() -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ...process_group.out_of_step import SAME_CALLS
+from ..specs import AWAY_SECONDS
 
 # The others may be slower by this much, reading data for example, before a call is made alone.
 PATIENCE_SECONDS = 3.0
@@ -70,7 +71,11 @@ class MethodCalls:
         self._barriers: dict[int, str] = {}
         self._announced = 0  # calls without an answer
         self._conflict_since: float | None = None
-        self._is_lost = False
+        self._is_lost = self._was_lost = False
+        # Since when ranks have no connection, over which they will say what they do.
+        self._away: dict[int, float] = {}
+        # The last answer to each rank, with the number of the call.
+        self._last_answers: dict[int, tuple[int, Answer]] = {}
 
     @property
     def are_all_waiting(self) -> bool:
@@ -91,14 +96,59 @@ class MethodCalls:
             self._calls[rank] = [call for call in calls if call not in left]
             self._left[rank] = now
         else:
-            facts = {name: message[name] for name in ("number", "method", "key", "place", "may_be_alone", "is_nested")}
-            calls.append(Call(**facts, since=now))
+            calls.append(_call(message, now))
             self._announced += 1
             self._visits[rank, message["key"]] += 1
 
     def lose(self) -> None:
-        """Handle the loss of a rank's connection: from now on, all calls are made together, as announced or not."""
+        """Handle a rank that has never had a connection: from now on, all calls are made together."""
         self._is_lost = True
+
+    def leave(self, rank: int, now: float) -> None:
+        """Handle the loss of a rank's connection.
+
+        Until it is back, no call is made alone because of what the rank does. If it stays away, all calls are made
+        together, as the rank does then, too.
+        """
+        self._away[rank] = now
+
+    def restore(self, rank: int, known: Mapping[str, Any] | None, now: float) -> list[tuple[int, int, Answer]]:
+        """Handle the return of a rank.
+
+        Args:
+            rank: The rank.
+            known: What its agent knows of its calls: those that are ``open``, how many it has ``joined``, and the
+                ``barrier`` that it is in. None if it has not made any.
+            now: The time.
+
+        Returns:
+            The answers that the rank has not received, as in :meth:`answers`.
+        """
+        self._away.pop(rank, None)
+        if known is None:
+            return []
+        before = {call.number: call for call in self._calls[rank]}
+        number, answer = self._last_answers.get(rank, (-1, "together"))
+        calls = [
+            _call(each, before[each["number"]].since if each["number"] in before else now) for each in known["open"]
+        ]
+        lacking = [call for call in calls if call.state == "waiting" and call.number == number]
+        self._calls[rank] = [replace(call, state=answer) if call in lacking else call for call in calls]
+        self._visits.update((rank, call.key) for call in calls if call.number not in before)
+        self._joined[rank] = known["joined"] + (answer == "together") * len(lacking)
+        self._barriers.pop(rank, None)
+        if known["barrier"] is not None:
+            self._barriers[rank] = known["barrier"]
+        self._left[rank] = now
+        self._announced = sum(call.state == "waiting" for each in self._calls.values() for call in each)
+        return [(rank, call.number, answer) for call in lacking]
+
+    def _are_away(self, done: Collection[int]) -> bool:
+        """Return whether a rank that may make calls has no connection."""
+        return any(rank not in done for rank in self._away)
+
+    def _are_away_for_long(self, done: Collection[int], now: float) -> bool:
+        return any(rank not in done and now - since >= AWAY_SECONDS for rank, since in self._away.items())
 
     def is_alone(self, rank: int) -> bool:
         """Return whether a rank is making a call by itself."""
@@ -108,7 +158,7 @@ class MethodCalls:
     @property
     def are_lost(self) -> bool:
         """Whether some calls were not heard of, so that wrong answers are possible."""
-        return self._is_lost
+        return self._is_lost or self._was_lost
 
     def answers(self, done: Collection[int], now: float) -> list[tuple[int, int, Answer]]:
         """Return the rank, number and answer of each call whose answer is now known.
@@ -124,11 +174,13 @@ class MethodCalls:
         if last:
             return [(rank, self._answer(rank, "alone"), "alone") for rank in last]
         answer: Answer = "together"
-        found = [rank for rank, call in waiting.items() if self._is_lost or not (call.may_be_alone or self._awaits_all)]
+        is_lost = self._is_lost or self._are_away_for_long(done, now)
+        self._was_lost |= is_lost
+        found = [rank for rank, call in waiting.items() if is_lost or not (call.may_be_alone or self._awaits_all)]
         callers = Counter(call.key for call in waiting.values())
         if not found and len(waiting) == self._world_size and len(callers) == 1:
             found = list(waiting)
-        if not found:
+        if not found and not self._are_away(done):
             # Those first whose call the fewest others make: if the chief alone predicts some rows before all evaluate,
             # the others wait for it.
             order = sorted(
@@ -145,11 +197,12 @@ class MethodCalls:
         self._calls[rank][-1] = replace(call, state=answer)
         self._announced -= 1
         self._joined[rank] += answer == "together"
+        self._last_answers[rank] = call.number, answer
         return call.number
 
     def conflict(self, done: Collection[int], now: float) -> tuple[int, str] | None:
         """Return the rank of a call that can never be made, and why; None if there is none, or not for long enough."""
-        found = None if self._is_lost else self._conflict(done)
+        found = None if self.are_lost or self._are_away(done) else self._conflict(done)
         if found is None:
             self._conflict_since = None
         elif self._conflict_since is None:
@@ -217,6 +270,11 @@ class MethodCalls:
             return True  # it has gone ahead
         # It is in a call that this rank has left, and will leave it soon; or in the one that this call is a part of.
         return call.is_nested and now - call.since > PATIENCE_SECONDS
+
+
+def _call(message: Mapping[str, Any], since: float) -> Call:
+    names = ("number", "method", "key", "place", "may_be_alone", "is_nested")
+    return Call(**{name: message[name] for name in names}, since=since, state=str(message.get("state", "waiting")))
 
 
 def _waits_for_another(theirs: Call | None, call: Call) -> bool:

@@ -24,6 +24,7 @@ from ...transport.stream import SealedStream
 from ..process_tools import allow_open_files
 from ..specs import line_window
 from ..wire import encode, line_size
+from .addresses import family_of
 from .events import Events
 from .peers import Peer
 from .transfers import KINDS, Transfers
@@ -90,8 +91,7 @@ class Channel:
         self._wake_read, self._wake_write = socket.socketpair()
         for end in (self._wake_read, self._wake_write):
             end.setblocking(False)
-        family = socket.AF_INET6 if ":" in bind_address else socket.AF_INET
-        self._listener = socket.create_server((bind_address, port), family=family, backlog=4096)
+        self._listener = socket.create_server((bind_address, port), family=family_of(bind_address), backlog=4096)
         bound = self._listener.getsockname()[1]
         self.addresses = tuple((host, bound) for host in advertised)
         ranks: Container[int] = range(world_size)

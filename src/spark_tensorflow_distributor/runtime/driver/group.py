@@ -9,7 +9,7 @@ from ..failures import Failure
 from ..specs import SILENT_SECONDS, heartbeat_seconds
 from ..wire import to_columns
 from . import stalls
-from .calls import MethodCalls
+from .calls import Answer, MethodCalls
 from .progress_watch import SUSPENDED, ProgressWatch
 from .shares import Command, Shares
 
@@ -98,7 +98,8 @@ class Group:
         self._lost_at.pop(rank, None)
         self.progress.begin(rank, now)
         self._blocked.pop(rank, None)
-        commands = self.receive(rank, {**hello, "type": hello.get("state", "hello")}, now)
+        commands = self._call_commands(self._calls.restore(rank, hello.get("calls"), now))
+        commands += self.receive(rank, {**hello, "type": hello.get("state", "hello")}, now)
         commands += self._shares.catch_up(rank, hello)
         if self.stop_reason is not None:
             commands.append((rank, {"type": "stop", "reason": self.stop_reason}))
@@ -110,7 +111,7 @@ class Group:
         """Handle a lost connection. Training continues without it."""
         self.connected.discard(rank)
         self._lost_at[rank] = now
-        self._calls.lose()
+        self._calls.leave(rank, now)
 
     def block(self, rank: int, since: float) -> None:
         """Note that a rank does not read what the driver sends: it then counts as silent, whatever it sends."""
@@ -131,7 +132,7 @@ class Group:
         if kind == "join":
             return self._join(rank, message["member"], now)
         if kind in ("call", "call_left", "barrier"):
-            if len(self.connected) < self.world_size:
+            if len(self.ever_connected) < self.world_size:
                 self._calls.lose()  # the calls of some ranks are not heard of
             self._calls.receive(rank, message, now)
             return self.tick(now) if self.world_size <= _SMALL_WORLD or self._calls.are_all_waiting else []
@@ -212,7 +213,10 @@ class Group:
         return []
 
     def _answer_calls(self, now: float) -> list[Command]:
-        answers = self._calls.answers(self.done, now)
+        return self._call_commands(self._calls.answers(self.done, now))
+
+    @staticmethod
+    def _call_commands(answers: list[tuple[int, int, Answer]]) -> list[Command]:
         return [(rank, {"type": "call_answer", "number": number, "how": how}) for rank, number, how in answers]
 
     @property

@@ -32,6 +32,7 @@ def run_locally(
     kwargs: Mapping[str, Any],
     gpus: Sequence[str] | None,
     frames: Frames,
+    on_shards: Callable[[Mapping[str, Any]], None] = lambda shards: None,
 ) -> Any:
     """Call the function here, on one worker.
 
@@ -41,6 +42,7 @@ def run_locally(
         kwargs: Its arguments.
         gpus: Entries of CUDA_VISIBLE_DEVICES; None for CPU training.
         frames: The DataFrames among the arguments.
+        on_shards: Called with their rows, before the function.
     """
     from ...context import WorkerContext, set_context
 
@@ -51,6 +53,7 @@ def run_locally(
         previous = set_context(context)
         try:
             with _own_modules(config), _checkpoints(config), _shards(frames) as shards:
+                on_shards(shards)
                 if config.use_custom_strategy:
                     return _call(function, {**kwargs, **shards})
                 import tensorflow as tf
@@ -92,7 +95,7 @@ def _own_modules(config: RunnerConfig) -> Iterator[None]:
 def _checkpoints(config: RunnerConfig) -> Iterator[None]:
     """Keep the function's own checkpoints in ``checkpoint_dir``, and warn about those that are not kept.
 
-    ``fit`` is not tracked: that replaces methods of Keras, which other threads of this process may be using.
+    ``fit`` is not saved: that replaces functions of Keras and TensorFlow, which other threads may be using.
     """
     if config.checkpoint_dir is None:
         previous = set_checkpoints(_NoCheckpoints())

@@ -1,10 +1,12 @@
 """All uses of SparkSession: facts, submission, cancellation; the same on classic Spark and Spark Connect."""
 
+import inspect
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 from ...config import RunnerConfig
@@ -137,6 +139,7 @@ class SparkGateway:
 
         Raises:
             ClusterError: The session has been stopped, or Spark refuses the resource profile.
+            ConfigurationError: This version of PySpark has no resource profiles for DataFrames.
         """
         if self.is_stopped:
             raise ClusterError("The SparkSession was stopped while the run waited for executors.")
@@ -145,6 +148,7 @@ class SparkGateway:
         conf = {key: value for key in keys if (value := self.conf(key)) is not None}
         amount = None
         if self._profile is not None:
+            _check_profiles(self.spark.range(1))
             request = self._profile.taskResources.get(name)
             amount = None if request is None else float(request.amount)
         if self.is_connect:
@@ -242,7 +246,7 @@ class SparkGateway:
             return "127.0.0.1", ("127.0.0.1",)
         host = self.conf("spark.driver.host") or "localhost"
         bind = self.conf("spark.driver.bindAddress") or host
-        return bind, (host,)
+        return bind.strip("[]"), (host.strip("[]"),)  # Spark writes IPv6 addresses in brackets
 
     def driver_resources(self, name: str) -> Sequence[str] | None:
         """Return the driver's own GPU addresses; None if it has no such resource or is a client of Connect."""
@@ -296,12 +300,7 @@ class SparkGateway:
         options = {} if self._profile is None else {"profile": self._profile}
         if source is None:
             source = self.spark.range(0, num_tasks, 1, num_tasks)
-        try:
-            return source.mapInArrow(task, ROW_SCHEMA, barrier=True, **options)
-        except TypeError as error:  # PySpark 3.5 lacks the argument
-            raise ConfigurationError(
-                f"This version of PySpark does not support resource_profile ({error}). Use PySpark 4."
-            ) from error
+        return source.mapInArrow(task, ROW_SCHEMA, barrier=True, **options)
 
     def stages(self, tag: str) -> Iterator[tuple[int, int]]:
         """Yield the numbers of tasks and of running tasks of each stage of the jobs with a tag."""
@@ -314,3 +313,17 @@ class SparkGateway:
                 info = tracker.getStageInfo(stage)
                 if info.isDefined():
                     yield int(info.get().numTasks()), int(info.get().numActiveTasks())
+
+
+def _check_profiles(frame: Any) -> None:
+    """Return if the tasks of a DataFrame can have a resource profile.
+
+    Raises:
+        ConfigurationError: They cannot, in PySpark 3.5.
+    """
+    if "profile" not in inspect.signature(frame.mapInArrow).parameters:
+        raise ConfigurationError(
+            f"resource_profile needs PySpark 4: PySpark {version('pyspark')} has resource profiles for RDDs only, and "
+            "training runs on DataFrames (mapInArrow). Upgrade PySpark, or leave resource_profile out and set "
+            "spark.task.cpus and spark.task.resource.<name>.amount for the whole application."
+        )

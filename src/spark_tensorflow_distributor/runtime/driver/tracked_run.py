@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -50,32 +50,55 @@ class TrackedRun:
         callbacks: CallbackList,
     ) -> None:
         self.control = RunControl()
-        self.report = RunReport(
-            config.num_slots,
-            run_plan.num_tasks,
-            function=program.name,
-            arguments={name: plain(name, value) for name, value in arguments.items()},
-            settings=changed_settings(config),
-        )
+        self.report = new_report(config, program.name, arguments, run_plan.num_tasks)
         self._plan, self._callbacks = run_plan, callbacks
         self._run = Run(config, gateway, program, self.report, callbacks, self.control)
 
     def execute(self) -> Any:
         """Train; return the value of rank 0, or raise the error of the run."""
-        started, self.report.started_at = time.monotonic(), time.time()
-        self._callbacks.call("on_run_begin", self.report)
-        try:
-            value = self._run.execute(self._plan)
-            self.report.succeeded, self.report.status = True, "succeeded"
-        except BaseException as error:
-            self.report.status, self.report.error = _status(error), one_line(error)
-            raise
-        finally:
-            self.report.seconds = time.monotonic() - started
-            if self.report.succeeded:
-                self._callbacks.call("on_result", value)
-            self._callbacks.call("on_run_end", self.report)
-        return value
+        return follow(self.report, self._callbacks, lambda: self._run.execute(self._plan))
+
+
+def follow(report: RunReport, callbacks: CallbackList, execute: Callable[[], Any]) -> Any:
+    """Execute a run; record in the report how it ends, and call the callbacks of a run's beginning and end.
+
+    Args:
+        report: The report of the run.
+        callbacks: The runner's callbacks.
+        execute: Returns the value of rank 0, or raises the error of the run.
+    """
+    started, report.started_at = time.monotonic(), time.time()
+    callbacks.call("on_run_begin", report)
+    try:
+        value = execute()
+        report.succeeded, report.status = True, "succeeded"
+    except BaseException as error:
+        report.status, report.error = _status(error), one_line(error)
+        raise
+    finally:
+        report.seconds = time.monotonic() - started
+        if report.succeeded:
+            callbacks.call("on_result", value)
+        callbacks.call("on_run_end", report)
+    return value
+
+
+def new_report(config: RunnerConfig, function: str, arguments: Mapping[str, Any], num_tasks: int) -> RunReport:
+    """Return the report of a run that is about to begin.
+
+    Args:
+        config: The runner's arguments.
+        function: The name of the training function.
+        arguments: Its arguments.
+        num_tasks: Number of workers.
+    """
+    return RunReport(
+        config.num_slots,
+        num_tasks,
+        function=function,
+        arguments={name: plain(name, value) for name, value in arguments.items()},
+        settings=changed_settings(config),
+    )
 
 
 def _status(error: BaseException) -> str:

@@ -195,7 +195,7 @@ class Trainer:
             from ...process_group.group import ProcessGroup
 
             self._group = ProcessGroup.form(spec.group, remote, local, spec.settings.start_timeout, user_line)
-            self._group.observer = step_times.add_collective
+            self._group.observer, step_times.sees_collectives = step_times.add_collective, True
         remote.close()  # now TensorFlow may bind the port
         local.close()
         if spec.settings.uses_sockets:

@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...errors import ConfigurationError
-from ...formatting import type_name, with_article
+from ..metric_values import reported_entry
 
 # Minimum seconds between two messages. A loop may report thousands of steps per second.
 _SEND_SECONDS = 0.2
@@ -35,11 +34,10 @@ class MetricReports:
         Raises:
             ConfigurationError: The step or a metric is not a number.
         """
-        logs = {name: _number(name, value) for name, value in metrics.items()}
-        number = int(_number("step", step))
+        entry = reported_entry(step, metrics, 0.0)
         with self._lock:
             now = time.monotonic()
-            self._waiting.append({"fit": None, "epoch": number, "logs": logs, "seconds": now - self._last})
+            self._waiting.append({**entry, "seconds": now - self._last})
             self._last = now
             if now - self._last_sent >= _SEND_SECONDS:
                 self._send_waiting(now)
@@ -59,13 +57,3 @@ class MetricReports:
         if self._waiting:
             self._send({"type": "epochs", "entries": self._waiting})
             self._waiting, self._last_sent = [], now
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ConfigurationError(
-            f"get_context().report() got {name}={value!r}, {with_article(type_name(value))}; it must be a number. "
-            "Report a vector as several metrics, and text with print()."
-        ) from None

@@ -52,6 +52,7 @@ TF_KERAS_PATCHES: dict[str, Patch] = {
     "saved_models": tf_keras.saved_models,
     "callbacks": tf_keras.callbacks,
     "downloads": saved_files.downloads,
+    "timed_steps": execution.timed_steps,
 }
 
 

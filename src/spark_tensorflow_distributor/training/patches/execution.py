@@ -1,11 +1,13 @@
 """Patches for how a step is executed."""
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from ..private_names import KERAS_TRAINER
 from ..replica import replica_strategy
+from ..step_times import step_times
 
 
 def jit_compile(keras: ModuleType) -> None:
@@ -31,3 +33,45 @@ def jit_compile(keras: ModuleType) -> None:
             self.jit_compile = True
 
     model._make_function = without_xla
+
+
+def timed_steps(keras: ModuleType) -> None:
+    """Measure the steps of tf_keras, whose functions fetch their batches in the graph."""
+    step_times.is_told_by_graphs = True
+    for kind in ("train", "test", "predict"):
+        name = f"make_{kind}_function"
+        setattr(keras.Model, name, _timing(getattr(keras.Model, name), f"{kind}_function"))
+
+
+def _timing(original: Callable[..., Any], attribute: str) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def make_function(self: Any, *args: Any, **kwargs: Any) -> Any:
+        function = original(self, *args, **kwargs)
+        steps = self._steps_per_execution
+        is_single = steps is None or int(steps.numpy()) == 1  # the graph does not tell where another step begins
+        if replica_strategy(self.distribute_strategy) is None or not is_single or hasattr(function, "is_timed"):
+            return function
+        function = _timed(function)
+        setattr(self, attribute, function)
+        return function
+
+    return make_function
+
+
+def _timed(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    count = getattr(function, "experimental_get_tracing_count", lambda: 0)
+
+    def step(iterator: Any) -> Any:
+        traced = count()
+        step_times.begin()
+        try:
+            outputs = function(iterator)
+        except BaseException:
+            step_times.cancel()
+            raise
+        # A step that is traced says nothing about others.
+        step_times.end() if count() == traced else step_times.cancel()
+        return outputs
+
+    step.is_timed = True  # type: ignore[attr-defined]
+    return step

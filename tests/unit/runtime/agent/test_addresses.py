@@ -25,6 +25,7 @@ def test_addresses_for_tensorflow():
     assert grpc_address("10.0.0.1", 7, resolve=None) == "10.0.0.1:7"
     assert grpc_address("[fd00::1]", 7) == grpc_address("fd00::1", 7) == "[fd00::1]:7"
     assert grpc_address("project_worker_1", 7, resolve=lambda name: "172.18.0.3") == "172.18.0.3:7"
+    assert grpc_address("project_worker_1", 7, resolve=lambda name: "fd00::3") == "[fd00::3]:7"
 
     def unknown(name):
         raise OSError("unknown")

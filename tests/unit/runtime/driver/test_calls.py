@@ -3,6 +3,7 @@
 import pytest
 
 from spark_tensorflow_distributor.runtime.driver.calls import CONFLICT_SECONDS, PATIENCE_SECONDS, MethodCalls
+from spark_tensorflow_distributor.runtime.specs import AWAY_SECONDS
 
 
 class Workers:
@@ -210,3 +211,82 @@ def test_a_lost_connection_ends_the_guessing():
     assert workers.answers() == {0: "together", 1: "together"}
     workers.done = {2}
     assert workers.conflict(100) is None
+
+
+def known(*calls, joined=0, barrier=None):
+    """Return what a hello says of a rank's calls, given as number, method and state."""
+    facts = {"type": "call", "may_be_alone": True, "is_nested": False, "place": "line"}
+    opened = [{**facts, "number": n, "method": method, "key": method, "state": state} for n, method, state in calls]
+    return {"open": opened, "joined": joined, "barrier": barrier}
+
+
+def test_nothing_is_guessed_while_a_rank_has_no_connection_for_a_moment():
+    workers = Workers()
+    workers.enter(0, "predict")
+    workers.calls.leave(1, workers.now)
+    assert workers.answers(AWAY_SECONDS - 1) == {}
+    assert workers.calls.restore(1, known(), workers.now) == []
+    assert workers.answers(1) == {}  # it may be about to make the same call
+    assert workers.answers(PATIENCE_SECONDS) == {0: "alone"}
+    assert not workers.calls.are_lost
+
+
+def test_a_call_that_was_announced_over_a_lost_connection_is_made_together():
+    workers = Workers()
+    workers.enter(0, "evaluate")
+    workers.calls.leave(1, workers.now)
+    workers.calls.restore(1, known((1, "evaluate", "waiting")), workers.now)
+    assert workers.calls.are_all_waiting
+    assert workers.answers() == {0: "together", 1: "together"}
+
+
+@pytest.mark.parametrize("answer", ["together", "alone"])
+def test_an_answer_that_was_lost_is_repeated(answer):
+    workers = Workers()
+    workers.enter(0, "evaluate")
+    number = workers.enter(1, "evaluate") if answer == "together" else None
+    assert workers.answers(100)[0] == answer
+    workers.calls.leave(0, workers.now)
+    assert workers.calls.restore(0, known((1, "evaluate", "waiting")), workers.now) == [(0, 1, answer)]
+    assert workers.answers(100) == {}
+    assert workers.calls.is_alone(0) == (answer == "alone")
+    assert number is None or workers.conflict(100) is None
+
+
+def test_the_end_of_a_call_that_was_not_heard_of_counts():
+    workers = Workers()
+    workers.fit_together()
+    workers.calls.leave(0, workers.now)
+    workers.leave(1, 1)
+    workers.calls.restore(0, known(joined=1), workers.now)
+    workers.enter(1, "fit")
+    workers.enter(0, "fit")
+    assert workers.answers() == {0: "together", 1: "together"}
+
+
+def test_a_rank_that_stays_away_makes_its_calls_together_and_so_do_the_others():
+    workers = Workers(3)
+    workers.enter(0, "evaluate")
+    workers.calls.leave(1, workers.now)
+    assert workers.answers(AWAY_SECONDS) == {0: "together"}
+    workers.calls.restore(1, known((1, "evaluate", "together"), joined=1), workers.now)
+    workers.enter(2, "evaluate")
+    workers.answers(100)
+    assert workers.calls.are_lost
+    assert workers.conflict(100) is None
+
+
+def test_a_rank_that_has_returned_is_not_missed():
+    workers = Workers(3)
+    workers.enter(0, "predict")
+    workers.done = {1}
+    workers.calls.leave(1, workers.now)
+    assert workers.answers(PATIENCE_SECONDS + 1) == {0: "alone"}
+
+
+def test_a_barrier_that_was_entered_meanwhile_is_known():
+    workers = Workers()
+    workers.calls.leave(1, workers.now)
+    workers.calls.restore(1, known(barrier="BarrierTaskContext.barrier"), workers.now)
+    workers.enter(0, "predict")
+    assert workers.answers() == {0: "alone"}

@@ -409,6 +409,21 @@ def test_without_a_rank_on_the_channel_all_calls_are_made_together(met, loss):
     announced = announce(met, 0, "predict", 1.0)
     if loss == "after":
         met.disconnect(1, 1.5)
-        announced = met.tick(1.6)
-    assert announced == [(0, {"type": "call_answer", "number": 1, "how": "together"})]
-    assert announce(met, 2, "fit", 2.0) == [(2, {"type": "call_answer", "number": 1, "how": "together"})]
+    assert announced == met.tick(9.0) == []
+    assert met.tick(12.0) == [(0, {"type": "call_answer", "number": 1, "how": "together"})]
+    assert announce(met, 2, "fit", 12.1) == [(2, {"type": "call_answer", "number": 1, "how": "together"})]
+    assert met.are_calls_lost
+
+
+def test_a_rank_that_comes_back_in_time_says_what_it_is_doing(met):
+    announce(met, 0, "predict", 1.0)
+    announce(met, 2, "predict", 1.0)
+    met.disconnect(1, 1.1)
+    call = {"number": 1, "method": "predict", "key": "predict", "place": "train", "is_nested": False}
+    calls = {"open": [{**call, "may_be_alone": True, "state": "waiting"}], "joined": 0, "barrier": None}
+    met.connect(1, {"type": "hello", "calls": calls}, 2.0)
+    together = {"type": "call_answer", "number": 1, "how": "together"}
+    assert met.tick(2.1) == [(0, together), (1, together), (2, together)]
+    met.disconnect(1, 2.2)  # with the answer
+    assert (1, together) in met.connect(1, {"type": "hello", "calls": calls}, 3.0)
+    assert not met.are_calls_lost

@@ -36,8 +36,9 @@ def advice_for(report: RunRecord) -> list[str]:
     found: list[tuple[float, str]] = []
     if workers:
         found += _reading(workers)
-        found += _network(workers)
-        found += _slowest(workers)
+        measured = [worker for worker in workers if "collectives" in worker.times]
+        found += _network(measured)
+        found += _slowest(measured)
     found += _lost(report)
     found += _start(report)
     return [text for _, text in sorted(found, key=lambda each: -each[0])]

@@ -17,13 +17,33 @@ _PHASES, _STEPS, _INSIDE = 1, 2, 3
 
 def write_trace(report: RunRecord, path: str | os.PathLike[str]) -> None:
     """Write the trace of a run as JSON, compressed if the path ends in ``.gz``."""
-    text = json.dumps({"traceEvents": list(events_of(report)), "displayTimeUnit": "ms"})
+    text = json.dumps({"traceEvents": events_of(report), "displayTimeUnit": "ms"}, allow_nan=False)
     data = text.encode()
     Path(path).write_bytes(gzip.compress(data) if os.fspath(path).endswith(".gz") else data)
 
 
-def events_of(report: RunRecord) -> Iterator[dict[str, Any]]:
-    """Yield the events; times are in microseconds since the run started."""
+def events_of(report: RunRecord) -> list[dict[str, Any]]:
+    """Return the events; times are in microseconds since the run started.
+
+    Slices of one thread do not overlap, and no time is negative: Perfetto drops what does not satisfy this, and the
+    clock of a host may be behind that of the driver.
+    """
+    events = list(_events(report))
+    timed = [event for event in events if "ts" in event]
+    earliest = min((event["ts"] for event in timed), default=0)
+    ends: dict[tuple[int, int], int] = {}
+    for event in timed:
+        event["ts"] -= min(0, earliest)
+        if event["ph"] == "X":
+            thread = event["pid"], event["tid"]
+            end = event["ts"] + event["dur"]
+            event["ts"] = max(event["ts"], ends.get(thread, 0))
+            event["dur"] = max(0, end - event["ts"])
+            ends[thread] = event["ts"] + event["dur"]
+    return events
+
+
+def _events(report: RunRecord) -> Iterator[dict[str, Any]]:
     named: set[int] = set()
     for attempt in report.attempts:
         for rank in sorted(attempt.workers.keys() | attempt.failures.keys()):
@@ -44,7 +64,9 @@ def _names(attempt: AttemptReport, rank: int) -> Iterator[dict[str, Any]]:
 
 
 def _slice(rank: int, thread: int, name: str, began: float, seconds: float, **args: Any) -> dict[str, Any]:
-    event = {"ph": "X", "pid": rank, "tid": thread, "name": name, "ts": round(began * 1e6), "dur": round(seconds * 1e6)}
+    start = round(began * 1e6)
+    dur = max(0, round((began + seconds) * 1e6) - start)
+    event = {"ph": "X", "pid": rank, "tid": thread, "name": name, "ts": start, "dur": dur}
     return {**event, "args": args} if args else event
 
 
@@ -58,14 +80,15 @@ def _steps(report: RunRecord, attempt: AttemptReport, rank: int) -> Iterator[dic
     for number, began_at, seconds, reading, collectives in () if worker is None else worker.steps:
         began = began_at - report.started_at
         own = max(0.0, seconds - reading - collectives)
-        yield _slice(
-            rank, _STEPS, f"step {number:.0f}", began, seconds,
-            waiting_for_rows_ms=1e3 * reading, collectives_ms=1e3 * collectives, own_ms=1e3 * own,
-        )  # fmt: skip
-        # The parts in one order: collectives and the worker's own computation alternate within a step.
-        yield _slice(rank, _INSIDE, "waiting for rows", began, reading)
-        yield _slice(rank, _INSIDE, "computing", began + reading, own)
-        yield _slice(rank, _INSIDE, "collectives", began + reading + own, collectives)
+        # In this order, although collectives and the worker's own computation alternate within a step.
+        parts = {"waiting for rows": reading, "computing": own, "collectives": collectives}
+        if worker is not None and "collectives" not in worker.times:
+            parts = {"waiting for rows": reading, "computing and collectives": own}
+        details = {f"{name.replace(' ', '_')}_ms": 1e3 * part for name, part in parts.items()}
+        yield _slice(rank, _STEPS, f"step {number:.0f}", began, seconds, **details)
+        for name, part in parts.items():
+            yield _slice(rank, _INSIDE, name, began, part)
+            began += part
 
 
 def _failure(attempt: AttemptReport, rank: int) -> Iterator[dict[str, Any]]:

@@ -14,13 +14,13 @@ from spark_tensorflow_distributor.runtime.driver.views import svg
 from spark_tensorflow_distributor.runtime.driver.views.curves import charts_of
 
 
-def worker(rank, train=20.0, *, host="h", reading=0.0, collectives=0.0, loop=None, steps=100, **changes):
+def worker(rank, train=20.0, *, host="h", reading=0.0, collectives=0.0, loop=None, count=100, **changes):
     loop = train if loop is None else loop
     facts = {
         "seconds": {"start": 1.0, "meet": 0.5, "import": 4.0, "strategy": 0.5, "train": train},
         "peak_rss": 512 << 20,
         "exit": "ok",
-        "times": {"steps": steps, "loop": loop, "reading": reading, "collectives": collectives, "bytes": 1 << 20},
+        "times": {"steps": count, "loop": loop, "reading": reading, "collectives": collectives, "bytes": 1 << 20},
         **changes,
     }
     return WorkerReport(rank, host, rank, **facts)
@@ -187,7 +187,7 @@ def test_thinning_keeps_the_extremes():
 def test_the_trace_has_phases_steps_and_failures(tmp_path):
     report = restarted()
     step = (3, 1015.0, 0.5, 0.1, 0.15)
-    report.attempts[1].workers[1] = WorkerReport(1, "b", 1, seconds={"start": 2.0, "train": 5.0}, steps=(step,))
+    report.attempts[1].workers[1] = worker(1, host="b", seconds={"start": 2.0, "train": 5.0}, steps=(step,))
     report.to_perfetto(tmp_path / "trace.json.gz")
     events = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
     slices = {(e["pid"], e["name"]): (e["ts"], e["dur"]) for e in events if e["ph"] == "X"}
@@ -225,7 +225,7 @@ def test_advice_names_the_limit_with_its_number():
 def test_no_advice_where_nothing_stands_out_or_little_was_measured():
     assert advice(worker(0, reading=1.0, collectives=2.0), worker(1, reading=1.0, collectives=2.0)) == []
     assert advice(worker(0, reading=0.9, loop=1.0), worker(1, reading=0.9, loop=1.0)) == []
-    assert advice(worker(0, reading=9.0, steps=5)) == []
+    assert advice(worker(0, reading=9.0, count=5)) == []
 
 
 def test_advice_on_lost_time_and_on_the_start():
