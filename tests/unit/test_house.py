@@ -70,6 +70,7 @@ WITH_TENSORFLOW = [
         "training.keras_step",
         "training.other_strategies",
         "training.part_data",
+        "training.port_closing",
         "training.replica",
         "training.replica_hooks",
         "training.replica_step",
