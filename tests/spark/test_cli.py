@@ -23,7 +23,14 @@ def call(name, *words, cwd):
 def test_doctor_on_a_cluster_with_too_few_slots_and_no_tensorflow(tmp_path):
     cluster = StandaloneCluster(tmp_path)
     try:
-        size = ["--conf", "spark.cores.max=2", "--conf", "spark.executor.cores=1", "--conf", "spark.executor.memory=512m"]
+        size = [
+            "--conf",
+            "spark.cores.max=2",
+            "--conf",
+            "spark.executor.cores=1",
+            "--conf",
+            "spark.executor.memory=512m",
+        ]
         words = ["--master", cluster.url, *size, "--num-slots", "3", "--env", f"PYTHONPATH={MISSING}"]
         done = call("doctor", "--json", "--conf", "spark.driver.host=127.0.0.1", *words, cwd=tmp_path)
     finally:
