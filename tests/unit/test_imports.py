@@ -24,6 +24,8 @@ PACKAGES = [
     "runner",
     "tracking",
     "ml",
+    "cli",
+    "__main__",
 ]
 
 # Inference runs in Spark's ordinary tasks, apart from the packages above: it uses data/ and these tools of others.

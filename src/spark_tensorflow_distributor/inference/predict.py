@@ -120,8 +120,11 @@ def predict_udf(
             stands for one argument, which becomes the model's only tensor. Default: no names; a single argument becomes
             the model's tensor, and several become its inputs in order.
         stack: See :func:`predict`; applies to all arguments.
-        batch_size, custom_objects, safe_mode, gpu_resource_name: See :func:`predict`.
+        batch_size: See :func:`predict`.
         output_type: See :func:`predict`. Required if the model does not declare the shapes of its inputs.
+        custom_objects: See :func:`predict`.
+        safe_mode: See :func:`predict`.
+        gpu_resource_name: See :func:`predict`.
         spark: The SparkSession. Default: the active one.
 
     Raises:

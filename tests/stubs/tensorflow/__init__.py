@@ -25,6 +25,9 @@ Tensor = RaggedTensor = DType = type("Tensor", (), {})
 int64 = "int64"
 
 
+sysconfig = types.SimpleNamespace(get_build_info=dict)
+
+
 class autograph:
     experimental = types.SimpleNamespace(do_not_convert=lambda function: function)
 

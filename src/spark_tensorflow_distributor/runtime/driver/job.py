@@ -19,19 +19,27 @@ class SparkJob:
         gateway: The session.
         frame: The DataFrame to collect.
         description: Shown in Spark's web UI if the user has set no description.
+        collect: Returns the rows of the frame.
 
     Attributes:
         error: What the action raised, or None.
         rows: Its result, once it has ended.
     """
 
-    def __init__(self, gateway: SparkGateway, frame: Any, description: str) -> None:
+    def __init__(
+        self,
+        gateway: SparkGateway,
+        frame: Any,
+        description: str,
+        collect: Callable[[Any], list[Any]] | None = None,
+    ) -> None:
         self._gateway = gateway
+        self._collect = collect or _collect
         self._frame = frame
         self._description = description
         self._tag = f"spark-tensorflow-distributor-{threading.get_ident()}-{time.time_ns()}"
         self.error: BaseException | None = None
-        self.rows: list[Row] = []
+        self.rows: list[Any] = []
         self._on_end: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
 
@@ -82,7 +90,7 @@ class SparkJob:
                 context.addJobTag(self._tag)
                 if context.getLocalProperty("spark.job.description") is None:
                     context.setJobDescription(self._description)
-            self.rows = _collect(self._frame)
+            self.rows = self._collect(self._frame)
         except BaseException as error:
             self.error = error
         finally:

@@ -237,6 +237,12 @@ class SparkGateway:
             return None
         return int(self.spark.sparkContext._jvm.java.lang.Runtime.getRuntime().maxMemory())
 
+    def java_version(self) -> str | None:
+        """Return the version of the driver's JVM; None under Connect."""
+        if self.is_connect:
+            return None
+        return str(self.spark.sparkContext._jvm.java.lang.System.getProperty("java.version"))
+
     def channel_address(self) -> tuple[str, tuple[str, ...]]:
         """Return the address to listen on, and those at which the workers may reach it."""
         if self.is_connect:

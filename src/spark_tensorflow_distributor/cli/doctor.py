@@ -1,0 +1,185 @@
+"""Say what this Spark, its executors, TensorFlow, GPUs, network and settings are, and whether a run would start."""
+
+import json
+import socket
+import sys
+import time
+from argparse import Namespace
+from contextlib import closing, suppress
+from dataclasses import replace
+from typing import Any
+
+import spark_tensorflow_distributor
+
+from ..config import RunnerConfig
+from ..errors import ClusterError, DistributorError
+from ..formatting import printable, sentence
+from ..runtime.driver import plan
+from ..runtime.driver.job import SparkJob
+from ..runtime.driver.spark import SparkGateway
+from ..runtime.shipping import shipped
+from .diagnosis import Diagnosis
+from .doctor_text import report_text
+from .findings import Finding, findings_of
+from .options import runner_arguments
+from .probe import SCHEMA, host_facts
+from .spark import session
+
+_POLL_SECONDS = 0.25
+
+
+def doctor(options: Namespace) -> int:
+    """Print the diagnosis; return 0 if a run would start, else 1."""
+    num_slots = options.num_slots
+    with session(options, num_slots or 2, is_quiet=True) as spark:
+        gateway = SparkGateway(spark)
+        if num_slots is None:
+            num_slots = _free_slots(gateway)
+        arguments = {**runner_arguments(options), "num_slots": num_slots}
+        for name in ("callbacks", "spark"):
+            arguments.pop(name, None)
+        diagnosis = diagnose(RunnerConfig(**arguments), gateway, options.timeout)
+    print(json.dumps(diagnosis.to_dict(), indent=1) if options.json else printable(report_text(diagnosis)))
+    return 0 if diagnosis.would_start else 1
+
+
+def _free_slots(gateway: SparkGateway) -> int:
+    """Return the number of slots for a doctor who was asked about none in particular: all that there are."""
+    facts = gateway.facts(RunnerConfig(num_slots=1, use_gpu=False))
+    return max(1, facts.slots or 1)
+
+
+def diagnose(config: RunnerConfig, gateway: SparkGateway, timeout: float) -> Diagnosis:
+    """Check whether a run would start.
+
+    Args:
+        config: The run's arguments.
+        gateway: The session.
+        timeout: How many seconds to wait for executors, and for the tasks.
+    """
+    devices = "CPU" if not config.use_gpu else "GPU"
+    what = f"num_slots={config.num_slots} on {devices}s"
+    found = Diagnosis(spark_tensorflow_distributor.__version__, what, _driver_facts(gateway))
+    try:
+        facts = _wait_for_slots(config, gateway, timeout)
+        found.settings = dict(sorted(facts.conf.items()))
+        found.slots, found.executors = facts.slots, facts.workers
+        gateway.check_interpreter(config.env)
+        _check_settings(facts)
+        made = plan.make_plan(config, facts)
+    except DistributorError as error:
+        found.findings.append(_problem(error))
+        return found
+    found.findings += [Finding("warning", text) for text in made.warnings]
+    shortage = plan.check_slots(config, facts, made.num_tasks)
+    tasks = made.num_tasks
+    if shortage is None:
+        amount = "an unknown number of slots" if facts.slots is None else f"{facts.slots} slots"
+        found.findings.append(Finding("ok", f"The run needs {tasks} Spark task(s); the cluster has {amount}."))
+    else:
+        found.findings.append(_problem(shortage))
+        tasks = facts.slots or 0
+    if tasks:
+        _ask_executors(found, config, replace(made, num_tasks=tasks), facts, gateway, timeout)
+    return found
+
+
+def _problem(error: Exception) -> Finding:
+    return Finding("problem", f"{type(error).__name__}: {error}")
+
+
+def _driver_facts(gateway: SparkGateway) -> dict[str, Any]:
+    spark = gateway.spark
+    return {
+        **host_facts(),
+        "spark": spark.version,
+        "java": gateway.java_version(),
+        "kind": "Spark Connect" if gateway.is_connect else "classic",
+        "command": sys.argv[0].rpartition("/")[2],
+    }
+
+
+def _wait_for_slots(config: RunnerConfig, gateway: SparkGateway, timeout: float) -> plan.ClusterFacts:
+    """Return the cluster's facts, once it has enough slots or no more executors can be expected."""
+    end = time.monotonic() + timeout
+    while True:
+        facts = gateway.facts(config)
+        tasks = plan.num_tasks_for(config, facts)
+        if plan.check_slots(config, facts, tasks) is None or not facts.may_grow or time.monotonic() > end:
+            return facts
+        time.sleep(_POLL_SECONDS)
+
+
+def _check_settings(facts: plan.ClusterFacts) -> None:
+    """Parse this library's own settings, as a run does.
+
+    Raises:
+        ClusterError: One is invalid.
+    """
+    conf = facts.conf
+    plan.number(conf.get(plan.DRIVER_PORT, "0"), plan.DRIVER_PORT)
+    plan.number(conf.get(plan.WARM_SECONDS, "300"), plan.WARM_SECONDS)
+    plan.ports(conf.get(plan.WORKER_PORTS, ""), plan.WORKER_PORTS)
+    for key in (plan.WARM_START, plan.PORT_FILTER, plan.IGNORE_SSL):
+        plan.is_true(conf.get(key), key)
+    plan.parse_bytes(conf.get("spark.driver.maxResultSize", "1g"), "spark.driver.maxResultSize")
+
+
+def _ask_executors(
+    found: Diagnosis,
+    config: RunnerConfig,
+    made: plan.RunPlan,
+    facts: plan.ClusterFacts,
+    gateway: SparkGateway,
+    timeout: float,
+) -> None:
+    """Start one barrier task per worker, and add what they report."""
+    bind, addresses = gateway.channel_address()
+    port = int(plan.number(facts.conf.get(plan.DRIVER_PORT, "0"), plan.DRIVER_PORT))
+    try:
+        listener = socket.create_server((bind, port), backlog=1024)
+    except OSError as error:
+        text = f"The driver cannot listen on {bind}:{port} for its workers: {sentence(error)}"
+        found.findings.append(Finding("problem", text, "Change spark.driver.bindAddress, or the port."))
+        return
+    with closing(listener):
+        spec = {
+            "driver": [[address, listener.getsockname()[1]] for address in addresses],
+            "env": dict(config.env),
+            "gpus": made.gpus_by_rank,
+            "gpu_resource_name": config.gpu_resource_name,
+            "network": facts.conf.get(plan.WORKER_NETWORK, "").strip(),
+            "ports": plan.ports(facts.conf.get(plan.WORKER_PORTS, ""), plan.WORKER_PORTS),
+            "loopback": facts.is_local,
+        }
+        try:
+            rows = _run_tasks(gateway, shipped("cli.probe", "probe_task", json.dumps(spec)), made.num_tasks, timeout)
+        except DistributorError as error:
+            found.findings.append(_problem(error))
+            return
+    found.tasks = [json.loads(facts) for _, facts in sorted(rows)]
+    found.findings += findings_of(config, made, found.tasks, found.driver, time.time())
+
+
+def _run_tasks(gateway: SparkGateway, task: Any, num_tasks: int, timeout: float) -> list[tuple[int, str]]:
+    """Return the rows of a barrier job.
+
+    Raises:
+        ClusterError: The job fails, or its tasks have not ended after ``timeout`` seconds.
+    """
+    source = gateway.spark.range(0, num_tasks, 1, num_tasks)
+    frame = source.mapInArrow(task, SCHEMA, barrier=True)
+    job = SparkJob(gateway, frame, "doctor", collect=lambda frame: [tuple(row) for row in frame.collect()])
+    job.start(lambda: None)
+    job.join(timeout)
+    if job.is_alive:
+        job.cancel()
+        with suppress(RuntimeError):
+            job.join(10.0)
+        raise ClusterError(
+            f"The {num_tasks} barrier tasks have not ended after {timeout:g} s. Either the cluster has too few free "
+            "slots, or an executor hangs: look at Spark's web UI."
+        )
+    if job.error is not None:
+        raise ClusterError(f"Spark cannot run a barrier job of {num_tasks} Python tasks: {sentence(job.error)}")
+    return job.rows

@@ -1,0 +1,72 @@
+"""The command line: parses it, and calls the command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import ConfigurationError, DistributorError
+from ..formatting import printable
+from . import demo, doctor, run
+from .options import add_run_options, add_session_options
+
+_PROGRAM = "python -m spark_tensorflow_distributor"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 for success, 1 for failure, 2 for a mistake, 130 after Ctrl-C.
+
+    Args:
+        arguments: Default: the process's.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+    except ConfigurationError as error:
+        print(f"{_PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    except DistributorError as error:
+        print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print(printable(note), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(_PROGRAM, description="Distributed TensorFlow and Keras training on Spark.")
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    runs = commands.add_parser("run", help="run a script on all workers", description=run.__doc__)
+    add_run_options(runs)
+    add_session_options(runs)
+    runs.add_argument("--report", metavar="FILE", help="save the run's report as an HTML page")
+    runs.add_argument("script", help="the Python script, read on this machine")
+    runs.add_argument("args", nargs=argparse.REMAINDER, help="the script's own arguments")
+    runs.set_defaults(command=run.run)
+
+    doctors = commands.add_parser("doctor", help="say whether a run would start", description=doctor.__doc__)
+    add_run_options(doctors, is_required=False)
+    add_session_options(doctors)
+    doctors.add_argument("--json", action="store_true", help="print the facts and findings as JSON")
+    doctors.add_argument(
+        "--timeout", type=float, default=120.0, metavar="SECONDS",
+        help="how long to wait for executors, and for the tasks (default: %(default)g)",
+    )  # fmt: skip
+    doctors.set_defaults(command=doctor.doctor)
+
+    demos = commands.add_parser("demo", help="prepare rows, train and score on this machine", description=demo.__doc__)
+    demos.add_argument("--report", metavar="FILE", default="spark-tensorflow-demo.html", help="default: %(default)s")
+    demos.set_defaults(command=demo.demo)
+
+    launchers = commands.add_parser("launcher", help="print the path of a file with these commands, for spark-submit")
+    launchers.set_defaults(command=_print_launcher)
+    return parser
+
+
+def _print_launcher(_: argparse.Namespace) -> int:
+    print(Path(__file__).parent.parent / "__main__.py")
+    return 0

@@ -1,0 +1,165 @@
+"""Looks at an executor, from a barrier task on it. Runs there, and imports TensorFlow only in a process of its own."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.agent.addresses import announced_host
+from ..runtime.agent.environment import host_cores, local_directory
+from ..runtime.agent.listeners import hold_port
+from ..runtime.devices import DEFAULT_ENV, visible_devices
+from ..runtime.shipping import own_sources
+from ..transport.sealing import can_encrypt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark import BarrierTaskContext
+
+PACKAGES = ("pyspark", "pyarrow", "pandas", "numpy", "tensorflow", "keras", "tf_keras", "cryptography")
+SCHEMA = "rank int, facts string"
+# Connections to more peers than this are not tried: they would say nothing new.
+_MAX_PEERS = 32
+_CONNECT_SECONDS = 5.0
+_IMPORT_SECONDS = 240.0
+
+
+def probe_task(spec: str, batches: Iterator["pa.RecordBatch"]) -> Iterator["pa.RecordBatch"]:
+    """Yield one row of ``SCHEMA`` with the facts about this task, as JSON.
+
+    Args:
+        spec: JSON: ``driver`` (addresses of the driver's listener), ``env``, ``gpus`` (by rank; empty for CPUs),
+            ``gpu_resource_name``, ``network``, ``ports`` (first and the one after the last; empty for any) and
+            ``loopback``.
+        batches: The placeholder rows of the job.
+    """
+    import pyarrow as pa
+    from pyspark import BarrierTaskContext
+
+    for _ in batches:
+        pass
+    context = BarrierTaskContext.get()
+    facts = json.dumps(_probe(json.loads(spec), context))
+    columns = [pa.array([context.partitionId()], pa.int32()), pa.array([facts], pa.string())]
+    yield pa.RecordBatch.from_arrays(columns, names=["rank", "facts"])
+
+
+def _probe(spec: Mapping[str, Any], context: "BarrierTaskContext") -> dict[str, Any]:
+    rank = context.partitionId()
+    hosts = [info.address.rpartition(":")[0] for info in context.getTaskInfos()]
+    facts = {"rank": rank, "host": hosts[rank], **host_facts(), "driver": _reaches(spec["driver"])}
+    resources = {name: list(info.addresses) for name, info in context.resources().items()}
+    facts["resources"], facts["cpus"] = resources, context.cpus()
+    addresses, problem = [], ""
+    listener = None
+    try:
+        host = announced_host(hosts[rank], spec["network"], loopback=spec["loopback"])
+        listener = hold_port(range(*spec["ports"]) if spec["ports"] else None, host, listens=True)
+        addresses = [host.strip("[]"), listener.getsockname()[1]]
+    except Exception as error:  # reported, because the other tasks must not wait for this one
+        problem = f"{type(error).__name__}: {error}"
+    try:
+        members = [json.loads(each) for each in context.allGather(json.dumps(addresses))]
+        facts["listener"] = problem
+        facts["unreachable"] = _unreachable(rank, members)
+        if hosts.index(hosts[rank]) == rank:  # once per host
+            facts["tensorflow"] = _tensorflow(spec, rank, resources)
+        context.barrier()  # the listener stays until all have tried
+        facts["time"] = time.time()
+    finally:
+        if listener is not None:
+            listener.close()
+    return facts
+
+
+def host_facts() -> dict[str, Any]:
+    """Return facts about this process's interpreter and host."""
+    folder = local_directory()
+    return {
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "packages": package_versions(),
+        "can_encrypt": can_encrypt(),
+        "cores": host_cores(),
+        "memory": available_memory(),
+        "disk": {"path": folder, "free": shutil.disk_usage(folder).free},
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that a run uses and that this interpreter has; TensorFlow has two names."""
+    found = {}
+    for name in PACKAGES:
+        for distribution in (name, f"{name}-cpu") if name == "tensorflow" else (name,):
+            try:
+                found[name] = importlib.metadata.version(distribution)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that this process may still use: its host's, or its container's if that is less."""
+    limits = []
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            values = dict(line.split(":", 1) for line in file)
+        limits.append(int(values["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit:
+            most = limit.read().strip()
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as current:
+            limits.append(max(0, int(most) - int(current.read())))
+    except (OSError, ValueError):  # no control groups of version 2, or no limit
+        pass
+    return min(limits)
+
+
+def _reaches(addresses: Sequence[Sequence[Any]]) -> bool:
+    return any(_connects(host, port) for host, port in addresses)
+
+
+def _connects(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _unreachable(rank: int, members: Sequence[Sequence[Any]]) -> list[str]:
+    """Return the listeners of other tasks to which this one cannot connect, beginning with its right neighbour's."""
+    others = [members[(rank + step) % len(members)] for step in range(1, len(members))]
+    return [f"{each[0]}:{each[1]}" for each in others[:_MAX_PEERS] if each and not _connects(*each)]
+
+
+def _tensorflow(spec: Mapping[str, Any], rank: int, resources: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Import TensorFlow in a new process, with the task's GPUs."""
+    env = {**os.environ, **DEFAULT_ENV, "TF_CPP_MIN_LOG_LEVEL": "2", **spec["env"]}
+    path = [*spec["env"].get("PYTHONPATH", "").split(os.pathsep), *sys.path]
+    env["PYTHONPATH"] = os.pathsep.join(each for each in path if each)
+    try:
+        gpus = visible_devices(
+            resources.get(spec["gpu_resource_name"], []),
+            spec["gpus"][rank] if spec["gpus"] else 0,
+            os.environ.get("CUDA_VISIBLE_DEVICES"),
+        )
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        command = [sys.executable, "-c", own_sources()["cli/tensorflow_probe.py"]]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_IMPORT_SECONDS)
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+    except Exception as error:  # reported
+        return {"error": f"{type(error).__name__}: {error}"}
+    return found or {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}

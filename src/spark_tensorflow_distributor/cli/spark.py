@@ -1,0 +1,67 @@
+"""The Spark session of a command."""
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import ClusterError, ConfigurationError
+from ..formatting import sentence
+from .options import pairs
+
+# With one of these, somebody has said elsewhere where Spark runs.
+_CONFIGURED = ("PYSPARK_GATEWAY_PORT", "PYSPARK_SUBMIT_ARGS", "SPARK_CONF_DIR", "SPARK_HOME", "SPARK_REMOTE")
+
+
+def default_master(environment: Mapping[str, str], num_slots: int) -> str | None:
+    """Return the master for a command that names none; None if spark-submit or the environment configures Spark."""
+    return None if any(environment.get(name) for name in _CONFIGURED) else f"local[{num_slots}]"
+
+
+@contextmanager
+def session(options: Namespace, num_slots: int, *, is_quiet: bool = False) -> Iterator[Any]:
+    """Start the session that the options describe, and stop it afterwards.
+
+    Args:
+        options: See :func:`~.options.add_session_options`.
+        num_slots: Number of tasks for which a local session needs room.
+        is_quiet: Show Spark's errors only, not its warnings.
+
+    Raises:
+        ConfigurationError: Options contradict each other.
+        ClusterError: PySpark is not installed, or Spark does not start.
+    """
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise ClusterError(
+            "PySpark is not installed for this interpreter. Install the cluster's version: "
+            "pip install 'spark-tensorflow-distributor[spark]'."
+        ) from error
+    if options.master and options.remote:
+        raise ConfigurationError("Both --master and --remote are given; choose one.")
+    master = options.master or (None if options.remote else default_master(os.environ, num_slots))
+    if (master or "").startswith("local"):
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # Spark's own default is the first python3 in PATH
+    builder: Any = SparkSession.builder.appName("spark_tensorflow_distributor")
+    if options.remote:
+        builder = builder.remote(options.remote)
+    elif master:
+        builder = builder.master(master)
+    settings = pairs(options.conf, "--conf")
+    if not options.remote:  # a client cannot set them
+        settings.setdefault("spark.ui.showConsoleProgress", "false")  # it would overwrite the training's bar
+        if is_quiet:
+            settings.setdefault("spark.log.level", "ERROR")
+    for key, value in settings.items():
+        builder = builder.config(key, value)
+    try:
+        spark = builder.getOrCreate()
+    except Exception as error:  # Spark raises whatever its JVM and its configuration cause
+        raise ClusterError(f"Spark does not start: {sentence(error)}") from error
+    try:
+        yield spark
+    finally:
+        spark.stop()
