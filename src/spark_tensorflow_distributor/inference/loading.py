@@ -95,8 +95,8 @@ def load_keras(spec: ModelSpec, data: bytes) -> Any:
             return _load_model(spec, folder, data, is_compiled=True)
     except Exception as error:
         raise SerializationError(
-            f"The model cannot be loaded: {one_line(error)}\nIf another version of Keras wrote it, install that version; "
-            "custom layers need a get_config() that returns the arguments of their __init__."
+            f"The model cannot be loaded: {one_line(error)}\nIf another version of Keras wrote it, install that "
+            "version; custom layers need a get_config() that returns the arguments of their __init__."
         ) from error
 
 

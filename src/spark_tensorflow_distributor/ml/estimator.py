@@ -96,7 +96,8 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         if not self._is_classifier:
             return None, None
         names, count = columns.class_names(dataset, label.name), columns.class_count(dataset, label.name)
-        if count is None and any(_names_argument(self._value(fn), "num_classes") for fn in ("modelFn", "fitFn")):
+        is_wanted = any(_names_argument(self._value(name), "num_classes") for name in ("modelFn", "fitFn"))
+        if count is None and is_wanted and "num_classes" not in self._value("modelParams"):
             count = columns.count_classes(dataset, label)
         return names, count
 

@@ -72,8 +72,8 @@ def load_objects(data: bytes, saved: Mapping[str, str], path: str) -> dict[str, 
     if there.split(".")[:2] != here.split(".")[:2]:
         raise SerializationError(
             f"The functions in {path} were saved with Python {there}, and Python {here} cannot load them: their "
-            f"bytecode differs between minor versions. Load them with Python {'.'.join(there.split('.')[:2])}, or build the "
-            "object again here."
+            f"bytecode differs between minor versions. Load them with Python {'.'.join(there.split('.')[:2])}, or "
+            "build the object again here."
         )
     import pickle
 

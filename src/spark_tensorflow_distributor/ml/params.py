@@ -176,12 +176,12 @@ class HasRunner(AccessibleParams):
     )
     progress = _param("progress", "show a progress bar. Default: only in a terminal or notebook", converters.boolean)
     env = _param("env", "dict of additional environment variables for the workers", converters.texts_by_name)
-    resourceProfile = _param("resourceProfile", "ResourceProfile of the tasks, for stage-level scheduling")
+    resourceProfile = _param("resourceProfile", "ResourceProfile of the tasks, for stage-level scheduling; not saved")
     gradientCompression = _param(
         "gradientCompression", "'bfloat16' or 'float16': how gradients travel between hosts", converters.text
     )
     pyModules = _param("pyModules", "your own modules and packages to send with each run", converters.modules)
-    runCallbacks = _param("runCallbacks", "RunCallback objects that follow the training on the driver", list)
+    runCallbacks = _param("runCallbacks", "RunCallback objects that follow the training on the driver; not saved", list)
     logDir = _param(
         "logDir",
         "directory on the driver that receives the workers' files, in a folder for each training",
@@ -232,13 +232,6 @@ RUNNER_ARGUMENTS = {
 }
 
 # Params whose values are objects of Python, which metadata in JSON cannot hold.
-OBJECT_PARAMS = (
-    "modelFn",
-    "model",
-    "modelParams",
-    "fitFn",
-    "callbacksFn",
-    "resourceProfile",
-    "pyModules",
-    "runCallbacks",
-)
+OBJECT_PARAMS = ("modelFn", "model", "modelParams", "fitFn", "callbacksFn", "pyModules")
+# Params whose values belong to the driver's process, and are not saved.
+UNSAVED_PARAMS = ("resourceProfile", "runCallbacks")

@@ -16,7 +16,7 @@ from ..errors import SerializationError
 from ..runtime.driver.spark import is_connect
 from . import files
 from .functions import dump_objects, load_objects, versions
-from .params import OBJECT_PARAMS
+from .params import OBJECT_PARAMS, UNSAVED_PARAMS
 from .summary import TrainingSummary
 from .task import TrainedModel
 
@@ -152,10 +152,12 @@ class KerasModelReader(_Reader[Any]):
 
 
 def _split(instance: "Params") -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the Params that were set: those that JSON can hold, and the others."""
+    """Return the Params to save that were set: those that JSON can hold, and the others."""
     plain: dict[str, Any] = {}
     objects: dict[str, Any] = {}
     for param, value in instance._paramMap.items():
+        if param.name in UNSAVED_PARAMS:
+            continue
         is_plain = param.name not in OBJECT_PARAMS or (param.name in ("modelParams", "pyModules") and _is_json(value))
         (plain if is_plain else objects)[param.name] = value
     return plain, objects

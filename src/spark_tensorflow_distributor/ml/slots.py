@@ -1,9 +1,9 @@
 """Lets trainings of one driver wait for each other's slots.
 
-``CrossValidator(parallelism=4)`` starts four trainings at once. Spark admits a barrier stage that fits the empty cluster
-and lets it wait until enough slots are free, but the runner's ``start_timeout`` runs meanwhile, and stages that wait
-keep no order. So a training begins only when the trainings before it leave it enough slots; they are served in the order
-of their arrival, and a large one is not overtaken for ever.
+``CrossValidator(parallelism=4)`` starts four trainings at once. Spark admits a barrier stage that fits the empty
+cluster, and lets it wait until enough slots are free. But the runner's ``start_timeout`` runs meanwhile, and stages
+that wait keep no order. So a training begins only when those before it leave it enough slots. They are served in the
+order of their arrival, so that small ones do not delay a large one forever.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ class SlotQueue:
     def hold(self, tasks: int, capacity: Callable[[], int | None]) -> Iterator[None]:
         """Wait until there is room, then hold the slots for the duration of the context.
 
-        A training that needs more slots than there are is admitted when no other one runs: the runner knows whether more
-        executors may still come.
+        A training that needs more slots than there are is admitted when no other one runs: the runner knows whether
+        more executors may still come.
 
         Args:
             tasks: The number of slots.

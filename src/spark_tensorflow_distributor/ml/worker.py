@@ -178,8 +178,8 @@ def _check_loss(model: Any) -> None:
     name = loss if isinstance(loss, str) else getattr(loss, "name", None) or getattr(loss, "__name__", "")
     if str(name).lower().replace("_", "") == "categoricalcrossentropy":
         raise ConfigurationError(
-            "The model's loss is categorical_crossentropy, which needs one-hot labels, but the labels of pyspark.ml are "
-            "class indices. Compile it with sparse_categorical_crossentropy."
+            "The model's loss is categorical_crossentropy, which needs one-hot labels, but the labels of "
+            "pyspark.ml are class indices. Compile it with sparse_categorical_crossentropy."
         )
 
 
