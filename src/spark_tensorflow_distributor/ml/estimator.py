@@ -12,12 +12,10 @@ from pyspark.ml.base import Estimator
 from ..data.columns import Column
 from ..errors import ConfigurationError
 from ..formatting import a_type
-from ..runner import MirroredStrategyRunner
-from ..runtime.driver.spark import SparkGateway, is_connect
 from ..training.keras_api import keras_of
 from . import columns
 from .params import HasInputs, HasPredictBatchSize, HasRunner, HasTargets, HasTraining
-from .slots import queue_of
+from .running import waiting_runner
 from .summary import TrainingSummary, history_by_metric
 from .task import OFFERED_TO_FIT_FN, OFFERED_TO_MODEL_FN, TrainedModel, TrainingTask, arguments_for
 from .worker import train
@@ -44,7 +42,7 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         names, count = self._classes(dataset, known)
         task = self._task(count)
         frames = self._frames(dataset, known, task)
-        run, runner = self._runner(dataset)
+        run, runner = waiting_runner(dataset.sparkSession, self.runner_arguments() | self._own_folders(dataset))
         arguments = {name: self._value(name) for name in ("modelFn", "model", "fitFn", "callbacksFn", "modelParams")}
         trained: TrainedModel = run(train, task=task, **arguments, **frames)
         epochs = [] if runner.report is None else [dict(entry) for entry in runner.report.history]
@@ -122,12 +120,6 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         parts = zip(("train_data", "validation_data"), columns.split_by(dataset, indicator), strict=True)
         return {name: columns.training_frame(part, known, as_float) for name, part in parts}
 
-    def _runner(self, dataset: "DataFrame") -> tuple[Callable[..., Any], MirroredStrategyRunner]:
-        arguments = self.runner_arguments()
-        for name, folder in self._own_folders(dataset).items():
-            arguments[name] = folder
-        return waiting_runner(dataset.sparkSession, arguments)
-
     def _own_folders(self, dataset: "DataFrame") -> dict[str, str]:
         """Return this training's folders below ``checkpointDir`` and ``logDir``.
 
@@ -143,26 +135,6 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         if (logs := self._value("logDir")) is not None:
             found["log_dir"] = os.path.join(logs, f"{self.uid}-{next(_trainings)}")
         return found
-
-
-def waiting_runner(spark: Any, arguments: Mapping[str, Any]) -> tuple[Callable[..., Any], MirroredStrategyRunner]:
-    """Return a runner, and a function like its ``run`` that first waits for the other trainings of this application.
-
-    Args:
-        spark: The session.
-        arguments: The runner's other arguments.
-    """
-    runner = MirroredStrategyRunner(spark=spark, **arguments)
-    if arguments["local_mode"]:
-        return runner.run, runner
-    gateway = SparkGateway(spark, arguments.get("resource_profile"))
-    application = spark if is_connect(spark) else spark.sparkContext
-
-    def run(function: Callable[..., Any], **kwargs: Any) -> Any:
-        with queue_of(application).hold(runner.get_num_tasks(), gateway.slots):
-            return runner.run(function, **kwargs)
-
-    return run, runner
 
 
 def _names_argument(function: Callable[..., Any] | None, name: str) -> bool:

@@ -9,8 +9,8 @@ from ..errors import ConfigurationError
 from ..inference.model import PackedModel, packed_keras
 from ..inference.predict import predict
 from . import columns
-from .estimator import waiting_runner
 from .params import HasInputs, HasPredictBatchSize, HasRunner, HasTargets
+from .running import waiting_runner
 from .summary import TrainingSummary
 from .task import TrainedModel, TrainingTask
 from .worker import evaluate

@@ -62,7 +62,7 @@ def test_setting_copying_and_clearing():
         ({"epochs": 1.5}, "whole number"),
         ({"epochs": True}, "whole number"),
         ({"useGpu": "yes"}, "True or False"),
-        ({"labelCol": 3}, "It is an int; it must be a string"),
+        ({"labelCol": 3}, "string"),
         ({"modelFn": "build"}, "must be a function"),
         ({"modelParams": [1]}, "a dict of names to values"),
         ({"modelParams": {1: 2}}, "all names must be strings"),
