@@ -2,19 +2,20 @@
 
     .venv/bin/python benchmarks/estimator.py --rounds 3
 
-Each round starts one driver process per system, in turn, on local[2]. Each process caches rows of a vector of 20 numbers
-and a label of two classes, and runs a small Spark job first. Then: the first ``fit`` on two workers, with the import of
-TensorFlow; further ones (``fit``); ``transform`` of all rows, to Spark's noop sink; and the area under the ROC curve on
-other rows. Model: 20-64-64-1, global batch of 1,024.
+Each round starts one driver process per system, in turn, on local[2]. Each process caches rows of a vector of 20
+numbers and a label of two classes, and runs a small Spark job first. Then: the first ``fit`` on two workers, with the
+import of TensorFlow; further ones (``fit``); ``transform`` of all rows, to Spark's noop sink; and the area under the
+ROC curve on other rows. Model: 20-64-64-1, global batch of 1,024.
 
 ``ours``: KerasClassifier. ``by hand``: ``runner.run`` with a training function, ``predict``, and the columns of
-pyspark.ml. ``elephas``: ElephasEstimator 7.3.0 in synchronous mode, which averages the workers' weights after each epoch,
-with half the batch on each worker. It is installed from PyPI into a separate directory, and runs on the same Python,
-PySpark and TensorFlow.
+pyspark.ml. ``elephas``: ElephasEstimator 7.3.0 in synchronous mode, which averages the workers' weights after each
+epoch, with half the batch on each worker. It is installed from PyPI into a separate directory, and runs on the same
+Python, PySpark and TensorFlow.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def main():
     arguments = ("--rows", options.rows, "--epochs", options.epochs, "--repeats", options.repeats)
     for number in range(options.rounds):
         for system in options.systems:
-            result = measure(__file__, system, *arguments, TF_CPP_MIN_LOG_LEVEL="2")
+            path = os.pathsep.join(map(str, [HERE.parent / "src", *([ELEPHAS] if system == "elephas" else [])]))
+            result = measure(__file__, system, *arguments, TF_CPP_MIN_LOG_LEVEL="2", PYTHONPATH=path)
             measured[system].append(result)
             print(f"# round {number + 1} {system}: {json.dumps(result)}", file=sys.stderr)
     print(f"{options.rows:,} rows, {options.epochs} epochs; median (minimum to maximum), ratio to ours")
@@ -57,9 +59,8 @@ def main():
         for system, results in measured.items():
             values = [value for result in results for value in result[name]]
             ratio = "" if not reference or name == "auc" else f"  {median(results, name) / reference:5.2f}x"
-            print(
-                f"  {name:9} {system:8} {statistics.median(values):8.3f} ({min(values):.3f} to {max(values):.3f}){ratio}"
-            )
+            spread = f"({min(values):.3f} to {max(values):.3f})"
+            print(f"  {name:9} {system:8} {statistics.median(values):8.3f} {spread}{ratio}")
 
 
 def median(results, name):
@@ -75,9 +76,6 @@ def drive(system, options):
     from pyspark.sql import functions as F
 
     builder = SparkSession.builder.master("local[2]").config("spark.driver.memory", "3g")
-    if system == "elephas":
-        sys.path.insert(0, str(ELEPHAS))
-        builder = builder.config("spark.executorEnv.PYTHONPATH", str(ELEPHAS))
     spark = builder.config("spark.ui.enabled", "false").getOrCreate()
     names = [f"c{i}" for i in range(WIDTH)]
     numbers = spark.range(0, 2 * options.rows, 1, 2).select(

@@ -96,20 +96,14 @@ def main():
         # A saved model is loaded like any other pipeline, and needs no TensorFlow on the driver to score rows.
         tuned.bestModel.write().overwrite().save(f"{folder}/model")
         loaded = PipelineModel.load(f"{folder}/model")
-        best = classifier.copy(
-            {
-                classifier.modelParams: max(zip(tuned.validationMetrics, grid, strict=True), key=lambda pair: pair[0])[
-                    1
-                ][classifier.modelParams]
-            }
-        )
-        own = {
-            "Keras": best,
+        best = max(range(len(grid)), key=tuned.validationMetrics.__getitem__)
+        estimators = {
+            "Keras": classifier.copy(grid[best]),
             "logistic regression": LogisticRegression(labelCol=LABEL, maxIter=100),
             "gradient-boosted trees": GBTClassifier(labelCol=LABEL, maxIter=20, seed=1),
         }
         print(f"\n{'on the test flights':24} {'AUC':>7} {'fit':>9} {'score':>9}")
-        for name, estimator in own.items():
+        for name, estimator in estimators.items():
             started = time.perf_counter()
             model = Pipeline(stages=[*features(), estimator]).fit(train_rows)
             fitted = time.perf_counter()

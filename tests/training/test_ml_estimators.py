@@ -215,6 +215,8 @@ def test_several_outputs_weights_and_validation(spark):
     scored = single.transform(counted)
     assert scored.schema["prediction"].dataType.simpleString() == "double"
     assert RegressionEvaluator(labelCol="second", metricName="mae").evaluate(scored) < 0.3
+    with pytest.raises(DataError, match="label column 'y' has 2 numbers a row, but the model's output has 1"):
+        regressor.copy({regressor.modelParams: {}}).fit(rows)
     with pytest.raises(DataError, match=r"The weight column 'weight' contains -1; weights must not be negative"):
         regressor.fit(rows.withColumn("weight", -F.col("weight")))
     with pytest.raises(Exception, match="'is_validation' contains null"):

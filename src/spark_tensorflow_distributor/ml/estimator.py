@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -128,13 +129,22 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         """
         found = {}
         if (checkpoints := self._value("checkpointDir")) is not None:
-            values = {param.name: str(self._value(param.name)) for param in self.params if "Fn" not in param.name}
+            values = {param.name: _identity(self._value(param.name)) for param in self.params}
             text = f"{json.dumps(values, sort_keys=True)} {dataset.semanticHash()}"
             digest = hashlib.sha256(text.encode()).hexdigest()
             found["checkpoint_dir"] = f"{checkpoints.rstrip('/')}/{digest[:16]}"
         if (logs := self._value("logDir")) is not None:
             found["log_dir"] = os.path.join(logs, f"{self.uid}-{next(_trainings)}")
         return found
+
+
+def _identity(value: object) -> str:
+    """Return a text that is the same for the same value of a Param in another process, too."""
+    if isinstance(value, str | int | float | bool | list | dict) or value is None:
+        return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+    code = getattr(value, "__code__", None)
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"{name} {hashlib.sha256(code.co_code).hexdigest() if code else ''}"
 
 
 def _names_argument(function: Callable[..., Any] | None, name: str) -> bool:

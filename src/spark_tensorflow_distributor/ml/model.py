@@ -162,7 +162,3 @@ class KerasModel(HasInputs, HasTargets, HasPredictBatchSize, HasRunner, Model):
             names: The names of the columns by Param.
         """
         raise NotImplementedError
-
-    def copy(self, extra: Any = None) -> Any:
-        """Return a copy with the same uid, and the Params of ``extra`` set; the Keras model is shared."""
-        return super().copy(extra)

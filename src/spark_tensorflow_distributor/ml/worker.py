@@ -4,7 +4,7 @@ import importlib
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, DataError
@@ -150,6 +150,7 @@ def _check_model(param: str, model: object) -> None:
 def _check_labels(task: TrainingTask, model: Any, *shards: "DataShard | None") -> None:
     """Check this worker's labels; the first worker to find a wrong one ends the training."""
     if not task.is_classifier:
+        _check_label_width(task, model, shards)
         return
     width = None if model is None else declared_width(model)
     classes = None if width is None else max(width, 2)
@@ -171,6 +172,18 @@ def _check_labels(task: TrainingTask, model: Any, *shards: "DataShard | None") -
                     f"from 0 to {most}. Index other values with StringIndexer of pyspark.ml, or give the model's last "
                     "layer more units. For numbers that are no classes, use KerasRegressor."
                 )
+
+
+def _check_label_width(task: TrainingTask, model: Any, shards: "Sequence[DataShard | None]") -> None:
+    """Check that a regressor has an output for each number of a label; Keras would broadcast one to the other."""
+    width = None if model is None else declared_width(model)
+    for shard in filter(None, shards):
+        given = shard.width_of(task.label)
+        if width is not None and given is not None and given != width:
+            raise DataError(
+                f"The label column {task.label!r} has {given} numbers a row, but the model's output has {width}. Give "
+                "its last layer as many units, or select other labels."
+            )
 
 
 def _check_loss(model: Any) -> None:
