@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import platform
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,8 @@ from ..errors import SerializationError
 from ..formatting import a_type, one_line, sentence
 from ..runtime.source_files import is_users_file
 from ..training.keras_pickle import dumps
+
+_one_at_a_time = threading.RLock()
 
 _PACKAGES = ("pyspark", "keras", "tf_keras", "tensorflow", "tensorflow-cpu")
 
@@ -99,15 +102,16 @@ def by_value(values: Any) -> Iterator[None]:
     from pyspark import cloudpickle
 
     registered = []
-    try:
-        for module in _own_modules(values):
-            if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
-                cloudpickle.register_pickle_by_value(module)
-                registered.append(module)
-        yield
-    finally:
-        for module in registered:
-            cloudpickle.unregister_pickle_by_value(module)
+    with _one_at_a_time:  # the registry belongs to the process
+        try:
+            for module in _own_modules(values):
+                if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
+                    cloudpickle.register_pickle_by_value(module)
+                    registered.append(module)
+            yield
+        finally:
+            for module in registered:
+                cloudpickle.unregister_pickle_by_value(module)
 
 
 def _own_modules(values: Any) -> list[ModuleType]:
