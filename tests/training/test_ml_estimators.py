@@ -293,6 +293,7 @@ def test_mistakes_are_reported_with_their_cause(plants, features, classifier):
     refused(plants, DataError, "featuresCol names the column 'features', which the DataFrame does not have")
     refused(features, DataError, "must be boolean", validationIndicatorCol="label")
     refused(features, ConfigurationError, "modelFn: classes.* cannot be called.*'depth'", modelParams={"depth": 3})
+    refused(features, ConfigurationError, "depth, which neither", modelParams={"depth": 3}, fitFn=lambda model: model)
     with pytest.raises(ConfigurationError, match=r"KerasRegressor has no model\. Set modelFn"):
         KerasRegressor().fit(features)
     with pytest.raises(ConfigurationError, match="contains no Keras model"):
