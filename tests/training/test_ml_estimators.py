@@ -31,6 +31,8 @@ from spark_tensorflow_distributor.ml import (
 @pytest.fixture(scope="module", autouse=True)
 def functions_of_this_file():
     """Let the workers, which cannot import this file, receive its functions by value."""
+    import keras  # noqa: F401 (it sets environment variables, which a single test may not)
+
     module = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(module)
     yield
