@@ -60,7 +60,7 @@ class Overlap(RunCallback):
 
 @pytest.fixture(scope="module")
 def rows(spark):
-    rows = spark.range(0, 300, 1, 2).select((F.rand(1) - 0.5).alias("x"), (F.rand(2) - 0.5).alias("z"))
+    rows = spark.range(0, 300, 1, 1).select((F.rand(1) - 0.5).alias("x"), (F.rand(2) - 0.5).alias("z"))
     return rows.withColumn("label", 2 * F.col("x") - F.col("z")).cache()
 
 
