@@ -226,7 +226,7 @@ def _output_type(
 ) -> "DataType":
     """Return the DataType of the predictions: as given, from the model object, or as found by an executor."""
     if given is not None:
-        return parse_type(given)
+        return _parse_type(given)
     if isinstance(model, str | os.PathLike):
         found = _probe(spark.range(0, 1, 1, 1), spec, payload, False)
     else:
@@ -239,7 +239,7 @@ def _output_type(
             + (", and the DataFrame has no row to try it with" if sample is not None else "")
             + ". Pass output_type, for example 'float' or 'array<float>'."
         )
-    return parse_type(found)
+    return _parse_type(found)
 
 
 def _type_of_object(model: Any) -> str | None:
@@ -263,7 +263,7 @@ def _probe(frame: "DataFrame", spec: PredictSpec, payload: bytes | Broadcast, ha
     return found["type"]  # type: ignore[no-any-return]
 
 
-def parse_type(given: "str | DataType") -> "DataType":
+def _parse_type(given: "str | DataType") -> "DataType":
     import pyspark.sql.types as T
 
     if isinstance(given, T.DataType):

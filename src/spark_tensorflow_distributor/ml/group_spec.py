@@ -70,14 +70,12 @@ class Template:
         spec: The description of a Keras model.
         data: Its bytes.
         stack: Whether the columns of features go into it side by side in one tensor.
-        width: The number of values that it returns for a row; None if it does not declare it.
+        width: The number of values that it returns for a row.
         gives_logits: Whether these are logits instead of probabilities.
-        output_type: Spark's type of its output, as DDL.
     """
 
     spec: ModelSpec
     data: bytes
     stack: bool
-    width: int | None
+    width: int
     gives_logits: bool
-    output_type: str

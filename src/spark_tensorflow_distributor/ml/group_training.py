@@ -120,6 +120,12 @@ class GroupTrainer:
         assert self._replica is not None
         return self._replica.is_stacked
 
+    @property
+    def width(self) -> int:
+        """The number of values that the model returns for a row."""
+        assert self._replica is not None
+        return self._replica.width
+
     def _build(self, program: GroupProgram, features: Sequence[Rows]) -> Any:
         keras.utils.set_random_seed(self._task.seed)
         model = program.model
@@ -169,7 +175,7 @@ class _Replica:
         self.is_stacked = not task.is_single and one_tensor
         features = self._features(data)
         self._arrange = arrangement(loaded.inputs, features, task.is_single or self.is_stacked, True)
-        self._create_variables(features, data)
+        self.width = self._create_variables(features, data)
         self._variables = [*model.variables, *optimizer_variables(model.optimizer)]
         initial = [tf.identity(variable.value) for variable in self._variables]
         self._reset = tf.function(lambda: _assign(self._variables, initial), autograph=False)
@@ -179,8 +185,12 @@ class _Replica:
     def _features(self, data: GroupData) -> list[Rows]:
         return [stack(data.features)] if self.is_stacked else list(data.features)
 
-    def _create_variables(self, features: Sequence[Rows], data: GroupData) -> None:
-        """Create the variables of the model, its optimizer and its metrics, as the first step of ``fit`` does."""
+    def _create_variables(self, features: Sequence[Rows], data: GroupData) -> int:
+        """Create the variables of the model, its optimizer and its metrics, as the first step of ``fit`` does.
+
+        Returns:
+            The number of values that the model returns for a row.
+        """
         inputs = self._arrange([tensor_of(rows.slice(0, 1)) for rows in features])
         labels = tensor_of(data.labels.slice(0, 1))
         outputs = self.model(inputs, training=False)
@@ -188,6 +198,9 @@ class _Replica:
         self.model.compute_metrics(inputs, labels, outputs, None)
         self.model.reset_metrics()
         self.model.optimizer.build(self.model.trainable_variables)
+        if not isinstance(outputs, tf.Tensor) or outputs.shape.rank > 2:
+            raise DataError("The model must have one output, of one or more numbers a row.")
+        return int(outputs.shape[1]) if outputs.shape.rank == 2 else 1
 
     def train(self, data: GroupData) -> TrainedGroup:
         """Train from the initial weights."""

@@ -183,18 +183,11 @@ def _nan_text(columns: Sequence[Rows]) -> str:
 
 
 def _template(trainer: "GroupTrainer") -> Template:
-    from ..inference.loading import from_keras
     from ..inference.model import pack
-    from ..inference.outputs import spark_type
-    from ..inference.predictor import describe_outputs
-    from .worker import declared_width, gives_logits
+    from .worker import gives_logits
 
-    model = trainer.model
-    spec, data = pack(model, None, False)
-    outputs = describe_outputs(from_keras(model))
-    width = declared_width(model)
-    kind = spark_type(outputs) if outputs is not None else "float" if width == 1 else "array<float>"
-    return Template(spec, data, trainer.is_stacked, width, gives_logits(model), kind)
+    spec, data = pack(trainer.model, None, False)
+    return Template(spec, data, trainer.is_stacked, trainer.width, gives_logits(trainer.model))
 
 
 def _batch(results: "list[dict[str, Any]]", keys: "list[pa.Field]") -> "pa.RecordBatch":

@@ -13,7 +13,7 @@ from ..data.frames import column_expression
 from ..errors import ConfigurationError, DataError, SerializationError, TrainingFailedError
 from ..formatting import one_line
 from ..inference.features import feature_names, select_columns
-from ..inference.predict import column_function, parse_type, payload_of
+from ..inference.predict import column_function, payload_of
 from ..runtime.driver.spark import is_connect
 from ..runtime.shipping import shipped
 from ..training.keras_pickle import dumps
@@ -289,6 +289,7 @@ class GroupModels:
             ConfigurationError, DataError: An argument or a column is invalid.
         """
         import pyspark.sql.functions as F
+        import pyspark.sql.types as T
 
         check_frame(df)
         if handle_invalid not in ("keep", "skip", "error"):
@@ -297,7 +298,7 @@ class GroupModels:
         keys = key_columns(df, self.group_columns)
         features = select_columns(df.schema.jsonValue(), self.features)
         rows = scored_rows(df, keys, features, self.table, self._keys())
-        kind = parse_type(self.template.output_type)
+        kind = T.FloatType() if self.template.width == 1 else T.ArrayType(T.FloatType())
         task = GroupPredictTask(
             self.group_columns, self.features, self.is_single, batch_size, gpu_resource_name,
             handle_invalid == "error", kind.json(),
