@@ -23,6 +23,18 @@ def test_flights_from_the_tables_to_scores():
     assert all(0.6 < value < 0.85 for value in scores.values()), scores
 
 
+def test_a_keras_stage_beside_the_models_of_spark():
+    command = [sys.executable, str(EXAMPLES / "estimator.py"), "--epochs", "1", "--fraction", "0.05"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    areas = {
+        name: float(area)
+        for name, area in re.findall(r"^(Keras.*?|logistic.*?|gradient.*?) +(0\.\d+)", done.stdout, re.M)
+    }
+    assert len(areas) == 4, done.stdout[-3000:]
+    assert all(0.55 < area < 0.85 for area in areas.values()), areas
+
+
 def test_tuning_prunes_trials_that_share_the_cluster():
     pytest.importorskip("optuna")
     command = [sys.executable, str(EXAMPLES / "tuning.py"), "--trials", "6", "--epochs", "4"]

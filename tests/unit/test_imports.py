@@ -26,7 +26,8 @@ PACKAGES = [
     "ml",
 ]
 
-# Inference runs in Spark's ordinary tasks, apart from the packages above: it uses data/ and these tools of others.
+# Inference runs in Spark's ordinary tasks, apart from the packages above: it uses data/ and these tools of others. Of
+# those packages, only ml, whose models predict, uses it.
 TOOLS_OF_INFERENCE = {
     "runtime.devices",
     "runtime.driver.spark",
@@ -46,7 +47,7 @@ PRIVATE_NAMES = {
     "keras.src": ["training/private_names.py"],
     "tf_keras.src": ["training/private_names.py"],
     "_jsc": ["runtime/driver/spark.py", "data/frames.py"],
-    "_jvm": ["runtime/driver/spark.py", "data/frames.py"],
+    "_jvm": ["runtime/driver/spark.py", "data/frames.py", "ml/files.py"],
     "_jdf": ["runtime/driver/spark.py", "data/frames.py"],
 }
 
@@ -85,7 +86,7 @@ def may_import(importer: str, imported: str) -> bool:
     if packages[0] == "inference":
         return packages[1] in ("errors", "formatting", "data", "inference") or imported in TOOLS_OF_INFERENCE
     if packages[1] == "inference":
-        return False
+        return packages[0] == "ml"
     if not set(packages) <= set(PACKAGES) or PACKAGES.index(packages[1]) > PACKAGES.index(packages[0]):
         return False
     other = process_of(imported)

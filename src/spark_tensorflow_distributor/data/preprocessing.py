@@ -102,6 +102,13 @@ class Adapter:
         for name in names:
             checks.column(name, fill, refuse_nan=False)
 
+    def numbers(self, name: str) -> Iterator[npt.NDArray[Any]]:
+        """See ``DataShard.numbers``."""
+        column = self._column(name)
+        if not column.is_number:
+            raise DataError(f"{self._subject(column)}, which holds no numbers.")
+        return self._numbers(name, None)
+
     def statistics(self, names: Sequence[str], fill: Mapping[str, Any] | None = None) -> list[Statistics]:
         """Return the statistics of each column; for arrays, of all their values. Nulls count only if filled."""
         for name in names:

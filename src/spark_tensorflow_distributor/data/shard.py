@@ -4,18 +4,20 @@ The driver imports this module for its class, so TensorFlow is only imported whe
 """
 
 import logging
+import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import ConfigurationError
-from .checks import Checks, is_integer
+from .checks import Checks, is_integer, known_column
 from .columns import by_column
 from .layout import ShardLayout
 from .passes import PassOrder, ShardState, equal_pass, whole_pass
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import tensorflow as tf
     from pyspark.sql.types import StructType
 
@@ -183,6 +185,25 @@ class DataShard:
         All ranks must call this, as for :meth:`adapt`.
         """
         return self._adapter().statistics([column])[0]
+
+    def numbers(self, column: str) -> "Iterator[npt.NDArray[Any]]":
+        """Yield the values of a numeric column in this worker's rows, without nulls, many rows at a time.
+
+        For arrays, yields all of their values.
+
+        Raises:
+            DataError: There is no such column, or it is not numeric.
+        """
+        return self._adapter().numbers(column)
+
+    def width_of(self, column: str) -> int | None:
+        """Return how many numbers a row has in a column; None for texts, and for arrays of different lengths.
+
+        Raises:
+            DataError: There is no such column.
+        """
+        shape = self._store.fixed_shape(known_column(self._store, f"The DataFrame {self.name!r}", column).name)
+        return None if shape is None or self._store.columns[column].is_bytes else math.prod(shape)
 
     def close(self) -> None:
         """Close the files; datasets made from them remain usable. The library calls this at the end of a run."""

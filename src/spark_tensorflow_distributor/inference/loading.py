@@ -84,7 +84,27 @@ def _load_url(spec: ModelSpec) -> LoadedModel:
         return _load_file(replace(spec, kind=kind, library=spec.library or library or ""), folder, data)
 
 
+def load_keras(spec: ModelSpec, data: bytes) -> Any:
+    """Load the content of a ``.keras`` file as a model of Keras, compiled as it was saved.
+
+    Raises:
+        SerializationError: It cannot be loaded.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="spark-tensorflow-") as folder:
+            return _load_model(spec, folder, data, is_compiled=True)
+    except Exception as error:
+        raise SerializationError(
+            f"The model cannot be loaded: {one_line(error)}\nIf another version of Keras wrote it, install that "
+            "version; custom layers need a get_config() that returns the arguments of their __init__."
+        ) from error
+
+
 def _load_file(spec: ModelSpec, folder: str, data: bytes) -> LoadedModel:
+    return from_keras(_load_model(spec, folder, data, is_compiled=False))
+
+
+def _load_model(spec: ModelSpec, folder: str, data: bytes, *, is_compiled: bool) -> Any:
     path = os.path.join(folder, f"model.{spec.kind}")
     with open(path, "wb") as file:
         file.write(data)
@@ -93,7 +113,7 @@ def _load_file(spec: ModelSpec, folder: str, data: bytes) -> LoadedModel:
     custom_objects = pickle.loads(spec.custom_objects) if spec.custom_objects else {}  # nosec B301
     options = {"safe_mode": spec.safe_mode} if spec.kind == "keras" else {}
     with keras.saving.custom_object_scope(custom_objects):
-        return from_keras(keras.models.load_model(path, compile=False, **options))
+        return keras.models.load_model(path, compile=is_compiled, **options)
 
 
 def _h5_library(path: str) -> str:

@@ -46,11 +46,32 @@ class ModelSpec:
     safe_mode: bool = True
 
 
+@dataclass(frozen=True)
+class PackedModel:
+    """A model as bytes, with their description; :func:`pack` returns it as it is."""
+
+    spec: ModelSpec
+    data: bytes
+
+
+def packed_keras(archive: bytes, library: str, custom_objects: bytes) -> PackedModel:
+    """Return the content of a ``.keras`` file as a packed model that is trusted.
+
+    Args:
+        archive: The content.
+        library: The package that wrote it.
+        custom_objects: The pickled dict of custom objects by name, or ``b""``.
+    """
+    content = _fingerprint("keras", archive) + custom_objects + library.encode()
+    key = hashlib.sha256(content).hexdigest()
+    return PackedModel(ModelSpec("keras", key, library, "", custom_objects, safe_mode=False), archive)
+
+
 def pack(model: Any, custom_objects: Mapping[str, Any] | None, safe_mode: bool) -> tuple[ModelSpec, bytes]:
     """Return the description and the bytes of a model; a URL has no bytes.
 
     Args:
-        model: A Keras model, or the path or URL of a saved one.
+        model: A Keras model, the path or URL of a saved one, or a ``PackedModel``.
         custom_objects: Classes and functions that the model uses; those of a model object are found without it.
         safe_mode: See ``ModelSpec``.
 
@@ -58,6 +79,8 @@ def pack(model: Any, custom_objects: Mapping[str, Any] | None, safe_mode: bool) 
         ConfigurationError: The argument is not a model, or the file is missing or of an unknown format.
         SerializationError: The model or one of its custom objects cannot be serialised.
     """
+    if isinstance(model, PackedModel):
+        return model.spec, model.data
     if isinstance(model, str | os.PathLike):
         kind, library, data, url = _read(os.fspath(model))
         custom = dict(custom_objects or {})

@@ -16,7 +16,7 @@ from ..formatting import a_type, mebibytes
 from ..runtime.driver.spark import active_session, is_connect
 from ..runtime.shipping import shipped
 from .features import check_stackable, feature_names, select_columns
-from .model import pack
+from .model import PackedModel, pack
 from .worker import Broadcast, PredictSpec
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _output_type(
     """Return the DataType of the predictions: as given, from the model object, or as found by an executor."""
     if given is not None:
         return _parse_type(given)
-    if isinstance(model, str | os.PathLike):
+    if isinstance(model, str | os.PathLike | PackedModel):
         found = _probe(spark.range(0, 1, 1, 1), spec, payload, False)
     else:
         found = _type_of_object(model)

@@ -12,22 +12,23 @@ from typing import Any
 from ..formatting import a_type
 
 
-def integer(least: int) -> Callable[[Any], int]:
-    """Return a converter to whole numbers of at least ``least``."""
+def integer(least: int | None = None) -> Callable[[Any], int]:
+    """Return a converter to whole numbers of at least ``least``; None for any."""
 
     def convert(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, Real) or int(value) != value:
+        if isinstance(value, bool) or not isinstance(value, Real) or int(value) != value:  # type: ignore[call-overload]
             raise TypeError(f"It is {value!r} ({type(value).__name__}); it must be a whole number.")
-        if value < least:
+        number: int = int(value)  # type: ignore[call-overload]
+        if least is not None and number < least:
             raise TypeError(f"It is {value!r}; it must be at least {least}.")
-        return int(value)
+        return number
 
     return convert
 
 
 def seconds(value: Any) -> float:
     """Convert to a number of seconds above 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > 0:
         raise TypeError(f"It is {value!r}; it must be a number of seconds above 0.")
     return float(value)
 

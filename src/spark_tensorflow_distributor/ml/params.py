@@ -88,7 +88,7 @@ class HasInputs(AccessibleParams, HasFeaturesCol, HasInputCols):
 
     featuresCol = _param(
         "featuresCol",
-        "column of the features, a vector or an array of numbers: the model's only input. Not used if inputCols is set.",
+        "column of the features, a vector or an array of numbers: the model's only input; not used if inputCols is set",
         converters.text,
     )
     inputCols = _param(
@@ -143,7 +143,7 @@ class HasTraining(AccessibleParams, HasSeed, HasValidationIndicatorCol):
     )
     batchSize = _param("batchSize", "rows per step, on all workers together", converters.integer(1))
     epochs = _param("epochs", "number of passes over the rows", converters.integer(1))
-    seed = _param("seed", "seed of the initial weights, dropout and the order of the rows", converters.integer(0))
+    seed = _param("seed", "seed of the initial weights, dropout and the order of the rows", converters.integer())
 
     def _set_defaults(self) -> None:
         super()._set_defaults()
@@ -158,9 +158,7 @@ class HasRunner(AccessibleParams):
     useGpu = _param("useGpu", "train on the GPUs that Spark schedules", converters.boolean)
     gpuResourceName = _param("gpuResourceName", "name of the GPU resource in Spark's settings", converters.text)
     useCustomStrategy = _param("useCustomStrategy", "fitFn creates its own strategy", converters.boolean)
-    maxRestarts = _param(
-        "maxRestarts", "how many times to relaunch and resume after a failure", converters.integer(0)
-    )
+    maxRestarts = _param("maxRestarts", "how many times to relaunch and resume after a failure", converters.integer(0))
     minSlots = _param("minSlots", "smallest number of slots with which to relaunch", converters.integer(1))
     checkpointDir = _param(
         "checkpointDir",
@@ -178,12 +176,12 @@ class HasRunner(AccessibleParams):
     )
     progress = _param("progress", "show a progress bar. Default: only in a terminal or notebook", converters.boolean)
     env = _param("env", "dict of additional environment variables for the workers", converters.texts_by_name)
-    resourceProfile = _param("resourceProfile", "ResourceProfile of the tasks, for stage-level scheduling")
+    resourceProfile = _param("resourceProfile", "ResourceProfile of the tasks, for stage-level scheduling; not saved")
     gradientCompression = _param(
         "gradientCompression", "'bfloat16' or 'float16': how gradients travel between hosts", converters.text
     )
     pyModules = _param("pyModules", "your own modules and packages to send with each run", converters.modules)
-    runCallbacks = _param("runCallbacks", "RunCallback objects that follow the training on the driver", list)
+    runCallbacks = _param("runCallbacks", "RunCallback objects that follow the training on the driver; not saved", list)
     logDir = _param(
         "logDir",
         "directory on the driver that receives the workers' files, in a folder for each training",
@@ -234,4 +232,6 @@ RUNNER_ARGUMENTS = {
 }
 
 # Params whose values are objects of Python, which metadata in JSON cannot hold.
-OBJECT_PARAMS = ("modelFn", "model", "modelParams", "fitFn", "callbacksFn", "resourceProfile", "pyModules", "runCallbacks")
+OBJECT_PARAMS = ("modelFn", "model", "modelParams", "fitFn", "callbacksFn", "pyModules")
+# Params whose values belong to the driver's process, and are not saved.
+UNSAVED_PARAMS = ("resourceProfile", "runCallbacks")

@@ -15,10 +15,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from .keras_api import keras_of
 from .private_names import KERAS_REGISTRATION, TF_KERAS_REGISTRATION, PrivateModule
+
+T = TypeVar("T")
 
 # Packages that every process with TensorFlow has, so that their classes and functions need not travel.
 _COMMON = {"keras", "tf_keras", "tensorflow", "numpy", "optree", *sys.stdlib_module_names} - {"__main__"}
@@ -62,6 +64,19 @@ def reduce_keras(value: Any) -> tuple[Any, ...] | None:
     own = {name: each for name, each in found.items() if is_users_own(each)}
     # An object with additional state is not saved as a file: its parts are pickled one by one, their classes included.
     return (load_with, (library, own, *reduced)) if own and len(reduced) == 2 else reduced
+
+
+def with_own_classes(library: str, save: Callable[[], T]) -> tuple[T, dict[str, Any]]:
+    """Save an object of Keras; return the result, and the user's own classes and functions that the file names.
+
+    Args:
+        library: The package that the object belongs to, ``"keras"`` or ``"tf_keras"``.
+        save: Saves the object.
+    """
+    registration = KERAS_REGISTRATION if library == "keras" else TF_KERAS_REGISTRATION
+    with _recording(registration) as found:
+        result = save()
+    return result, {name: each for name, each in found.items() if is_users_own(each)}
 
 
 def load_with(

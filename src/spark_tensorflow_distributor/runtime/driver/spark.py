@@ -226,6 +226,10 @@ class SparkGateway:
             _log.debug("This version of Spark does not expose its number of slots.", exc_info=True)
             return None
 
+    def slots(self) -> int | None:
+        """Return how many tasks of this kind the cluster can run simultaneously now; None if Spark does not say."""
+        return None if self.is_connect or self.is_stopped else self._slots()
+
     def heap_bytes(self) -> int | None:
         """Return the heap size of the driver's JVM; None under Connect, where it runs on another machine."""
         if self.is_connect:

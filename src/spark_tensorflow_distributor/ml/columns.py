@@ -1,0 +1,179 @@
+"""Selects and checks the columns of a training, and builds those of predictions; metadata as ``pyspark.ml`` has it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..data.columns import Column, nearest
+from ..data.frames import column_expression
+from ..errors import DataError
+from ..inference.features import select_columns
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column as SparkColumn
+    from pyspark.sql import DataFrame
+
+
+def known_columns(df: "DataFrame", params: Mapping[str, str | Sequence[str] | None]) -> dict[str, Column]:
+    """Return the columns that Params name, by their names.
+
+    Args:
+        df: The DataFrame.
+        params: The names by the Param that holds them; None for a Param that is not set.
+
+    Raises:
+        DataError: There is no such column, or TensorFlow has no equivalent for its type.
+    """
+    schema = df.schema.jsonValue()
+    found: dict[str, Column] = {}
+    for param, names in params.items():
+        for name in [names] if isinstance(names, str) else names or ():
+            if not any(name == known or name.startswith(f"{known}.") for known in df.columns):
+                raise DataError(
+                    f"{param} names the column {name!r}, which the DataFrame does not have{nearest(name, df.columns)}. "
+                    f"Its columns are {', '.join(df.columns[:20])}{', ...' if len(df.columns) > 20 else ''}."
+                )
+            found.update({column.name: column for column in select_columns(schema, [name])})
+    return found
+
+
+def check_label(column: Column, param: str, *, is_classifier: bool) -> None:
+    """Check the type of a column of labels.
+
+    Raises:
+        DataError: It is not numeric, or one of arrays for a classifier.
+    """
+    if not column.is_number or column.depth > 1:
+        raise DataError(
+            f"{param} is {column.name!r}, a column of type {column.spark_type}. A label must be a number: index "
+            "strings with StringIndexer of pyspark.ml."
+        )
+    if is_classifier and column.depth:
+        raise DataError(
+            f"{param} is {column.name!r}, a column of type {column.spark_type}. A classifier's label is one number, "
+            "the index of the class. For several numbers a row, use KerasRegressor."
+        )
+
+
+def training_frame(df: "DataFrame", columns: Mapping[str, Column], as_float: Sequence[str]) -> "DataFrame":
+    """Return a DataFrame of these columns alone: vectors as arrays, doubles and decimals as floats.
+
+    Args:
+        df: The DataFrame.
+        columns: The columns by name.
+        as_float: Names of columns that become floats whatever their numeric type is.
+    """
+    return df.select(*(_as_trained(column, is_float=name in as_float).alias(name) for name, column in columns.items()))
+
+
+def _as_trained(column: Column, *, is_float: bool) -> "SparkColumn":
+    value = column_expression(column)
+    if column.conversion == "vector":
+        return value
+    if column.dtype == "float64" or is_float:
+        value = value.cast("array<" * column.depth + "float" + ">" * column.depth)
+    return value
+
+
+def split_by(df: "DataFrame", indicator: str) -> "tuple[DataFrame, DataFrame]":
+    """Return the rows for training and those for validation.
+
+    Args:
+        df: The DataFrame.
+        indicator: The boolean column that is true for validation.
+
+    Raises:
+        DataError: There is no such column, or it is not boolean.
+    """
+    import pyspark.sql.functions as F
+
+    columns = known_columns(df, {"validationIndicatorCol": indicator})
+    column = columns[indicator]
+    if column.dtype != "bool" or column.depth:
+        raise DataError(
+            f"validationIndicatorCol is {indicator!r}, a column of type {column.spark_type}; it must be boolean: true "
+            "for the rows of validation."
+        )
+    text = F.lit(f"The validation indicator column {indicator!r} contains null; it must be true or false.")
+    is_validation = F.coalesce(column_expression(column), F.raise_error(text).cast("boolean"))
+    return df.where(~is_validation), df.where(is_validation)
+
+
+def class_names(df: "DataFrame", label: str) -> list[str] | None:
+    """Return the names of the classes that metadata gives, such as StringIndexer's; None if there are none."""
+    values = _label_attributes(df, label).get("vals")
+    return None if values is None else [str(each) for each in values]
+
+
+def class_count(df: "DataFrame", label: str) -> int | None:
+    """Return the number of classes that metadata gives; None if it does not."""
+    attributes = _label_attributes(df, label)
+    if "vals" in attributes:
+        return len(attributes["vals"])
+    if attributes.get("type") == "binary":
+        return 2
+    count = attributes.get("num_vals")
+    return None if count is None else int(count)
+
+
+def _label_attributes(df: "DataFrame", label: str) -> Mapping[str, Any]:
+    for field in df.schema.fields:
+        if field.name == label:
+            return (field.metadata or {}).get("ml_attr") or {}
+    return {}
+
+
+def count_classes(df: "DataFrame", label: Column) -> int | None:
+    """Compute the largest label plus one; None if there are no rows."""
+    import pyspark.sql.functions as F
+
+    row = df.agg(F.max(column_expression(label)).alias("most")).first()
+    most = None if row is None else row["most"]
+    return None if most is None else int(most) + 1
+
+
+def class_metadata(count: int | None, names: Sequence[str] | None) -> dict[str, Any]:
+    """Return the metadata of a column of predicted classes, from which IndexToString takes their names."""
+    attributes: dict[str, Any] = {"type": "nominal"}
+    if names is not None:
+        attributes["vals"] = list(names)
+    elif count is not None:
+        attributes["num_vals"] = count
+    return {"ml_attr": attributes}
+
+
+def probabilities_of(output: "SparkColumn", width: int | None, *, are_logits: bool) -> "SparkColumn":
+    """Return the probabilities of all classes, an array of doubles, from a model's output."""
+    import pyspark.sql.functions as F
+
+    if width == 1:
+        positive = F.lit(1.0) / (F.lit(1.0) + F.exp(-output)) if are_logits else output
+        return F.array(F.lit(1.0) - positive, positive)
+    if not are_logits:
+        return output
+    powers = F.transform(output, lambda each: F.exp(each - F.array_max(output)))
+    total = F.aggregate(powers, F.lit(0.0), lambda sum_, each: sum_ + each)
+    return F.transform(powers, lambda each: each / total)
+
+
+def raw_of(output: "SparkColumn", width: int | None, *, are_logits: bool) -> "SparkColumn":
+    """Return the confidence in each class, an array of doubles: the model's own output, logits or probabilities."""
+    import pyspark.sql.functions as F
+
+    if width != 1:
+        return output
+    return F.array(-output if are_logits else F.lit(1.0) - output, output)
+
+
+def most_probable(probabilities: "SparkColumn", thresholds: Sequence[float] | None) -> "SparkColumn":
+    """Return the class whose probability, divided by its threshold, is the largest, as a double."""
+    import pyspark.sql.functions as F
+
+    if thresholds is not None:
+        limits = F.array(*(F.lit(float(each)) for each in thresholds))
+        # As in pyspark.ml, a class with threshold 0 wins if its probability is above 0.
+        probabilities = F.zip_with(
+            probabilities,
+            limits,
+            lambda each, limit: F.when(limit > 0, each / limit).when(each > 0, F.lit(float("inf"))).otherwise(0.0),
+        )
+    return (F.array_position(probabilities, F.array_max(probabilities)) - F.lit(1)).cast("double")

@@ -1,0 +1,158 @@
+"""What the estimators have in common: training."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pyspark.ml.base import Estimator
+
+from ..data.columns import Column
+from ..errors import ConfigurationError
+from ..formatting import a_type
+from ..training.keras_api import keras_of
+from . import columns
+from .params import HasInputs, HasPredictBatchSize, HasRunner, HasTargets, HasTraining
+from .running import waiting_runner
+from .summary import TrainingSummary, history_by_metric
+from .task import OFFERED_TO_FIT_FN, OFFERED_TO_MODEL_FN, TrainedModel, TrainingTask, arguments_for
+from .worker import train
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from .model import KerasModel
+
+_trainings = itertools.count()
+
+
+class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, HasRunner, Estimator[Any]):
+    """Base of the estimators: trains a Keras model on the rows of a DataFrame."""
+
+    _is_classifier: ClassVar[bool]
+
+    def _model_class(self) -> "type[KerasModel]":
+        raise NotImplementedError
+
+    def _fit(self, dataset: "DataFrame") -> Any:
+        self._check_functions()
+        known = self._known_columns(dataset)
+        names, count = self._classes(dataset, known)
+        task = self._task(count)
+        frames = self._frames(dataset, known, task)
+        run, runner = waiting_runner(dataset.sparkSession, self.runner_arguments() | self._own_folders(dataset))
+        arguments = {name: self._value(name) for name in ("modelFn", "model", "fitFn", "callbacksFn", "modelParams")}
+        trained: TrainedModel = run(train, task=task, **arguments, **frames)
+        epochs = [] if runner.report is None else [dict(entry) for entry in runner.report.history]
+        history = history_by_metric(epochs) or trained.history
+        model = self._model_class()()
+        model._take(trained, TrainingSummary(history, epochs, runner.report), names, count)
+        model._resetUid(self.uid)
+        return self._copyValues(model)
+
+    def _check_functions(self) -> None:
+        """Check what can be checked of the user's functions before any work starts.
+
+        Raises:
+            ConfigurationError: There is no model, or a function does not take its arguments.
+        """
+        model_fn, model, fit_fn = (self._value(name) for name in ("modelFn", "model", "fitFn"))
+        name = type(self).__name__
+        if model_fn is not None and model is not None:
+            raise ConfigurationError(f"{name} has both modelFn and model. Set one of them (clear the other).")
+        if model_fn is None and model is None and fit_fn is None:
+            raise ConfigurationError(
+                f"{name} has no model. Set modelFn, a function that returns a compiled Keras model; or model; or fitFn."
+            )
+        if model is not None and not keras_of(model):
+            raise ConfigurationError(f"model is {a_type(model)}; it must be a compiled Keras model.")
+        params = self._value("modelParams")
+        if fit_fn is None and model is not None and params:
+            raise ConfigurationError(f"modelParams is {params!r}, but a model takes no arguments. Use modelFn.")
+        if model_fn is not None and fit_fn is None:
+            arguments_for("modelFn", model_fn, params, dict.fromkeys(OFFERED_TO_MODEL_FN))
+        if fit_fn is not None and model_fn is None:
+            arguments_for("fitFn", fit_fn, params, dict.fromkeys(OFFERED_TO_FIT_FN))
+
+    def _known_columns(self, dataset: "DataFrame") -> dict[str, Column]:
+        features = "inputCols" if self._value("inputCols") else "featuresCol"
+        return columns.known_columns(
+            dataset,
+            {
+                features: self.input_columns(),
+                "labelCol": self._value("labelCol"),
+                "weightCol": self._value("weightCol") or None,
+            },
+        )
+
+    def _classes(self, dataset: "DataFrame", known: Mapping[str, Column]) -> tuple[list[str] | None, int | None]:
+        """Return the names and the number of classes, None if they are not known."""
+        label = known[self._value("labelCol")]
+        columns.check_label(label, "labelCol", is_classifier=self._is_classifier)
+        if not self._is_classifier:
+            return None, None
+        names, count = columns.class_names(dataset, label.name), columns.class_count(dataset, label.name)
+        is_wanted = any(_names_argument(self._value(name), "num_classes") for name in ("modelFn", "fitFn"))
+        if count is None and is_wanted and "num_classes" not in self._value("modelParams"):
+            count = columns.count_classes(dataset, label)
+        return names, count
+
+    def _task(self, count: int | None) -> TrainingTask:
+        return TrainingTask(
+            features=self.input_columns(),
+            label=self._value("labelCol"),
+            weight=self._value("weightCol") or None,
+            batch_size=self._value("batchSize"),
+            epochs=self._value("epochs"),
+            seed=self._value("seed") % (1 << 31),  # what TensorFlow accepts
+            is_classifier=self._is_classifier,
+            num_classes=count,
+        )
+
+    def _frames(self, dataset: "DataFrame", known: Mapping[str, Column], task: TrainingTask) -> "dict[str, DataFrame]":
+        """Return the DataFrames to train on, by the name of ``train``'s argument."""
+        as_float = [task.label, *([task.weight] if task.weight else [])]
+        indicator = self._value("validationIndicatorCol")
+        if not indicator:
+            return {"train_data": columns.training_frame(dataset, known, as_float)}
+        parts = zip(("train_data", "validation_data"), columns.split_by(dataset, indicator), strict=True)
+        return {name: columns.training_frame(part, known, as_float) for name, part in parts}
+
+    def _own_folders(self, dataset: "DataFrame") -> dict[str, str]:
+        """Return this training's folders below ``checkpointDir`` and ``logDir``.
+
+        The trainings of a CrossValidator share these Params, and must neither resume each other's checkpoints nor write
+        to the same files.
+        """
+        found = {}
+        if (checkpoints := self._value("checkpointDir")) is not None:
+            values = {param.name: _identity(self._value(param.name)) for param in self.params}
+            text = f"{json.dumps(values, sort_keys=True)} {dataset.semanticHash()}"
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            found["checkpoint_dir"] = f"{checkpoints.rstrip('/')}/{digest[:16]}"
+        if (logs := self._value("logDir")) is not None:
+            found["log_dir"] = os.path.join(logs, f"{self.uid}-{next(_trainings)}")
+        return found
+
+
+def _identity(value: object) -> str:
+    """Return a text that is the same for the same value of a Param in another process, too."""
+    if isinstance(value, str | int | float | bool | list | dict) or value is None:
+        return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+    code = getattr(value, "__code__", None)
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"{name} {hashlib.sha256(code.co_code).hexdigest() if code else ''}"
+
+
+def _names_argument(function: Callable[..., Any] | None, name: str) -> bool:
+    import inspect
+
+    if function is None:
+        return False
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False

@@ -1,0 +1,83 @@
+"""Writes and reads files where Spark writes: on local disks, HDFS and object stores, through Hadoop's file systems."""
+
+from typing import Any
+
+from ..errors import SerializationError
+from ..formatting import one_line
+from ..runtime.driver.spark import is_connect
+
+# Python's bytes travel to the JVM as text, piece by piece.
+_PIECE = 4 << 20
+# A message to a Spark Connect server is limited to 128 MiB.
+_CONNECT_LIMIT = 100 << 20
+
+
+def format_of(spark: Any) -> str:
+    """Return how :func:`write_file` stores a file: ``"file"``, or ``"parquet"`` with Spark Connect.
+
+    A client of Spark Connect cannot write files itself; Spark's own writers make tables only.
+    """
+    return "parquet" if is_connect(spark) else "file"
+
+
+def write_file(spark: Any, path: str, data: bytes) -> None:
+    """Write a file that must not exist.
+
+    Args:
+        spark: The session.
+        path: A path or URL, as Spark's writers take it.
+        data: The content.
+
+    Raises:
+        SerializationError: It cannot be written.
+    """
+    try:
+        _write_table(spark, path, data) if is_connect(spark) else _write_file(spark, path, data)
+    except SerializationError:
+        raise
+    except Exception as error:
+        raise SerializationError(f"The file {path} cannot be written: {one_line(error)}") from error
+
+
+def _write_file(spark: Any, path: str, data: bytes) -> None:
+    context = spark.sparkContext
+    target = context._jvm.org.apache.hadoop.fs.Path(path)
+    stream = target.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf()).create(target, False)
+    try:
+        for start in range(0, len(data), _PIECE):
+            stream.write(data[start : start + _PIECE])
+    finally:
+        stream.close()
+
+
+def _write_table(spark: Any, path: str, data: bytes) -> None:
+    if len(data) > _CONNECT_LIMIT:
+        raise SerializationError(
+            f"The file {path} of {len(data) >> 20} MiB cannot be written through Spark Connect, whose messages are "
+            "limited to 128 MiB. Save the Keras model (model.kerasModel.save), or use a classic session."
+        )
+    rows = [(number, data[start : start + _PIECE]) for number, start in enumerate(range(0, len(data), _PIECE))]
+    spark.createDataFrame(rows, "number int, data binary").coalesce(1).write.parquet(path)
+
+
+def read_file(spark: Any, path: str, stored_as: str) -> bytes:
+    """Read a file that :func:`write_file` has written.
+
+    Args:
+        spark: The session, of either kind.
+        path: The path.
+        stored_as: What :func:`format_of` said when it was written.
+
+    Raises:
+        SerializationError: It cannot be read.
+    """
+    try:
+        if stored_as == "parquet":
+            rows = spark.read.parquet(path).orderBy("number").collect()
+            return b"".join(bytes(row["data"]) for row in rows)
+        row = spark.read.format("binaryFile").load(path).select("content").first()
+    except Exception as error:
+        raise SerializationError(f"The file {path} cannot be read: {one_line(error)}") from error
+    if row is None:
+        raise SerializationError(f"There is no file {path}.")
+    return bytes(row["content"])

@@ -1,0 +1,126 @@
+"""Pickles functions by value, so that they load where their modules are not installed."""
+
+import contextlib
+import importlib.metadata
+import platform
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from ..errors import SerializationError
+from ..formatting import a_type, one_line, sentence
+from ..runtime.source_files import is_users_file
+from ..training.keras_pickle import dumps
+
+_one_at_a_time = threading.RLock()
+
+_PACKAGES = ("pyspark", "keras", "tf_keras", "tensorflow", "tensorflow-cpu")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that functions and models usually depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def dump_objects(objects: Mapping[str, Any]) -> bytes:
+    """Pickle the values of Params; functions and classes of the user's own modules by value.
+
+    Args:
+        objects: The values by the Params' names.
+
+    Raises:
+        SerializationError: A value cannot be pickled; the message names the Param.
+    """
+    try:
+        with by_value(objects.values()):
+            return dumps(dict(objects))
+    except Exception as error:
+        for name, value in objects.items():
+            reason = _error_of(value)
+            if reason is not None:
+                raise SerializationError(
+                    f"The Param {name}, {a_type(value)}, cannot be saved: {sentence(reason)} Create what it uses "
+                    "inside the function, or clear the Param before saving."
+                ) from error
+        raise SerializationError(f"The Params {', '.join(objects)} cannot be saved: {one_line(error)}") from error
+
+
+def _error_of(value: object) -> str | None:
+    try:
+        with by_value([value]):
+            dumps(value)
+    except Exception as error:
+        return one_line(error)
+    return None
+
+
+def load_objects(data: bytes, saved: Mapping[str, str], path: str) -> dict[str, Any]:
+    """Load what :func:`dump_objects` has pickled. Like all pickles, it may run any code: load only what you trust.
+
+    Args:
+        data: The bytes.
+        saved: The versions with which they were written.
+        path: Where they were read, for messages.
+
+    Raises:
+        SerializationError: They do not load here; the message compares the versions.
+    """
+    here, there = platform.python_version(), saved.get("python", "")
+    if there.split(".")[:2] != here.split(".")[:2]:
+        raise SerializationError(
+            f"The functions in {path} were saved with Python {there}, and Python {here} cannot load them: their "
+            f"bytecode differs between minor versions. Load them with Python {'.'.join(there.split('.')[:2])}, or "
+            "build the object again here."
+        )
+    import pickle
+
+    try:
+        found: dict[str, Any] = pickle.loads(data)  # nosec B301
+    except Exception as error:
+        now = versions()
+        changed = [f"{name} {version} (here {now.get(name, 'not installed')})" for name, version in saved.items()]
+        raise SerializationError(
+            f"The functions in {path} cannot be loaded: {sentence(one_line(error))} They were saved with "
+            f"{', '.join(changed)}. Install what is missing, or the versions with which they were saved."
+        ) from error
+    return found
+
+
+@contextlib.contextmanager
+def by_value(values: Any) -> Iterator[None]:
+    """Pickle functions and classes by value for the duration of the context, if the values' modules are the user's own.
+
+    Args:
+        values: The functions and objects that are about to be pickled.
+    """
+    from pyspark import cloudpickle
+
+    registered = []
+    with _one_at_a_time:  # the registry belongs to the process
+        try:
+            for module in _own_modules(values):
+                if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
+                    cloudpickle.register_pickle_by_value(module)
+                    registered.append(module)
+            yield
+        finally:
+            for module in registered:
+                cloudpickle.unregister_pickle_by_value(module)
+
+
+def _own_modules(values: Any) -> list[ModuleType]:
+    found: dict[str, ModuleType] = {}
+    for value in values:
+        for each in value if isinstance(value, list | tuple) else [value]:
+            owner: Callable[..., Any] | type = each if hasattr(each, "__module__") else type(each)
+            module = sys.modules.get(getattr(owner, "__module__", None) or "")
+            file = getattr(module, "__file__", None)
+            if module is not None and file and module.__name__ != "__main__" and is_users_file(file):
+                found[module.__name__] = module
+    return list(found.values())

@@ -1,0 +1,78 @@
+"""KerasRegressor and its model."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pyspark.ml.util import MLReadable, MLWritable
+
+from .estimator import KerasEstimator
+from .model import KerasModel
+from .persistence import KerasEstimatorReader, KerasEstimatorWriter, KerasModelReader, KerasModelWriter
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column as SparkColumn
+
+
+class KerasRegressor(KerasEstimator, MLWritable, MLReadable["KerasRegressor"]):
+    """Trains a Keras model to predict numbers, as an estimator of ``pyspark.ml``.
+
+    All arguments are Params, and optional keywords; ``explainParams()`` describes them, and docs/ml.md shows their use.
+    A label is one number; or, for a model of several outputs, an array or a vector, and then predictions are vectors.
+
+    Example::
+
+        def build(num_features):
+            import keras
+            model = keras.Sequential([keras.Input((num_features,)), keras.layers.Dense(32, activation="relu"),
+                                      keras.layers.Dense(1)])
+            model.compile("adam", "mse")
+            return model
+
+        model = KerasRegressor(modelFn=build, labelCol="price", epochs=5, numSlots=4).fit(train_df)
+
+    ``fit`` raises the same errors as that of :class:`KerasClassifier`.
+    """
+
+    _is_classifier = False
+
+    def _model_class(self) -> "type[KerasRegressionModel]":
+        return KerasRegressionModel
+
+    def write(self) -> KerasEstimatorWriter:
+        """Return a writer; ``save(path)`` is a shortcut."""
+        return KerasEstimatorWriter(self)
+
+    @classmethod
+    def read(cls) -> "KerasEstimatorReader":
+        """Return a reader; ``load(path)`` is a shortcut."""
+        return KerasEstimatorReader(cls)
+
+
+class KerasRegressionModel(KerasModel, MLWritable, MLReadable["KerasRegressionModel"]):
+    """A Keras regressor that :class:`KerasRegressor` has trained.
+
+    ``transform`` adds ``predictionCol``: a double, or a vector for a model of several outputs.
+    """
+
+    _is_classifier = False
+
+    def _output_columns(
+        self, output: "SparkColumn", width: int | None, names: Mapping[str, str]
+    ) -> "dict[str, SparkColumn]":
+        from pyspark.ml.functions import array_to_vector
+
+        return {name: output if width == 1 else array_to_vector(output) for name in names.values()}
+
+    def write(self) -> KerasModelWriter:
+        """Return a writer; ``save(path)`` is a shortcut."""
+        return KerasModelWriter(self)
+
+    @classmethod
+    def read(cls) -> "KerasModelReader":
+        """Return a reader; ``load(path)`` is a shortcut."""
+        return KerasModelReader(cls)
+
+
+# Saved files name the classes by their public place.
+for _cls in (KerasRegressor, KerasRegressionModel):
+    _cls.__module__ = __package__

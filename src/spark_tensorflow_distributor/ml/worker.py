@@ -1,0 +1,265 @@
+"""Trains and evaluates on the workers. TensorFlow is imported there only, since the driver imports this module."""
+
+import importlib
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigurationError, DataError
+from ..formatting import a_type
+from ..inference.model import PackedModel
+from ..training.keras_api import keras_of, selected_keras
+from ..training.keras_pickle import dumps, with_own_classes
+from .task import OFFERED_TO_FIT_FN, OFFERED_TO_MODEL_FN, TrainedModel, TrainingTask, arguments_for
+
+if TYPE_CHECKING:
+    from ..data.shard import DataShard
+
+
+def train(
+    *,
+    task: TrainingTask,
+    modelFn: Callable[..., Any] | None,
+    model: Any,
+    modelParams: Mapping[str, Any],
+    fitFn: Callable[..., Any] | None,
+    callbacksFn: Callable[[], list[Any]] | None,
+    train_data: "DataShard",
+    validation_data: "DataShard | None" = None,
+) -> TrainedModel:
+    """Train on this worker's rows; the arguments are named like the Params, because error messages quote them.
+
+    Raises:
+        DataError: A label or a weight is invalid, or the model does not fit the rows.
+        ConfigurationError: A function of the user's returns something else than it must.
+    """
+    importlib.import_module(selected_keras()).utils.set_random_seed(task.seed)
+    _check_weights(task, train_data, validation_data)
+    offered: dict[str, Any] = {
+        "num_features": _num_features(task, train_data),
+        "num_classes": task.num_classes,
+        "train_data": train_data,
+    }
+    if modelFn is not None:
+        named = {key: offered[key] for key in OFFERED_TO_MODEL_FN}
+        # With a fitFn, modelParams are for both: each function gets those that it names.
+        own = modelParams if fitFn is None else _named_by(modelFn, modelParams)
+        model = modelFn(**arguments_for("modelFn", modelFn, own, named))
+        _check_model("modelFn", model)
+    _check_labels(task, model, train_data, validation_data)
+    callbacks = [] if callbacksFn is None else list(callbacksFn())
+    history: Mapping[str, Any] = {}
+    if fitFn is None:
+        history = _fit(task, model, train_data, validation_data, callbacks)
+    else:
+        offered |= {
+            "validation_data": validation_data,
+            "feature_columns": task.features,
+            "label_column": task.label,
+            "weight_column": task.weight,
+            "model": model,
+            "callbacks": callbacks,
+            "batch_size": task.batch_size,
+            "epochs": task.epochs,
+            "seed": task.seed,
+        }
+        named = {key: offered[key] for key in OFFERED_TO_FIT_FN}
+        own = modelParams if modelFn is None else _named_by(fitFn, modelParams)
+        model = fitFn(**arguments_for("fitFn", fitFn, own, named))
+        _check_model("fitFn", model)
+    return _packed(task, model, history)
+
+
+def _named_by(function: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    import inspect
+
+    parameters = inspect.signature(function).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return dict(params)
+    names = {each.name for each in parameters}
+    return {key: value for key, value in params.items() if key in names}
+
+
+def evaluate(*, task: TrainingTask, trained: PackedModel, test_data: "DataShard") -> dict[str, float]:
+    """Evaluate on this worker's rows; all workers return the metrics of all rows."""
+    from ..inference.loading import load_keras
+
+    model = load_keras(trained.spec, trained.data)
+    _check_labels(task, model, test_data)
+    _check_weights(task, test_data)
+    data = _dataset(task, test_data, takes_one_tensor(task, model), shuffle=False)
+    found: dict[str, float] = model.evaluate(data, return_dict=True, verbose=0)
+    return {name: float(value) for name, value in found.items()}
+
+
+def _fit(
+    task: TrainingTask, model: Any, train_data: "DataShard", validation_data: "DataShard | None", callbacks: list[Any]
+) -> Mapping[str, Any]:
+    if getattr(model, "optimizer", None) is None:
+        raise ConfigurationError(
+            "The model is not compiled. Call model.compile(optimizer, loss, metrics=[...]) in modelFn, or before you "
+            "pass the model; or train it with fitFn."
+        )
+    stack = takes_one_tensor(task, model)
+    validation = None if validation_data is None else _dataset(task, validation_data, stack, shuffle=False)
+    result = model.fit(
+        _dataset(task, train_data, stack, shuffle=True),
+        validation_data=validation,
+        epochs=task.epochs,
+        callbacks=callbacks,
+    )
+    return result.history  # type: ignore[no-any-return]
+
+
+def _dataset(task: TrainingTask, shard: "DataShard", stack: bool, *, shuffle: bool) -> Any:
+    return shard.to_tf(
+        task.features,
+        task.label,
+        batch_size=task.batch_size,
+        weight_column=task.weight,
+        stack=stack,
+        shuffle=shuffle,
+        seed=task.seed,
+    )
+
+
+def takes_one_tensor(task: TrainingTask, model: Any) -> bool:
+    """Return whether the columns of ``inputCols`` go into the model side by side."""
+    from ..inference.loading import from_keras
+
+    if isinstance(task.features, str):
+        return False
+    form = from_keras(model).inputs.form
+    is_sequential = any(base.__name__ == "Sequential" for base in type(model).__mro__)
+    return (form == "tensor" and len(task.features) > 1) or (is_sequential and form == "unknown")
+
+
+def _num_features(task: TrainingTask, shard: "DataShard") -> int | None:
+    """Return how many numbers a row has as features; None if the columns are texts or of varying length."""
+    widths = [shard.width_of(name) for name in ([task.features] if isinstance(task.features, str) else task.features)]
+    return None if None in widths else sum(width for width in widths if width is not None)
+
+
+def _check_model(param: str, model: object) -> None:
+    if not keras_of(model) or not callable(getattr(model, "save", None)):
+        raise ConfigurationError(f"{param} returned {a_type(model)}; it must return the Keras model.")
+
+
+def _check_labels(task: TrainingTask, model: Any, *shards: "DataShard | None") -> None:
+    """Check this worker's labels; the first worker to find a wrong one ends the training."""
+    if not task.is_classifier:
+        _check_label_width(task, model, shards)
+        return
+    width = None if model is None else declared_width(model)
+    classes = None if width is None else max(width, 2)
+    if classes is not None and (task.num_classes or 0) > classes:
+        raise DataError(
+            f"The label column {task.label!r} has {task.num_classes} classes, but the model's output has {width} "
+            f"value{'s' if width != 1 else ''} a row. Give its last layer a unit for each class (modelFn may take "
+            "num_classes)."
+        )
+    _check_loss(model)
+    limit = classes or task.num_classes
+    for shard in filter(None, shards):
+        for values in shard.numbers(task.label):
+            wrong = values[(values != values.round()) | (values < 0) | ((values >= limit) if limit else False)]
+            if len(wrong):
+                most = "..." if limit is None else f"{limit - 1} (the model's classes)"
+                raise DataError(
+                    f"The label column {task.label!r} contains {wrong[0]:g}; a classifier's labels are whole numbers "
+                    f"from 0 to {most}. Index other values with StringIndexer of pyspark.ml, or give the model's last "
+                    "layer more units. For numbers that are no classes, use KerasRegressor."
+                )
+
+
+def _check_label_width(task: TrainingTask, model: Any, shards: "Sequence[DataShard | None]") -> None:
+    """Check that a regressor has an output for each number of a label; Keras would broadcast one to the other."""
+    width = None if model is None else declared_width(model)
+    for shard in filter(None, shards):
+        given = shard.width_of(task.label)
+        if width is not None and given is not None and given != width:
+            raise DataError(
+                f"The label column {task.label!r} has {given} numbers a row, but the model's output has {width}. Give "
+                "its last layer as many units, or select other labels."
+            )
+
+
+def _check_loss(model: Any) -> None:
+    loss = getattr(model, "loss", None)
+    name = loss if isinstance(loss, str) else getattr(loss, "name", None) or getattr(loss, "__name__", "")
+    if str(name).lower().replace("_", "") == "categoricalcrossentropy":
+        raise ConfigurationError(
+            "The model's loss is categorical_crossentropy, which needs one-hot labels, but the labels of "
+            "pyspark.ml are class indices. Compile it with sparse_categorical_crossentropy."
+        )
+
+
+def _check_weights(task: TrainingTask, *shards: "DataShard | None") -> None:
+    for shard in filter(None, shards):
+        for values in shard.numbers(task.weight) if task.weight is not None else ():
+            if not (values >= 0).all():
+                raise DataError(
+                    f"The weight column {task.weight!r} contains {values[~(values >= 0)][0]:g}; weights must not be "
+                    "negative or NaN."
+                )
+
+
+def declared_width(model: Any) -> int | None:
+    """Return how many values a model returns for each row; None if it does not declare it.
+
+    Raises:
+        DataError: It has several outputs, or one with more than one dimension.
+    """
+    outputs = getattr(model, "outputs", None)
+    if not outputs:
+        return None
+    dims = [tuple(each.shape)[1:] for each in outputs]
+    if len(dims) > 1 or len(dims[0]) > 1:
+        raise DataError(
+            f"The model's outputs have the shapes {', '.join(str(['batch', *each]) for each in dims)}; a classifier or "
+            "regressor needs one output of one or more numbers a row. Train other models with MirroredStrategyRunner."
+        )
+    return dims[0][0] if dims[0] else 1
+
+
+def gives_logits(model: Any) -> bool:
+    """Return whether a classifier's output consists of logits: as its loss says, else as its last layer does."""
+    loss: Any = getattr(model, "loss", None)
+    if hasattr(loss, "from_logits"):
+        return bool(loss.from_logits)
+    if isinstance(loss, str) and loss.lower().replace("_", "").endswith("crossentropy"):
+        return False
+    layers = getattr(model, "layers", None)
+    activation = getattr(layers[-1], "activation", None) if layers else None
+    return getattr(activation, "__name__", "") == "linear"
+
+
+def _packed(task: TrainingTask, model: Any, history: Mapping[str, Any]) -> TrainedModel:
+    import tensorflow as tf
+
+    library = keras_of(model) or "keras"
+    archive, own = with_own_classes(library, lambda: _archive(model))
+    return TrainedModel(
+        archive=archive,
+        custom_objects=dumps(own) if own else b"",
+        library=library,
+        stack=takes_one_tensor(task, model),
+        width=declared_width(model),
+        gives_logits=task.is_classifier and gives_logits(model),
+        history={name: [float(each) for each in values] for name, values in history.items()},
+        versions={
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            library: importlib.import_module(library).__version__,
+        },
+    )
+
+
+def _archive(model: Any) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="spark-tensorflow-") as folder:
+        path = os.path.join(folder, "model.keras")
+        model.save(path)
+        with open(path, "rb") as file:
+            return file.read()
