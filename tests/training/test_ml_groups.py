@@ -52,7 +52,15 @@ def trained_by(trainer, seed, count=40, validation=None):
 def trainer_of(model, params=None, callbacks=None, **task):
     from spark_tensorflow_distributor.ml.group_training import GroupTrainer
 
-    task = {"num_keys": 1, "features": ("a", "b"), "is_single": False, "label": "y", "epochs": 3, "batch_size": 16, **task}
+    task = {
+        "num_keys": 1,
+        "features": ("a", "b"),
+        "is_single": False,
+        "label": "y",
+        "epochs": 3,
+        "batch_size": 16,
+        **task,
+    }
     return GroupTrainer(GroupTask(**task), lambda: GroupProgram(model, params or {}, callbacks))
 
 
@@ -151,8 +159,11 @@ def test_failures_are_a_column(groups):
 
 
 def test_predictions_are_those_of_each_groups_model(df, groups):
-    rows = groups.predict(df.where("store < 7 and a is not null").unionByName(df.where("id = 3").selectExpr(
-        "99 AS store", "a", "b", "id", "y"))).collect()
+    rows = groups.predict(
+        df.where("store < 7 and a is not null").unionByName(
+            df.where("id = 3").selectExpr("99 AS store", "a", "b", "id", "y")
+        )
+    ).collect()
     assert len(rows) == 12 * 7 + 1
     assert {row["store"] for row in rows if row["prediction"] is None} == {6, 99}
     for store in (0, 5):
@@ -177,7 +188,9 @@ def test_partitions_do_not_matter(df, groups):
         label_column="y", epochs=2, batch_size=8, num_tasks=1,
     )  # fmt: skip
     expected = {row["store"]: row["model"] for row in groups.models.collect()}
-    assert {row["store"]: row["model"] for row in again.models.collect()} == {store: expected[store] for store in (2, 4)}
+    assert {row["store"]: row["model"] for row in again.models.collect()} == {
+        store: expected[store] for store in (2, 4)
+    }
     again.unpersist()
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from ..data.columns import Column
 from ..data.frames import column_expression
 from ..errors import DataError
-from ..formatting import a_type
 from ..inference.features import select_columns
 
 if TYPE_CHECKING:
@@ -64,12 +63,8 @@ def training_rows(
     )
     # A shuffle delivers rows in any order; equal hashes mean equal rows.
     ranked = chosen.withColumn("rank", F.xxhash64(*value_names))
-    placed = ranked.repartition(num_tasks, *names).sortWithinPartitions(*names, *order_names, "rank", *_sortable(values))
+    placed = ranked.repartition(num_tasks, *names).sortWithinPartitions(*names, *order_names, "rank")
     return placed.select(*names, *value_names)
-
-
-def _sortable(values: "Sequence[SparkColumn]") -> list[str]:
-    return []
 
 
 def scored_rows(
@@ -103,11 +98,7 @@ def scored_rows(
         "model",
         *(F.lit(None).cast(types[name]).alias(name) for name in [*feature_names, "row"]),
     )
-    return (
-        rows.unionAll(lines)
-        .repartition(*key_names)
-        .sortWithinPartitions(*key_names, F.col("model").isNull())
-    )
+    return rows.unionAll(lines).repartition(*key_names).sortWithinPartitions(*key_names, F.col("model").isNull())
 
 
 def _as_trained(column: Column) -> "SparkColumn":
@@ -137,6 +128,5 @@ def check_frame(df: object) -> None:
     """
     if getattr(df, "isStreaming", False):
         raise DataError(
-            f"The {a_type(df).split()[-1]} is a stream, but the rows of a group must come together. Call this from "
-            "foreachBatch."
+            "The DataFrame is a stream, but the rows of a group must come together. Call this from foreachBatch."
         )

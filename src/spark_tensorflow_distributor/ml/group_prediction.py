@@ -16,7 +16,6 @@ from .group_weights import unpack_weights
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from ..inference.predictor import Predictor
 
 _MAX_CACHED = 2
 
@@ -47,9 +46,7 @@ class GroupPredictTask:
     output_type: str
 
 
-def run_function(
-    packed: bytes, template: Any, batches: "Iterator[tuple[pa.Array, ...]]"
-) -> "Iterator[pa.Array]":
+def run_function(packed: bytes, template: Any, batches: "Iterator[tuple[pa.Array, ...]]") -> "Iterator[pa.Array]":
     """Run the column function, which yields one array of predictions for each batch.
 
     Args:

@@ -55,7 +55,8 @@ def split_groups(batches: "Iterator[pa.RecordBatch]", num_keys: int, max_bytes: 
                 yield group()
                 parts, num_rows, num_bytes = [], 0, 0
             key = found
-            num_rows, num_bytes = num_rows + part.num_rows, num_bytes + part.get_total_buffer_size() * part.num_rows // len(batch)
+            num_rows += part.num_rows
+            num_bytes += batch.nbytes * part.num_rows // len(batch)
             parts = [*parts, part] if num_bytes <= max_bytes else []
     if key is not None:
         yield group()

@@ -163,9 +163,7 @@ class _Replica:
         callbacks: Returns the callbacks for one group, or None.
     """
 
-    def __init__(
-        self, task: GroupTask, model: Any, data: GroupData, callbacks: Callable[[], list[Any]] | None
-    ) -> None:
+    def __init__(self, task: GroupTask, model: Any, data: GroupData, callbacks: Callable[[], list[Any]] | None) -> None:
         self._task, self.model, self._callbacks = task, model, callbacks
         loaded = from_keras(model)
         is_sequential = isinstance(model, keras.Sequential)
@@ -367,7 +365,11 @@ def _assign(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> None:
 
 def _check_callbacks(callbacks: Sequence[Any]) -> None:
     for callback in callbacks:
-        own = [name for name in _BATCH_METHODS if getattr(type(callback), name, None) is not getattr(keras.callbacks.Callback, name)]
+        own = [
+            name
+            for name in _BATCH_METHODS
+            if getattr(type(callback), name, None) is not getattr(keras.callbacks.Callback, name)
+        ]
         if own and not type(callback).__module__.startswith("keras."):
             raise ConfigurationError(
                 f"The callback {type(callback).__name__} has {', '.join(own)}, but a group is trained in a graph, which "

@@ -249,7 +249,9 @@ class GroupModels:
         import pyspark.sql.functions as F
 
         if len(key) != len(self.group_columns):
-            raise ConfigurationError(f"A key consists of {', '.join(self.group_columns)}, but {len(key)} values were given.")
+            raise ConfigurationError(
+                f"A key consists of {', '.join(self.group_columns)}, but {len(key)} values were given."
+            )
         found = self.table.select(*self._keys(), "model", "error")
         for name, value in zip(self._keys(), key, strict=True):
             found = found.where(F.col(name).eqNullSafe(F.lit(value)))

@@ -4,7 +4,7 @@ import math
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spark_tensorflow_distributor.ml.group_rows import key_runs, same_key, split_groups
@@ -19,10 +19,13 @@ def batches_of(rows, sizes):
         start += size
 
 
+@settings(deadline=None)  # the first call imports NumPy
 @given(st.lists(st.tuples(st.sampled_from([None, "a", "b", "c"]), st.integers(0, 9))), st.lists(st.integers(0, 4)))
 def test_groups_do_not_depend_on_the_batches(rows, sizes):
     rows.sort(key=lambda row: (row[0] is not None, row[0] or ""))
-    found = {group.key[0]: group.rows.column("v0").to_pylist() for group in split_groups(batches_of(rows, sizes), 1, 1 << 20)}
+    found = {
+        group.key[0]: group.rows.column("v0").to_pylist() for group in split_groups(batches_of(rows, sizes), 1, 1 << 20)
+    }
     expected = {}
     for key, value in rows:
         expected.setdefault(key, []).append(value)
