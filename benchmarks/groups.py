@@ -3,14 +3,14 @@
     .venv/bin/python benchmarks/groups.py --keys 10000 --by-hand 100
 
 Each round starts one driver process per system, in turn, so that a change in the machine's speed affects all of them.
-Each process caches its rows and starts Spark's Python workers, then trains a model for each key (``first``, which includes
-importing TensorFlow, and building and tracing in both workers), and once more (``again``). ``cpu`` is the processor time
-of the JVM and the Python workers per 1,000 keys for the second time, which other programs hardly affect. ``memory`` is the
-largest resident size of a Python worker at the end.
+Each process caches its rows and starts Spark's Python workers, then trains a model for each key (``first``, which
+includes importing TensorFlow, and building and tracing in both workers), and once more (``again``). ``cpu`` is the
+processor time of the JVM and the Python workers per 1,000 keys for the second time, which other programs hardly affect.
+``memory`` is the largest resident size of a Python worker at the end.
 
-``ours``: ``KerasRegressor`` with ``groupCol``. ``by hand``: ``applyInPandas`` with a function that builds, compiles, fits
-and returns the weights, as a user writes it. ``reused``: the same, but each worker keeps its compiled model and resets
-its weights and its optimizer by hand. ``floor``: ``applyInPandas`` with a function that returns a constant.
+``ours``: ``KerasRegressor`` with ``groupCol``. ``by hand``: ``applyInPandas`` with a function that builds, compiles,
+fits and returns the weights, as a user writes it. ``reused``: the same, but each worker keeps its compiled model and
+resets its weights and its optimizer by hand. ``floor``: ``applyInPandas`` with a function that returns a constant.
 
 The model has 4 inputs and layers of 16, 8 and 1 units; a key has 50 rows, and is trained for 5 epochs in batches of 32.
 """
@@ -195,9 +195,8 @@ def show(measured):
     def median(system, name):
         return statistics.median(result[name] for result in measured[system])
 
-    print(
-        "| system | keys | first, keys/s | again, keys/s | ours / system | CPU s per 1,000 keys | ours / system | memory, MB |"
-    )
+    columns = ["system", "keys", "first, keys/s", "again, keys/s", "ours / system"]
+    print(f"| {' | '.join([*columns, 'CPU s per 1,000 keys', 'ours / system', 'memory, MB'])} |")
     print("|---|---|---|---|---|---|---|---|")
     for system in measured:
         ratios = ["", ""]
@@ -206,10 +205,16 @@ def show(measured):
                 f"{median('ours', 'again') / median(system, 'again'):.1f}x",
                 f"{median('ours', 'cpu') / median(system, 'cpu'):.3f}x",
             ]
-        print(
-            f"| {system} | {median(system, 'keys'):,.0f} | {median(system, 'first'):.2f} | {median(system, 'again'):.2f} | "
-            f"{ratios[0]} | {median(system, 'cpu'):.1f} | {ratios[1]} | {median(system, 'memory'):.0f} |"
-        )
+        values = [
+            f"{median(system, 'keys'):,.0f}",
+            f"{median(system, 'first'):.2f}",
+            f"{median(system, 'again'):.2f}",
+            ratios[0],
+            f"{median(system, 'cpu'):.1f}",
+            ratios[1],
+            f"{median(system, 'memory'):.0f}",
+        ]
+        print(f"| {' | '.join([system, *values])} |")
 
 
 if __name__ == "__main__":

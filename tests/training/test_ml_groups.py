@@ -5,8 +5,9 @@ import pytest
 
 from spark_tensorflow_distributor import ConfigurationError, DataError, TrainingFailedError
 from spark_tensorflow_distributor.inference.rows import Rows
+from spark_tensorflow_distributor.ml.group_models import load_groups
 from spark_tensorflow_distributor.ml.group_spec import GroupProgram, GroupTask
-from spark_tensorflow_distributor.ml.groups import fit_groups, load_groups
+from spark_tensorflow_distributor.ml.groups import fit_groups
 
 COLUMNS = ["a", "b"]
 
@@ -206,7 +207,7 @@ def test_what_fails_for_all_groups_fails_the_fit(df):
     def broken():
         raise KeyError("no such layer")
 
-    with pytest.raises(TrainingFailedError, match="all 8 groups.*no such layer"):
+    with pytest.raises(TrainingFailedError, match=r"all 8 groups.*no such layer"):
         fit_groups(df, broken, group_columns="store", feature_columns=COLUMNS, label_column="y", num_tasks=2)
 
 

@@ -26,8 +26,8 @@ def key_columns(df: "DataFrame", names: Sequence[str]) -> list[Column]:
     for column in columns:
         if column.depth or not column.spark_type.startswith((*_KEY_TYPES, "decimal", "char", "varchar")):
             raise DataError(
-                f"groupCol names {column.name!r}, a column of type {column.spark_type}; a key must be a text, a number, "
-                "a date or a timestamp."
+                f"groupCol names {column.name!r}, a column of type {column.spark_type}; a key must be a text, a "
+                "number, a date or a timestamp."
             )
     return columns
 
@@ -72,8 +72,8 @@ def scored_rows(
 ) -> "DataFrame":
     """Return the rows to predict and the models, each group within one partition, its model first.
 
-    The columns are ``k0``, ``k1``, ... (the key), ``model`` (null for the rows), ``f0``, ``f1``, ... (the features, null
-    for the models) and ``row``, a struct of all columns (null for the models).
+    The columns are ``k0``, ``k1``, ... (the key), ``model`` (null for the rows), ``f0``, ``f1``, ... (the features,
+    null for the models) and ``row``, a struct of all columns (null for the models).
 
     Args:
         df: The DataFrame.

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError
 from . import columns
+from .group_models import GroupModels, load_groups
 from .group_params import HasGroupColumns
-from .groups import GroupModels, load_groups
 from .model import KerasModel
 from .persistence import KerasModelReader, KerasModelWriter
 from .task import TrainedModel
@@ -57,7 +57,7 @@ class KerasGroupModel(KerasModel, HasGroupColumns):
 
     @property
     def models(self) -> "DataFrame":
-        """One row for each group: the key, ``num_rows``, ``seconds``, ``error``, ``logs`` and ``model`` (the weights)."""
+        """One row for each group: the key, ``num_rows``, ``seconds``, ``error``, ``logs``, ``model`` (the weights)."""
         return self.groups.models
 
     @property

@@ -1,5 +1,6 @@
 """Divides Arrow batches that are sorted by key into groups. Pure."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def key_runs(columns: "Sequence[pa.Array]") -> list[tuple[int, int]]:
         codes = column.dictionary_encode(null_encoding="encode").indices.to_numpy(zero_copy_only=False)
         changes |= codes[1:] != codes[:-1]
     bounds = [0, *(np.flatnonzero(changes) + 1).tolist(), count]
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(itertools.pairwise(bounds))
 
 
 def key_at(columns: "Sequence[pa.Array]", row: int) -> Key:

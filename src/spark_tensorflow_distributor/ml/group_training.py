@@ -27,9 +27,7 @@ from .task import arguments_for
 
 # Places in the orders of the rows that one call of the graph gets; more epochs need more calls.
 _MAX_ORDER = 1 << 22
-_BATCH_METHODS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end") + tuple(
-    f"on_test_{each}" for each in ("batch_begin", "batch_end", "begin", "end")
-)
+_BATCH_METHODS = tuple(f"on_{kind}batch_{end}" for kind in ("", "train_", "test_") for end in ("begin", "end"))
 # Operations whose numbers depend on what the process computed before. Keras' own layers use stateless ones.
 _STATEFUL_RANDOM = {
     "Multinomial", "ParameterizedTruncatedNormal", "RandomGamma", "RandomPoissonV2", "RandomShuffle",
@@ -372,6 +370,6 @@ def _check_callbacks(callbacks: Sequence[Any]) -> None:
         ]
         if own and not type(callback).__module__.startswith("keras."):
             raise ConfigurationError(
-                f"The callback {type(callback).__name__} has {', '.join(own)}, but a group is trained in a graph, which "
-                "calls no methods of batches. Use on_epoch_begin and on_epoch_end, or train this model by itself."
+                f"The callback {type(callback).__name__} has {', '.join(own)}, but a group is trained in a graph, "
+                "which calls no methods of batches. Use on_epoch_begin and on_epoch_end, or train this model by itself."
             )

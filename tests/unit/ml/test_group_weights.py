@@ -21,9 +21,10 @@ def test_a_transposed_array_keeps_its_values():
     np.testing.assert_array_equal(unpack_weights(pack_weights([array]), [array])[0], array)
 
 
-@pytest.mark.parametrize(
-    "change", [lambda data: data[:-1], lambda data: data[:-1] + b"x", lambda data: b"", lambda data: b"x" + data]
-)
+CHANGES = [lambda data: data[:-1], lambda data: data[:-1] + b"x", lambda data: b"", lambda data: b"x" + data]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_damaged(change):
     with pytest.raises(SerializationError, match="damaged or belong to another model"):
         unpack_weights(change(pack_weights(ARRAYS)), ARRAYS)
