@@ -7,11 +7,10 @@ values back, and one call of a graph trains all epochs. The weights are those of
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -22,18 +21,13 @@ from ..inference.loading import from_keras
 from ..inference.predictor import arrangement, tensor_of, type_spec_of
 from ..inference.rows import Rows, stack
 from ..training.keras_api import keras_of, optimizer_variables
+from .group_graph import TrainingGraph
 from .group_spec import GroupProgram, GroupTask
 from .task import arguments_for
 
 # Places in the orders of the rows that one call of the graph gets; more epochs need more calls.
 _MAX_ORDER = 1 << 22
 _BATCH_METHODS = tuple(f"on_{kind}batch_{end}" for kind in ("", "train_", "test_") for end in ("begin", "end"))
-# Operations whose numbers depend on what the process computed before. Keras' own layers use stateless ones.
-_STATEFUL_RANDOM = {
-    "Multinomial", "ParameterizedTruncatedNormal", "RandomGamma", "RandomPoissonV2", "RandomShuffle",
-    "RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal",
-}  # fmt: skip
-
 Logs = dict[str, float]
 
 
@@ -125,6 +119,8 @@ class GroupTrainer:
         return self._replica.width
 
     def _build(self, program: GroupProgram, features: Sequence[Rows]) -> Any:
+        import keras
+
         keras.utils.set_random_seed(self._task.seed)
         model = program.model
         if not keras_of(model):
@@ -164,7 +160,7 @@ class _Replica:
     def __init__(self, task: GroupTask, model: Any, data: GroupData, callbacks: Callable[[], list[Any]] | None) -> None:
         self._task, self.model, self._callbacks = task, model, callbacks
         loaded = from_keras(model)
-        is_sequential = isinstance(model, keras.Sequential)
+        is_sequential = any(base.__name__ == "Sequential" for base in type(model).__mro__)
         one_tensor = (loaded.inputs.form == "tensor" and len(data.features) > 1) or (
             is_sequential and loaded.inputs.form == "unknown"
         )
@@ -175,7 +171,7 @@ class _Replica:
         self._variables = [*model.variables, *optimizer_variables(model.optimizer)]
         initial = [tf.identity(variable.value) for variable in self._variables]
         self._reset = tf.function(lambda: _assign(self._variables, initial), autograph=False)
-        self._graphs: dict[tuple[object, ...], _TrainingGraph] = {}
+        self._graphs: dict[tuple[object, ...], TrainingGraph] = {}
         self.is_reusable = True
 
     def _features(self, data: GroupData) -> list[Rows]:
@@ -235,6 +231,8 @@ class _Replica:
             while len(history) < epochs:
                 history += run(orders(min(most, epochs - len(history))))
             return history
+        import keras
+
         _check_callbacks(callbacks)
         steps = -(-len(rows) // self._task.batch_size)
         listed = keras.callbacks.CallbackList(callbacks, model=self.model, epochs=epochs, steps=steps, verbose=0)
@@ -260,100 +258,14 @@ class _Replica:
 
         return following
 
-    def _graph(self, rows: Sequence[Rows]) -> _TrainingGraph:
+    def _graph(self, rows: Sequence[Rows]) -> TrainingGraph:
         key = tuple((each.dtype, each.dims, len(each.lengths)) for each in rows)
         if key not in self._graphs:
-            graph = _TrainingGraph(self.model, self._arrange, self._task, [type_spec_of(each) for each in rows])
+            graph = TrainingGraph(self.model, self._arrange, self._task, [type_spec_of(each) for each in rows])
             self.is_reusable = self.is_reusable and not graph.has_stateful_random
             self._graphs[key] = graph
             self._reset()  # tracing may have changed variables
         return self._graphs[key]
-
-
-class _TrainingGraph:
-    """A graph that trains epochs.
-
-    Args:
-        model: The model.
-        arrange: Makes the model's argument of the tensors of the features.
-        task: Describes the training.
-        specs: The types of features, labels and weights.
-
-    Attributes:
-        function: Takes the order of the rows in each epoch, ``[epochs, rows]``, the numbers of the rows of validation,
-            and tensors of all rows. Returns the logs, ``[epochs, names]``.
-        names: The names of the logs.
-        train_names: Those of training, which come first.
-        has_stateful_random: Whether it contains random numbers that depend on what was computed before.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        arrange: Callable[[Sequence[Any]], object],
-        task: GroupTask,
-        specs: Sequence[tf.TypeSpec],
-    ) -> None:
-        self._model, self._arrange, self._task = model, arrange, task
-        self._train = tf.function(self._step_of(model.train_step), input_signature=specs, autograph=False)
-        self._test = tf.function(self._step_of(model.test_step), input_signature=specs, autograph=False)
-        self.train_names = _outputs_of(self._train)
-        self._test_names = _outputs_of(self._test) if task.has_validation else []
-        self.names = [*self.train_names, *(f"val_{name}" for name in self._test_names)]
-        signature = [tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32), *specs]
-        self.function = tf.function(self._epochs, input_signature=signature, autograph=False)
-        used = self.function.get_concrete_function().graph.as_graph_def()
-        kinds = {node.op for node in used.node}
-        kinds |= {node.op for each in used.library.function for node in each.node_def}
-        self.has_stateful_random = bool(kinds & _STATEFUL_RANDOM)
-
-    def _step_of(self, step: Callable[[Any], Mapping[str, Any]]) -> Callable[..., dict[str, Any]]:
-        def run(*tensors: Any) -> dict[str, Any]:
-            *features, labels, weights = tensors
-            data = (self._arrange(features), labels, *([weights] if self._task.has_weights else []))
-            logs = step(data)
-            return {name: tf.cast(value, tf.float32) for name, value in logs.items() if _is_scalar(value)}
-
-        return run
-
-    def _epochs(self, orders: tf.Tensor, tested: tf.Tensor, *tensors: Any) -> tf.Tensor:
-        count = tf.shape(orders)[0]
-
-        def body(epoch: tf.Tensor, found: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            logs = self._one_pass(self._train, self.train_names, orders[epoch], tensors)
-            if self._test_names:
-                logs = tf.concat([logs, self._one_pass(self._test, self._test_names, tested, tensors)], 0)
-            return epoch + 1, found.write(epoch, logs)
-
-        found = tf.TensorArray(tf.float32, count, element_shape=[len(self.names)])
-        # One iteration after the other, as the variables' updates are.
-        _, found = tf.while_loop(lambda epoch, _: epoch < count, body, (0, found), parallel_iterations=1)
-        return found.stack()
-
-    def _one_pass(self, step: Any, names: Sequence[str], order: tf.Tensor, tensors: Sequence[Any]) -> tf.Tensor:
-        """Run the steps of one pass over the rows; return the logs of the last one."""
-        self._model.reset_metrics()
-        count, batch = tf.shape(order)[0], self._task.batch_size
-
-        def body(start: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            chosen = order[start : start + batch]
-            logs = step(*(tf.gather(tensor, chosen) for tensor in tensors))
-            return start + batch, tf.stack([logs[name] for name in names])
-
-        empty = tf.fill([len(names)], np.float32("nan"))
-        _, logs = tf.while_loop(lambda start, _: start < count, body, (0, empty), parallel_iterations=1)
-        return logs
-
-
-def _outputs_of(step: Any) -> list[str]:
-    names: list[str] = list(step.get_concrete_function().structured_outputs)
-    if not names:
-        raise ConfigurationError("The model's train_step or test_step returns no logs. Return a dict with the loss.")
-    return names
-
-
-def _is_scalar(value: Any) -> bool:
-    return getattr(value, "shape", None) is not None and tf.TensorShape(value.shape).rank == 0
 
 
 def _assign(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> None:
@@ -362,6 +274,8 @@ def _assign(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> None:
 
 
 def _check_callbacks(callbacks: Sequence[Any]) -> None:
+    import keras
+
     for callback in callbacks:
         own = [
             name
