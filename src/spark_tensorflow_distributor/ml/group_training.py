@@ -89,12 +89,8 @@ class GroupTrainer:
         replica = self._replica
         if replica is None or not replica.is_reusable:
             program = self._load()
-            try:
-                replica = _Replica(self._task, self._build(program, data.features), data, program.callbacks)
-            except Exception as error:
-                if self._replica is None:  # it would fail for all groups
-                    self._error = error
-                raise
+            model = self._build(program, data.features)
+            replica = _Replica(self._task, model, data, program.callbacks)
         self._replica = replica
         random.seed(self._task.seed)
         np.random.seed(self._task.seed % (1 << 32))
@@ -122,11 +118,16 @@ class GroupTrainer:
         import keras
 
         keras.utils.set_random_seed(self._task.seed)
-        model = program.model
-        if not keras_of(model):
-            offered = {"num_features": _width(features), "num_classes": self._task.num_classes}
-            model = model(**arguments_for("modelFn", model, program.params, offered))
-        _check_model(model)
+        try:
+            model = program.model
+            if not keras_of(model):
+                offered = {"num_features": _width(features), "num_classes": self._task.num_classes}
+                model = model(**arguments_for("modelFn", model, program.params, offered))
+            _check_model(model)
+        except Exception as error:
+            if self._replica is None:  # it has never succeeded, and does not depend on the group
+                self._error = error
+            raise
         return model
 
 
@@ -204,7 +205,7 @@ class _Replica:
         history = self._train_with(callbacks, self._runner(data, is_validation), chosen)
         if getattr(self.model.optimizer, "use_ema", False):
             self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
-        return TrainedGroup([np.array(variable.value) for variable in self.model.weights], history)
+        return TrainedGroup([variable.numpy() for variable in self.model.weights], history)
 
     def _runner(self, data: GroupData, is_validation: npt.NDArray[np.bool_]) -> Callable[[Any], list[Logs]]:
         """Return a function that trains some epochs, given the order of the rows in each."""
