@@ -216,3 +216,60 @@ def test_wrong_columns_fail_before_the_job(df):
         fit_groups(df, build, group_columns="shop", feature_columns=COLUMNS, label_column="y")
     with pytest.raises(ConfigurationError, match="epochs is 0"):
         fit_groups(df, build, group_columns="store", feature_columns=COLUMNS, label_column="y", epochs=0)
+
+
+@pytest.fixture(scope="module")
+def regions(df):
+    """Regions and stores, with classes 0 and 1; the store 9 has a label that is no class."""
+    from pyspark.ml.feature import VectorAssembler
+    from pyspark.sql import functions as F
+
+    label = F.when(F.col("store") == 5, 7).otherwise((F.col("a") > 0.5).cast("int"))
+    rows = df.where("store < 6").withColumn("region", F.col("store") % 2).withColumn("label", label)
+    return VectorAssembler(inputCols=COLUMNS, outputCol="features").transform(rows)
+
+
+def two_classes(num_features):
+    import keras
+
+    model = keras.Sequential([keras.Input((num_features,)), keras.layers.Dense(1, activation="sigmoid")])
+    model.compile("adam", "binary_crossentropy")
+    return model
+
+
+def test_a_classifier_of_groups_in_a_pipeline(regions, tmp_path):
+    from pyspark.ml import Pipeline, PipelineModel
+    from pyspark.ml.evaluation import BinaryClassificationEvaluator
+
+    from spark_tensorflow_distributor.ml import KerasClassificationGroupModel, KerasClassifier
+
+    classifier = KerasClassifier(modelFn=two_classes, groupCol=["region", "store"], numGroupTasks=2, epochs=2)
+    pipeline = Pipeline(stages=[classifier])
+    model = pipeline.fit(regions)
+    stage = model.stages[0]
+    assert isinstance(stage, KerasClassificationGroupModel)
+    assert stage.uid == classifier.uid
+    assert [tuple(row)[:2] for row in stage.failures.collect()] == [(1, 5)]
+    assert "a classifier's labels" in stage.failures.first()["error"]
+    rows = model.transform(regions).collect()
+    for row in rows:
+        assert (row["prediction"] is None) == (row["store"] == 5)
+        assert (row["probability"] is None) == (row["store"] == 5)
+    one = next(row for row in rows if row["store"] == 2)
+    expected = stage.kerasModel(0, 2).predict(np.array([one["features"].toArray()]), verbose=0)[0, 0]
+    np.testing.assert_allclose(one["probability"].toArray(), [1 - expected, expected], rtol=1e-4)
+    model.save(f"{tmp_path}/pipeline")
+    loaded = PipelineModel.load(f"{tmp_path}/pipeline")
+    loaded.stages[0].setHandleInvalid("skip")
+    again = loaded.transform(regions)
+    assert again.count() == 12 * 5
+    assert again.where("store = 2").first()["probability"] is not None
+    assert 0 <= BinaryClassificationEvaluator().evaluate(again) <= 1
+    stage.unpersist()
+
+
+def test_params_without_effect_are_refused(regions):
+    from spark_tensorflow_distributor.ml import KerasRegressor
+
+    with pytest.raises(ConfigurationError, match="maxRestarts has no effect with groupCol"):
+        KerasRegressor(modelFn=build, groupCol="store", inputCols=COLUMNS, maxRestarts=1).fit(regions)
