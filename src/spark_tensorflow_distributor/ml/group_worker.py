@@ -32,6 +32,7 @@ _RESULTS_AT_ONCE, _BYTES_AT_ONCE = 500, 4 << 20
 # Trainers by the content of their program.
 _trainers: "OrderedDict[bytes, GroupTrainer]" = OrderedDict()
 
+# What follows the key's columns in the table of models.
 RESULT_COLUMNS = (
     "num_rows bigint, seconds double, error string, logs map<string, double>, history array<map<string, double>>, "
     "model binary, template binary"
@@ -183,11 +184,13 @@ def _nan_text(columns: Sequence[Rows]) -> str:
 
 
 def _template(trainer: "GroupTrainer") -> Template:
-    from ..inference.model import pack
+    from ..inference.model import pack, packed_keras
+    from ..training.keras_pickle import dumps, with_own_classes
     from .worker import gives_logits
 
-    spec, data = pack(trainer.model, None, False)
-    return Template(spec, data, trainer.is_stacked, trainer.width, gives_logits(trainer.model))
+    (_, archive), own = with_own_classes("keras", lambda: pack(trainer.model, None, False))
+    packed = packed_keras(archive, "keras", dumps(own) if own else b"")
+    return Template(packed.spec, packed.data, trainer.is_stacked, trainer.width, gives_logits(trainer.model))
 
 
 def _batch(results: "list[dict[str, Any]]", keys: "list[pa.Field]") -> "pa.RecordBatch":

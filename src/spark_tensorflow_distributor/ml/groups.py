@@ -92,6 +92,7 @@ def fit_groups(
     names = feature_names(feature_columns)
     group_names = feature_names(group_columns)
     schema = df.schema.jsonValue()
+    _check_names(group_names)
     keys, features = key_columns(df, group_names), select_columns(schema, names)
     others = [label_expression(each) for each in select_columns(schema, [label_column])]
     if weight_column:
@@ -123,6 +124,16 @@ def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+
+
+def _check_names(group_names: Sequence[str]) -> None:
+    taken = [part.split()[0] for part in RESULT_COLUMNS.replace("<string, ", "<").split(", ")]
+    for name in group_names:
+        if name in taken:
+            raise DataError(
+                f"groupCol names {name!r}, which is also a column of the table of models ({', '.join(taken)}). Rename "
+                "it (DataFrame.withColumnRenamed)."
+            )
 
 
 def _default_tasks(spark: Any) -> int:
