@@ -121,6 +121,14 @@ def test_a_callback_of_batches_is_refused():
         trained_by(trainer_of(build, callbacks=lambda: [EachBatch()]), 1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def keras():
+    """Keras in the test's own process, imported before a test's environment is compared."""
+    import keras
+
+    return keras
+
+
 @pytest.fixture(scope="module")
 def df(spark):
     """Stores 0 to 7 with 12 rows each; 6 has NaN in its labels, 7 a null among its features."""

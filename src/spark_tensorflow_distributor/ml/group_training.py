@@ -94,6 +94,8 @@ class GroupTrainer:
         self._replica = replica
         random.seed(self._task.seed)
         np.random.seed(self._task.seed % (1 << 32))
+        if self._task.is_classifier:
+            _check_labels(self._task, data.labels.data, max(replica.width, 2))
         return replica.train(data)
 
     @property
@@ -135,6 +137,16 @@ def _width(features: Sequence[Rows]) -> int | None:
     if any(rows.lengths or rows.data.dtype.hasobject for rows in features):
         return None
     return sum(int(np.prod(rows.data.shape[1:])) for rows in features)
+
+
+def _check_labels(task: GroupTask, labels: npt.NDArray[Any], num_classes: int) -> None:
+    wrong = labels[(labels != labels.round()) | (labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise DataError(
+            f"The label column {task.label!r} contains {wrong[0]:g}; a classifier's labels are whole numbers from 0 to "
+            f"{num_classes - 1} (the model's classes). Index other values with StringIndexer of pyspark.ml, or give the "
+            "model's last layer more units."
+        )
 
 
 def _check_model(model: Any) -> None:

@@ -143,23 +143,9 @@ def _data(task: GroupTask, group: Group) -> "GroupData":
         is_validation = rows_from_arrow(others.pop(0), ["the validation indicator column"]).data
     if is_validation is not None and np.all(is_validation):
         raise DataError(f"All {group.num_rows} rows of the group are for validation, so there is none to train on.")
-    _check_labels(task, labels)
     from .group_training import GroupData
 
     return GroupData(features, labels, weights, is_validation)
-
-
-def _check_labels(task: GroupTask, labels: Rows) -> None:
-    if not task.is_classifier:
-        return
-    values, limit = labels.data, task.num_classes
-    wrong = values[(values != values.round()) | (values < 0) | ((values >= limit) if limit else False)]
-    if len(wrong):
-        most = "..." if limit is None else str(limit - 1)
-        raise DataError(
-            f"The label column {task.label!r} contains {wrong[0]:g}; a classifier's labels are whole numbers from 0 to "
-            f"{most}. Index other values with StringIndexer of pyspark.ml."
-        )
 
 
 def _check_finite(task: GroupTask, data: "GroupData", trained: "TrainedGroup") -> None:
