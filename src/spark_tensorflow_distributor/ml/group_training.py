@@ -144,8 +144,8 @@ def _check_labels(task: GroupTask, labels: npt.NDArray[Any], num_classes: int) -
     if len(wrong):
         raise DataError(
             f"The label column {task.label!r} contains {wrong[0]:g}; a classifier's labels are whole numbers from 0 to "
-            f"{num_classes - 1} (the model's classes). Index other values with StringIndexer of pyspark.ml, or give the "
-            "model's last layer more units."
+            f"{num_classes - 1} (the model's classes). Index other values with StringIndexer of pyspark.ml, or give "
+            "the model's last layer more units."
         )
 
 
