@@ -20,6 +20,9 @@ from pyspark.sql import functions as F
 from spark_tensorflow_distributor import RunCallback
 from spark_tensorflow_distributor.ml import KerasRegressor
 
+# Spark leaves the threads of its pool to garbage collection.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed running multiprocessing pool:ResourceWarning")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def functions_of_this_file():

@@ -20,7 +20,7 @@ from .group_params import HasGroups
 from .params import HasInputs, HasPredictBatchSize, HasRunner, HasTargets, HasTraining
 from .running import waiting_runner
 from .summary import TrainingSummary, history_by_metric
-from .task import OFFERED_TO_FIT_FN, OFFERED_TO_MODEL_FN, TrainedModel, TrainingTask, arguments_for
+from .task import OFFERED_TO_FIT_FN, OFFERED_TO_MODEL_FN, TrainedModel, TrainingTask, arguments_for, named_by
 from .worker import train
 
 if TYPE_CHECKING:
@@ -83,6 +83,10 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         params = self._value("modelParams")
         if fit_fn is None and model is not None and params:
             raise ConfigurationError(f"modelParams is {params!r}, but a model takes no arguments. Use modelFn.")
+        if model_fn is not None and fit_fn is not None:
+            used = named_by(model_fn, params) | named_by(fit_fn, params)
+            if unused := sorted(set(params) - set(used)):
+                raise ConfigurationError(f"modelParams has {', '.join(unused)}, which neither modelFn nor fitFn takes.")
         if model_fn is not None and fit_fn is None:
             arguments_for("modelFn", model_fn, params, dict.fromkeys(OFFERED_TO_MODEL_FN))
         if fit_fn is not None and model_fn is None:

@@ -1,5 +1,6 @@
 """The Params that the estimators and models share, and their setters and getters."""
 
+import copy
 import inspect
 from typing import Any, TypeVar
 
@@ -181,7 +182,9 @@ class HasRunner(AccessibleParams):
         "gradientCompression", "'bfloat16' or 'float16': how gradients travel between hosts", converters.text
     )
     pyModules = _param("pyModules", "your own modules and packages to send with each run", converters.modules)
-    runCallbacks = _param("runCallbacks", "RunCallback objects that follow the training on the driver; not saved", list)
+    runCallbacks = _param(
+        "runCallbacks", "RunCallback objects, of which a copy follows each training on the driver; not saved", list
+    )
     logDir = _param(
         "logDir",
         "directory on the driver that receives the workers' files, in a folder for each training",
@@ -205,6 +208,8 @@ class HasRunner(AccessibleParams):
     def runner_arguments(self) -> dict[str, Any]:
         """Return the Params as keyword arguments of ``MirroredStrategyRunner``; those without a value are left out."""
         found = {argument: self._value(name) for name, argument in RUNNER_ARGUMENTS.items()}
+        if found["callbacks"] is not None:  # a callback object follows one run at a time
+            found["callbacks"] = [copy.copy(each) for each in found["callbacks"]]
         return {argument: value for argument, value in found.items() if value is not None}
 
 

@@ -100,3 +100,15 @@ def arguments_for(
             f"({', '.join(params) or 'empty'}) by keyword{more}."
         ) from None
     return arguments
+
+
+def named_by(function: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the ``params`` that a function takes: all of them if it has ``**kwargs``."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        return dict(params)
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return dict(params)
+    names = {each.name for each in parameters}
+    return {key: value for key, value in params.items() if key in names}

@@ -12,7 +12,7 @@ from ..formatting import a_type
 from ..inference.model import PackedModel
 from ..training.keras_api import keras_of, selected_keras
 from ..training.keras_pickle import dumps, with_own_classes
-from .task import OFFERED_TO_FIT_FN, OFFERED_TO_MODEL_FN, TrainedModel, TrainingTask, arguments_for
+from .task import OFFERED_TO_FIT_FN, OFFERED_TO_MODEL_FN, TrainedModel, TrainingTask, arguments_for, named_by
 
 if TYPE_CHECKING:
     from ..data.shard import DataShard
@@ -45,7 +45,7 @@ def train(
     if modelFn is not None:
         named = {key: offered[key] for key in OFFERED_TO_MODEL_FN}
         # With a fitFn, modelParams are for both: each function gets those that it names.
-        own = modelParams if fitFn is None else _named_by(modelFn, modelParams)
+        own = modelParams if fitFn is None else named_by(modelFn, modelParams)
         model = modelFn(**arguments_for("modelFn", modelFn, own, named))
         _check_model("modelFn", model)
     _check_labels(task, model, train_data, validation_data)
@@ -66,20 +66,10 @@ def train(
             "seed": task.seed,
         }
         named = {key: offered[key] for key in OFFERED_TO_FIT_FN}
-        own = modelParams if modelFn is None else _named_by(fitFn, modelParams)
+        own = modelParams if modelFn is None else named_by(fitFn, modelParams)
         model = fitFn(**arguments_for("fitFn", fitFn, own, named))
         _check_model("fitFn", model)
     return _packed(task, model, history)
-
-
-def _named_by(function: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    import inspect
-
-    parameters = inspect.signature(function).parameters.values()
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        return dict(params)
-    names = {each.name for each in parameters}
-    return {key: value for key, value in params.items() if key in names}
 
 
 def evaluate(*, task: TrainingTask, trained: PackedModel, test_data: "DataShard") -> dict[str, float]:
@@ -89,7 +79,7 @@ def evaluate(*, task: TrainingTask, trained: PackedModel, test_data: "DataShard"
     model = load_keras(trained.spec, trained.data)
     _check_labels(task, model, test_data)
     _check_weights(task, test_data)
-    data = _dataset(task, test_data, takes_one_tensor(task, model), shuffle=False)
+    data = _dataset(task, model, test_data, shuffle=False)
     found: dict[str, float] = model.evaluate(data, return_dict=True, verbose=0)
     return {name: float(value) for name, value in found.items()}
 
@@ -102,10 +92,9 @@ def _fit(
             "The model is not compiled. Call model.compile(optimizer, loss, metrics=[...]) in modelFn, or before you "
             "pass the model; or train it with fitFn."
         )
-    stack = takes_one_tensor(task, model)
-    validation = None if validation_data is None else _dataset(task, validation_data, stack, shuffle=False)
+    validation = None if validation_data is None else _dataset(task, model, validation_data, shuffle=False)
     result = model.fit(
-        _dataset(task, train_data, stack, shuffle=True),
+        _dataset(task, model, train_data, shuffle=True),
         validation_data=validation,
         epochs=task.epochs,
         callbacks=callbacks,
@@ -113,9 +102,14 @@ def _fit(
     return result.history  # type: ignore[no-any-return]
 
 
-def _dataset(task: TrainingTask, shard: "DataShard", stack: bool, *, shuffle: bool) -> Any:
+def _dataset(task: TrainingTask, model: Any, shard: "DataShard", *, shuffle: bool) -> Any:
+    stack = takes_one_tensor(task, model)
+    # A model's only input gets the only column as it is, whatever their names are.
+    is_only = (
+        isinstance(task.features, list) and len(task.features) == 1 and not stack and _input_form(model) == "tensor"
+    )
     return shard.to_tf(
-        task.features,
+        task.features[0] if is_only else task.features,
         task.label,
         batch_size=task.batch_size,
         weight_column=task.weight,
@@ -127,13 +121,18 @@ def _dataset(task: TrainingTask, shard: "DataShard", stack: bool, *, shuffle: bo
 
 def takes_one_tensor(task: TrainingTask, model: Any) -> bool:
     """Return whether the columns of ``inputCols`` go into the model side by side."""
-    from ..inference.loading import from_keras
-
     if isinstance(task.features, str):
         return False
-    form = from_keras(model).inputs.form
+    form = _input_form(model)
     is_sequential = any(base.__name__ == "Sequential" for base in type(model).__mro__)
     return (form == "tensor" and len(task.features) > 1) or (is_sequential and form == "unknown")
+
+
+def _input_form(model: Any) -> str:
+    """Return what the model is called with; see ``Inputs.form``."""
+    from ..inference.loading import from_keras
+
+    return from_keras(model).inputs.form
 
 
 def _num_features(task: TrainingTask, shard: "DataShard") -> int | None:
