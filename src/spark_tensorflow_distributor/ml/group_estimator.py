@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError
-from .groups import GroupModels, fit_groups
+from .group_models import GroupModels
+from .groups import fit_groups
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -70,7 +70,7 @@ class KerasGroupModel(KerasModel, HasGroupColumns):
         """One row for each epoch of each group: the key, ``epoch`` (from 0) and ``logs``."""
         return self.groups.history
 
-    def kerasModel(self, *key: Any) -> Any:  # type: ignore[override]
+    def kerasModel(self, *key: Any) -> Any:
         """Return the Keras model of one group. This loads TensorFlow into the driver.
 
         Args:

@@ -174,7 +174,7 @@ def _collected(
             F.first("error", ignorenulls=True).alias("error"),
             F.first("template", ignorenulls=True).alias("template"),
         ).first()
-        if row["groups"] == 0:
+        if row is None or row["groups"] == 0:
             raise DataError("The DataFrame has no rows to train on.")
         if row["template"] is None:
             raise TrainingFailedError(
