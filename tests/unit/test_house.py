@@ -56,6 +56,8 @@ WITH_TENSORFLOW = [
         "data.store",
         "inference.loading",
         "inference.predictor",
+        "ml.group_graph",
+        "ml.group_training",
         "resume.fit_saver",
         "resume.fit_session",
         "resume.fit_tracker",
@@ -89,7 +91,10 @@ WITH_TENSORFLOW += [name for name in MODULES if name.startswith("spark_tensorflo
 # Their classes derive from those of pyspark.ml, which imports NumPy, pandas and PyArrow; only the driver loads them.
 WITH_SPARK = [
     f"spark_tensorflow_distributor.ml.{name}"
-    for name in ("classification", "estimator", "model", "params", "persistence", "regression")
+    for name in (
+        *("classification", "estimator", "group_model", "group_params", "model", "params", "persistence"),
+        "regression",
+    )
 ]
 
 

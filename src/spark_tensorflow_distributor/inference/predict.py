@@ -89,7 +89,7 @@ def predict(
     arguments, values = _arguments(columns, by_column("fill_value", fill_value, names), stack)
     model_spec, data = pack(model, custom_objects, safe_mode)
     spec = PredictSpec(model_spec, arguments, isinstance(feature_columns, str), stack, batch_size, gpu_resource_name)
-    payload = _payload(df.sparkSession, data)
+    payload = payload_of(df.sparkSession, data)
     sample = None if df.isStreaming else df.select(*(v.alias(f"c{i}") for i, v in enumerate(values)))
     kind = _output_type(df.sparkSession, output_type, model, spec, payload, sample)
     # Spark evaluates a deterministic function again for each use of its column, for example in a filter.
@@ -136,7 +136,7 @@ def predict_udf(
     model_spec, data = pack(model, custom_objects, safe_mode)
     arguments = tuple((name,) for name in names)
     spec = PredictSpec(model_spec, arguments, isinstance(feature_columns, str), stack, batch_size, gpu_resource_name)
-    payload = _payload(session, data)
+    payload = payload_of(session, data)
     return _udf(spec, payload, _output_type(session, output_type, model, spec, payload, None))
 
 
@@ -202,7 +202,7 @@ def _expression(column: Column, fill: Any, stack: bool) -> "SparkColumn":
     return value
 
 
-def _payload(spark: Any, data: bytes) -> bytes | Broadcast:
+def payload_of(spark: Any, data: bytes) -> bytes | Broadcast:
     """Return the model's bytes, or a broadcast of them: a Python worker that has cached the model never reads it.
 
     Raises:
@@ -282,10 +282,19 @@ def _parse_type(given: "str | DataType") -> "DataType":
 
 def _udf(spec: PredictSpec, payload: bytes | Broadcast, kind: "DataType") -> Any:
     """Return Spark's user-defined function, based on Arrow (PySpark 4.1 and newer) or on pandas."""
+    packed = pickle.dumps(replace(spec, output_type=kind.json()))
+    return column_function(shipped("inference.worker", "run_function", packed, payload), kind)
+
+
+def column_function(body: "Body", kind: "DataType") -> Any:
+    """Return a function over batches of Arrow arrays as a user-defined function of Spark.
+
+    Args:
+        body: Takes an iterator of one tuple of arrays for each batch, and yields one array for each.
+        kind: The type of the column.
+    """
     import pyspark.sql.functions as F
 
-    packed = pickle.dumps(replace(spec, output_type=kind.json()))
-    body = shipped("inference.worker", "run_function", packed, payload)
     arrow_udf = getattr(F, "arrow_udf", None)
     return _pandas_udf(body, kind) if arrow_udf is None else _arrow_udf(arrow_udf, body, kind)
 

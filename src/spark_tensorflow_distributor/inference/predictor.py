@@ -55,7 +55,7 @@ class Predictor:
             if key not in self._functions:
                 self._functions[key] = self._trace(features, is_single, is_named, is_exact)
         function, names = self._functions[key]
-        outputs = function(*map(_to_tensor, features))
+        outputs = function(*map(tensor_of, features))
         return [_to_rows(name, tensor) for name, tensor in zip(names, outputs, strict=True)]
 
     def describe(self) -> list[Output] | None:
@@ -73,7 +73,7 @@ class Predictor:
             names[:] = [name for name, _ in outputs]
             return [_spark_compatible(tensor) for _, tensor in outputs]
 
-        signature = [_type_spec(rows, is_exact) for rows in features]
+        signature = [type_spec_of(rows, is_exact) for rows in features]
         function = tf.function(run, input_signature=signature, autograph=self._model.autograph)
         try:
             function.get_concrete_function()
@@ -123,13 +123,13 @@ def _structure(inputs: Inputs, tensors: Sequence[Tensor]) -> object:
     return tensors[0] if inputs.form == "tensor" else list(tensors)
 
 
-def _type_spec(rows: Rows, is_exact: bool) -> tf.TypeSpec:
+def type_spec_of(rows: Rows, is_exact: bool = True) -> tf.TypeSpec:
     if rows.lengths:
         return tf.RaggedTensorSpec([None] * (len(rows.lengths) + 1), rows.dtype, len(rows.lengths))
     return tf.TensorSpec([None, *(size if is_exact else None for size in rows.dims)], rows.dtype)
 
 
-def _to_tensor(rows: Rows) -> Tensor:
+def tensor_of(rows: Rows) -> Tensor:
     tensor = tf.convert_to_tensor(rows.data, rows.dtype)
     return tf.RaggedTensor.from_nested_row_lengths(tensor, rows.lengths, validate=False) if rows.lengths else tensor
 

@@ -10,21 +10,25 @@ _HOMES = {
     "KerasClassifier": "classification",
     "KerasClassificationModel": "classification",
     "KerasRegressor": "regression",
+    "KerasClassificationGroupModel": "classification",
+    "KerasRegressionGroupModel": "regression",
     "KerasRegressionModel": "regression",
     "TrainingSummary": "summary",
 }
 
 __all__ = [
+    "KerasClassificationGroupModel",
     "KerasClassificationModel",
     "KerasClassifier",
+    "KerasRegressionGroupModel",
     "KerasRegressionModel",
     "KerasRegressor",
     "TrainingSummary",
 ]
 
 if TYPE_CHECKING:
-    from .classification import KerasClassificationModel, KerasClassifier
-    from .regression import KerasRegressionModel, KerasRegressor
+    from .classification import KerasClassificationGroupModel, KerasClassificationModel, KerasClassifier
+    from .regression import KerasRegressionGroupModel, KerasRegressionModel, KerasRegressor
     from .summary import TrainingSummary
 
 

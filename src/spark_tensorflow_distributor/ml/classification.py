@@ -10,6 +10,7 @@ from pyspark.ml.util import MLReadable, MLWritable
 from ..errors import ConfigurationError
 from . import columns, converters
 from .estimator import KerasEstimator
+from .group_model import KerasGroupModel, KerasGroupModelReader, KerasGroupModelWriter
 from .model import KerasModel
 from .params import AccessibleParams
 from .persistence import KerasEstimatorReader, KerasEstimatorWriter, KerasModelReader, KerasModelWriter
@@ -58,6 +59,9 @@ class KerasClassifier(KerasEstimator, HasClassColumns, MLWritable, MLReadable["K
 
     def _model_class(self) -> "type[KerasClassificationModel]":
         return KerasClassificationModel
+
+    def _group_model_class(self) -> "type[KerasClassificationGroupModel]":
+        return KerasClassificationGroupModel
 
     def write(self) -> KerasEstimatorWriter:
         """Return a writer; ``save(path)`` is a shortcut."""
@@ -123,6 +127,22 @@ class KerasClassificationModel(KerasModel, HasClassColumns, MLWritable, MLReadab
         return KerasModelReader(cls)
 
 
+class KerasClassificationGroupModel(KerasGroupModel, KerasClassificationModel):
+    """One Keras classifier for each group, trained by :class:`KerasClassifier` with ``groupCol``.
+
+    ``transform`` adds the columns of :class:`KerasClassificationModel`, null for groups without a model.
+    """
+
+    def write(self) -> KerasGroupModelWriter:
+        """Return a writer; ``save(path)`` is a shortcut."""
+        return KerasGroupModelWriter(self)
+
+    @classmethod
+    def read(cls) -> "KerasGroupModelReader":
+        """Return a reader; ``load(path)`` is a shortcut."""
+        return KerasGroupModelReader(cls)
+
+
 # Saved files name the classes by their public place.
-for _cls in (KerasClassifier, KerasClassificationModel):
+for _cls in (KerasClassifier, KerasClassificationModel, KerasClassificationGroupModel):
     _cls.__module__ = __package__

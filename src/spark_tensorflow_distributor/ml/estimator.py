@@ -15,6 +15,8 @@ from ..errors import ConfigurationError
 from ..formatting import a_type
 from ..training.keras_api import keras_of
 from . import columns
+from .group_estimator import fit_by_group
+from .group_params import HasGroups
 from .params import HasInputs, HasPredictBatchSize, HasRunner, HasTargets, HasTraining
 from .running import waiting_runner
 from .summary import TrainingSummary, history_by_metric
@@ -24,12 +26,13 @@ from .worker import train
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
+    from .group_model import KerasGroupModel
     from .model import KerasModel
 
 _trainings = itertools.count()
 
 
-class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, HasRunner, Estimator[Any]):
+class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, HasRunner, HasGroups, Estimator[Any]):
     """Base of the estimators: trains a Keras model on the rows of a DataFrame."""
 
     _is_classifier: ClassVar[bool]
@@ -37,10 +40,18 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
     def _model_class(self) -> "type[KerasModel]":
         raise NotImplementedError
 
+    def _group_model_class(self) -> "type[KerasGroupModel]":
+        raise NotImplementedError
+
     def _fit(self, dataset: "DataFrame") -> Any:
         self._check_functions()
         known = self._known_columns(dataset)
         names, count = self._classes(dataset, known)
+        if self._value("groupCol"):
+            of_groups = self._group_model_class()()
+            of_groups._take_groups(fit_by_group(self, dataset, count), names, count)
+            of_groups._resetUid(self.uid)
+            return self._copyValues(of_groups)
         task = self._task(count)
         frames = self._frames(dataset, known, task)
         run, runner = waiting_runner(dataset.sparkSession, self.runner_arguments() | self._own_folders(dataset))

@@ -125,16 +125,7 @@ class KerasModel(HasInputs, HasTargets, HasPredictBatchSize, HasRunner, Model):
         if not outputs:
             return dataset
         own = f"{self.uid}_output"
-        scored = predict(
-            dataset,
-            self._packed_model(),
-            features,
-            stack=trained.stack,
-            output_column=own,
-            batch_size=self._value("predictBatchSize"),
-            output_type={None: None, 1: "float"}.get(trained.width, "array<float>"),
-            gpu_resource_name=self._value("gpuResourceName"),
-        )
+        scored = self._score(dataset, own)
         kind = scored.schema[own].dataType.simpleString()
         width = 1 if not kind.startswith("array") else trained.width
         output = F.col(own).cast("double" if width == 1 else "array<double>")
@@ -142,6 +133,20 @@ class KerasModel(HasInputs, HasTargets, HasPredictBatchSize, HasRunner, Model):
         for name, value in self._output_columns(output, width, outputs).items():
             scored = scored.withColumn(name, value)
         return scored.drop(own)
+
+    def _score(self, dataset: "DataFrame", output_column: str) -> "DataFrame":
+        """Return the rows with the model's output in another column."""
+        trained = self.trained
+        return predict(
+            dataset,
+            self._packed_model(),
+            self.input_columns(),
+            stack=trained.stack,
+            output_column=output_column,
+            batch_size=self._value("predictBatchSize"),
+            output_type={None: None, 1: "float"}.get(trained.width, "array<float>"),
+            gpu_resource_name=self._value("gpuResourceName"),
+        )
 
     def _output_params(self) -> dict[str, str]:
         """Return the names of the columns to add, by Param; as in pyspark.ml, an empty name leaves a column out."""

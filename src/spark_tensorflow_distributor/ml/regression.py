@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from pyspark.ml.util import MLReadable, MLWritable
 
 from .estimator import KerasEstimator
+from .group_model import KerasGroupModel, KerasGroupModelReader, KerasGroupModelWriter
 from .model import KerasModel
 from .persistence import KerasEstimatorReader, KerasEstimatorWriter, KerasModelReader, KerasModelWriter
 
@@ -37,6 +38,9 @@ class KerasRegressor(KerasEstimator, MLWritable, MLReadable["KerasRegressor"]):
 
     def _model_class(self) -> "type[KerasRegressionModel]":
         return KerasRegressionModel
+
+    def _group_model_class(self) -> "type[KerasRegressionGroupModel]":
+        return KerasRegressionGroupModel
 
     def write(self) -> KerasEstimatorWriter:
         """Return a writer; ``save(path)`` is a shortcut."""
@@ -73,6 +77,22 @@ class KerasRegressionModel(KerasModel, MLWritable, MLReadable["KerasRegressionMo
         return KerasModelReader(cls)
 
 
+class KerasRegressionGroupModel(KerasGroupModel, KerasRegressionModel):
+    """One Keras regressor for each group, trained by :class:`KerasRegressor` with ``groupCol``.
+
+    ``transform`` adds the column of :class:`KerasRegressionModel`, null for groups without a model.
+    """
+
+    def write(self) -> KerasGroupModelWriter:
+        """Return a writer; ``save(path)`` is a shortcut."""
+        return KerasGroupModelWriter(self)
+
+    @classmethod
+    def read(cls) -> "KerasGroupModelReader":
+        """Return a reader; ``load(path)`` is a shortcut."""
+        return KerasGroupModelReader(cls)
+
+
 # Saved files name the classes by their public place.
-for _cls in (KerasRegressor, KerasRegressionModel):
+for _cls in (KerasRegressor, KerasRegressionModel, KerasRegressionGroupModel):
     _cls.__module__ = __package__

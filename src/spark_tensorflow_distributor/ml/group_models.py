@@ -1,0 +1,201 @@
+"""The models of all groups, which stay in Spark, and their predictions."""
+
+import pickle
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import ConfigurationError, DataError, SerializationError
+from ..formatting import one_line
+from ..inference.features import select_columns
+from ..inference.predict import column_function, payload_of
+from ..runtime.shipping import shipped
+from .group_frames import check_frame, key_columns, scored_rows
+from .group_prediction import GroupPredictTask
+from .group_spec import Template
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+HandleInvalid = Literal["keep", "skip", "error"]
+
+
+@dataclass(frozen=True)
+class GroupModels:
+    """The models of all groups.
+
+    Attributes:
+        table: One row for each group: the key's columns, ``num_rows``, ``seconds``, ``error`` (null if the training
+            succeeded), ``logs`` (those of the last epoch), ``history`` (of all epochs), ``model`` (the weights) and
+            ``template``.
+        template_data: A pickled ``Template``.
+        group_columns: The columns that form the key.
+        features: The columns of features.
+        is_single: Whether they were given as a single name.
+        num_groups: The number of groups.
+        num_failed: How many of them have no model.
+    """
+
+    table: "DataFrame"
+    template_data: bytes
+    group_columns: tuple[str, ...]
+    features: tuple[str, ...]
+    is_single: bool
+    num_groups: int
+    num_failed: int
+
+    @cached_property
+    def template(self) -> Template:
+        """What the models have in common."""
+        # Written by this library's worker; docs/ml-groups.md says to load only models that one trusts.
+        found: Template = pickle.loads(self.template_data)  # nosec B301
+        return found
+
+    @property
+    def models(self) -> "DataFrame":
+        """One row for each group: the key, ``num_rows``, ``seconds``, ``error``, ``logs`` and ``model``."""
+        return self.table.drop("history", "template")
+
+    @property
+    def failures(self) -> "DataFrame":
+        """The groups whose training failed: the key, ``num_rows``, ``seconds`` and ``error``."""
+        return self.table.where("error IS NOT NULL").select(*self._keys(), "num_rows", "seconds", "error")
+
+    @property
+    def history(self) -> "DataFrame":
+        """One row for each epoch of each group: the key, ``epoch`` (from 0) and ``logs``."""
+        import pyspark.sql.functions as F
+
+        return self.table.select(*self._keys(), F.posexplode("history").alias("epoch", "logs"))
+
+    def _keys(self) -> list[str]:
+        return ["`" + name.replace("`", "``") + "`" for name in self.group_columns]
+
+    def keras_model(self, *key: Any) -> Any:
+        """Return the model of one group. This loads TensorFlow into the driver.
+
+        Args:
+            key: The values of the key's columns, in their order.
+
+        Raises:
+            DataError: There is no model for the key.
+        """
+        import pyspark.sql.functions as F
+
+        if len(key) != len(self.group_columns):
+            raise ConfigurationError(
+                f"A key consists of {', '.join(self.group_columns)}, but {len(key)} values were given."
+            )
+        found = self.table.select(*self._keys(), "model", "error")
+        for name, value in zip(self._keys(), key, strict=True):
+            found = found.where(F.col(name).eqNullSafe(F.lit(value)))
+        row = found.first()
+        if row is None or row["model"] is None:
+            why = "it was not among the rows of fit()" if row is None else f"its training failed: {row['error']}"
+            raise DataError(f"There is no model for the group {key}: {why}")
+        from ..inference.loading import load_keras
+        from .group_weights import unpack_weights
+
+        model = load_keras(self.template.spec, self.template.data)
+        model.set_weights(unpack_weights(bytes(row["model"]), model.get_weights()))
+        return model
+
+    def predict(
+        self,
+        df: "DataFrame",
+        *,
+        output_column: str = "prediction",
+        handle_invalid: HandleInvalid = "keep",
+        batch_size: int = 4096,
+        gpu_resource_name: str = "gpu",
+    ) -> "DataFrame":
+        """Return a DataFrame with an additional column: each row's prediction by the model of its group.
+
+        Rows are shuffled, so that those of a group come together; the other columns stay in the JVM.
+
+        Args:
+            df: A DataFrame with the columns of the key and of features.
+            output_column: Name of the new column; an existing column of that name is replaced.
+            handle_invalid: What to do with rows whose group has no model: ``"keep"`` (a null prediction), ``"skip"``
+                (leave them out) or ``"error"``.
+            batch_size: Largest number of rows in one call of a model.
+            gpu_resource_name: See :func:`fit_groups`.
+
+        Raises:
+            ConfigurationError, DataError: An argument or a column is invalid.
+        """
+        import pyspark.sql.functions as F
+        import pyspark.sql.types as T
+
+        check_frame(df)
+        if handle_invalid not in ("keep", "skip", "error"):
+            raise ConfigurationError(f"handleInvalid is {handle_invalid!r}; it must be 'keep', 'skip' or 'error'.")
+        df = df.drop(output_column)
+        keys = key_columns(df, self.group_columns)
+        features = select_columns(df.schema.jsonValue(), self.features)
+        rows = scored_rows(df, keys, features, self.table, self._keys())
+        kind = T.FloatType() if self.template.width == 1 else T.ArrayType(T.FloatType())
+        task = GroupPredictTask(
+            self.group_columns, self.features, self.is_single, batch_size, gpu_resource_name,
+            handle_invalid == "error", kind.json(),
+        )  # fmt: skip
+        payload = payload_of(df.sparkSession, self.template_data)
+        body = shipped("ml.group_prediction", "run_function", pickle.dumps(task), payload)
+        # Spark must neither compute the column again for each use nor move it away from the sorted rows.
+        scored = rows.withColumn(
+            "output",
+            column_function(body, kind).asNondeterministic()(
+                *(f"k{number}" for number in range(len(keys))), "model", *(f"f{n}" for n in range(len(features)))
+            ),
+        )
+        chosen = scored.where("row IS NOT NULL")
+        if handle_invalid == "skip":
+            chosen = chosen.where("output IS NOT NULL")
+        return chosen.select("row.*", F.col("output").alias(output_column))
+
+    def save(self, path: str) -> None:
+        """Write the models with Spark's writers; :func:`load_groups` reads them.
+
+        Args:
+            path: A path or URL that does not exist.
+        """
+        self.table.write.parquet(f"{path.rstrip('/')}/models")
+        self.save_description(path)
+
+    def save_description(self, path: str) -> None:
+        """Write everything but the models' weights."""
+        row = (
+            self.template_data, list(self.group_columns), list(self.features), self.is_single, self.num_groups,
+            self.num_failed,
+        )  # fmt: skip
+        kinds = (
+            "template binary, group_columns array<string>, features array<string>, is_single boolean, "
+            "num_groups bigint, num_failed bigint"
+        )
+        description = self.table.sparkSession.createDataFrame([row], kinds)
+        description.coalesce(1).write.parquet(f"{path.rstrip('/')}/description")
+
+    def unpersist(self) -> None:
+        """Free what Spark keeps of the models; afterwards they would be trained again. Not needed with a path."""
+        self.table.unpersist()
+
+
+def load_groups(spark: Any, path: str) -> GroupModels:
+    """Load models that ``GroupModels.save`` has written. It unpickles: load only what you trust.
+
+    Args:
+        spark: The SparkSession.
+        path: The path.
+
+    Raises:
+        SerializationError: It contains no such models.
+    """
+    try:
+        row = spark.read.parquet(f"{path.rstrip('/')}/description").first()
+        table = spark.read.parquet(f"{path.rstrip('/')}/models")
+    except Exception as error:
+        raise SerializationError(f"The models of groups in {path} cannot be read: {one_line(error)}") from error
+    return GroupModels(
+        table, bytes(row["template"]), tuple(row["group_columns"]), tuple(row["features"]), row["is_single"],
+        row["num_groups"], row["num_failed"],
+    )  # fmt: skip

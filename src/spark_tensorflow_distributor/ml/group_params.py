@@ -1,0 +1,63 @@
+"""The Params of models for groups."""
+
+from typing import Any
+
+from . import converters
+from .params import AccessibleParams, _param
+
+
+def _columns(value: Any) -> list[str]:
+    return [converters.text(each) for each in ([value] if isinstance(value, str) else value)]
+
+
+def _handling(value: Any) -> str:
+    if value not in ("keep", "skip", "error"):
+        raise TypeError(f"It is {value!r}; it must be 'keep', 'skip' or 'error'.")
+    return str(value)
+
+
+class HasGroupColumns(AccessibleParams):
+    """What the estimator and the model of groups share."""
+
+    groupCol = _param(
+        "groupCol",
+        "column, or list of columns, by whose values the rows are grouped: each group gets a model of its own, trained "
+        "within one task, and transform uses the model of each row's group",
+        _columns,
+    )
+    handleInvalid = _param(
+        "handleInvalid",
+        "how transform treats rows of groups without a model: 'keep' (null predictions), 'skip' (leave them out) or "
+        "'error'",
+        _handling,
+    )
+
+    def _set_defaults(self) -> None:
+        super()._set_defaults()
+        self._setDefault(handleInvalid="keep")
+
+
+class HasGroups(HasGroupColumns):
+    """How the models of groups are trained."""
+
+    groupOrderCol = _param(
+        "groupOrderCol", "column, or list of columns, by which the rows of a group are sorted before training", _columns
+    )
+    shuffleGroups = _param("shuffleGroups", "whether each epoch of a group has an order of its own", converters.boolean)
+    numGroupTasks = _param(
+        "numGroupTasks",
+        "number of Spark tasks in which groups are trained. Default: four for each slot of the cluster",
+        converters.integer(1),
+    )
+    maxGroupBytes = _param(
+        "maxGroupBytes", "size of a group's rows above which it is a failure instead of trained", converters.integer(1)
+    )
+    groupModelsPath = _param(
+        "groupModelsPath",
+        "path or URL that must not exist, where Spark writes the models of groups. Default: the executors keep them",
+        converters.text,
+    )
+
+    def _set_defaults(self) -> None:
+        super()._set_defaults()
+        self._setDefault(shuffleGroups=True, maxGroupBytes=1 << 30)

@@ -1,0 +1,150 @@
+"""Predicts with the model of each row's group, as it runs in Spark's Python worker."""
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError
+from ..inference.rows import Rows, rows_from_arrow, rows_to_arrow, stack
+from ..inference.startup import start_tensorflow
+from .group_rows import Key, key_at, key_runs, same_key
+from .group_spec import Template
+from .group_weights import unpack_weights
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+_MAX_CACHED = 2
+
+# Appliers by the key of their template's model.
+_appliers: "OrderedDict[str, _Applier]" = OrderedDict()
+
+
+@dataclass(frozen=True)
+class GroupPredictTask:
+    """Describes the prediction.
+
+    Attributes:
+        group_columns: The names of the columns that form the key.
+        features: The names of the columns of features.
+        is_single: Whether the user gave a single name, so that the model gets one tensor instead of a collection.
+        batch_size: Largest number of rows in one call of the model.
+        gpu_resource_name: Name of the GPU resource in Spark's settings.
+        refuses_unknown: Whether a key without a model is an error; else its predictions are null.
+        output_type: Spark's type of a prediction, as JSON.
+    """
+
+    group_columns: tuple[str, ...]
+    features: tuple[str, ...]
+    is_single: bool
+    batch_size: int
+    gpu_resource_name: str
+    refuses_unknown: bool
+    output_type: str
+
+
+def run_function(packed: bytes, template: Any, batches: "Iterator[tuple[pa.Array, ...]]") -> "Iterator[pa.Array]":
+    """Run the column function, which yields one array of predictions for each batch.
+
+    Args:
+        packed: A pickled ``GroupPredictTask``.
+        template: A pickled ``Template``, or a broadcast of it.
+        batches: The arrays of the key's columns, the weights, and the features; sorted by key, and within a key the row
+            that has the weights first. That row's features are null, and its prediction is null.
+    """
+    import pyarrow as pa
+    from pyspark.sql.pandas.types import to_arrow_type
+    from pyspark.sql.types import _parse_datatype_json_string
+
+    # From the driver, in the Spark task.
+    task: GroupPredictTask = pickle.loads(packed)  # nosec B301
+    kind = to_arrow_type(_parse_datatype_json_string(task.output_type))
+    count = len(task.group_columns)
+    current: tuple[Key, bytes | None] | None = None
+    for arrays in batches:
+        keys, models, features = arrays[:count], arrays[count], arrays[count + 1 :]
+        pieces: list[pa.Array] = []
+        for start, stop in key_runs(keys):
+            key = key_at(keys, start)
+            if current is None or not same_key(current[0], key):
+                current = key, None
+            if models[start].is_valid:
+                current = key, models[start].as_py()
+                pieces.append(pa.nulls(1, kind))
+                start += 1
+            if start == stop:
+                continue
+            if current[1] is None:
+                _refuse_unknown(task, key)
+                pieces.append(pa.nulls(stop - start, kind))
+            else:
+                applier = _applier(task, template)
+                pieces += applier.predict(current[1], [each.slice(start, stop - start) for each in features], kind)
+        yield pa.concat_arrays(pieces) if pieces else pa.array([], kind)
+
+
+def _refuse_unknown(task: GroupPredictTask, key: Key) -> None:
+    if task.refuses_unknown:
+        text = ", ".join(f"{name}={value!r}" for name, value in zip(task.group_columns, key, strict=True))
+        raise DataError(
+            f"There is no model for the group {text}: it was not among the rows of fit(), or its training failed (see "
+            "the model's failures). With handleInvalid='keep' its predictions are null, with 'skip' its rows are left "
+            "out."
+        )
+
+
+def _applier(task: GroupPredictTask, template: Any) -> "_Applier":
+    start_tensorflow(task.gpu_resource_name)
+    data: bytes = template if isinstance(template, bytes) else template.value
+    # From the driver, in the Spark task.
+    found: Template = pickle.loads(data)  # nosec B301
+    key = found.spec.key
+    if key not in _appliers:
+        while len(_appliers) >= _MAX_CACHED:
+            _appliers.popitem(last=False)
+        _appliers[key] = _Applier(found, task)
+    _appliers.move_to_end(key)
+    return _appliers[key]
+
+
+class _Applier:
+    """Applies a model with changing weights.
+
+    Args:
+        template: The model.
+        task: Describes the prediction.
+    """
+
+    def __init__(self, template: Template, task: GroupPredictTask) -> None:
+        from ..inference.loading import load
+        from ..inference.predictor import Predictor
+
+        loaded = load(template.spec, lambda: template.data)
+        self._stack, self._task = template.stack, task
+        self._predictor: Predictor = Predictor(loaded)
+        self._variables: Sequence[Any] = loaded.owner.weights  # type: ignore[attr-defined]
+        self._likes = [variable.numpy() for variable in self._variables]
+        self._current: bytes | None = None
+
+    def predict(self, weights: bytes, arrays: "Sequence[pa.Array]", kind: "pa.DataType") -> "list[pa.Array]":
+        """Return the predictions for the rows of one group, in pieces."""
+        if weights is not self._current:
+            for variable, value in zip(self._variables, unpack_weights(weights, self._likes), strict=True):
+                variable.assign(value)
+            self._current = weights
+        features = [rows_from_arrow(array, [name]) for array, name in zip(arrays, self._task.features, strict=True)]
+        if self._stack:
+            features = [stack(features)]
+        is_single = self._task.is_single or self._stack
+        size, count = self._task.batch_size, len(arrays[0])
+        return [
+            rows_to_arrow([self._one_output(features, start, min(start + size, count), is_single)], kind)
+            for start in range(0, count, size)
+        ]
+
+    def _one_output(self, features: Sequence[Rows], start: int, stop: int, is_single: bool) -> Rows:
+        outputs = self._predictor([rows.slice(start, stop) for rows in features], is_single, True)
+        return outputs[0]

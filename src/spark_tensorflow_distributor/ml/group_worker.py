@@ -1,0 +1,197 @@
+"""Trains one model for each group, as it runs in Spark's Python worker.
+
+TensorFlow, the compiled model and its graph stay in the worker, which Spark reuses for the tasks of a job.
+"""
+
+import hashlib
+import pickle
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError
+from ..formatting import one_line, printable
+from ..inference.rows import Rows, rows_from_arrow
+from ..inference.startup import start_tensorflow
+from .group_rows import Group, split_groups
+from .group_spec import GroupProgram, GroupTask, Template
+from .group_weights import pack_weights
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .group_training import GroupData, GroupTrainer, TrainedGroup
+
+_MAX_CACHED = 2
+_MAX_ERROR = 4000
+# Results are handed to Spark when there are so many, or so many bytes.
+_RESULTS_AT_ONCE, _BYTES_AT_ONCE = 500, 4 << 20
+
+# Trainers by the content of their program.
+_trainers: "OrderedDict[bytes, GroupTrainer]" = OrderedDict()
+
+# What follows the key's columns in the table of models.
+RESULT_COLUMNS = (
+    "num_rows bigint, seconds double, error string, logs map<string, double>, history array<map<string, double>>, "
+    "model binary, template binary"
+)
+
+
+def run_task(packed: bytes, program: Any, batches: "Iterator[pa.RecordBatch]") -> "Iterator[pa.RecordBatch]":
+    """Run the body of a Spark task: train a model for each group of rows, and yield one row for each.
+
+    Args:
+        packed: A pickled ``GroupTask``.
+        program: A pickled ``GroupProgram``, or a broadcast of it.
+        batches: The rows, sorted by key: the key's columns, those of features, the label, and those of weights and of
+            the indicator of validation if there are any.
+    """
+    # From the driver, in the Spark task.
+    task: GroupTask = pickle.loads(packed)  # nosec B301
+    results: list[dict[str, Any]] = []
+    types: list[pa.Field] = []
+    state = random.getstate()
+    template_is_due, size = True, 0
+
+    def watched() -> "Iterator[pa.RecordBatch]":
+        for batch in batches:
+            types[:] = list(batch.schema)[: task.num_keys]
+            yield batch
+
+    try:
+        for group in split_groups(watched(), task.num_keys, task.max_bytes):
+            result = _train(task, packed, program, group, template_is_due)
+            template_is_due = template_is_due and result["template"] is None
+            results.append({**{f"k{i}": value for i, value in enumerate(group.key)}, **result})
+            size += len(result["model"] or b"")
+            if len(results) >= _RESULTS_AT_ONCE or size >= _BYTES_AT_ONCE:
+                yield _batch(results, types)
+                results, size = [], 0
+        if results:
+            yield _batch(results, types)
+    finally:
+        random.setstate(state)  # the process is Spark's
+
+
+def _train(task: GroupTask, packed: bytes, program: Any, group: Group, template_is_due: bool) -> dict[str, Any]:
+    started = time.perf_counter()
+    result: dict[str, Any] = dict.fromkeys(("error", "logs", "history", "model", "template"))
+    try:
+        data = _data(task, group)
+        trainer = _trainer(task, packed, program)
+        trained = trainer.train(data)
+        _check_finite(task, data, trained)
+        result["history"], result["logs"] = trained.history, trained.history[-1]
+        result["model"] = pack_weights(trained.weights)
+        if template_is_due:
+            result["template"] = pickle.dumps(_template(trainer))
+    except Exception as error:
+        result["error"] = printable(one_line(error))[:_MAX_ERROR]
+        result["model"] = None
+    return {"num_rows": group.num_rows, "seconds": time.perf_counter() - started, **result}
+
+
+def _trainer(task: GroupTask, packed: bytes, program: Any) -> "GroupTrainer":
+    """Return the trainer of the job, from the cache if possible."""
+    start_tensorflow(task.gpu_resource_name)
+    from .group_training import GroupTrainer
+
+    data: bytes = program if isinstance(program, bytes) else program.value
+    key = hashlib.sha256(packed + data).digest()
+    if key not in _trainers:
+        while len(_trainers) >= _MAX_CACHED:
+            _trainers.popitem(last=False)
+
+        def load() -> GroupProgram:
+            # From the driver, in the Spark task.
+            return pickle.loads(data)  # type: ignore[no-any-return]  # nosec B301
+
+        _trainers[key] = GroupTrainer(task, load)
+    _trainers.move_to_end(key)
+    return _trainers[key]
+
+
+def _data(task: GroupTask, group: Group) -> "GroupData":
+    """Return the rows of a group as arrays.
+
+    Raises:
+        DataError: They cannot be trained on.
+    """
+    import numpy as np
+
+    if group.rows is None:
+        raise DataError(
+            f"The group has {group.num_rows} rows of {group.num_bytes >> 20} MiB, but a model of a group is trained in "
+            f"the memory of one task (maxGroupBytes={task.max_bytes}). Train this key by itself, without groupCol, or "
+            "give the tasks more memory and raise the limit."
+        )
+    columns = [column.combine_chunks() for column in group.rows.columns[task.num_keys :]]
+    columns = [each.chunk(0) if hasattr(each, "chunks") else each for each in columns]
+    names = [*task.features, task.label]
+    features = [rows_from_arrow(array, [name]) for array, name in zip(columns, names, strict=False)]
+    labels = features.pop()
+    others = columns[len(names) :]
+    weights = is_validation = None
+    if task.has_weights:
+        weights = rows_from_arrow(others.pop(0), ["the weight column"])
+        if not (weights.data >= 0).all():
+            wrong = weights.data[~(weights.data >= 0)][0]
+            raise DataError(f"The weight column contains {wrong:g}; weights must not be negative or NaN.")
+    if task.has_validation:
+        is_validation = rows_from_arrow(others.pop(0), ["the validation indicator column"]).data
+    if is_validation is not None and np.all(is_validation):
+        raise DataError(f"All {group.num_rows} rows of the group are for validation, so there is none to train on.")
+    from .group_training import GroupData
+
+    return GroupData(features, labels, weights, is_validation)
+
+
+def _check_finite(task: GroupTask, data: "GroupData", trained: "TrainedGroup") -> None:
+    import numpy as np
+
+    loss = [logs.get("loss", 0.0) for logs in trained.history]
+    bad = next((number for number, value in enumerate(loss, 1) if not np.isfinite(value)), None)
+    if bad is None and all(np.isfinite(each).all() for each in trained.weights if each.dtype.kind == "f"):
+        return
+    found = _nan_text([*data.features, data.labels])
+    when = f"The loss is {loss[bad - 1]:g} after epoch {bad}." if bad else "Weights are not finite after training."
+    raise DataError(f"{when} {found or 'The learning rate may be too high for these rows.'}")
+
+
+def _nan_text(columns: Sequence[Rows]) -> str:
+    import numpy as np
+
+    for rows in columns:
+        if rows.data.dtype.kind == "f" and (count := int((~np.isfinite(rows.data)).sum())):
+            return f"The column {rows.name!r} contains {count} values that are NaN or infinite."
+    return ""
+
+
+def _template(trainer: "GroupTrainer") -> Template:
+    from ..inference.model import pack, packed_keras
+    from ..training.keras_pickle import dumps, with_own_classes
+    from .worker import gives_logits
+
+    (_, archive), own = with_own_classes("keras", lambda: pack(trainer.model, None, False))
+    packed = packed_keras(archive, "keras", dumps(own) if own else b"")
+    return Template(packed.spec, packed.data, trainer.is_stacked, trainer.width, gives_logits(trainer.model))
+
+
+def _batch(results: "list[dict[str, Any]]", keys: "list[pa.Field]") -> "pa.RecordBatch":
+    import pyarrow as pa
+
+    logs = pa.map_(pa.string(), pa.float64())
+    fields = [pa.field(f"k{number}", each.type) for number, each in enumerate(keys)]
+    fields += [("num_rows", pa.int64()), ("seconds", pa.float64()), ("error", pa.string()), ("logs", logs)]
+    fields += [("history", pa.list_(logs)), ("model", pa.binary()), ("template", pa.binary())]
+    rows = [
+        {
+            **each,
+            "logs": None if each["logs"] is None else list(each["logs"].items()),
+            "history": None if each["history"] is None else [list(entry.items()) for entry in each["history"]],
+        }
+        for each in results
+    ]
+    return pa.RecordBatch.from_pylist(rows, pa.schema(fields))
