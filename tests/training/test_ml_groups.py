@@ -5,9 +5,9 @@ import pytest
 
 from spark_tensorflow_distributor import ConfigurationError, DataError, TrainingFailedError
 from spark_tensorflow_distributor.inference.rows import Rows
-from spark_tensorflow_distributor.ml.group_models import load_groups
-from spark_tensorflow_distributor.ml.group_spec import GroupProgram, GroupTask
-from spark_tensorflow_distributor.ml.groups import fit_groups
+from spark_tensorflow_distributor.ml.groups.fit import fit_groups
+from spark_tensorflow_distributor.ml.groups.models import load_groups
+from spark_tensorflow_distributor.ml.groups.spec import GroupProgram, GroupTask
 
 COLUMNS = ["a", "b"]
 
@@ -44,14 +44,14 @@ def rows_of(seed, count):
 
 
 def trained_by(trainer, seed, count=40, validation=None):
-    from spark_tensorflow_distributor.ml.group_training import GroupData
+    from spark_tensorflow_distributor.ml.groups.training import GroupData
 
     features, labels = rows_of(seed, count)
     return trainer.train(GroupData(features, labels, None, validation))
 
 
 def trainer_of(model, params=None, callbacks=None, **task):
-    from spark_tensorflow_distributor.ml.group_training import GroupTrainer
+    from spark_tensorflow_distributor.ml.groups.training import GroupTrainer
 
     task = {
         "num_keys": 1,

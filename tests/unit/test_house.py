@@ -56,8 +56,8 @@ WITH_TENSORFLOW = [
         "data.store",
         "inference.loading",
         "inference.predictor",
-        "ml.group_graph",
-        "ml.group_training",
+        "ml.groups.graph",
+        "ml.groups.training",
         "resume.fit_saver",
         "resume.fit_session",
         "resume.fit_tracker",
@@ -92,7 +92,7 @@ WITH_TENSORFLOW += [name for name in MODULES if name.startswith("spark_tensorflo
 WITH_SPARK = [
     f"spark_tensorflow_distributor.ml.{name}"
     for name in (
-        *("classification", "estimator", "group_model", "group_params", "model", "params", "persistence"),
+        *("classification", "estimator", "groups.params", "groups.spark_model", "model", "params", "persistence"),
         "regression",
     )
 ]

@@ -10,7 +10,7 @@ from pyspark.ml.util import MLReadable, MLWritable
 from ..errors import ConfigurationError
 from . import columns, converters
 from .estimator import KerasEstimator
-from .group_model import KerasGroupModel, KerasGroupModelReader, KerasGroupModelWriter
+from .groups.spark_model import KerasGroupModel, KerasGroupModelReader, KerasGroupModelWriter
 from .model import KerasModel
 from .params import AccessibleParams
 from .persistence import KerasEstimatorReader, KerasEstimatorWriter, KerasModelReader, KerasModelWriter

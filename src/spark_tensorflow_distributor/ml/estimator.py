@@ -15,8 +15,8 @@ from ..errors import ConfigurationError
 from ..formatting import a_type
 from ..training.keras_api import keras_of
 from . import columns
-from .group_estimator import fit_by_group
-from .group_params import HasGroups
+from .groups.estimator import fit_by_group
+from .groups.params import HasGroups
 from .params import HasInputs, HasPredictBatchSize, HasRunner, HasTargets, HasTraining
 from .running import waiting_runner
 from .summary import TrainingSummary, history_by_metric
@@ -26,7 +26,7 @@ from .worker import train
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-    from .group_model import KerasGroupModel
+    from .groups.spark_model import KerasGroupModel
     from .model import KerasModel
 
 _trainings = itertools.count()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from pyspark.ml.util import MLReadable, MLWritable
 
 from .estimator import KerasEstimator
-from .group_model import KerasGroupModel, KerasGroupModelReader, KerasGroupModelWriter
+from .groups.spark_model import KerasGroupModel, KerasGroupModelReader, KerasGroupModelWriter
 from .model import KerasModel
 from .persistence import KerasEstimatorReader, KerasEstimatorWriter, KerasModelReader, KerasModelWriter
 

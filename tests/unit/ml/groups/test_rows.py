@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spark_tensorflow_distributor.ml.group_rows import key_runs, same_key, split_groups
+from spark_tensorflow_distributor.ml.groups.rows import key_runs, same_key, split_groups
 
 
 def batches_of(rows, sizes):

@@ -11,18 +11,18 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError
-from ..formatting import one_line, printable
-from ..inference.rows import Rows, rows_from_arrow
-from ..inference.startup import start_tensorflow
-from .group_rows import Group, split_groups
-from .group_spec import GroupProgram, GroupTask, Template
-from .group_weights import pack_weights
+from ...errors import DataError
+from ...formatting import one_line, printable
+from ...inference.rows import Rows, rows_from_arrow
+from ...inference.startup import start_tensorflow
+from .rows import Group, split_groups
+from .spec import GroupProgram, GroupTask, Template
+from .weights import pack_weights
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from .group_training import GroupData, GroupTrainer, TrainedGroup
+    from .training import GroupData, GroupTrainer, TrainedGroup
 
 _MAX_CACHED = 2
 _MAX_ERROR = 4000
@@ -96,7 +96,7 @@ def _train(task: GroupTask, packed: bytes, program: Any, group: Group, template_
 def _trainer(task: GroupTask, packed: bytes, program: Any) -> "GroupTrainer":
     """Return the trainer of the job, from the cache if possible."""
     start_tensorflow(task.gpu_resource_name)
-    from .group_training import GroupTrainer
+    from .training import GroupTrainer
 
     data: bytes = program if isinstance(program, bytes) else program.value
     key = hashlib.sha256(packed + data).digest()
@@ -143,7 +143,7 @@ def _data(task: GroupTask, group: Group) -> "GroupData":
         is_validation = rows_from_arrow(others.pop(0), ["the validation indicator column"]).data
     if is_validation is not None and np.all(is_validation):
         raise DataError(f"All {group.num_rows} rows of the group are for validation, so there is none to train on.")
-    from .group_training import GroupData
+    from .training import GroupData
 
     return GroupData(features, labels, weights, is_validation)
 
@@ -170,9 +170,9 @@ def _nan_text(columns: Sequence[Rows]) -> str:
 
 
 def _template(trainer: "GroupTrainer") -> Template:
-    from ..inference.model import pack, packed_keras
-    from ..training.keras_pickle import dumps, with_own_classes
-    from .worker import gives_logits
+    from ...inference.model import pack, packed_keras
+    from ...training.keras_pickle import dumps, with_own_classes
+    from ..worker import gives_logits
 
     (_, archive), own = with_own_classes("keras", lambda: pack(trainer.model, None, False))
     packed = packed_keras(archive, "keras", dumps(own) if own else b"")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spark_tensorflow_distributor import SerializationError
-from spark_tensorflow_distributor.ml.group_weights import pack_weights, unpack_weights
+from spark_tensorflow_distributor.ml.groups.weights import pack_weights, unpack_weights
 
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(7, np.int64), np.zeros((0, 2), np.float16)]
 

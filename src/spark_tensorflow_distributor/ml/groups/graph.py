@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ..errors import ConfigurationError
-from .group_spec import GroupTask
+from ...errors import ConfigurationError
+from .spec import GroupTask
 
 # Operations whose numbers depend on what the process computed before. Keras' own layers use stateless ones.
 _STATEFUL_RANDOM = {

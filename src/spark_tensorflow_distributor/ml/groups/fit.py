@@ -4,19 +4,19 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..data.frames import column_expression
-from ..errors import ConfigurationError, DataError, SerializationError, TrainingFailedError
-from ..formatting import one_line
-from ..inference.features import feature_names, select_columns
-from ..inference.predict import payload_of
-from ..runtime.driver.spark import is_connect
-from ..runtime.shipping import shipped
-from ..training.keras_pickle import dumps
-from .functions import by_value
-from .group_frames import check_frame, key_columns, label_expression, training_rows
-from .group_models import GroupModels
-from .group_spec import GroupProgram, GroupTask
-from .group_worker import RESULT_COLUMNS
+from ...data.frames import column_expression
+from ...errors import ConfigurationError, DataError, SerializationError, TrainingFailedError
+from ...formatting import one_line
+from ...inference.features import feature_names, select_columns
+from ...inference.predict import payload_of
+from ...runtime.driver.spark import is_connect
+from ...runtime.shipping import shipped
+from ...training.keras_pickle import dumps
+from ..functions import by_value
+from .frames import check_frame, key_columns, label_expression, training_rows
+from .models import GroupModels
+from .spec import GroupProgram, GroupTask
+from .worker import RESULT_COLUMNS
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -111,7 +111,7 @@ def fit_groups(
     )  # fmt: skip
     payload = payload_of(df.sparkSession, _pickled(model, dict(model_params or {}), callbacks))
     rows = training_rows(df, keys, features, others, order_columns, num_tasks or _default_tasks(df.sparkSession))
-    body = shipped("ml.group_worker", "run_task", pickle.dumps(task), payload)
+    body = shipped("ml.groups.worker", "run_task", pickle.dumps(task), payload)
     types = {field.name: field.dataType.simpleString() for field in rows.schema.fields}
     declared = ", ".join(f"k{number} {types[f'k{number}']}" for number in range(len(keys)))
     found = rows.mapInArrow(body, f"{declared}, {RESULT_COLUMNS}").withColumnsRenamed(
@@ -143,7 +143,7 @@ def _default_tasks(spark: Any) -> int:
 
 
 def _pickled(model: Any, params: Mapping[str, Any], callbacks: Any) -> bytes:
-    from ..runtime.driver.pickling import pack_function
+    from ...runtime.driver.pickling import pack_function
 
     program = GroupProgram(model, params, callbacks)
     try:

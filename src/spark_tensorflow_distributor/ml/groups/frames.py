@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..data.columns import Column
-from ..data.frames import column_expression
-from ..errors import DataError
-from ..inference.features import select_columns
+from ...data.columns import Column
+from ...data.frames import column_expression
+from ...errors import DataError
+from ...inference.features import select_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn

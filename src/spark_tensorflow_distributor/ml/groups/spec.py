@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..inference.model import ModelSpec
+from ...inference.model import ModelSpec
 
 # What the user's function may name among its arguments, besides its own.
 OFFERED = ("num_features", "num_classes")

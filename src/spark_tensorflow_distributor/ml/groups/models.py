@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ConfigurationError, DataError, SerializationError
-from ..formatting import one_line
-from ..inference.features import select_columns
-from ..inference.predict import column_function, payload_of
-from ..runtime.shipping import shipped
-from .group_frames import check_frame, key_columns, scored_rows
-from .group_prediction import GroupPredictTask
-from .group_spec import Template
+from ...errors import ConfigurationError, DataError, SerializationError
+from ...formatting import one_line
+from ...inference.features import select_columns
+from ...inference.predict import column_function, payload_of
+from ...runtime.shipping import shipped
+from .frames import check_frame, key_columns, scored_rows
+from .prediction import GroupPredictTask
+from .spec import Template
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -93,8 +93,8 @@ class GroupModels:
         if row is None or row["model"] is None:
             why = "it was not among the rows of fit()" if row is None else f"its training failed: {row['error']}"
             raise DataError(f"There is no model for the group {key}: {why}")
-        from ..inference.loading import load_keras
-        from .group_weights import unpack_weights
+        from ...inference.loading import load_keras
+        from .weights import unpack_weights
 
         model = load_keras(self.template.spec, self.template.data)
         model.set_weights(unpack_weights(bytes(row["model"]), model.get_weights()))
@@ -140,7 +140,7 @@ class GroupModels:
             handle_invalid == "error", kind.json(),
         )  # fmt: skip
         payload = payload_of(df.sparkSession, self.template_data)
-        body = shipped("ml.group_prediction", "run_function", pickle.dumps(task), payload)
+        body = shipped("ml.groups.prediction", "run_function", pickle.dumps(task), payload)
         # Spark must neither compute the column again for each use nor move it away from the sorted rows.
         scored = rows.withColumn(
             "output",

@@ -15,15 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from ..errors import ConfigurationError, DataError
-from ..formatting import a_type
-from ..inference.loading import from_keras
-from ..inference.predictor import arrangement, tensor_of, type_spec_of
-from ..inference.rows import Rows, stack
-from ..training.keras_api import keras_of, optimizer_variables
-from .group_graph import TrainingGraph
-from .group_spec import GroupProgram, GroupTask
-from .task import arguments_for
+from ...errors import ConfigurationError, DataError
+from ...formatting import a_type
+from ...inference.loading import from_keras
+from ...inference.predictor import arrangement, tensor_of, type_spec_of
+from ...inference.rows import Rows, stack
+from ...training.keras_api import keras_of, optimizer_variables
+from ..task import arguments_for
+from .graph import TrainingGraph
+from .spec import GroupProgram, GroupTask
 
 # Places in the orders of the rows that one call of the graph gets; more epochs need more calls.
 _MAX_ORDER = 1 << 22

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError
-from ..inference.rows import Rows, rows_from_arrow, rows_to_arrow, stack
-from ..inference.startup import start_tensorflow
-from .group_rows import Key, key_at, key_runs, same_key
-from .group_spec import Template
-from .group_weights import unpack_weights
+from ...errors import DataError
+from ...inference.rows import Rows, rows_from_arrow, rows_to_arrow, stack
+from ...inference.startup import start_tensorflow
+from .rows import Key, key_at, key_runs, same_key
+from .spec import Template
+from .weights import unpack_weights
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -119,8 +119,8 @@ class _Applier:
     """
 
     def __init__(self, template: Template, task: GroupPredictTask) -> None:
-        from ..inference.loading import load
-        from ..inference.predictor import Predictor
+        from ...inference.loading import load
+        from ...inference.predictor import Predictor
 
         loaded = load(template.spec, lambda: template.data)
         self._stack, self._task = template.stack, task

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigurationError
-from . import columns
-from .group_models import GroupModels, load_groups
-from .group_params import HasGroupColumns
-from .model import KerasModel
-from .persistence import KerasModelReader, KerasModelWriter
-from .task import TrainedModel
+from ...errors import ConfigurationError
+from .. import columns
+from ..model import KerasModel
+from ..persistence import KerasModelReader, KerasModelWriter
+from ..task import TrainedModel
+from .models import GroupModels, load_groups
+from .params import HasGroupColumns
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SerializationError
+from ...errors import SerializationError
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from . import converters
-from .params import AccessibleParams, _param
+from .. import converters
+from ..params import AccessibleParams, _param
 
 
 def _columns(value: Any) -> list[str]:

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigurationError
-from .group_models import GroupModels
-from .groups import fit_groups
+from ...errors import ConfigurationError
+from .fit import fit_groups
+from .models import GroupModels
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -1,0 +1,1 @@
+"""One Keras model for each group of rows, each trained within one Spark task."""
