@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import spark_tensorflow_distributor as std
+from spark_tensorflow_distributor import ml
 
 pytest.importorskip("mkdocstrings")
 pytest.importorskip("material")
@@ -85,7 +86,7 @@ def test_nothing_is_loaded_from_other_hosts(site, pages):
 
 def test_every_public_name_has_a_place_in_the_reference_and_an_example():
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")]
-    for name in std.__all__:
+    for name in [*std.__all__, *(f"ml.{name}" for name in ml.__all__)]:
         entry = f"::: spark_tensorflow_distributor.{name}\n"
         found = [text for text in texts if entry in text]
         assert len(found) == 1, name
