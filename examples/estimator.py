@@ -59,6 +59,7 @@ def main():
     parser.add_argument("--slots", type=int, default=1, help="workers per training (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the flights (default: all)")
+    parser.add_argument("--trees", type=int, default=20, help="of the gradient-boosted trees (default: 20)")
     options = parser.parse_args()
     spark = (
         SparkSession.builder.master(os.environ.get("SPARK_MASTER") or f"local[{options.parallel * options.slots}]")
@@ -100,7 +101,7 @@ def main():
         estimators = {
             "Keras": classifier.copy(grid[best]),
             "logistic regression": LogisticRegression(labelCol=LABEL, maxIter=100),
-            "gradient-boosted trees": GBTClassifier(labelCol=LABEL, maxIter=20, seed=1),
+            "gradient-boosted trees": GBTClassifier(labelCol=LABEL, maxIter=options.trees, seed=1),
         }
         print(f"\n{'on the test flights':24} {'AUC':>7} {'fit':>9} {'score':>9}")
         for name, estimator in estimators.items():

@@ -15,7 +15,7 @@ MISSING = str(Path(__file__).parent.parent / "stubs_missing")
 def call(name, *words, cwd):
     env = {name: value for name, value in os.environ.items() if name != "SPARK_HOME"}
     command = [sys.executable, "-m", "spark_tensorflow_distributor", name, "--cpu", "--conf", "spark.ui.enabled=false"]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=200, env=env, cwd=cwd)
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=500, env=env, cwd=cwd)
     if name == "doctor":  # the workers of a run print what the stub causes
         assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done

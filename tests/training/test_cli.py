@@ -8,7 +8,7 @@ import sys
 def call(*words, cwd):
     env = {name: value for name, value in os.environ.items() if name != "SPARK_HOME"}
     command = [sys.executable, "-m", "spark_tensorflow_distributor", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=env, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=560, env=env, cwd=cwd)
 
 
 def test_doctor_says_that_a_run_would_start(tmp_path):

@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 def test_flights_from_the_tables_to_scores():
     command = [sys.executable, str(EXAMPLES / "flights.py"), "--epochs", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560, env=os.environ)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     scores = {
         name: float(value) for name, value in re.findall(r"(Keras|[Ll]ogistic regression)\D*(0\.\d+)", done.stdout)
@@ -24,8 +24,9 @@ def test_flights_from_the_tables_to_scores():
 
 
 def test_a_keras_stage_beside_the_models_of_spark():
-    command = [sys.executable, str(EXAMPLES / "estimator.py"), "--epochs", "1", "--fraction", "0.05"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ)
+    quick = ["--epochs", "1", "--fraction", "0.05", "--trees", "3"]
+    command = [sys.executable, str(EXAMPLES / "estimator.py"), *quick]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560, env=os.environ)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     areas = {
         name: float(area)
@@ -38,7 +39,7 @@ def test_a_keras_stage_beside_the_models_of_spark():
 def test_tuning_prunes_trials_that_share_the_cluster():
     pytest.importorskip("optuna")
     command = [sys.executable, str(EXAMPLES / "tuning.py"), "--trials", "6", "--epochs", "4"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560, env=os.environ)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     trials = re.findall(r"trial \d+: .* (\d) epochs, (\w+)", done.stdout)
     assert len(trials) == 6, done.stdout[-3000:]

@@ -52,7 +52,7 @@ def test_the_program_of_the_section_runs(section, output, clean_python, tmp_path
     found = subprocess.run([clean_python, "-c", where], capture_output=True, text=True, env=env, cwd=tmp_path)
     assert Path(clean_python).parents[1] in Path(found.stdout.strip()).parents, found.stdout + found.stderr
     done = subprocess.run(
-        [clean_python, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=280, env=env
+        [clean_python, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=560, env=env
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert output in done.stdout
