@@ -36,6 +36,7 @@ class StandaloneCluster:
 
     def __init__(self, folder, worker_conf=None, hosts=("127.0.0.1", "127.0.0.2")):
         self.folder = Path(folder)
+        self.folder.mkdir(exist_ok=True)
         self._processes = []
         self._drivers = []
         self._logs = []

@@ -1,7 +1,7 @@
 """The results of a suite of which tests have selected some cases."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,13 +15,15 @@ from .launch import cases_of, differences, launch
 # Keras package, number of workers, engine.
 Group: TypeAlias = tuple[str, int, str]
 
-# A group takes several minutes on two cores, so that by default each package has one, and tf_keras, which shares all
-# but its patches with Keras 3, runs every third case. Everything runs if the environment says EVERY_GROUP=1.
+# patches with Keras 3, runs every third case, and of the whole programs every second one runs. Everything runs if the
+# patches with Keras 3, runs every third case, and every second of the whole programs runs. Everything runs if the
+# environment says EVERY_GROUP=1.
 GROUPS: set[Group] = {("keras", 3, "sockets"), ("tf_keras", 2, "sockets")}
-EVERY = {"keras": 1, "tf_keras": 3}
+EVERY_CASE = {"keras": 1, "tf_keras": 3}
+EVERY_PROGRAM = {"keras": 2, "tf_keras": 4}
 if os.environ.get("EVERY_GROUP"):
     GROUPS |= {("keras", 2, "sockets"), ("tf_keras", 3, "sockets")}
-    EVERY["tf_keras"] = 1
+    EVERY_CASE = EVERY_PROGRAM = {"keras": 1, "tf_keras": 1}
 
 # These cases also run on the runtime of TensorFlow. They use every kind of collective, in all methods and custom loops.
 ON_TENSORFLOW = (
@@ -88,12 +90,14 @@ class Results:
             self.spark.conf.unset(COLLECTIVES)
 
 
-def table(cases: dict[str, Any], groups: set[Group]) -> list[tuple[str, str, int, str]]:
-    """Return the arguments of ``Results.check`` for every case of a package that has a test in one of the groups."""
+def table(
+    cases: dict[str, Any], groups: set[Group], every: Mapping[str, int] = EVERY_CASE
+) -> list[tuple[str, str, int, str]]:
+    """Return the arguments of ``Results.check`` for every n-th case of a package that has a test in a group."""
     arguments = []
     for package, workers, engine in sorted(groups):
         names = [name for name in cases if package in cases[name].packages]
         if engine != "sockets":
             names = [name for name in names if name in ON_TENSORFLOW]
-        arguments += [(package, name, workers, engine) for name in names[:: EVERY[package]]]
+        arguments += [(package, name, workers, engine) for name in names[:: every[package]]]
     return arguments

@@ -10,7 +10,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1]))
 
 from conformance.launch import cases_of, differences
-from conformance.results import GROUPS, Results, table
+from conformance.results import EVERY_PROGRAM, GROUPS, Results, table
 from conformance.table import Case
 
 PROGRAMS = cases_of("programs")
@@ -25,7 +25,7 @@ def results(request, spark, tmp_path_factory):
         yield Results("programs", items, folder, pool, spark)
 
 
-@pytest.mark.parametrize(("package", "name", "workers", "engine"), table(PROGRAMS, GROUPS))
+@pytest.mark.parametrize(("package", "name", "workers", "engine"), table(PROGRAMS, GROUPS, EVERY_PROGRAM))
 @pytest.mark.timeout(2400)  # the first test of a group runs all programs
 def test_workers_have_the_numbers_of_one_process(results, package, name, workers, engine):
     results.check(package, name, workers, engine)
