@@ -16,10 +16,10 @@ SPARK_HOME = Path(pyspark.__file__).parent
 _PROGRAMS = Path(__file__).parent / "programs"
 
 
-def run_program(program, *args, conf=None):
+def run_program(program, *args, conf=None, timeout=200):
     """Run a program of tests/programs with a session of its own; return its result, and all that it printed."""
     command = [sys.executable, str(_PROGRAMS / program), json.dumps(conf or {}), *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, f"exit status {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
     return json.loads(lines[0][7:]), done.stdout

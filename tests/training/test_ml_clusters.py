@@ -13,7 +13,7 @@ PROGRAM = "ml_run.py"
 @pytest.mark.skipif(importlib.util.find_spec("grpc_status") is None, reason="pyspark[connect] is not installed")
 @pytest.mark.skipif(pyspark.__version__.startswith("3."), reason="pyspark.ml needs a classic session before Spark 4")
 def test_over_connect(tmp_path):
-    result, _ = run_program(PROGRAM, str(tmp_path))
+    result, _ = run_program(PROGRAM, str(tmp_path), timeout=500)
     check_program(result)
 
 
@@ -22,7 +22,7 @@ def test_on_a_standalone_cluster(tmp_path):
     cluster = StandaloneCluster(tmp_path / "cluster")
     try:
         conf = {"spark.executor.cores": "1", "spark.cores.max": "2", "spark.executor.memory": "512m"}
-        result, _ = cluster.drive(PROGRAM, str(tmp_path), conf=conf)
+        result, _ = cluster.drive(PROGRAM, str(tmp_path), conf=conf, timeout=500)
     finally:
         cluster.close()
     check_program(result)

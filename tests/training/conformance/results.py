@@ -15,7 +15,7 @@ from .launch import cases_of, differences, launch
 # Keras package, number of workers, engine.
 Group: TypeAlias = tuple[str, int, str]
 
-# A group takes several minutes on two cores, so that by default each package has one; tf_keras, which shares all but its
+# A group takes several minutes on two cores, so by default each package has one; tf_keras, which shares all but its
 # patches with Keras 3, runs every third case; and of the whole programs, every second one runs. Everything runs if the
 # environment says EVERY_GROUP=1.
 GROUPS: set[Group] = {("keras", 3, "sockets"), ("tf_keras", 2, "sockets")}
