@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pickle  # nosec B403
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +29,12 @@ def train(
     callbacksFn: Callable[[], list[Any]] | None,
     train_data: "DataShard",
     validation_data: "DataShard | None" = None,
+    localMode: bool = False,
 ) -> TrainedModel:
     """Train on this worker's rows; the arguments are named like the Params, because error messages quote them.
+
+    In the driver's own process (``localMode``), the model is the user's object: a copy is trained, whose variables
+    belong to the strategy's scope like those of a model that has travelled.
 
     Raises:
         DataError: A label or a weight is invalid, or the model does not fit the rows.
@@ -37,6 +42,8 @@ def train(
     """
     importlib.import_module(selected_keras()).utils.set_random_seed(task.seed)
     _check_weights(task, train_data, validation_data)
+    if model is not None and localMode:
+        model = pickle.loads(dumps(model))  # nosec B301 (these bytes were just written here)
     offered: dict[str, Any] = {
         "num_features": _num_features(task, train_data),
         "num_classes": task.num_classes,

@@ -6,7 +6,7 @@ import logging
 import os
 import runpy
 import secrets
-import select
+import selectors
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -122,8 +122,10 @@ def _checkpoints(config: RunnerConfig) -> Iterator[None]:
         with contextlib.suppress(Exception):  # at worst, the next run in this folder resumes from the end of this one
             store.finish()
     finally:
-        writer.flush()
-        set_checkpoints(previous)
+        try:
+            writer.flush()
+        finally:  # an interruption ends the wait
+            set_checkpoints(previous)
 
 
 class _NoCheckpoints:
@@ -157,11 +159,19 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
         frames.specs, frames.local_batches(), rank=0, world_size=1, directory=tempfile.gettempdir(), local_world_size=1
     )
     try:
-        select.select([intake], [], [])
+        with selectors.DefaultSelector() as selector:  # select.select refuses descriptors above 1023
+            selector.register(intake, selectors.EVENT_READ)
+            selector.select()
         intake.acknowledge()
         layouts, files = intake.layout()
         shard_id = ShardId(rank=0, world_size=1, partition=0, seed=secrets.randbits(31))
-        shards = open_shards(layouts, [os.dup(file.fileno()) for file in files], shard_id)
+        with contextlib.ExitStack() as opened:
+            descriptors = []
+            for file in files:
+                descriptors.append(os.dup(file.fileno()))
+                opened.callback(os.close, descriptors[-1])
+            shards = open_shards(layouts, descriptors, shard_id)
+            opened.pop_all()  # they are the shards' now
     except BrokenInputError as error:
         # Errors in the DataFrame's own plan are raised unchanged.
         raise unwrapped(error.__cause__ or error) from None

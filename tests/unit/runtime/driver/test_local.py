@@ -14,6 +14,7 @@ from spark_tensorflow_distributor import (
 )
 from spark_tensorflow_distributor.config import RunnerConfig
 from spark_tensorflow_distributor.resume.store import FolderStore
+from spark_tensorflow_distributor.resume.writer import CheckpointWriter
 from spark_tensorflow_distributor.runtime.driver.local import local_gpus
 
 
@@ -68,6 +69,16 @@ def test_a_folder_keeps_no_fit_in_local_mode(runner_with_folder, caplog):
     runner_with_folder.run(count_to, end=0)
     (record,) = caplog.records
     assert "fit() itself is neither saved nor resumed" in record.getMessage()
+
+
+def test_an_interruption_while_checkpoints_are_written_restores_the_context(runner_with_folder, monkeypatch):
+    def interrupted(writer):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CheckpointWriter, "flush", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner_with_folder.run(count_to, end=3)
+    assert context._checkpoints is None
 
 
 def test_a_checkpoint_that_cannot_be_written_is_reported(runner_with_folder, monkeypatch, caplog):
