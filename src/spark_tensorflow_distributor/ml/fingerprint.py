@@ -84,7 +84,7 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, property):
         return [value.fget, value.fset]
     if isinstance(value, types.CellType):
-        return _contents([value])
+        return contents_of([value])
     if keras_of(value) and hasattr(value, "get_config") and hasattr(value, "get_weights"):
         return _parts_of_model(value)
     if all(hasattr(value, name) for name in ("dtype", "shape", "tobytes")) and not value.dtype.hasobject:
@@ -99,20 +99,22 @@ def _parts_of_code(code: types.CodeType) -> list[Any]:
 
 
 def _parts_of_function(function: types.FunctionType) -> list[Any]:
-    closure = _contents(function.__closure__ or ())
+    closure = contents_of(function.__closure__ or ())
     if not is_users_file(function.__code__.co_filename):
         return [function.__module__, function.__qualname__, *closure]
-    names = sorted(_names_in(function.__code__) & set(function.__globals__))
+    names = sorted(names_in(function.__code__) & set(function.__globals__))
     found = {name: function.__globals__[name] for name in names}
     return [function.__code__, function.__defaults__, function.__kwdefaults__, found, *closure]
 
 
-def _names_in(code: types.CodeType) -> set[str]:
+def names_in(code: types.CodeType) -> set[str]:
+    """Return the names of globals and attributes in a function's code, and in that of its inner functions."""
     inner = [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    return set(code.co_names).union(*map(_names_in, inner))
+    return set(code.co_names).union(*map(names_in, inner))
 
 
-def _contents(cells: Any) -> list[Any]:
+def contents_of(cells: Any) -> list[Any]:
+    """Return what is in the cells of a closure."""
     found = []
     for cell in cells:
         try:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyspark
+from pyspark.ml.base import Estimator
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWriter
 
 from ..errors import SerializationError
@@ -155,8 +156,10 @@ def _split(instance: "Params") -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the Params to save that were set: those that JSON can hold, and the others."""
     plain: dict[str, Any] = {}
     objects: dict[str, Any] = {}
+    # A model trains no more: modules that its estimator sent to the workers would only be conditions to load it.
+    unsaved = UNSAVED_PARAMS if isinstance(instance, Estimator) else (*UNSAVED_PARAMS, "pyModules")
     for param, value in instance._paramMap.items():
-        if param.name in UNSAVED_PARAMS:
+        if param.name in unsaved:
             continue
         is_plain = param.name not in OBJECT_PARAMS or (param.name in ("modelParams", "pyModules") and _is_json(value))
         (plain if is_plain else objects)[param.name] = value

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import runpy
@@ -10,7 +11,7 @@ import selectors
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from ...config import RunnerConfig
 from ...context import set_checkpoints
@@ -165,13 +166,8 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
         intake.acknowledge()
         layouts, files = intake.layout()
         shard_id = ShardId(rank=0, world_size=1, partition=0, seed=secrets.randbits(31))
-        with contextlib.ExitStack() as opened:
-            descriptors = []
-            for file in files:
-                descriptors.append(os.dup(file.fileno()))
-                opened.callback(os.close, descriptors[-1])
-            shards = open_shards(layouts, descriptors, shard_id)
-            opened.pop_all()  # they are the shards' now
+        importlib.import_module("...data.store", __package__)  # without TensorFlow, this fails with nothing open
+        shards = open_shards(layouts, _duplicates(files), shard_id)
     except BrokenInputError as error:
         # Errors in the DataFrame's own plan are raised unchanged.
         raise unwrapped(error.__cause__ or error) from None
@@ -184,6 +180,17 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
             shard.close()
         # Datasets and models form reference cycles; until these are collected, the rows stay on the disk.
         gc.collect()
+
+
+def _duplicates(files: Sequence[IO[bytes]]) -> list[int]:
+    """Return new descriptors of files; none are left if there are too few."""
+    with contextlib.ExitStack() as opened:
+        found = []
+        for file in files:
+            found.append(os.dup(file.fileno()))
+            opened.callback(os.close, found[-1])
+        opened.pop_all()
+    return found
 
 
 def _call(function: Callable[..., Any] | str, kwargs: Mapping[str, Any]) -> Any:
