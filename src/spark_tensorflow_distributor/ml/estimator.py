@@ -56,7 +56,7 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         epochs = [] if runner.report is None else [dict(entry) for entry in runner.report.history]
         history = history_by_metric(epochs) or trained.history
         model = self._model_class()()
-        model._take(trained, TrainingSummary(history, epochs, runner.report), names, count)
+        model._set_trained(trained, TrainingSummary(history, epochs, runner.report), names, count)
         model._resetUid(self.uid)
         return self._copyValues(model)
 

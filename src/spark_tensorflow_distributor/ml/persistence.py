@@ -7,11 +7,11 @@ Below the path there are ``metadata`` (JSON, as pyspark.ml writes it), ``model.k
 import base64
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pyspark
 from pyspark.ml.base import Estimator
-from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWriter
+from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 
 from ..errors import SerializationError
 from ..runtime.driver.spark import is_connect
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .model import KerasModel
 
 T = TypeVar("T", bound="MLReadable[Any]")
+S = TypeVar("S", bound="Saved")
 
 _MODEL, _OBJECTS = "model.keras", "objects.pickle"
 # The entry in the metadata for what is not a Param.
@@ -149,7 +150,28 @@ class KerasModelReader(_Reader[Any]):
         archive = files.read_file(self.sparkSession, f"{path}/{_MODEL}", entry["storedAs"])
         facts = {**entry["model"], "custom_objects": base64.b64decode(entry["model"]["custom_objects"])}
         summary = TrainingSummary(entry["history"], entry["epochs"])
-        instance._take(TrainedModel(archive, **facts), summary, entry["classNames"], entry["numClasses"])
+        instance._set_trained(TrainedModel(archive, **facts), summary, entry["classNames"], entry["numClasses"])
+
+
+class Saved(MLWritable, MLReadable[Any]):
+    """What can be saved and loaded, by the class's writer and reader."""
+
+    _writer: ClassVar[type[_Writer]]
+    _reader: ClassVar[type[_Reader[Any]]]
+
+    def write(self) -> _Writer:
+        """Return a writer; ``save(path)`` is a shortcut."""
+        return self._writer(self)  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls) -> "_Reader[Any]":
+        """Return a reader; ``load(path)`` is a shortcut."""
+        return cls._reader(cls)
+
+    @classmethod
+    def load(cls: type[S], path: str) -> S:
+        """Load from a path; a shortcut of ``read().load(path)``."""
+        return cls.read().load(path)  # type: ignore[no-any-return]
 
 
 def _split(instance: "Params") -> tuple[dict[str, Any], dict[str, Any]]:

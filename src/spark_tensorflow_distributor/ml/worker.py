@@ -52,8 +52,8 @@ def train(
     if modelFn is not None:
         named = {key: offered[key] for key in OFFERED_TO_MODEL_FN}
         # With a fitFn, modelParams are for both: each function gets those that it names.
-        own = modelParams if fitFn is None else named_by(modelFn, modelParams)
-        model = modelFn(**arguments_for("modelFn", modelFn, own, named))
+        params = modelParams if fitFn is None else named_by(modelFn, modelParams)
+        model = modelFn(**arguments_for("modelFn", modelFn, params, named))
         _check_model("modelFn", model)
     _check_labels(task, model, train_data, validation_data)
     callbacks = [] if callbacksFn is None else list(callbacksFn())
@@ -73,8 +73,8 @@ def train(
             "seed": task.seed,
         }
         named = {key: offered[key] for key in OFFERED_TO_FIT_FN}
-        own = modelParams if modelFn is None else named_by(fitFn, modelParams)
-        model = fitFn(**arguments_for("fitFn", fitFn, own, named))
+        params = modelParams if modelFn is None else named_by(fitFn, modelParams)
+        model = fitFn(**arguments_for("fitFn", fitFn, params, named))
         _check_model("fitFn", model)
     return _packed(task, model, history)
 
@@ -246,10 +246,10 @@ def _packed(task: TrainingTask, model: Any, history: Mapping[str, Any]) -> Train
     import tensorflow as tf
 
     library = keras_of(model) or "keras"
-    archive, own = with_own_classes(library, lambda: _archive(model))
+    archive, custom_objects = with_own_classes(library, lambda: _archive(model))
     return TrainedModel(
         archive=archive,
-        custom_objects=dumps(own) if own else b"",
+        custom_objects=dumps(custom_objects) if custom_objects else b"",
         library=library,
         stack=takes_one_tensor(task, model),
         width=declared_width(model),
