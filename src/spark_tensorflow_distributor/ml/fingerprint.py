@@ -95,7 +95,7 @@ def _parts(value: Any) -> list[Any]:
 def _parts_of_code(code: types.CodeType) -> list[Any]:
     counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-    return [code.co_code, list(code.co_consts), *map(list, names), *counts]
+    return [code.co_code, getattr(code, "co_exceptiontable", b""), list(code.co_consts), *map(list, names), *counts]
 
 
 def _parts_of_function(function: types.FunctionType) -> list[Any]:
@@ -159,6 +159,4 @@ def _parts_of_object(value: Any) -> list[Any]:
         return []
     if isinstance(reduced, str):
         return [type(value).__module__, reduced]
-    if getattr(reduced[0], "__module__", "") == "builtins" and reduced[0] is getattr:
-        return [type(value).__qualname__, getattr(value, "__name__", "")]
     return [each if index < 3 or each is None else list(each) for index, each in enumerate(reduced)]

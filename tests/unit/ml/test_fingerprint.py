@@ -1,5 +1,6 @@
 """Fingerprints tell different trainings apart, and are the same in another process."""
 
+import enum
 import functools
 import os
 import subprocess
@@ -39,6 +40,11 @@ class Box:
         self.content = content
 
 
+class Kind(enum.Enum):
+    WIDE = 1
+    DEEP = 2
+
+
 def build(units=1):
     return units
 
@@ -48,6 +54,7 @@ def test_different_values_have_different_fingerprints():
         functools.partial(build, units=1), functools.partial(build, units=64), build, make(1), make(2),
         lambda: 1, lambda: 2, Box(1), Box(2), Box, np.zeros(3), np.ones(3), np.zeros((3, 1)), [1, [2]], [[1], 2],
         {"a": 1}, {"a": 2}, "1", 1, 1.0, True, None, b"1", Box(1).__init__, Box([1]), np.tanh, max, min,
+        Kind.WIDE, Kind.DEEP, [].append, [].extend,
     ]  # fmt: skip
     assert len({fingerprint(each) for each in values}) == len(values)
 
