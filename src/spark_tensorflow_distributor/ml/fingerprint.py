@@ -87,7 +87,8 @@ def _parts(value: Any) -> list[Any]:
         return contents_of([value])
     if keras_of(value) and hasattr(value, "get_config") and hasattr(value, "get_weights"):
         return _parts_of_model(value)
-    if all(hasattr(value, name) for name in ("dtype", "shape", "tobytes")) and not value.dtype.hasobject:
+    is_numpys = type(value).__module__.partition(".")[0] == "numpy"
+    if is_numpys and hasattr(value, "tobytes") and not value.dtype.hasobject:
         return [str(value.dtype), tuple(value.shape), value.tobytes()]
     return _parts_of_object(value)
 
