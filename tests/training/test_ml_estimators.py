@@ -289,6 +289,19 @@ def test_a_model_object_own_fit_and_callbacks(features, classifier, tmp_path):
     assert loaded.getModelParams() == {"passes": 2}
 
 
+def test_a_model_object_in_local_mode_is_not_changed(features):
+    import keras
+
+    given = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, activation="softmax")])
+    given.compile("sgd", "sparse_categorical_crossentropy")
+    before = given.get_weights()
+    estimator = KerasClassifier(model=given, batchSize=24, localMode=True)
+    first, second = (estimator.fit(features).kerasModel.get_weights() for _ in range(2))
+    np.testing.assert_array_equal(given.get_weights()[0], before[0])
+    assert not np.allclose(first[0], before[0])
+    np.testing.assert_array_equal(first[0], second[0])
+
+
 def test_mistakes_are_reported_with_their_cause(plants, features, classifier):
     def refused(df, error, text, **params):
         with pytest.raises(error, match=text):

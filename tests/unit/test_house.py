@@ -92,8 +92,8 @@ WITH_TENSORFLOW += [name for name in MODULES if name.startswith("spark_tensorflo
 WITH_SPARK = [
     f"spark_tensorflow_distributor.ml.{name}"
     for name in (
-        *("classification", "estimator", "groups.params", "groups.spark_model", "model", "params", "persistence"),
-        "regression",
+        *("classification", "estimator", "folders", "groups.params", "groups.spark_model", "model", "params"),
+        *("persistence", "regression"),
     )
 ]
 

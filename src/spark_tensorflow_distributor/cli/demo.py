@@ -16,7 +16,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def demo(options: Namespace) -> int:
-    """Tell the whole story on synthetic flights, of which evenings and strong wind delay some."""
+    """Run the whole workflow on synthetic flights."""
     if not options.report.endswith((".html", ".htm")):
         raise ConfigurationError(f"--report is {options.report!r}; it must be the name of an HTML page.")
     began = time.monotonic()

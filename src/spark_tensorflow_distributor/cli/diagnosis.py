@@ -1,9 +1,13 @@
 """What the doctor found, as data."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .findings import Finding
+
+_SECRETS = re.compile("password|secret|token|credential|key$", re.IGNORECASE)
 
 
 @dataclass
@@ -13,7 +17,7 @@ class Diagnosis:
     Attributes:
         version: Of this library.
         config: The run in question, in words.
-        driver: See ``probe.host_facts``; also ``spark``, ``java``, ``kind`` and ``master``.
+        driver: See ``probe.host_facts``; also ``spark``, ``java`` and ``kind``.
         settings: Spark's settings that matter, those that are set.
         slots: How many tasks the cluster can run now; None if unknown.
         executors: How many are registered; None if unknown.
@@ -35,4 +39,9 @@ class Diagnosis:
         return all(finding.status != "problem" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "would_start": self.would_start}
+        return {**asdict(self), "settings": without_secrets(self.settings), "would_start": self.would_start}
+
+
+def without_secrets(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return Spark's settings with "..." in place of the values that may be secret."""
+    return {key: "..." if _SECRETS.search(key) else value for key, value in settings.items()}

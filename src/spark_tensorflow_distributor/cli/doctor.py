@@ -2,7 +2,6 @@
 
 import json
 import socket
-import sys
 import time
 from argparse import Namespace
 from contextlib import closing, suppress
@@ -26,6 +25,7 @@ from .probe import SCHEMA, host_facts
 from .spark import session
 
 _POLL_SECONDS = 0.25
+_SECONDS_BESIDES_IMPORT = 30.0
 
 
 def doctor(options: Namespace) -> int:
@@ -36,15 +36,13 @@ def doctor(options: Namespace) -> int:
         if num_slots is None:
             num_slots = _free_slots(gateway)
         arguments = {**runner_arguments(options), "num_slots": num_slots}
-        for name in ("callbacks", "spark"):
-            arguments.pop(name, None)
         diagnosis = diagnose(RunnerConfig(**arguments), gateway, options.timeout)
     print(json.dumps(diagnosis.to_dict(), indent=1) if options.json else printable(report_text(diagnosis)))
     return 0 if diagnosis.would_start else 1
 
 
 def _free_slots(gateway: SparkGateway) -> int:
-    """Return the number of slots for a doctor who was asked about none in particular: all that there are."""
+    """Return all free slots; used when ``--num-slots`` is omitted."""
     facts = gateway.facts(RunnerConfig(num_slots=1, use_gpu=False))
     return max(1, facts.slots or 1)
 
@@ -95,7 +93,6 @@ def _driver_facts(gateway: SparkGateway) -> dict[str, Any]:
         "spark": spark.version,
         "java": gateway.java_version(),
         "kind": "Spark Connect" if gateway.is_connect else "classic",
-        "command": sys.argv[0].rpartition("/")[2],
     }
 
 
@@ -151,6 +148,8 @@ def _ask_executors(
             "network": facts.conf.get(plan.WORKER_NETWORK, "").strip(),
             "ports": plan.ports(facts.conf.get(plan.WORKER_PORTS, ""), plan.WORKER_PORTS),
             "loopback": facts.is_local,
+            # The tasks must report before the driver gives up: they also start, and try connections.
+            "import_seconds": max(timeout - _SECONDS_BESIDES_IMPORT, timeout / 2),
         }
         try:
             rows = _run_tasks(gateway, shipped("cli.probe", "probe_task", json.dumps(spec)), made.num_tasks, timeout)

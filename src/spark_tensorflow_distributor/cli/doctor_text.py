@@ -1,15 +1,13 @@
 """A diagnosis as text, for terminals and bug reports. Pure."""
 
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..formatting import gibibytes
-from .diagnosis import Diagnosis
+from .diagnosis import Diagnosis, without_secrets
 
 _WIDTH = 110
-_SECRETS = re.compile("password|secret|token|credential|key$", re.IGNORECASE)
 
 
 def report_text(found: Diagnosis) -> str:
@@ -29,8 +27,8 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     yield f"  system       {driver['system']}, {_resources(driver)}"
     yield ""
     yield "Spark settings"
-    for key, value in found.settings.items():
-        yield f"  {key}={'...' if _SECRETS.search(key) else value}"
+    for key, value in without_secrets(found.settings).items():
+        yield f"  {key}={value}"
     if not found.settings:
         yield "  none of those that matter are set"
     if found.tasks:

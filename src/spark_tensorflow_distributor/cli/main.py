@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from ..errors import ConfigurationError, DistributorError
 from ..formatting import printable
@@ -40,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(_PROGRAM, description="Distributed TensorFlow and Keras training on Spark.")
     commands = parser.add_subparsers(metavar="command", required=True)
 
-    runs = commands.add_parser("run", help="run a script on all workers", description=run.__doc__)
+    runs = commands.add_parser("run", help="run a script on all workers", description=_described(run))
     add_run_options(runs)
     add_session_options(runs)
     runs.add_argument("--report", metavar="FILE", help="save the run's report as an HTML page")
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("args", nargs=argparse.REMAINDER, help="the script's own arguments")
     runs.set_defaults(command=run.run)
 
-    doctors = commands.add_parser("doctor", help="say whether a run would start", description=doctor.__doc__)
+    doctors = commands.add_parser("doctor", help="say whether a run would start", description=_described(doctor))
     add_run_options(doctors, is_required=False)
     add_session_options(doctors)
     doctors.add_argument("--json", action="store_true", help="print the facts and findings as JSON")
@@ -58,13 +59,20 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     doctors.set_defaults(command=doctor.doctor)
 
-    demos = commands.add_parser("demo", help="prepare rows, train and score on this machine", description=demo.__doc__)
+    demos = commands.add_parser(
+        "demo", help="prepare rows, train and score on this machine", description=_described(demo)
+    )
     demos.add_argument("--report", metavar="FILE", default="spark-tensorflow-demo.html", help="default: %(default)s")
     demos.set_defaults(command=demo.demo)
 
     launchers = commands.add_parser("launcher", help="print the path of a file with these commands, for spark-submit")
     launchers.set_defaults(command=_print_launcher)
     return parser
+
+
+def _described(command: ModuleType) -> str:
+    """Return a command's docstring as plain text."""
+    return (command.__doc__ or "").replace("``", "")
 
 
 def _print_launcher(_: argparse.Namespace) -> int:

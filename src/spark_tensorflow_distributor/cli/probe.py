@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.agent.addresses import announced_host
@@ -28,7 +29,6 @@ SCHEMA = "rank int, facts string"
 # Connections to more peers than this are not tried: they would say nothing new.
 _MAX_PEERS = 32
 _CONNECT_SECONDS = 5.0
-_IMPORT_SECONDS = 240.0
 
 
 def probe_task(spec: str, batches: Iterator["pa.RecordBatch"]) -> Iterator["pa.RecordBatch"]:
@@ -36,8 +36,8 @@ def probe_task(spec: str, batches: Iterator["pa.RecordBatch"]) -> Iterator["pa.R
 
     Args:
         spec: JSON: ``driver`` (addresses of the driver's listener), ``env``, ``gpus`` (by rank; empty for CPUs),
-            ``gpu_resource_name``, ``network``, ``ports`` (first and the one after the last; empty for any) and
-            ``loopback``.
+            ``gpu_resource_name``, ``network``, ``ports`` (first and the one after the last; empty for any),
+            ``loopback`` and ``import_seconds`` (the limit for the import of TensorFlow).
         batches: The placeholder rows of the job.
     """
     import pyarrow as pa
@@ -54,7 +54,7 @@ def probe_task(spec: str, batches: Iterator["pa.RecordBatch"]) -> Iterator["pa.R
 def _probe(spec: Mapping[str, Any], context: "BarrierTaskContext") -> dict[str, Any]:
     rank = context.partitionId()
     hosts = [info.address.rpartition(":")[0] for info in context.getTaskInfos()]
-    facts = {"rank": rank, "host": hosts[rank], **host_facts(), "driver": _reaches(spec["driver"])}
+    facts = {"rank": rank, "host": hosts[rank], **host_facts(), "driver": any(_connectable(spec["driver"]))}
     resources = {name: list(info.addresses) for name, info in context.resources().items()}
     facts["resources"], facts["cpus"] = resources, context.cpus()
     addresses, problem = [], ""
@@ -127,8 +127,15 @@ def available_memory() -> int | None:
     return min(limits)
 
 
-def _reaches(addresses: Sequence[Sequence[Any]]) -> bool:
-    return any(_connects(host, port) for host, port in addresses)
+def _connectable(addresses: Sequence[Sequence[Any]]) -> list[bool]:
+    """Return to which of some addresses this process can connect, after ``_CONNECT_SECONDS`` at most."""
+    if not addresses:
+        return []
+    pool = ThreadPoolExecutor(len(addresses), "spark-tensorflow-probe")
+    tries = [pool.submit(_connects, host, port) for host, port in addresses]
+    wait(tries, _CONNECT_SECONDS)
+    pool.shutdown(wait=False, cancel_futures=True)
+    return [each.done() and each.result() for each in tries]
 
 
 def _connects(host: str, port: int) -> bool:
@@ -142,7 +149,8 @@ def _connects(host: str, port: int) -> bool:
 def _unreachable(rank: int, members: Sequence[Sequence[Any]]) -> list[str]:
     """Return the listeners of other tasks to which this one cannot connect, beginning with its right neighbour's."""
     others = [members[(rank + step) % len(members)] for step in range(1, len(members))]
-    return [f"{each[0]}:{each[1]}" for each in others[:_MAX_PEERS] if each and not _connects(*each)]
+    tried = [each for each in others[:_MAX_PEERS] if each]
+    return [f"{each[0]}:{each[1]}" for each, works in zip(tried, _connectable(tried), strict=True) if not works]
 
 
 def _tensorflow(spec: Mapping[str, Any], rank: int, resources: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -158,8 +166,10 @@ def _tensorflow(spec: Mapping[str, Any], rank: int, resources: Mapping[str, Sequ
         )
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         command = [sys.executable, "-c", own_sources()["cli/tensorflow_probe.py"]]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_IMPORT_SECONDS)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=spec["import_seconds"])
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+    except subprocess.TimeoutExpired:
+        return {"error": f"The import has not ended after {spec['import_seconds']:g} s. Pass a longer --timeout."}
     except Exception as error:  # reported
         return {"error": f"{type(error).__name__}: {error}"}
     return found or {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}

@@ -1,14 +1,21 @@
 """Run a Python script on all workers, as ``python script.py args`` would on each."""
 
+import os
+import sys
 from argparse import Namespace
 
+from ..errors import ConfigurationError
+from ..formatting import sentence
 from ..runner import MirroredStrategyRunner
+from ..runtime.driver.report import RunReport
 from .options import runner_arguments
 from .spark import session
 
 
 def run(options: Namespace) -> int:
     """Run the script of the command line; the report is saved even if it fails."""
+    if options.report:
+        _check_place(options.report)
     with session(options, options.num_slots) as spark:
         runner = MirroredStrategyRunner(spark=spark, **runner_arguments(options))
         try:
@@ -17,6 +24,22 @@ def run(options: Namespace) -> int:
             if runner.report is not None:
                 print(f"\n{runner.report}")
                 if options.report:
-                    runner.report.to_html(options.report)
-                    print(f"Saved the report as {options.report}")
+                    _save(runner.report, options.report)
     return 0
+
+
+def _check_place(path: str) -> None:
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder):
+        what = "is a folder" if os.path.isdir(path) else f"is in the folder {folder}, which does not exist"
+        raise ConfigurationError(f"--report is {path!r}, which {what}. Pass a file in a folder that exists.")
+
+
+def _save(report: RunReport, path: str) -> None:
+    """Save the report; a failure must not hide how the run has ended."""
+    try:
+        report.to_html(path)
+    except OSError as error:
+        print(f"The report cannot be saved: {sentence(error)}", file=sys.stderr)
+    else:
+        print(f"Saved the report as {path}")

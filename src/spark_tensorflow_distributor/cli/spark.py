@@ -51,7 +51,8 @@ def session(options: Namespace, num_slots: int, *, is_quiet: bool = False) -> It
     elif master:
         builder = builder.master(master)
     settings = pairs(options.conf, "--conf")
-    if not options.remote:  # a client cannot set them
+    is_client = options.remote or (not options.master and os.environ.get("SPARK_REMOTE"))
+    if not is_client:  # a client cannot set them
         settings.setdefault("spark.ui.showConsoleProgress", "false")  # it would overwrite the training's bar
         if is_quiet:
             settings.setdefault("spark.log.level", "ERROR")

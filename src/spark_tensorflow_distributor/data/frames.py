@@ -11,6 +11,7 @@ first, as it does for its own round robin (SPARK-23207) to make tasks repeatable
 """
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import Column as SparkColumn
     from pyspark.sql import DataFrame
+
+# "id#12L", "plan_id=7", "VectorAssembler_0123456789ab", "Some$$Lambda/0x00007f@1b2c3d"
+_SPARKS_NUMBERS = re.compile(r"#\d+L?|\bplan_id=\d+|_[0-9a-f]{12}(?![0-9a-f])|\$\$?Lambda\S*|@[0-9a-f]{4,8}\b")
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,21 @@ class Frames:
         # One text for all columns: objects of PySpark would be several calls to the JVM for each.
         fields = ", ".join(f"{expressions[position]} AS c{position}" for position in range(len(types)))
         return frame.select(F.lit(number).cast("short").alias("frame"), F.expr(f"struct({fields})").alias("columns"))
+
+
+def plan_text(df: "DataFrame") -> str:
+    """Return a DataFrame's analysed plan as text: the same for the same DataFrame in another session.
+
+    Spark's numbers of expressions and the random ids of ``pyspark.ml`` objects are replaced by their order. The text
+    shows neither the code of Python functions nor rows that come from this process.
+    """
+    if hasattr(df, "_jdf"):
+        text = str(df._jdf.queryExecution().analyzed().toString())
+    else:
+        explained = df._explain_string(extended=True)  # type: ignore[operator]
+        text = explained.partition("== Analyzed Logical Plan ==")[2].partition("== Optimized Logical Plan ==")[0]
+    numbers: dict[str, str] = {}
+    return _SPARKS_NUMBERS.sub(lambda found: numbers.setdefault(found[0].rstrip("L"), f"<{len(numbers)}>"), text)
 
 
 def frames_of(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Frames]:

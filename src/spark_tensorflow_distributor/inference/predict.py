@@ -88,7 +88,10 @@ def predict(
     columns = select_columns(df.schema.jsonValue(), names)
     arguments, values = _arguments(columns, by_column("fill_value", fill_value, names), stack)
     model_spec, data = pack(model, custom_objects, safe_mode)
-    spec = PredictSpec(model_spec, arguments, isinstance(feature_columns, str), stack, batch_size, gpu_resource_name)
+    spec = PredictSpec(
+        model_spec, arguments, isinstance(feature_columns, str), stack, batch_size, gpu_resource_name,
+        has_fill_value=not isinstance(model, PackedModel),  # which is what a model of pyspark.ml passes
+    )  # fmt: skip
     payload = payload_of(df.sparkSession, data)
     sample = None if df.isStreaming else df.select(*(v.alias(f"c{i}") for i, v in enumerate(values)))
     kind = _output_type(df.sparkSession, output_type, model, spec, payload, sample)

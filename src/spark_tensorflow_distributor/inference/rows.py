@@ -50,12 +50,16 @@ class Rows:
         return Rows(self.name, self.data[start:stop], lengths)
 
 
-def rows_from_arrow(array: "pa.Array", names: Sequence[str]) -> Rows:
+def rows_from_arrow(
+    array: "pa.Array", names: Sequence[str], *, subject: str = "", has_fill_value: bool = False
+) -> Rows:
     """Convert an Arrow array.
 
     Args:
         array: The array that Spark passed to the function.
         names: Its name, or the names of the columns that Spark has combined into one array, in this order.
+        subject: What errors call a column that is not one of features, such as ``"The weight column 'w'"``.
+        has_fill_value: Whether the user's call takes ``fill_value``, for errors.
 
     Raises:
         DataError: The array contains nulls, or TensorFlow has no equivalent for its type.
@@ -65,7 +69,7 @@ def rows_from_arrow(array: "pa.Array", names: Sequence[str]) -> Rows:
         array = array.cast(_float64_list(column.depth))
     values = split_array(array, column)
     if values.nulls is not None or values.inner_nulls:
-        raise DataError(_null_text(array, column, values, names))
+        raise DataError(_null_text(array, column, values, names, subject, has_fill_value=has_fill_value))
     data = _byte_strings(values) if column.is_bytes else values.data
     data = data.view("bool") if column.dtype == "bool" else data
     lengths = values.lengths[: column.depth]
@@ -103,8 +107,11 @@ def _float64_list(depth: int) -> "pa.DataType":
     return kind
 
 
-def _null_text(array: "pa.Array", column: Column, values: Values, names: Sequence[str]) -> str:
-    subject, count = f"The feature column {column.name!r} has", array.null_count
+def _null_text(
+    array: "pa.Array", column: Column, values: Values, names: Sequence[str], subject: str, *, has_fill_value: bool
+) -> str:
+    called = subject or f"The feature column {column.name!r}"
+    subject, count = f"{called} has", array.null_count
     if len(names) > 1 and values.inner_nulls:
         import numpy as np
 
@@ -115,10 +122,11 @@ def _null_text(array: "pa.Array", column: Column, values: Values, names: Sequenc
         others = f" (and {', '.join(list(counts)[1:6])} too)" if len(counts) > 1 else ""
         subject = f"The feature column {name!r}{others} has"
     elif values.inner_nulls:
-        subject, count = f"The arrays of the feature column {column.name!r} have", values.inner_nulls
+        subject, count = f"The arrays of {called[0].lower()}{called[1:]} have", values.inner_nulls
     return (
         f"{subject} {count} null{'s' * (count != 1)} in a batch of {len(array)} rows, but tensors cannot hold nulls. "
-        "Pass fill_value, or fill or drop the nulls in Spark first (DataFrame.fillna, dropna, coalesce)."
+        f"{'Pass fill_value, or fill' if has_fill_value else 'Fill'} or drop the nulls in Spark first "
+        "(DataFrame.fillna, dropna, coalesce)."
     )
 
 

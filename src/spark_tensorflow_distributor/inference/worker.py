@@ -45,6 +45,7 @@ class PredictSpec:
         batch_size: Largest number of rows in one call of the model.
         gpu_resource_name: Name of the GPU resource in Spark's settings.
         output_type: Spark's type of the column as JSON, or ``""`` while it is unknown.
+        has_fill_value: Whether the user's call takes ``fill_value``, for errors about nulls.
     """
 
     model: ModelSpec
@@ -54,6 +55,7 @@ class PredictSpec:
     batch_size: int
     gpu_resource_name: str
     output_type: str = ""
+    has_fill_value: bool = False
 
 
 def run_function(
@@ -132,7 +134,10 @@ def _outputs(predictor: "Predictor", spec: PredictSpec, arrays: "Sequence[pa.Arr
             f"The prediction function was called with {len(arrays)} columns, but feature_columns names {len(names)}: "
             f"{', '.join(name[0] for name in names)}. Pass one column for each."
         )
-    features = [rows_from_arrow(array, name) for array, name in zip(arrays, names, strict=True)]
+    features = [
+        rows_from_arrow(array, name, has_fill_value=spec.has_fill_value)
+        for array, name in zip(arrays, names, strict=True)
+    ]
     is_single = spec.is_single or spec.stack or (not spec.arguments and len(features) == 1)
     if spec.stack:
         features = [stack(features)]

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from pyspark.ml.param import Param, Params
 from pyspark.ml.param.shared import HasProbabilityCol, HasRawPredictionCol, HasThresholds
-from pyspark.ml.util import MLReadable, MLWritable
 
 from ..errors import ConfigurationError
 from . import columns, converters
@@ -13,7 +12,7 @@ from .estimator import KerasEstimator
 from .groups.spark_model import KerasGroupModel, KerasGroupModelReader, KerasGroupModelWriter
 from .model import KerasModel
 from .params import AccessibleParams
-from .persistence import KerasEstimatorReader, KerasEstimatorWriter, KerasModelReader, KerasModelWriter
+from .persistence import KerasEstimatorReader, KerasEstimatorWriter, KerasModelReader, KerasModelWriter, Saved
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
@@ -30,7 +29,7 @@ class HasClassColumns(AccessibleParams, HasProbabilityCol, HasRawPredictionCol, 
     )
 
 
-class KerasClassifier(KerasEstimator, HasClassColumns, MLWritable, MLReadable["KerasClassifier"]):
+class KerasClassifier(KerasEstimator, HasClassColumns, Saved):
     """Trains a Keras model to classify the rows of a DataFrame, as an estimator of ``pyspark.ml``.
 
     All arguments are Params, and optional keywords; ``explainParams()`` describes them, and docs/ml.md shows their use.
@@ -56,6 +55,7 @@ class KerasClassifier(KerasEstimator, HasClassColumns, MLWritable, MLReadable["K
     """
 
     _is_classifier = True
+    _writer, _reader = KerasEstimatorWriter, KerasEstimatorReader
 
     def _model_class(self) -> "type[KerasClassificationModel]":
         return KerasClassificationModel
@@ -63,17 +63,8 @@ class KerasClassifier(KerasEstimator, HasClassColumns, MLWritable, MLReadable["K
     def _group_model_class(self) -> "type[KerasClassificationGroupModel]":
         return KerasClassificationGroupModel
 
-    def write(self) -> KerasEstimatorWriter:
-        """Return a writer; ``save(path)`` is a shortcut."""
-        return KerasEstimatorWriter(self)
 
-    @classmethod
-    def read(cls) -> "KerasEstimatorReader":
-        """Return a reader; ``load(path)`` is a shortcut."""
-        return KerasEstimatorReader(cls)
-
-
-class KerasClassificationModel(KerasModel, HasClassColumns, MLWritable, MLReadable["KerasClassificationModel"]):
+class KerasClassificationModel(KerasModel, HasClassColumns, Saved):
     """A Keras classifier that :class:`KerasClassifier` has trained.
 
     ``transform`` adds ``predictionCol`` (double), ``probabilityCol`` and ``rawPredictionCol`` (vectors). Raw
@@ -81,6 +72,7 @@ class KerasClassificationModel(KerasModel, HasClassColumns, MLWritable, MLReadab
     """
 
     _is_classifier = True
+    _writer, _reader = KerasModelWriter, KerasModelReader
 
     @property
     def numClasses(self) -> int | None:
@@ -117,15 +109,6 @@ class KerasClassificationModel(KerasModel, HasClassColumns, MLWritable, MLReadab
                 found[name] = chosen.alias(name, metadata=columns.class_metadata(self._num_classes, self._class_names))
         return found
 
-    def write(self) -> KerasModelWriter:
-        """Return a writer; ``save(path)`` is a shortcut."""
-        return KerasModelWriter(self)
-
-    @classmethod
-    def read(cls) -> "KerasModelReader":
-        """Return a reader; ``load(path)`` is a shortcut."""
-        return KerasModelReader(cls)
-
 
 class KerasClassificationGroupModel(KerasGroupModel, KerasClassificationModel):
     """One Keras classifier for each group, trained by :class:`KerasClassifier` with ``groupCol``.
@@ -133,14 +116,7 @@ class KerasClassificationGroupModel(KerasGroupModel, KerasClassificationModel):
     ``transform`` adds the columns of :class:`KerasClassificationModel`, null for groups without a model.
     """
 
-    def write(self) -> KerasGroupModelWriter:
-        """Return a writer; ``save(path)`` is a shortcut."""
-        return KerasGroupModelWriter(self)
-
-    @classmethod
-    def read(cls) -> "KerasGroupModelReader":
-        """Return a reader; ``load(path)`` is a shortcut."""
-        return KerasGroupModelReader(cls)
+    _writer, _reader = KerasGroupModelWriter, KerasGroupModelReader
 
 
 # Saved files name the classes by their public place.

@@ -1,6 +1,7 @@
 """Selects and checks the columns of a training, and builds those of predictions; metadata as ``pyspark.ml`` has it."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..data.columns import Column, nearest
@@ -123,11 +124,20 @@ def _label_attributes(df: "DataFrame", label: str) -> Mapping[str, Any]:
 
 
 def count_classes(df: "DataFrame", label: Column) -> int | None:
-    """Compute the largest label plus one; None if there are no rows."""
+    """Compute the largest label plus one; None if there are no rows.
+
+    Raises:
+        DataError: The largest label is NaN, which is greater than all numbers in Spark, or infinite.
+    """
     import pyspark.sql.functions as F
 
     row = df.agg(F.max(column_expression(label)).alias("most")).first()
     most = None if row is None else row["most"]
+    if most is not None and not math.isfinite(most):
+        raise DataError(
+            f"The label column {label.name!r} contains {most:g}; a classifier's labels are whole numbers from 0. Drop "
+            "these rows, or replace the value."
+        )
     return None if most is None else int(most) + 1
 
 
@@ -150,9 +160,20 @@ def probabilities_of(output: "SparkColumn", width: int | None, *, are_logits: bo
         return F.array(F.lit(1.0) - positive, positive)
     if not are_logits:
         return output
-    powers = F.transform(output, lambda each: F.exp(each - F.array_max(output)))
-    total = F.aggregate(powers, F.lit(0.0), lambda sum_, each: sum_ + each)
-    return F.transform(powers, lambda each: each / total)
+    powers = _with_value(F.array_max(output), lambda most: F.transform(output, lambda each: F.exp(each - most)))
+
+    def shares(powers: "SparkColumn") -> "SparkColumn":
+        total = F.aggregate(powers, F.lit(0.0), lambda sum_, each: sum_ + each)
+        return _with_value(total, lambda total: F.transform(powers, lambda each: each / total))
+
+    return _with_value(powers, shares)
+
+
+def _with_value(value: "SparkColumn", use: "Callable[[SparkColumn], SparkColumn]") -> "SparkColumn":
+    """Return ``use(value)`` with the value computed once a row; in a lambda, Spark computes it for each element."""
+    import pyspark.sql.functions as F
+
+    return F.element_at(F.transform(F.array(value), use), 1)
 
 
 def raw_of(output: "SparkColumn", width: int | None, *, are_logits: bool) -> "SparkColumn":

@@ -1,10 +1,5 @@
 """What the estimators have in common: training."""
 
-import hashlib
-import itertools
-import json
-import os
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +10,7 @@ from ..errors import ConfigurationError
 from ..formatting import a_type
 from ..training.keras_api import keras_of
 from . import columns
+from .folders import training_folders
 from .groups.estimator import fit_by_group
 from .groups.params import HasGroups
 from .params import HasInputs, HasPredictBatchSize, HasRunner, HasTargets, HasTraining
@@ -28,8 +24,6 @@ if TYPE_CHECKING:
 
     from .groups.spark_model import KerasGroupModel
     from .model import KerasModel
-
-_trainings = itertools.count()
 
 
 class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, HasRunner, HasGroups, Estimator[Any]):
@@ -54,13 +48,15 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
             return self._copyValues(of_groups)
         task = self._task(count)
         frames = self._frames(dataset, known, task)
-        run, runner = waiting_runner(dataset.sparkSession, self.runner_arguments() | self._own_folders(dataset))
-        arguments = {name: self._value(name) for name in ("modelFn", "model", "fitFn", "callbacksFn", "modelParams")}
-        trained: TrainedModel = run(train, task=task, **arguments, **frames)
+        names_of_arguments = ("modelFn", "model", "fitFn", "callbacksFn", "modelParams", "localMode")
+        arguments = {name: self._value(name) for name in names_of_arguments}
+        with training_folders(self, dataset) as folders:
+            run, runner = waiting_runner(dataset.sparkSession, self.runner_arguments() | folders)
+            trained: TrainedModel = run(train, task=task, **arguments, **frames)
         epochs = [] if runner.report is None else [dict(entry) for entry in runner.report.history]
         history = history_by_metric(epochs) or trained.history
         model = self._model_class()()
-        model._take(trained, TrainingSummary(history, epochs, runner.report), names, count)
+        model._set_trained(trained, TrainingSummary(history, epochs, runner.report), names, count)
         model._resetUid(self.uid)
         return self._copyValues(model)
 
@@ -135,31 +131,6 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
             return {"train_data": columns.training_frame(dataset, known, as_float)}
         parts = zip(("train_data", "validation_data"), columns.split_by(dataset, indicator), strict=True)
         return {name: columns.training_frame(part, known, as_float) for name, part in parts}
-
-    def _own_folders(self, dataset: "DataFrame") -> dict[str, str]:
-        """Return this training's folders below ``checkpointDir`` and ``logDir``.
-
-        The trainings of a CrossValidator share these Params, and must neither resume each other's checkpoints nor write
-        to the same files.
-        """
-        found = {}
-        if (checkpoints := self._value("checkpointDir")) is not None:
-            values = {param.name: _identity(self._value(param.name)) for param in self.params}
-            text = f"{json.dumps(values, sort_keys=True)} {dataset.semanticHash()}"
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            found["checkpoint_dir"] = f"{checkpoints.rstrip('/')}/{digest[:16]}"
-        if (logs := self._value("logDir")) is not None:
-            found["log_dir"] = os.path.join(logs, f"{self.uid}-{next(_trainings)}")
-        return found
-
-
-def _identity(value: object) -> str:
-    """Return a text that is the same for the same value of a Param in another process, too."""
-    if isinstance(value, str | int | float | bool | list | dict) or value is None:
-        return re.sub(r" at 0x[0-9a-f]+", "", str(value))
-    code = getattr(value, "__code__", None)
-    name = getattr(value, "__qualname__", type(value).__qualname__)
-    return f"{name} {hashlib.sha256(code.co_code).hexdigest() if code else ''}"
 
 
 def _names_argument(function: Callable[..., Any] | None, name: str) -> bool:

@@ -1,18 +1,20 @@
 """Pickles functions by value, so that they load where their modules are not installed."""
 
 import contextlib
+import functools
 import importlib.metadata
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
+from collections.abc import Iterator, Mapping
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from ..errors import SerializationError
 from ..formatting import a_type, one_line, sentence
 from ..runtime.source_files import is_users_file
 from ..training.keras_pickle import dumps
+from .fingerprint import contents_of, names_in
 
 _one_at_a_time = threading.RLock()
 
@@ -115,12 +117,55 @@ def by_value(values: Any) -> Iterator[None]:
 
 
 def _own_modules(values: Any) -> list[ModuleType]:
+    """Return the user's modules that the values come from, and those that their functions and classes refer to."""
     found: dict[str, ModuleType] = {}
-    for value in values:
-        for each in value if isinstance(value, list | tuple) else [value]:
-            owner: Callable[..., Any] | type = each if hasattr(each, "__module__") else type(each)
-            module = sys.modules.get(getattr(owner, "__module__", None) or "")
-            file = getattr(module, "__file__", None)
-            if module is not None and file and module.__name__ != "__main__" and is_users_file(file):
-                found[module.__name__] = module
-    return list(found.values())
+    seen: dict[int, Any] = {}
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, str | bytes | int | float | None):
+            continue
+        seen[id(value)] = value  # the reference keeps its id from being used again
+        module = _own_module(value)
+        if module is not None:
+            found[module.__name__] = module
+        waiting += _parts(value, is_own=module is not None)
+    return [module for name, module in found.items() if name != "__main__"]
+
+
+def _own_module(value: Any) -> ModuleType | None:
+    """Return the user's module that an object comes from, or is; None if it is not from a module with a file."""
+    if isinstance(value, ModuleType):
+        module: ModuleType | None = value
+    else:
+        name = getattr(value, "__module__", None)
+        module = sys.modules.get(name if isinstance(name, str) else type(value).__module__)
+    file = getattr(module, "__file__", None)
+    return module if module is not None and file and is_users_file(file) else None
+
+
+def _parts(value: Any, *, is_own: bool) -> list[Any]:
+    """Return what an object contains or refers to, as far as the user's functions and classes may be there.
+
+    Args:
+        value: The object.
+        is_own: Whether it comes from a module of the user.
+    """
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, FunctionType):
+        used = names_in(value.__code__) & set(value.__globals__) if is_users_file(value.__code__.co_filename) else ()
+        found = [value.__globals__[name] for name in used]
+        return [*found, *contents_of(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__, vars(value)]
+    if isinstance(value, ModuleType):
+        return [each for each in vars(value).values() if is_own and _own_module(each) is not None]
+    if isinstance(value, type):
+        is_from_main = value.__module__ == "__main__"
+        return [*value.__bases__, *vars(value).values()] if is_own or is_from_main else []
+    return [type(value), *getattr(value, "__dict__", {}).values()] if is_own else [type(value)]

@@ -38,10 +38,10 @@ class KerasModel(HasInputs, HasTargets, HasPredictBatchSize, HasRunner, Model):
         self._class_names: list[str] | None = None
         self._num_classes: int | None = None
 
-    def _take(
+    def _set_trained(
         self, trained: TrainedModel, summary: TrainingSummary, names: list[str] | None, count: int | None
     ) -> None:
-        """Take what was trained or loaded."""
+        """Set what was trained or loaded."""
         self._trained, self.summary = trained, summary
         self._packed = packed_keras(trained.archive, trained.library, trained.custom_objects)
         self._class_names = names
@@ -55,11 +55,14 @@ class KerasModel(HasInputs, HasTargets, HasPredictBatchSize, HasRunner, Model):
             ConfigurationError: The model is empty, because it was constructed instead of trained or loaded.
         """
         if self._trained is None:
-            raise ConfigurationError(
-                f"This {type(self).__name__} contains no Keras model. Models are made by an estimator's fit() and by "
-                "load()."
-            )
+            raise self._no_model()
         return self._trained
+
+    def _no_model(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"This {type(self).__name__} contains no Keras model. Models are made by an estimator's fit() and by "
+            "load()."
+        )
 
     @property
     def history(self) -> Mapping[str, Any]:
@@ -68,8 +71,8 @@ class KerasModel(HasInputs, HasTargets, HasPredictBatchSize, HasRunner, Model):
 
     @property
     def hasSummary(self) -> bool:
-        """Whether there is a summary, which every trained or loaded model has."""
-        return self._trained is not None
+        """Whether there is a summary: a trained or loaded model has one, unless it consists of models for groups."""
+        return self._packed is not None
 
     @property
     def kerasModel(self) -> Any:
@@ -86,8 +89,8 @@ class KerasModel(HasInputs, HasTargets, HasPredictBatchSize, HasRunner, Model):
         return self._keras_model
 
     def _packed_model(self) -> PackedModel:
-        assert self.trained is not None
-        assert self._packed is not None
+        if self._packed is None:
+            raise self._no_model()
         return self._packed
 
     def evaluate(self, dataset: "DataFrame") -> dict[str, float]:
@@ -124,15 +127,15 @@ class KerasModel(HasInputs, HasTargets, HasPredictBatchSize, HasRunner, Model):
         columns.known_columns(dataset, {"inputCols" if self._value("inputCols") else "featuresCol": features})
         if not outputs:
             return dataset
-        own = f"{self.uid}_output"
-        scored = self._score(dataset, own)
-        kind = scored.schema[own].dataType.simpleString()
+        output_column = f"{self.uid}_output"
+        scored = self._score(dataset, output_column)
+        kind = scored.schema[output_column].dataType.simpleString()
         width = 1 if not kind.startswith("array") else trained.width
-        output = F.col(own).cast("double" if width == 1 else "array<double>")
+        output = F.col(output_column).cast("double" if width == 1 else "array<double>")
         # One projection for all columns; Spark computes the output once, because it is not deterministic.
         for name, value in self._output_columns(output, width, outputs).items():
             scored = scored.withColumn(name, value)
-        return scored.drop(own)
+        return scored.drop(output_column)
 
     def _score(self, dataset: "DataFrame", output_column: str) -> "DataFrame":
         """Return the rows with the model's output in another column."""

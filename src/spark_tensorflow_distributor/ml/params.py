@@ -183,7 +183,7 @@ class HasRunner(AccessibleParams):
     )
     pyModules = _param("pyModules", "your own modules and packages to send with each run", converters.modules)
     runCallbacks = _param(
-        "runCallbacks", "RunCallback objects, of which a copy follows each training on the driver; not saved", list
+        "runCallbacks", "RunCallback objects, called on the driver; each training gets a copy; not saved", list
     )
     logDir = _param(
         "logDir",

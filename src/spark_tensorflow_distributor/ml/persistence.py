@@ -7,10 +7,11 @@ Below the path there are ``metadata`` (JSON, as pyspark.ml writes it), ``model.k
 import base64
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pyspark
-from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWriter
+from pyspark.ml.base import Estimator
+from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 
 from ..errors import SerializationError
 from ..runtime.driver.spark import is_connect
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .model import KerasModel
 
 T = TypeVar("T", bound="MLReadable[Any]")
+S = TypeVar("S", bound="Saved")
 
 _MODEL, _OBJECTS = "model.keras", "objects.pickle"
 # The entry in the metadata for what is not a Param.
@@ -148,15 +150,38 @@ class KerasModelReader(_Reader[Any]):
         archive = files.read_file(self.sparkSession, f"{path}/{_MODEL}", entry["storedAs"])
         facts = {**entry["model"], "custom_objects": base64.b64decode(entry["model"]["custom_objects"])}
         summary = TrainingSummary(entry["history"], entry["epochs"])
-        instance._take(TrainedModel(archive, **facts), summary, entry["classNames"], entry["numClasses"])
+        instance._set_trained(TrainedModel(archive, **facts), summary, entry["classNames"], entry["numClasses"])
+
+
+class Saved(MLWritable, MLReadable[Any]):
+    """What can be saved and loaded, by the class's writer and reader."""
+
+    _writer: ClassVar[type[_Writer]]
+    _reader: ClassVar[type[_Reader[Any]]]
+
+    def write(self) -> _Writer:
+        """Return a writer; ``save(path)`` is a shortcut."""
+        return self._writer(self)  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls) -> "_Reader[Any]":
+        """Return a reader; ``load(path)`` is a shortcut."""
+        return cls._reader(cls)
+
+    @classmethod
+    def load(cls: type[S], path: str) -> S:
+        """Load from a path; a shortcut of ``read().load(path)``."""
+        return cls.read().load(path)  # type: ignore[no-any-return]
 
 
 def _split(instance: "Params") -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the Params to save that were set: those that JSON can hold, and the others."""
     plain: dict[str, Any] = {}
     objects: dict[str, Any] = {}
+    # A model trains no more: modules that its estimator sent to the workers would only be conditions to load it.
+    unsaved = UNSAVED_PARAMS if isinstance(instance, Estimator) else (*UNSAVED_PARAMS, "pyModules")
     for param, value in instance._paramMap.items():
-        if param.name in UNSAVED_PARAMS:
+        if param.name in unsaved:
             continue
         is_plain = param.name not in OBJECT_PARAMS or (param.name in ("modelParams", "pyModules") and _is_json(value))
         (plain if is_plain else objects)[param.name] = value

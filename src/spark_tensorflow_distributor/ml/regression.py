@@ -3,18 +3,16 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pyspark.ml.util import MLReadable, MLWritable
-
 from .estimator import KerasEstimator
 from .groups.spark_model import KerasGroupModel, KerasGroupModelReader, KerasGroupModelWriter
 from .model import KerasModel
-from .persistence import KerasEstimatorReader, KerasEstimatorWriter, KerasModelReader, KerasModelWriter
+from .persistence import KerasEstimatorReader, KerasEstimatorWriter, KerasModelReader, KerasModelWriter, Saved
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
 
 
-class KerasRegressor(KerasEstimator, MLWritable, MLReadable["KerasRegressor"]):
+class KerasRegressor(KerasEstimator, Saved):
     """Trains a Keras model to predict numbers, as an estimator of ``pyspark.ml``.
 
     All arguments are Params, and optional keywords; ``explainParams()`` describes them, and docs/ml.md shows their use.
@@ -35,6 +33,7 @@ class KerasRegressor(KerasEstimator, MLWritable, MLReadable["KerasRegressor"]):
     """
 
     _is_classifier = False
+    _writer, _reader = KerasEstimatorWriter, KerasEstimatorReader
 
     def _model_class(self) -> "type[KerasRegressionModel]":
         return KerasRegressionModel
@@ -42,23 +41,15 @@ class KerasRegressor(KerasEstimator, MLWritable, MLReadable["KerasRegressor"]):
     def _group_model_class(self) -> "type[KerasRegressionGroupModel]":
         return KerasRegressionGroupModel
 
-    def write(self) -> KerasEstimatorWriter:
-        """Return a writer; ``save(path)`` is a shortcut."""
-        return KerasEstimatorWriter(self)
 
-    @classmethod
-    def read(cls) -> "KerasEstimatorReader":
-        """Return a reader; ``load(path)`` is a shortcut."""
-        return KerasEstimatorReader(cls)
-
-
-class KerasRegressionModel(KerasModel, MLWritable, MLReadable["KerasRegressionModel"]):
+class KerasRegressionModel(KerasModel, Saved):
     """A Keras regressor that :class:`KerasRegressor` has trained.
 
     ``transform`` adds ``predictionCol``: a double, or a vector for a model of several outputs.
     """
 
     _is_classifier = False
+    _writer, _reader = KerasModelWriter, KerasModelReader
 
     def _output_columns(
         self, output: "SparkColumn", width: int | None, names: Mapping[str, str]
@@ -67,15 +58,6 @@ class KerasRegressionModel(KerasModel, MLWritable, MLReadable["KerasRegressionMo
 
         return {name: output if width == 1 else array_to_vector(output) for name in names.values()}
 
-    def write(self) -> KerasModelWriter:
-        """Return a writer; ``save(path)`` is a shortcut."""
-        return KerasModelWriter(self)
-
-    @classmethod
-    def read(cls) -> "KerasModelReader":
-        """Return a reader; ``load(path)`` is a shortcut."""
-        return KerasModelReader(cls)
-
 
 class KerasRegressionGroupModel(KerasGroupModel, KerasRegressionModel):
     """One Keras regressor for each group, trained by :class:`KerasRegressor` with ``groupCol``.
@@ -83,14 +65,7 @@ class KerasRegressionGroupModel(KerasGroupModel, KerasRegressionModel):
     ``transform`` adds the column of :class:`KerasRegressionModel`, null for groups without a model.
     """
 
-    def write(self) -> KerasGroupModelWriter:
-        """Return a writer; ``save(path)`` is a shortcut."""
-        return KerasGroupModelWriter(self)
-
-    @classmethod
-    def read(cls) -> "KerasGroupModelReader":
-        """Return a reader; ``load(path)`` is a shortcut."""
-        return KerasGroupModelReader(cls)
+    _writer, _reader = KerasGroupModelWriter, KerasGroupModelReader
 
 
 # Saved files name the classes by their public place.

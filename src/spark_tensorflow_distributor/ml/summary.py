@@ -15,8 +15,7 @@ class TrainingSummary:
     Attributes:
         history: The metrics of each epoch, by name, as in Keras' ``History.history``.
         epochs: One dict for each epoch of every ``fit``, as in ``RunReport.history``.
-        report: The :class:`~spark_tensorflow_distributor.RunReport` of the run; None for a model that was loaded, or
-            trained with ``localMode``.
+        report: The :class:`~spark_tensorflow_distributor.RunReport` of the run; None for a model that was loaded.
     """
 
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pickle  # nosec B403
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +29,12 @@ def train(
     callbacksFn: Callable[[], list[Any]] | None,
     train_data: "DataShard",
     validation_data: "DataShard | None" = None,
+    localMode: bool = False,
 ) -> TrainedModel:
     """Train on this worker's rows; the arguments are named like the Params, because error messages quote them.
+
+    In the driver's own process (``localMode``), the model is the user's object: a copy is trained, whose variables
+    belong to the strategy's scope like those of a model that has travelled.
 
     Raises:
         DataError: A label or a weight is invalid, or the model does not fit the rows.
@@ -37,6 +42,8 @@ def train(
     """
     importlib.import_module(selected_keras()).utils.set_random_seed(task.seed)
     _check_weights(task, train_data, validation_data)
+    if model is not None and localMode:
+        model = pickle.loads(dumps(model))  # nosec B301 (these bytes were just written here)
     offered: dict[str, Any] = {
         "num_features": _num_features(task, train_data),
         "num_classes": task.num_classes,
@@ -45,8 +52,8 @@ def train(
     if modelFn is not None:
         named = {key: offered[key] for key in OFFERED_TO_MODEL_FN}
         # With a fitFn, modelParams are for both: each function gets those that it names.
-        own = modelParams if fitFn is None else named_by(modelFn, modelParams)
-        model = modelFn(**arguments_for("modelFn", modelFn, own, named))
+        params = modelParams if fitFn is None else named_by(modelFn, modelParams)
+        model = modelFn(**arguments_for("modelFn", modelFn, params, named))
         _check_model("modelFn", model)
     _check_labels(task, model, train_data, validation_data)
     callbacks = [] if callbacksFn is None else list(callbacksFn())
@@ -66,8 +73,8 @@ def train(
             "seed": task.seed,
         }
         named = {key: offered[key] for key in OFFERED_TO_FIT_FN}
-        own = modelParams if modelFn is None else named_by(fitFn, modelParams)
-        model = fitFn(**arguments_for("fitFn", fitFn, own, named))
+        params = modelParams if modelFn is None else named_by(fitFn, modelParams)
+        model = fitFn(**arguments_for("fitFn", fitFn, params, named))
         _check_model("fitFn", model)
     return _packed(task, model, history)
 
@@ -239,10 +246,10 @@ def _packed(task: TrainingTask, model: Any, history: Mapping[str, Any]) -> Train
     import tensorflow as tf
 
     library = keras_of(model) or "keras"
-    archive, own = with_own_classes(library, lambda: _archive(model))
+    archive, custom_objects = with_own_classes(library, lambda: _archive(model))
     return TrainedModel(
         archive=archive,
-        custom_objects=dumps(own) if own else b"",
+        custom_objects=dumps(custom_objects) if custom_objects else b"",
         library=library,
         stack=takes_one_tensor(task, model),
         width=declared_width(model),

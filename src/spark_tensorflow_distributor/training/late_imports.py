@@ -35,15 +35,21 @@ class _Finder(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in self._names:
             return None
-        others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+        # Finders like this one would ask each other for ever. The first one applies the changes of all.
+        ours = [each for each in sys.meta_path if isinstance(each, _Finder)]
+        others = [each for each in sys.meta_path if each not in ours and hasattr(each, "find_spec")]
         found = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((each for each in found if each is not None), None)
         if spec is not None and spec.loader is not None:
             loader: Any = spec.loader
-            loader.exec_module = functools.partial(_both, loader.exec_module, self._change)
+            changes = [each._change for each in ours if fullname in each._names]
+            loader.exec_module = functools.partial(_execute, loader.exec_module, changes)
         return spec
 
 
-def _both(execute: Callable[[ModuleType], object], change: Callable[[ModuleType], object], module: ModuleType) -> None:
+def _execute(
+    execute: Callable[[ModuleType], object], changes: Sequence[Callable[[ModuleType], object]], module: ModuleType
+) -> None:
     execute(module)
-    change(module)
+    for change in changes:
+        change(module)

@@ -38,7 +38,7 @@ _follower: contextvars.ContextVar[_Follower | None] = contextvars.ContextVar("fo
 
 @contextlib.contextmanager
 def follow_fits(end_epoch: EndEpoch) -> Iterator[None]:
-    """Report every epoch of every ``fit`` in this context, with the Kerases that are imported now or meanwhile.
+    """Report every epoch of every ``fit`` in this context, with the Keras packages that are imported now or meanwhile.
 
     A ``fit`` that a callback of another one calls is a part of that one.
 

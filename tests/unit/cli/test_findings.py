@@ -1,5 +1,7 @@
 """What the facts about a cluster mean."""
 
+import json
+
 import pytest
 
 from spark_tensorflow_distributor.cli.demo import curve
@@ -131,7 +133,7 @@ def test_the_report_says_what_a_bug_report_needs():
         "b, rank(s) 1",
     ):
         assert words in text
-    assert "hunter2" not in text
+    assert "hunter2" not in text + json.dumps(found.to_dict())
     assert text.endswith("A run with num_slots=2 on CPUs would start.")
     found.findings.append(Finding("problem", "No.\n" + "long " * 40, "Say yes."))
     text = report_text(found)

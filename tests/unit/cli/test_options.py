@@ -2,13 +2,14 @@
 
 import inspect
 from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 
 from spark_tensorflow_distributor import ConfigurationError, MirroredStrategyRunner
 from spark_tensorflow_distributor.cli import main as command
 from spark_tensorflow_distributor.cli.options import pairs, runner_arguments
-from spark_tensorflow_distributor.cli.spark import default_master
+from spark_tensorflow_distributor.cli.spark import default_master, session
 
 
 @pytest.fixture
@@ -79,6 +80,33 @@ def test_the_master_is_local_only_if_nobody_has_configured_spark():
     assert default_master({}, 3) == "local[3]"
     for name in ("PYSPARK_GATEWAY_PORT", "SPARK_HOME", "SPARK_CONF_DIR", "SPARK_REMOTE", "PYSPARK_SUBMIT_ARGS"):
         assert default_master({name: "set"}, 3) is None
+
+
+@pytest.mark.parametrize("words", [{"remote": "sc://host"}, {}, {"master": "local[1]"}])
+def test_a_client_gets_no_settings_of_a_driver(monkeypatch, words):
+    class Builder:
+        def __init__(self):
+            self.settings = {}
+
+        def config(self, key, value):
+            self.settings[key] = value
+            return self
+
+        appName = remote = master = lambda self, value: self
+
+        def getOrCreate(self):
+            return SimpleNamespace(stop=lambda: None)
+
+    from pyspark.sql import SparkSession
+
+    builder = Builder()
+    monkeypatch.setattr(SparkSession, "builder", builder)
+    monkeypatch.setenv("PYSPARK_PYTHON", "python")
+    if not words.get("remote"):
+        monkeypatch.setenv("SPARK_REMOTE", "sc://host")
+    with session(Namespace(**{"master": None, "remote": None, "conf": ["spark.a=1"], **words}), 1):
+        assert ("spark.ui.showConsoleProgress" in builder.settings) == ("master" in words)
+    assert builder.settings["spark.a"] == "1"
 
 
 def test_failures_have_status_1_and_interrupts_130(monkeypatch, capsys):

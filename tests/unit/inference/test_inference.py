@@ -138,8 +138,10 @@ def test_arrow_to_rows():
 def test_nulls_name_their_column():
     import pyarrow as pa
 
-    with pytest.raises(DataError, match=r"column 'x' has 2 nulls in a batch of 3 rows.*fill_value"):
-        rows_from_arrow(pa.array([1, None, None]), ["x"])
+    with pytest.raises(DataError, match=r"column 'x' has 2 nulls in a batch of 3 rows.*hold nulls\. Pass fill_value"):
+        rows_from_arrow(pa.array([1, None, None]), ["x"], has_fill_value=True)
+    with pytest.raises(DataError, match=r"^The weight column 'w' has 1 null in .*hold nulls\. Fill or drop"):
+        rows_from_arrow(pa.array([1, None]), ["w"], subject="The weight column 'w'")
     with pytest.raises(DataError, match="column 'y' has 1 null in"):
         rows_from_arrow(pa.array([[1.0, 2.0], [1.0, None]]), ["x", "y"])
     with pytest.raises(DataError, match=r"column 'x' \(and y too\) has 1 null in"):

@@ -1,5 +1,6 @@
 """Functions are saved by value, with the versions that wrote them."""
 
+import functools
 import pickle
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import threading
 import pytest
 
 from spark_tensorflow_distributor import SerializationError
+from spark_tensorflow_distributor.ml import KerasRegressionGroupModel, KerasRegressionModel, KerasRegressor
 from spark_tensorflow_distributor.ml.functions import by_value, dump_objects, load_objects, versions
+from spark_tensorflow_distributor.ml.persistence import _split
 
 MODULE = """
 FACTOR = 3
@@ -42,6 +45,63 @@ def test_a_function_of_an_own_module_loads_without_the_module(tmp_path, monkeypa
     assert "mine_of_this_test" not in cloudpickle.list_registry_pickle_by_value()
 
 
+SECOND = """
+import functools
+import third_of_mine
+from third_of_mine import Base
+
+def scaled(function):
+    @functools.wraps(function)
+    def call(x):
+        return 10 * function(x)
+    return call
+
+class Derived(Base):
+    def value(self, x):
+        return third_of_mine.helper(x) + super().value(x)
+
+@scaled
+def build(x):
+    return Derived().value(x)
+"""
+THIRD = """
+def helper(x):
+    return x + 1
+
+class Base:
+    def value(self, x):
+        return 100 * x
+"""
+
+
+@pytest.mark.parametrize("wrap", ["partial", "dict", "method", "lambda"])
+def test_partial_functions_methods_and_second_modules_travel_by_value(tmp_path, monkeypatch, wrap):
+    (tmp_path / "second_of_mine.py").write_text(SECOND)
+    (tmp_path / "third_of_mine.py").write_text(THIRD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import second_of_mine as second
+
+    values = {
+        "partial": {"modelFn": functools.partial(second.build, x=2)},
+        "dict": {"modelParams": {"functions": [{"build": lambda: second.build(2)}]}},
+        "method": {"modelFn": functools.partial(second.Derived().value, x=2)},
+        "lambda": {"modelFn": lambda build=second.build: build(2)},
+    }[wrap]
+    data = dump_objects(values)
+    (tmp_path / "saved").write_bytes(data)
+    program = (
+        "import sys; from spark_tensorflow_distributor.ml.functions import load_objects, versions\n"
+        "found = load_objects(open(sys.argv[1], 'rb').read(), versions(), 'here')\n"
+        "function = found['modelFn'] if 'modelFn' in found else found['modelParams']['functions'][0]['build']\n"
+        "print(function())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "saved")], capture_output=True, text=True, cwd="/"
+    )
+    wanted = 203 if wrap == "method" else 2030
+    assert done.stdout.split() == [str(wanted)], done.stderr
+
+
 def test_installed_modules_travel_by_name():
     with by_value([pytest.raises, pickle.dumps, 3, [subprocess.run]]):
         assert len(dump_objects({"modelFn": pytest.raises})) < 300
@@ -62,3 +122,11 @@ def test_a_missing_module_is_reported_with_the_versions():
     data = dump_objects({"modelFn": len}).replace(b"builtins", b"builtinz")
     with pytest.raises(SerializationError, match=r"path cannot be loaded: .*builtinz.* saved with python 3.*pyspark"):
         load_objects(data, versions(), "path")
+
+
+def test_only_estimators_keep_their_modules():
+    params = {"pyModules": [sys.modules[__name__]], "labelCol": "y"}
+    plain, objects = _split(KerasRegressor(**params))
+    assert (plain, list(objects)) == ({"labelCol": "y"}, ["pyModules"])
+    for model in (KerasRegressionModel, KerasRegressionGroupModel):
+        assert _split(model(**params)) == ({"labelCol": "y"}, {})

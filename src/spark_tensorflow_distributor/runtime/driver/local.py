@@ -2,15 +2,16 @@
 
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import runpy
 import secrets
-import select
+import selectors
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from ...config import RunnerConfig
 from ...context import set_checkpoints
@@ -122,8 +123,10 @@ def _checkpoints(config: RunnerConfig) -> Iterator[None]:
         with contextlib.suppress(Exception):  # at worst, the next run in this folder resumes from the end of this one
             store.finish()
     finally:
-        writer.flush()
-        set_checkpoints(previous)
+        try:
+            writer.flush()
+        finally:  # an interruption ends the wait
+            set_checkpoints(previous)
 
 
 class _NoCheckpoints:
@@ -157,11 +160,14 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
         frames.specs, frames.local_batches(), rank=0, world_size=1, directory=tempfile.gettempdir(), local_world_size=1
     )
     try:
-        select.select([intake], [], [])
+        with selectors.DefaultSelector() as selector:  # select.select refuses descriptors above 1023
+            selector.register(intake, selectors.EVENT_READ)
+            selector.select()
         intake.acknowledge()
         layouts, files = intake.layout()
         shard_id = ShardId(rank=0, world_size=1, partition=0, seed=secrets.randbits(31))
-        shards = open_shards(layouts, [os.dup(file.fileno()) for file in files], shard_id)
+        importlib.import_module("...data.store", __package__)  # without TensorFlow, this fails with nothing open
+        shards = open_shards(layouts, _duplicates(files), shard_id)
     except BrokenInputError as error:
         # Errors in the DataFrame's own plan are raised unchanged.
         raise unwrapped(error.__cause__ or error) from None
@@ -174,6 +180,17 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
             shard.close()
         # Datasets and models form reference cycles; until these are collected, the rows stay on the disk.
         gc.collect()
+
+
+def _duplicates(files: Sequence[IO[bytes]]) -> list[int]:
+    """Return new descriptors of files; none are left if there are too few."""
+    with contextlib.ExitStack() as opened:
+        found = []
+        for file in files:
+            found.append(os.dup(file.fileno()))
+            opened.callback(os.close, found[-1])
+        opened.pop_all()
+    return found
 
 
 def _call(function: Callable[..., Any] | str, kwargs: Mapping[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from .epochs import EpochEvents
 from .local import run_locally
 from .report import AttemptReport, RunReport
 from .tracked_run import follow, new_report
+
+_one_at_a_time = threading.RLock()
 
 
 class LocalRun:
@@ -52,6 +55,9 @@ class LocalRun:
     def execute(self, function: Callable[..., Any] | str, kwargs: Mapping[str, Any], frames: Frames) -> Any:
         """Train; return the function's value, or raise its exception unchanged.
 
+        Runs of several threads, such as those of a CrossValidator, wait for each other: the environment, the context
+        and the random seeds belong to the process. A run inside a run of the same thread does not wait.
+
         Args:
             function: The training function, or the path of a script.
             kwargs: Its arguments, without DataFrames.
@@ -62,7 +68,8 @@ class LocalRun:
             with self._attempt(), self._epochs.received():
                 return run_locally(self._config, function, kwargs, self._gpus, frames, self._note_rows)
 
-        return follow(self.report, self._callbacks, call)
+        with _one_at_a_time:
+            return follow(self.report, self._callbacks, call)
 
     def _note_rows(self, shards: Mapping[str, Any]) -> None:
         self._rows = {name: shard.num_rows for name, shard in shards.items()}
@@ -74,16 +81,19 @@ class LocalRun:
         self._began = self._data_came = time.monotonic()
         began = time.time() - self.report.started_at
         self._callbacks.call("on_attempt_begin", 0)
-        failure = None
+        failure, how = None, "ok"
         try:
             yield
         except Exception as error:
-            failure = Failure.from_exception(0, socket.gethostname(), "exception", error)
+            failure, how = Failure.from_exception(0, socket.gethostname(), "exception", error), "exception"
+            raise
+        except BaseException:
+            how = "interrupted"
             raise
         finally:
             end = time.monotonic()
             attempt = AttemptReport(0, end - self._began, began=began)
-            attempt.workers[0] = self._worker(end, "ok" if failure is None else "exception")
+            attempt.workers[0] = self._worker(end, how)
             if failure is not None:
                 attempt.failures[0], attempt.root_cause = failure.to_worker_failure(), 0
             self.report.attempts.append(attempt)

@@ -1,7 +1,10 @@
 """``local_mode`` without Spark and TensorFlow."""
 
+import fcntl
 import os
+import resource
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -13,8 +16,10 @@ from spark_tensorflow_distributor import (
     get_context,
 )
 from spark_tensorflow_distributor.config import RunnerConfig
+from spark_tensorflow_distributor.data import intake, shard
 from spark_tensorflow_distributor.resume.store import FolderStore
-from spark_tensorflow_distributor.runtime.driver.local import local_gpus
+from spark_tensorflow_distributor.resume.writer import CheckpointWriter
+from spark_tensorflow_distributor.runtime.driver.local import _shards, local_gpus
 
 
 @pytest.fixture
@@ -68,6 +73,16 @@ def test_a_folder_keeps_no_fit_in_local_mode(runner_with_folder, caplog):
     runner_with_folder.run(count_to, end=0)
     (record,) = caplog.records
     assert "fit() itself is neither saved nor resumed" in record.getMessage()
+
+
+def test_an_interruption_while_checkpoints_are_written_restores_the_context(runner_with_folder, monkeypatch):
+    def interrupted(writer):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CheckpointWriter, "flush", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner_with_folder.run(count_to, end=3)
+    assert context._checkpoints is None
 
 
 def test_a_checkpoint_that_cannot_be_written_is_reported(runner_with_folder, monkeypatch, caplog):
@@ -127,3 +142,47 @@ def test_own_modules_are_importable_and_read_anew(tmp_path):
         assert runner.run(train) == value
     assert sys.path == before
     assert "module_of_local_mode" not in sys.modules
+
+
+def test_descriptors_may_be_high_and_none_stays_open(monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("this machine limits the number of open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048 if hard == resource.RLIM_INFINITY else hard, hard))
+    reader, writer = os.pipe()
+    high = fcntl.fcntl(reader, fcntl.F_DUPFD, 1500)
+    os.write(writer, b"ready")
+    calls = []
+
+    class Receiver:
+        def __init__(self, *args, **options):
+            self.fileno = lambda: high
+            self.acknowledge = lambda: calls.append("acknowledged")
+            self.layout = lambda: ([], [SimpleNamespace(fileno=lambda: reader)])
+            self.close = lambda: calls.append("closed")
+
+    def opened(layouts, files, shard_id):
+        calls.append(len(files))
+        for descriptor in files:
+            os.close(descriptor)
+        return {}
+
+    monkeypatch.setattr(intake, "RowReceiver", Receiver)
+    monkeypatch.setattr(shard, "open_shards", opened)
+    frames = SimpleNamespace(specs=[1], local_batches=lambda: iter(()))
+    try:
+        # Without TensorFlow, nothing is left open.
+        monkeypatch.setitem(sys.modules, "spark_tensorflow_distributor.data.store", None)
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(ImportError), _shards(frames):
+            pass
+        assert calls == ["acknowledged", "closed"]
+        assert len(os.listdir("/proc/self/fd")) == before
+        monkeypatch.setitem(sys.modules, "spark_tensorflow_distributor.data.store", ModuleType("store"))
+        with _shards(frames) as found:
+            assert found == {}
+        assert calls[2:] == ["acknowledged", 1, "closed"]
+    finally:
+        for descriptor in (reader, writer, high):
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,5 +1,9 @@
 """The report and the callbacks of ``local_mode``, without Spark and TensorFlow."""
 
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from spark_tensorflow_distributor import ConfigurationError, MirroredStrategyRunner, RunCallback, context, get_context
@@ -91,6 +95,30 @@ def test_an_interrupted_run_is_reported():
         made.run(interrupted)
     assert made.report.interrupted
     assert made.report.attempts[0].failures == {}
+    assert made.report.workers[0].exit == "interrupted"
+
+
+def test_runs_of_several_threads_wait_for_each_other_and_nested_ones_do_not():
+    inside, most = [], []
+
+    def train(number):
+        inside.append(number)
+        most.append(len(inside))
+        time.sleep(0.02)
+        assert os.environ["NUMBER"] == str(number)
+        inside.remove(number)
+        return number
+
+    def run(number):
+        made = MirroredStrategyRunner(
+            num_slots=1, local_mode=True, use_gpu=False, use_custom_strategy=True, env={"NUMBER": str(number)}
+        )
+        return made.run(lambda: made.run(train, number=number))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, range(8))) == list(range(8))
+    assert set(most) == {1}
+    assert "NUMBER" not in os.environ
 
 
 def test_a_failing_callback_does_not_fail_the_run(caplog):
