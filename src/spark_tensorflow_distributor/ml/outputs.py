@@ -1,0 +1,83 @@
+"""What the output of a Keras model means: how many values, and whether they are probabilities or logits. Pure."""
+
+from typing import Any
+
+from ..errors import ConfigurationError, DataError
+
+
+def declared_width(model: Any) -> int | None:
+    """Return how many values a model returns for each row; None if it does not declare it.
+
+    Raises:
+        DataError: It has several outputs, or one with more than one dimension.
+    """
+    outputs = getattr(model, "outputs", None)
+    if not outputs:
+        return None
+    dims = [tuple(each.shape)[1:] for each in outputs]
+    if len(dims) > 1 or len(dims[0]) > 1:
+        raise DataError(
+            f"The model's outputs have the shapes {', '.join(str(['batch', *each]) for each in dims)}; a classifier or "
+            "regressor needs one output of one or more numbers a row. Train other models with MirroredStrategyRunner."
+        )
+    return dims[0][0] if dims[0] else 1
+
+
+def gives_logits(model: Any) -> bool:
+    """Return whether a classifier's output consists of logits: as its loss says, else as its last layer does."""
+    loss: Any = getattr(model, "loss", None)
+    if hasattr(loss, "from_logits"):
+        return bool(loss.from_logits)
+    if _name_of(loss).endswith("crossentropy"):
+        return False
+    return _is_linear(_last_layer(model))
+
+
+def check_loss(model: Any) -> None:
+    """Check that a classifier's loss fits class indices and the model's output.
+
+    Raises:
+        ConfigurationError: It does not.
+    """
+    loss = getattr(model, "loss", None)
+    name, width = _name_of(loss), declared_width(model)
+    if name == "categoricalcrossentropy":
+        raise ConfigurationError(
+            "The model's loss is categorical_crossentropy, which needs one-hot labels, but the labels of "
+            "pyspark.ml are class indices. Compile it with sparse_categorical_crossentropy."
+        )
+    if name == "binarycrossentropy" and width is not None and width > 1:
+        raise ConfigurationError(
+            f"The model's loss is binary_crossentropy, but its output has {width} values a row. Compile it with "
+            "sparse_categorical_crossentropy, or give its last layer one unit (two classes)."
+        )
+    if name == "sparsecategoricalcrossentropy" and width == 1:
+        raise ConfigurationError(
+            "The model's loss is sparse_categorical_crossentropy, but its output has one value a row. Give its last "
+            "layer a unit for each class, or compile it with binary_crossentropy (two classes)."
+        )
+    last = _last_layer(model)
+    if name.endswith("crossentropy") and not getattr(loss, "from_logits", False) and _is_linear(last):
+        activation = "sigmoid" if width == 1 else "softmax"
+        raise ConfigurationError(
+            f"The model's loss takes probabilities, but its last layer, {last.name!r}, has no activation and returns "
+            f"any numbers. Give it activation={activation!r}, or compile the loss with from_logits=True."
+        )
+
+
+def _name_of(loss: Any) -> str:
+    name = loss if isinstance(loss, str) else getattr(loss, "name", None) or getattr(loss, "__name__", "")
+    return str(name).lower().replace("_", "")
+
+
+def _last_layer(model: Any) -> Any:
+    """Return the layer that computes the output; None if that is an operation of no layer, or is not known."""
+    layers = getattr(model, "layers", None)
+    if not layers:
+        return None
+    operations = getattr(model, "operations", None) or layers
+    return layers[-1] if operations[-1] is layers[-1] else None
+
+
+def _is_linear(layer: Any) -> bool:
+    return getattr(getattr(layer, "activation", None), "__name__", "") == "linear"

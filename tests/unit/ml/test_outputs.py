@@ -1,0 +1,78 @@
+"""What a model's loss and last layer say about its output."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from spark_tensorflow_distributor import ConfigurationError, DataError
+from spark_tensorflow_distributor.ml.outputs import check_loss, declared_width, gives_logits
+
+
+def linear(x):
+    return x
+
+
+def softmax(x):
+    return x
+
+
+def model(loss, width=3, activation=softmax, more=()):
+    layer = SimpleNamespace(name="last", activation=activation)
+    return SimpleNamespace(
+        loss=loss, layers=[layer], operations=[layer, *more], outputs=[SimpleNamespace(shape=(None, width))]
+    )
+
+
+def loss(name, from_logits):
+    return SimpleNamespace(name=name, from_logits=from_logits)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (model("sparse_categorical_crossentropy"), False),
+        (model(loss("sparse_categorical_crossentropy", True), activation=linear), True),
+        (model(lambda y, p: 0, activation=linear), True),
+        (model(lambda y, p: 0, activation=linear, more=["softmax"]), False),
+        (SimpleNamespace(loss="mse"), False),
+    ],
+)
+def test_logits(found, expected):
+    assert gives_logits(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (model("categorical_crossentropy"), "Compile it with sparse_categorical_crossentropy"),
+        (model("binary_crossentropy"), "its output has 3 values a row"),
+        (model("SparseCategoricalCrossentropy", width=1), "its output has one value a row"),
+        (model("sparse_categorical_crossentropy", activation=linear), "'last', has no activation"),
+        (model(loss("binary_crossentropy", False), width=1, activation=linear), "activation='sigmoid'"),
+    ],
+)
+def test_losses_that_do_not_fit_are_refused(wrong, message):
+    with pytest.raises(ConfigurationError, match=message):
+        check_loss(wrong)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        model("sparse_categorical_crossentropy"),
+        model("sparse_categorical_crossentropy", activation=linear, more=["softmax"]),
+        model(loss("sparse_categorical_crossentropy", True), activation=linear),
+        model("binary_crossentropy", width=1),
+        model("mse", activation=linear),
+        SimpleNamespace(loss=None),
+    ],
+)
+def test_losses_that_fit(right):
+    check_loss(right)
+
+
+def test_several_outputs_are_refused():
+    two = SimpleNamespace(outputs=[SimpleNamespace(shape=(None, 1))] * 2)
+    with pytest.raises(DataError, match="one output"):
+        declared_width(two)
+    assert declared_width(SimpleNamespace(outputs=[SimpleNamespace(shape=(None,))])) == 1
