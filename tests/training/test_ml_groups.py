@@ -383,7 +383,7 @@ def one_input():
 
 def test_large_whole_numbers_are_exact(large_keys, of_large_keys, transport):
     found = of_large_keys.predict(large_keys.unionByName(large_keys.selectExpr("7L AS key", "n", "y"))).collect()
-    assert len(found) == 32
+    assert len(found) == 48
     for key in LARGE:
         rows = [row for row in found if row["key"] == key]
         numbers = np.array([[row["n"]] for row in rows], np.float32)
