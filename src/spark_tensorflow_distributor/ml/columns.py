@@ -63,10 +63,18 @@ def training_frame(df: "DataFrame", columns: Mapping[str, Column], as_float: Seq
         columns: The columns by name.
         as_float: Names of columns that become floats whatever their numeric type is.
     """
-    return df.select(*(_as_trained(column, is_float=name in as_float).alias(name) for name, column in columns.items()))
+    return df.select(
+        *(trained_column(column, is_float=name in as_float).alias(name) for name, column in columns.items())
+    )
 
 
-def _as_trained(column: Column, *, is_float: bool) -> "SparkColumn":
+def trained_column(column: Column, *, is_float: bool = False) -> "SparkColumn":
+    """Return a column as models take it: vectors as arrays, doubles and decimals as floats.
+
+    Args:
+        column: The column.
+        is_float: Whether it becomes floats whatever its numeric type is.
+    """
     value = column_expression(column)
     if column.conversion == "vector":
         return value
@@ -87,16 +95,25 @@ def split_by(df: "DataFrame", indicator: str) -> "tuple[DataFrame, DataFrame]":
     """
     import pyspark.sql.functions as F
 
-    columns = known_columns(df, {"validationIndicatorCol": indicator})
-    column = columns[indicator]
+    value = indicator_expression(df, indicator)
+    text = F.lit(f"The validation indicator column {indicator!r} contains null; it must be true or false.")
+    is_validation = F.coalesce(value, F.raise_error(text).cast("boolean"))
+    return df.where(~is_validation), df.where(is_validation)
+
+
+def indicator_expression(df: "DataFrame", indicator: str) -> "SparkColumn":
+    """Return the column that is true for the rows of validation.
+
+    Raises:
+        DataError: There is no such column, or it is not boolean.
+    """
+    column = known_columns(df, {"validationIndicatorCol": indicator})[indicator]
     if column.dtype != "bool" or column.depth:
         raise DataError(
             f"validationIndicatorCol is {indicator!r}, a column of type {column.spark_type}; it must be boolean: true "
             "for the rows of validation."
         )
-    text = F.lit(f"The validation indicator column {indicator!r} contains null; it must be true or false.")
-    is_validation = F.coalesce(column_expression(column), F.raise_error(text).cast("boolean"))
-    return df.where(~is_validation), df.where(is_validation)
+    return column_expression(column)
 
 
 def class_names(df: "DataFrame", label: str) -> list[str] | None:

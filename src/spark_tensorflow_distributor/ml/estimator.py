@@ -13,6 +13,7 @@ from . import columns
 from .folders import training_folders
 from .groups.estimator import fit_by_group
 from .groups.params import HasGroups
+from .groups.spec import OFFERED as OFFERED_TO_GROUPS
 from .params import HasInputs, HasPredictBatchSize, HasRunner, HasTargets, HasTraining
 from .running import waiting_runner
 from .summary import TrainingSummary, history_by_metric
@@ -84,7 +85,8 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
             if unused := sorted(set(params) - set(used)):
                 raise ConfigurationError(f"modelParams has {', '.join(unused)}, which neither modelFn nor fitFn takes.")
         if model_fn is not None and fit_fn is None:
-            arguments_for("modelFn", model_fn, params, dict.fromkeys(OFFERED_TO_MODEL_FN))
+            offered = OFFERED_TO_GROUPS if self._value("groupCol") else OFFERED_TO_MODEL_FN
+            arguments_for("modelFn", model_fn, params, dict.fromkeys(offered))
         if fit_fn is not None and model_fn is None:
             arguments_for("fitFn", fit_fn, params, dict.fromkeys(OFFERED_TO_FIT_FN))
 

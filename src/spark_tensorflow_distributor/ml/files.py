@@ -1,10 +1,13 @@
 """Writes and reads files where Spark writes: on local disks, HDFS and object stores, through Hadoop's file systems."""
 
+import logging
 from typing import Any
 
 from ..errors import SerializationError
 from ..formatting import one_line
 from ..runtime.driver.spark import is_connect
+
+_logger = logging.getLogger(__name__)
 
 # Python's bytes travel to the JVM as text, piece by piece.
 _PIECE = 4 << 20
@@ -58,6 +61,27 @@ def _write_table(spark: Any, path: str, data: bytes) -> None:
         )
     rows = [(number, data[start : start + _PIECE]) for number, start in enumerate(range(0, len(data), _PIECE))]
     spark.createDataFrame(rows, "number int, data binary").coalesce(1).write.parquet(path)
+
+
+def delete_folder(spark: Any, path: str) -> None:
+    """Delete a folder, and the one that contains it if that is empty then; a client of Spark Connect cannot.
+
+    If that fails there is a warning only, because the caller has another error to raise.
+
+    Args:
+        spark: The session.
+        path: A path or URL.
+    """
+    if is_connect(spark):
+        return
+    try:
+        target = spark.sparkContext._jvm.org.apache.hadoop.fs.Path(path)
+        system = target.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf())
+        system.delete(target, True)
+        if len(system.listStatus(target.getParent())) == 0:
+            system.delete(target.getParent(), False)
+    except Exception as error:
+        _logger.warning("The folder %s cannot be deleted: %s", path, one_line(error))
 
 
 def read_file(spark: Any, path: str, stored_as: str) -> bytes:

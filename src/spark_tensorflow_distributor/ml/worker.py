@@ -13,6 +13,7 @@ from ..formatting import a_type
 from ..inference.model import PackedModel
 from ..training.keras_api import keras_of, selected_keras
 from ..training.keras_pickle import dumps, with_own_classes
+from .checks import check_classes, check_label_width, stacks_columns
 from .task import OFFERED_TO_FIT_FN, OFFERED_TO_MODEL_FN, TrainedModel, TrainingTask, arguments_for, named_by
 
 if TYPE_CHECKING:
@@ -130,9 +131,7 @@ def takes_one_tensor(task: TrainingTask, model: Any) -> bool:
     """Return whether the columns of ``inputCols`` go into the model side by side."""
     if isinstance(task.features, str):
         return False
-    form = _input_form(model)
-    is_sequential = any(base.__name__ == "Sequential" for base in type(model).__mro__)
-    return (form == "tensor" and len(task.features) > 1) or (is_sequential and form == "unknown")
+    return stacks_columns(model, _input_form(model), len(task.features))
 
 
 def _input_form(model: Any) -> str:
@@ -170,26 +169,13 @@ def _check_labels(task: TrainingTask, model: Any, *shards: "DataShard | None") -
     limit = classes or task.num_classes
     for shard in filter(None, shards):
         for values in shard.numbers(task.label):
-            wrong = values[(values != values.round()) | (values < 0) | ((values >= limit) if limit else False)]
-            if len(wrong):
-                most = "..." if limit is None else f"{limit - 1} (the model's classes)"
-                raise DataError(
-                    f"The label column {task.label!r} contains {wrong[0]:g}; a classifier's labels are whole numbers "
-                    f"from 0 to {most}. Index other values with StringIndexer of pyspark.ml, or give the model's last "
-                    "layer more units. For numbers that are no classes, use KerasRegressor."
-                )
+            check_classes(task.label, values, limit)
 
 
 def _check_label_width(task: TrainingTask, model: Any, shards: "Sequence[DataShard | None]") -> None:
-    """Check that a regressor has an output for each number of a label; Keras would broadcast one to the other."""
     width = None if model is None else declared_width(model)
     for shard in filter(None, shards):
-        given = shard.width_of(task.label)
-        if width is not None and given is not None and given != width:
-            raise DataError(
-                f"The label column {task.label!r} has {given} numbers a row, but the model's output has {width}. Give "
-                "its last layer as many units, or select other labels."
-            )
+        check_label_width(task.label, shard.width_of(task.label), width)
 
 
 def _check_loss(model: Any) -> None:

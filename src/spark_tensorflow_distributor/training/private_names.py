@@ -147,8 +147,8 @@ KERAS_RANDOM = PrivateModule(
 )
 KERAS_STATE = PrivateModule(
     "keras.src.backend.common.global_state",
-    ("get_global_attribute",),
-    "saves the global seed generator without creating it",
+    ("get_global_attribute", "set_global_attribute"),
+    "saves the global seed generator without creating it, and selects it",
 )
 KERAS_LEGACY_LAYERS = PrivateModule(
     "keras.src.legacy.layers", ("AlphaDropout.call",), "gives each row of a global batch its own noise"

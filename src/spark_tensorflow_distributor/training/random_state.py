@@ -9,12 +9,29 @@ import numpy as np
 from .keras_api import keras_of
 from .private_names import KERAS_STATE, STATEFUL_RANDOM
 
+_GENERATOR = "global_seed_generator"
+
 
 def global_seed(model: object) -> list[Any]:
     """Return the variable of Keras 3's global seed generator, which unseeded layers use; empty if it is unused."""
     state = KERAS_STATE.loaded()
-    generator = state and state.get_global_attribute("global_seed_generator")
+    generator = state and state.get_global_attribute(_GENERATOR)
     return [generator.state] if generator is not None and keras_of(model) == "keras" else []
+
+
+def own_seed() -> Any:
+    """Return Keras 3's global seed generator, and create it first if it is unused."""
+    import keras
+
+    state = KERAS_STATE.load()
+    if state.get_global_attribute(_GENERATOR) is None:
+        state.set_global_attribute(_GENERATOR, keras.random.SeedGenerator())
+    return state.get_global_attribute(_GENERATOR)
+
+
+def use_seed(generator: Any) -> None:
+    """Make a seed generator Keras 3's global one."""
+    KERAS_STATE.load().set_global_attribute(_GENERATOR, generator)
 
 
 def random_state() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """``fit`` of an estimator with ``groupCol``."""
 
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError
@@ -36,6 +37,8 @@ def fit_by_group(estimator: Any, dataset: "DataFrame", count: int | None) -> Gro
                 f"{param} has no effect with groupCol, because each model is trained within one Spark task. Clear one "
                 f"of the two.{advice}"
             )
+    # A folder for each training: those of a CrossValidator share the Param.
+    path = value("groupModelsPath")
     return fit_groups(
         dataset,
         value("modelFn") or value("model"),
@@ -55,6 +58,6 @@ def fit_by_group(estimator: Any, dataset: "DataFrame", count: int | None) -> Gro
         num_classes=count,
         num_tasks=value("numGroupTasks"),
         max_group_bytes=value("maxGroupBytes"),
-        path=value("groupModelsPath"),
+        path=None if path is None else f"{path.rstrip('/')}/{estimator.uid}-{uuid.uuid4().hex[:12]}",
         gpu_resource_name=value("gpuResourceName") if value("useGpu") else "",
     )

@@ -4,7 +4,6 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...data.frames import column_expression
 from ...errors import ConfigurationError, DataError, SerializationError, TrainingFailedError
 from ...formatting import one_line
 from ...inference.features import feature_names, select_columns
@@ -12,11 +11,13 @@ from ...inference.predict import payload_of
 from ...runtime.driver.spark import is_connect
 from ...runtime.shipping import shipped
 from ...training.keras_pickle import dumps
+from ..columns import indicator_expression
+from ..files import delete_folder
 from ..functions import by_value
 from .frames import check_frame, key_columns, label_expression, training_rows
 from .models import GroupModels
-from .spec import GroupProgram, GroupTask
-from .worker import RESULT_COLUMNS
+from .spec import GroupProgram, GroupTask, Template
+from .worker import RESULT_TYPES
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -73,8 +74,8 @@ def fit_groups(
         seed: Determines initial weights, dropout and the order of the rows. Default: 0.
         is_classifier: Whether labels must be class indices.
         num_classes: The number of classes, if it is known.
-        num_tasks: The number of Spark tasks. Default: four for each slot, ``spark.sql.shuffle.partitions`` with Spark
-            Connect.
+        num_tasks: The number of Spark tasks. Default: four for each slot that the cluster has now, but at least
+            ``spark.sql.shuffle.partitions``; with Spark Connect, the latter.
         max_group_bytes: Size of a group's rows from which on it is not trained but a failure. Default: 1 GiB.
         path: Where to write the models, a path or URL as Spark's writers take it; it must not exist. Default: Spark
             keeps them in the executors' memory and disks (``persist``), until ``unpersist``.
@@ -98,13 +99,7 @@ def fit_groups(
     if weight_column:
         others += [label_expression(each) for each in select_columns(schema, [weight_column])]
     if validation_column:
-        indicator = select_columns(schema, [validation_column])[0]
-        if indicator.dtype != "bool" or indicator.depth:
-            raise DataError(
-                f"validationIndicatorCol is {validation_column!r}, a column of type {indicator.spark_type}; it must be "
-                "boolean: true for the rows of validation."
-            )
-        others.append(column_expression(indicator))
+        others.append(indicator_expression(df, validation_column))
     task = GroupTask(
         len(keys), names, isinstance(feature_columns, str), label_column, bool(weight_column), bool(validation_column),
         batch_size, epochs, shuffle, seed, is_classifier, num_classes, max_group_bytes, gpu_resource_name,
@@ -114,7 +109,8 @@ def fit_groups(
     body = shipped("ml.groups.worker", "run_task", pickle.dumps(task), payload)
     types = {field.name: field.dataType.simpleString() for field in rows.schema.fields}
     declared = ", ".join(f"k{number} {types[f'k{number}']}" for number in range(len(keys)))
-    found = rows.mapInArrow(body, f"{declared}, {RESULT_COLUMNS}").withColumnsRenamed(
+    results = ", ".join(f"{name} {kind}" for name, kind in RESULT_TYPES.items())
+    found = rows.mapInArrow(body, f"{declared}, {results}").withColumnsRenamed(
         {f"k{number}": name for number, name in enumerate(group_names)}
     )
     return _collected(found, group_names, names, isinstance(feature_columns, str), path)
@@ -127,19 +123,22 @@ def _check_counts(**counts: int) -> None:
 
 
 def _check_names(group_names: Sequence[str]) -> None:
-    taken = [part.split()[0] for part in RESULT_COLUMNS.replace("<string, ", "<").split(", ")]
     for name in group_names:
-        if name in taken:
+        if name.lower() in RESULT_TYPES:  # Spark's names have no case
             raise DataError(
-                f"groupCol names {name!r}, which is also a column of the table of models ({', '.join(taken)}). Rename "
-                "it (DataFrame.withColumnRenamed)."
+                f"groupCol names {name!r}, which is also a column of the table of models ({', '.join(RESULT_TYPES)}). "
+                "Rename it (DataFrame.withColumnRenamed)."
             )
 
 
 def _default_tasks(spark: Any) -> int:
+    """Return the number of partitions: enough for the slots that there are, and for those to come."""
+    partitions = int(spark.conf.get("spark.sql.shuffle.partitions"))
     if is_connect(spark):
-        return int(spark.conf.get("spark.sql.shuffle.partitions"))
-    return _TASKS_PER_SLOT * int(spark.sparkContext.defaultParallelism)
+        return partitions
+    context = spark.sparkContext
+    slots = int(context.defaultParallelism) // int(context.getConf().get("spark.task.cpus", "1"))
+    return max(_TASKS_PER_SLOT * slots, partitions)
 
 
 def _pickled(model: Any, params: Mapping[str, Any], callbacks: Any) -> bytes:
@@ -162,17 +161,20 @@ def _collected(
     import pyspark.sql.functions as F
     from pyspark import StorageLevel
 
-    if path is None:
+    spark, folder = found.sparkSession, None if path is None else f"{path.rstrip('/')}/models"
+    if folder is None:
         kept = found.persist(StorageLevel.MEMORY_AND_DISK)
     else:
-        found.write.parquet(f"{path.rstrip('/')}/models")
-        kept = found.sparkSession.read.parquet(f"{path.rstrip('/')}/models")
+        found.write.parquet(folder)
+        kept = spark.read.parquet(folder)
     try:
         row = kept.agg(
             F.count(F.lit(1)).alias("groups"),
             F.count("error").alias("failed"),
             F.first("error", ignorenulls=True).alias("error"),
             F.first("template", ignorenulls=True).alias("template"),
+            F.min(F.length("model")).alias("least"),
+            F.max(F.length("model")).alias("most"),
         ).first()
         if row is None or row["groups"] == 0:
             raise DataError("The DataFrame has no rows to train on.")
@@ -181,11 +183,21 @@ def _collected(
                 f"Training failed for all {row['groups']} groups. The first of them: {row['error']}\nA function or a "
                 "column that is wrong for one group is usually wrong for all."
             )
+        if row["least"] != row["most"]:
+            raise DataError(
+                "The models of the groups differ in their number of weights, because the arrays in a feature column "
+                f"differ in length from group to group: {row['least']} to {row['most']} bytes. Give the arrays one "
+                "length (pad or cut them in Spark), or build a model whose weights do not depend on it."
+            )
     except BaseException:
-        if path is None:
+        if folder is None:
             kept.unpersist()
+        else:
+            delete_folder(spark, folder)
         raise
-    models = GroupModels(kept, bytes(row["template"]), group_names, features, is_single, row["groups"], row["failed"])
+    # From the workers of this job.
+    template: Template = pickle.loads(bytes(row["template"]))  # nosec B301
+    models = GroupModels(kept, template, group_names, features, is_single, row["groups"], row["failed"])
     if path is not None:
         models.save_description(path)
     return models

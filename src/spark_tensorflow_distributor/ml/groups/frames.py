@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...data.columns import Column
-from ...data.frames import column_expression
+from ...data.frames import column_expression, quoted_path
 from ...errors import DataError
 from ...inference.features import select_columns
+from ..columns import trained_column
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
@@ -53,7 +54,7 @@ def training_rows(
     import pyspark.sql.functions as F
 
     names = [f"k{number}" for number in range(len(keys))]
-    values = [_as_trained(column) for column in features] + list(others)
+    values = [trained_column(column) for column in features] + list(others)
     value_names = [f"v{number}" for number in range(len(values))]
     order_names = [f"o{number}" for number in range(len(order))]
     chosen = df.select(
@@ -68,12 +69,18 @@ def training_rows(
 
 
 def scored_rows(
-    df: "DataFrame", keys: Sequence[Column], features: Sequence[Column], models: "DataFrame", names: Sequence[str]
+    df: "DataFrame",
+    keys: Sequence[Column],
+    features: Sequence[Column],
+    models: "DataFrame",
+    names: Sequence[str],
+    integers: Sequence[str] = (),
 ) -> "DataFrame":
     """Return the rows to predict and the models, each group within one partition, its model first.
 
-    The columns are ``k0``, ``k1``, ... (the key), ``model`` (null for the rows), ``f0``, ``f1``, ... (the features,
-    null for the models) and ``row``, a struct of all columns (null for the models).
+    The columns are ``k0``, ``k1``, ... (the key, in the types of the models' keys), ``is_known`` (false for rows whose
+    key is no value of these types), ``model`` (null for the rows), ``f0``, ``f1``, ... (the features, null for the
+    models) and ``row``, a struct of all columns (null for the models).
 
     Args:
         df: The DataFrame.
@@ -81,31 +88,95 @@ def scored_rows(
         features: Its columns of features.
         models: The key's columns and ``model``.
         names: The names of the key's columns in ``models``.
+        integers: See :func:`integer_types`.
     """
     import pyspark.sql.functions as F
 
     key_names = [f"k{number}" for number in range(len(keys))]
-    feature_names = [f"f{number}" for number in range(len(features))]
+    value_names = [f"f{number}" for number in range(len(features))]
+    kinds = {field.name: field.dataType.simpleString() for field in models.schema.fields}
+    converted = [_converted(key, kinds[name]) for key, name in zip(keys, names, strict=True)]
+    is_known = F.lit(True)
+    for _, is_exact in converted:
+        is_known = is_known & is_exact
+    values = [trained_column(column) for column in features]
+    for number, kind in enumerate(integers):
+        values[number] = values[number].cast("string") if kind else values[number]
     rows = df.select(
-        *(column_expression(key).alias(name) for key, name in zip(keys, key_names, strict=True)),
+        *(value.alias(name) for (value, _), name in zip(converted, key_names, strict=True)),
+        is_known.alias("is_known"),
         F.lit(None).cast("binary").alias("model"),
-        *(_as_trained(column).alias(name) for column, name in zip(features, feature_names, strict=True)),
-        F.struct(*(F.col("`" + name.replace("`", "``") + "`") for name in df.columns)).alias("row"),
+        *(value.alias(name) for value, name in zip(values, value_names, strict=True)),
+        F.struct(*(F.col(_quoted(name)) for name in df.columns)).alias("row"),
     )
     types = {field.name: field.dataType for field in rows.schema.fields}
     lines = models.where("model IS NOT NULL").select(
-        *(F.col(name).cast(types[key]).alias(key) for name, key in zip(names, key_names, strict=True)),
+        *(F.col(_quoted(name)).alias(key) for name, key in zip(names, key_names, strict=True)),
+        F.lit(True).alias("is_known"),
         "model",
-        *(F.lit(None).cast(types[name]).alias(name) for name in [*feature_names, "row"]),
+        *(F.lit(None).cast(types[name]).alias(name) for name in [*value_names, "row"]),
     )
-    return rows.unionAll(lines).repartition(*key_names).sortWithinPartitions(*key_names, F.col("model").isNull())
+    placed = rows.unionAll(lines).repartition(*key_names)
+    return placed.sortWithinPartitions(*key_names, "is_known", F.col("model").isNull())
 
 
-def _as_trained(column: Column) -> "SparkColumn":
-    value = column_expression(column)
-    if column.conversion != "vector" and column.dtype == "float64":
-        value = value.cast("array<" * column.depth + "float" + ">" * column.depth)
-    return value
+def _converted(key: Column, kind: str) -> "tuple[SparkColumn, SparkColumn]":
+    """Return a column in another type, null where that is impossible; and whether each value remains what it is.
+
+    Text is read as the other type. Other values must not change: 1.5 is no whole number.
+    """
+    import pyspark.sql.functions as F
+
+    value = column_expression(key)
+    if key.spark_type in (kind, _LONG_NAMES.get(kind, kind)):
+        return value, F.lit(True)
+    path = quoted_path(key)
+    text = f"try_cast({path} AS {kind})"
+    is_text = key.spark_type.startswith(("string", "char", "varchar"))
+    back = f"{text} IS NOT NULL" if is_text else f"try_cast({text} AS {_spark_name(key)}) <=> {path}"
+    return F.expr(text), F.expr(f"coalesce({path} IS NULL OR {back}, false)")
+
+
+def _spark_name(key: Column) -> str:
+    names = {long: short for short, long in _LONG_NAMES.items()}
+    return names.get(key.spark_type, key.spark_type)
+
+
+# Types by their names in SQL, where those of the schema's JSON differ.
+_LONG_NAMES = {"tinyint": "byte", "smallint": "short", "int": "integer", "bigint": "long"}
+
+
+def key_texts(rows: "DataFrame", count: int) -> "list[SparkColumn]":
+    """Return the key's columns of :func:`scored_rows` as text, different for different keys.
+
+    A user-defined function that is based on pandas would get whole numbers as float64 if there are nulls.
+    """
+    import pyspark.sql.functions as F
+
+    found = []
+    for number in range(count):
+        kind, value = rows.schema[f"k{number}"].dataType.typeName(), F.col(f"k{number}")
+        if kind in ("float", "double"):
+            value = value + F.lit(0).cast(kind)  # Spark takes -0.0 for 0.0
+        elif kind == "timestamp":
+            value = F.unix_micros(value)  # an hour comes twice when summer time ends
+        elif kind == "binary":
+            value = F.hex(value)
+        found.append(value.cast("string"))
+    return found
+
+
+def integer_types(features: Sequence[Column]) -> tuple[str, ...]:
+    """Return Arrow's types of the features that travel as text: whole numbers, where functions are based on pandas."""
+    import pyspark.sql.functions as F
+
+    if hasattr(F, "arrow_udf"):
+        return ("",) * len(features)
+    return tuple(each.dtype if each.spark_type in _LONG_NAMES.values() else "" for each in features)
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
 
 
 def label_expression(column: Column) -> "SparkColumn":
@@ -116,8 +187,7 @@ def label_expression(column: Column) -> "SparkColumn":
     """
     if not column.is_number or column.depth > 1:
         raise DataError(f"The column {column.name!r} is of type {column.spark_type}, but a label must be a number.")
-    value = column_expression(column)
-    return value if column.conversion == "vector" else value.cast("array<float>" if column.depth else "float")
+    return trained_column(column, is_float=True)
 
 
 def check_frame(df: object) -> None:

@@ -1,16 +1,17 @@
 """The models of all groups, which stay in Spark, and their predictions."""
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import ConfigurationError, DataError, SerializationError
 from ...formatting import one_line
-from ...inference.features import select_columns
+from ...inference.features import feature_names, select_columns
+from ...inference.model import ModelSpec
 from ...inference.predict import column_function, payload_of
 from ...runtime.shipping import shipped
-from .frames import check_frame, key_columns, scored_rows
+from .frames import check_frame, integer_types, key_columns, key_texts, scored_rows
 from .prediction import GroupPredictTask
 from .spec import Template
 
@@ -28,7 +29,7 @@ class GroupModels:
         table: One row for each group: the key's columns, ``num_rows``, ``seconds``, ``error`` (null if the training
             succeeded), ``logs`` (those of the last epoch), ``history`` (of all epochs), ``model`` (the weights) and
             ``template``.
-        template_data: A pickled ``Template``.
+        template: What the models have in common.
         group_columns: The columns that form the key.
         features: The columns of features.
         is_single: Whether they were given as a single name.
@@ -37,19 +38,12 @@ class GroupModels:
     """
 
     table: "DataFrame"
-    template_data: bytes
+    template: Template
     group_columns: tuple[str, ...]
     features: tuple[str, ...]
     is_single: bool
     num_groups: int
     num_failed: int
-
-    @cached_property
-    def template(self) -> Template:
-        """What the models have in common."""
-        # Written by this library's worker; docs/ml-groups.md says to load only models that one trusts.
-        found: Template = pickle.loads(self.template_data)  # nosec B301
-        return found
 
     @property
     def models(self) -> "DataFrame":
@@ -105,6 +99,8 @@ class GroupModels:
         df: "DataFrame",
         *,
         output_column: str = "prediction",
+        feature_columns: str | Sequence[str] | None = None,
+        group_columns: str | Sequence[str] | None = None,
         handle_invalid: HandleInvalid = "keep",
         batch_size: int = 4096,
         gpu_resource_name: str = "gpu",
@@ -116,6 +112,9 @@ class GroupModels:
         Args:
             df: A DataFrame with the columns of the key and of features.
             output_column: Name of the new column; an existing column of that name is replaced.
+            feature_columns: A name or a list of names. Default: those of the training.
+            group_columns: The columns of ``df`` that form the key, in the order of the training's. Default: those of
+                the training.
             handle_invalid: What to do with rows whose group has no model: ``"keep"`` (a null prediction), ``"skip"``
                 (leave them out) or ``"error"``.
             batch_size: Largest number of rows in one call of a model.
@@ -130,22 +129,31 @@ class GroupModels:
         check_frame(df)
         if handle_invalid not in ("keep", "skip", "error"):
             raise ConfigurationError(f"handleInvalid is {handle_invalid!r}; it must be 'keep', 'skip' or 'error'.")
+        names = self.features if feature_columns is None else feature_names(feature_columns)
+        is_single = self.is_single if feature_columns is None else isinstance(feature_columns, str)
+        group_names = self.group_columns if group_columns is None else feature_names(group_columns)
+        if len(group_names) != len(self.group_columns):
+            raise ConfigurationError(
+                f"groupCol names {', '.join(group_names)}, but the models' key consists of "
+                f"{len(self.group_columns)} columns: {', '.join(self.group_columns)}."
+            )
         df = df.drop(output_column)
-        keys = key_columns(df, self.group_columns)
-        features = select_columns(df.schema.jsonValue(), self.features)
-        rows = scored_rows(df, keys, features, self.table, self._keys())
+        keys = key_columns(df, group_names)
+        features = select_columns(df.schema.jsonValue(), names)
+        integers = integer_types(features)
+        rows = scored_rows(df, keys, features, self.table, self.group_columns, integers)
         kind = T.FloatType() if self.template.width == 1 else T.ArrayType(T.FloatType())
         task = GroupPredictTask(
-            self.group_columns, self.features, self.is_single, batch_size, gpu_resource_name,
-            handle_invalid == "error", kind.json(),
+            group_names, names, is_single, batch_size, gpu_resource_name, handle_invalid == "error", kind.json(),
+            integers,
         )  # fmt: skip
-        payload = payload_of(df.sparkSession, self.template_data)
+        payload = payload_of(df.sparkSession, pickle.dumps(self.template))
         body = shipped("ml.groups.prediction", "run_function", pickle.dumps(task), payload)
         # Spark must neither compute the column again for each use nor move it away from the sorted rows.
         scored = rows.withColumn(
             "output",
             column_function(body, kind).asNondeterministic()(
-                *(f"k{number}" for number in range(len(keys))), "model", *(f"f{n}" for n in range(len(features)))
+                *key_texts(rows, len(keys)), "is_known", "model", *(f"f{n}" for n in range(len(features)))
             ),
         )
         chosen = scored.where("row IS NOT NULL")
@@ -163,14 +171,17 @@ class GroupModels:
         self.save_description(path)
 
     def save_description(self, path: str) -> None:
-        """Write everything but the models' weights."""
+        """Write everything but the models' weights, as plain columns."""
+        template = self.template
         row = (
-            self.template_data, list(self.group_columns), list(self.features), self.is_single, self.num_groups,
-            self.num_failed,
+            template.data, template.spec.kind, template.spec.key, template.spec.library, template.spec.custom_objects,
+            template.spec.safe_mode, template.stack, template.width, template.gives_logits, list(self.group_columns),
+            list(self.features), self.is_single, self.num_groups, self.num_failed,
         )  # fmt: skip
         kinds = (
-            "template binary, group_columns array<string>, features array<string>, is_single boolean, "
-            "num_groups bigint, num_failed bigint"
+            "archive binary, kind string, key string, library string, custom_objects binary, safe_mode boolean, "
+            "stack boolean, width int, gives_logits boolean, group_columns array<string>, features array<string>, "
+            "is_single boolean, num_groups bigint, num_failed bigint"
         )
         description = self.table.sparkSession.createDataFrame([row], kinds)
         description.coalesce(1).write.parquet(f"{path.rstrip('/')}/description")
@@ -181,7 +192,7 @@ class GroupModels:
 
 
 def load_groups(spark: Any, path: str) -> GroupModels:
-    """Load models that ``GroupModels.save`` has written. It unpickles: load only what you trust.
+    """Load models that ``GroupModels.save`` has written. Using them may run code: load only what you trust.
 
     Args:
         spark: The SparkSession.
@@ -195,7 +206,9 @@ def load_groups(spark: Any, path: str) -> GroupModels:
         table = spark.read.parquet(f"{path.rstrip('/')}/models")
     except Exception as error:
         raise SerializationError(f"The models of groups in {path} cannot be read: {one_line(error)}") from error
+    spec = ModelSpec(row["kind"], row["key"], row["library"], "", bytes(row["custom_objects"]), row["safe_mode"])
+    template = Template(spec, bytes(row["archive"]), row["stack"], row["width"], row["gives_logits"])
     return GroupModels(
-        table, bytes(row["template"]), tuple(row["group_columns"]), tuple(row["features"]), row["is_single"],
-        row["num_groups"], row["num_failed"],
+        table, template, tuple(row["group_columns"]), tuple(row["features"]), row["is_single"], row["num_groups"],
+        row["num_failed"],
     )  # fmt: skip

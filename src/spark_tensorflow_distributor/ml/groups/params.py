@@ -46,7 +46,8 @@ class HasGroups(HasGroupColumns):
     shuffleGroups = _param("shuffleGroups", "whether each epoch of a group has an order of its own", converters.boolean)
     numGroupTasks = _param(
         "numGroupTasks",
-        "number of Spark tasks in which groups are trained. Default: four for each slot of the cluster",
+        "number of Spark tasks in which groups are trained. Default: four for each slot that the cluster has now, but "
+        "at least spark.sql.shuffle.partitions",
         converters.integer(1),
     )
     maxGroupBytes = _param(
@@ -54,7 +55,8 @@ class HasGroups(HasGroupColumns):
     )
     groupModelsPath = _param(
         "groupModelsPath",
-        "path or URL that must not exist, where Spark writes the models of groups. Default: the executors keep them",
+        "path or URL below which Spark writes the models of groups, in a folder for each training. Default: the "
+        "executors keep them",
         converters.text,
     )
 

@@ -35,6 +35,7 @@ class GroupPredictTask:
         gpu_resource_name: Name of the GPU resource in Spark's settings.
         refuses_unknown: Whether a key without a model is an error; else its predictions are null.
         output_type: Spark's type of a prediction, as JSON.
+        integers: Arrow's types of the features that come as text; ``""`` for the others.
     """
 
     group_columns: tuple[str, ...]
@@ -44,6 +45,7 @@ class GroupPredictTask:
     gpu_resource_name: str
     refuses_unknown: bool
     output_type: str
+    integers: tuple[str, ...]
 
 
 def run_function(packed: bytes, template: Any, batches: "Iterator[tuple[pa.Array, ...]]") -> "Iterator[pa.Array]":
@@ -52,8 +54,12 @@ def run_function(packed: bytes, template: Any, batches: "Iterator[tuple[pa.Array
     Args:
         packed: A pickled ``GroupPredictTask``.
         template: A pickled ``Template``, or a broadcast of it.
-        batches: The arrays of the key's columns, the weights, and the features; sorted by key, and within a key the row
-            that has the weights first. That row's features are null, and its prediction is null.
+        batches: The arrays of the key's columns as text, whether the models' keys can have this value, the weights,
+            and the features; sorted by key, and within a key the row that has the weights first. That row's features
+            are null, and its prediction is null.
+
+    Raises:
+        DataError: There are two models for a key; or none, and that is to be an error.
     """
     import pyarrow as pa
     from pyspark.sql.pandas.types import to_arrow_type
@@ -62,16 +68,19 @@ def run_function(packed: bytes, template: Any, batches: "Iterator[tuple[pa.Array
     # From the driver, in the Spark task.
     task: GroupPredictTask = pickle.loads(packed)  # nosec B301
     kind = to_arrow_type(_parse_datatype_json_string(task.output_type))
-    count = len(task.group_columns)
+    count = len(task.group_columns) + 1
     current: tuple[Key, bytes | None] | None = None
+    applier: _Applier | None = None
     for arrays in batches:
-        keys, models, features = arrays[:count], arrays[count], arrays[count + 1 :]
+        keys, models, features = [_typed(each) for each in arrays[:count]], arrays[count], arrays[count + 1 :]
         pieces: list[pa.Array] = []
         for start, stop in key_runs(keys):
             key = key_at(keys, start)
             if current is None or not same_key(current[0], key):
                 current = key, None
-            if models[start].is_valid:
+            while start < stop and models[start].is_valid:
+                if current[1] is not None:
+                    raise DataError(f"There are two models for the group {_text(task, key)}.")
                 current = key, models[start].as_py()
                 pieces.append(pa.nulls(1, kind))
                 start += 1
@@ -81,16 +90,30 @@ def run_function(packed: bytes, template: Any, batches: "Iterator[tuple[pa.Array
                 _refuse_unknown(task, key)
                 pieces.append(pa.nulls(stop - start, kind))
             else:
-                applier = _applier(task, template)
-                pieces += applier.predict(current[1], [each.slice(start, stop - start) for each in features], kind)
+                applier = applier or _applier(task, template)
+                chosen = [each.slice(start, stop - start) for each in features]
+                pieces += applier.predict(task, current[1], chosen, kind)
         yield pa.concat_arrays(pieces) if pieces else pa.array([], kind)
+
+
+def _typed(array: "pa.Array") -> "pa.Array":
+    """Return an array of nulls alone, whose type pandas does not know, as one of text."""
+    import pyarrow as pa
+
+    return array.cast(pa.string()) if pa.types.is_null(array.type) else array
+
+
+def _text(task: GroupPredictTask, key: Key) -> str:
+    return ", ".join(f"{name}={value}" for name, value in zip(task.group_columns, key[:-1], strict=True))
 
 
 def _refuse_unknown(task: GroupPredictTask, key: Key) -> None:
     if task.refuses_unknown:
-        text = ", ".join(f"{name}={value!r}" for name, value in zip(task.group_columns, key, strict=True))
+        what = f"the group {_text(task, key)}"
+        if not key[-1]:
+            what = f"a value of {', '.join(task.group_columns)} that the type of the models' key cannot hold"
         raise DataError(
-            f"There is no model for the group {text}: it was not among the rows of fit(), or its training failed (see "
+            f"There is no model for {what}: it was not among the rows of fit(), or its training failed (see "
             "the model's failures). With handleInvalid='keep' its predictions are null, with 'skip' its rows are left "
             "out."
         )
@@ -105,7 +128,7 @@ def _applier(task: GroupPredictTask, template: Any) -> "_Applier":
     if key not in _appliers:
         while len(_appliers) >= _MAX_CACHED:
             _appliers.popitem(last=False)
-        _appliers[key] = _Applier(found, task)
+        _appliers[key] = _Applier(found)
     _appliers.move_to_end(key)
     return _appliers[key]
 
@@ -115,31 +138,33 @@ class _Applier:
 
     Args:
         template: The model.
-        task: Describes the prediction.
     """
 
-    def __init__(self, template: Template, task: GroupPredictTask) -> None:
+    def __init__(self, template: Template) -> None:
         from ...inference.loading import load
         from ...inference.predictor import Predictor
 
         loaded = load(template.spec, lambda: template.data)
-        self._stack, self._task = template.stack, task
+        self._stack = template.stack
         self._predictor: Predictor = Predictor(loaded)
         self._variables: Sequence[Any] = loaded.owner.weights  # type: ignore[attr-defined]
         self._likes = [variable.numpy() for variable in self._variables]
         self._current: bytes | None = None
 
-    def predict(self, weights: bytes, arrays: "Sequence[pa.Array]", kind: "pa.DataType") -> "list[pa.Array]":
+    def predict(
+        self, task: GroupPredictTask, weights: bytes, arrays: "Sequence[pa.Array]", kind: "pa.DataType"
+    ) -> "list[pa.Array]":
         """Return the predictions for the rows of one group, in pieces."""
         if weights is not self._current:
             for variable, value in zip(self._variables, unpack_weights(weights, self._likes), strict=True):
                 variable.assign(value)
             self._current = weights
-        features = [rows_from_arrow(array, [name]) for array, name in zip(arrays, self._task.features, strict=True)]
+        arrays = [each.cast(name) if name else each for each, name in zip(arrays, task.integers, strict=True)]
+        features = [rows_from_arrow(array, [name]) for array, name in zip(arrays, task.features, strict=True)]
         if self._stack:
             features = [stack(features)]
-        is_single = self._task.is_single or self._stack
-        size, count = self._task.batch_size, len(arrays[0])
+        is_single = task.is_single or self._stack
+        size, count = task.batch_size, len(arrays[0])
         return [
             rows_to_arrow([self._one_output(features, start, min(start + size, count), is_single)], kind)
             for start in range(0, count, size)

@@ -58,7 +58,9 @@ def split_groups(batches: "Iterator[pa.RecordBatch]", num_keys: int, max_bytes: 
             key = found
             num_rows += part.num_rows
             num_bytes += batch.nbytes * part.num_rows // len(batch)
-            parts = [*parts, part] if num_bytes <= max_bytes else []
+            parts.append(part)
+            if num_bytes > max_bytes:
+                parts.clear()
     if key is not None:
         yield group()
 

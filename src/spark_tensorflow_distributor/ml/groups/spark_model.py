@@ -100,6 +100,8 @@ class KerasGroupModel(KerasModel, HasGroupColumns):
         return self.groups.predict(
             dataset,
             output_column=output_column,
+            feature_columns=self.input_columns(),
+            group_columns=self._value("groupCol"),
             handle_invalid=self._value("handleInvalid"),
             batch_size=self._value("predictBatchSize"),
             gpu_resource_name=self._value("gpuResourceName") if self._value("useGpu") else "",

@@ -7,6 +7,7 @@ values back, and one call of a graph trains all epochs. The weights are those of
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +22,20 @@ from ...inference.loading import from_keras
 from ...inference.predictor import arrangement, tensor_of, type_spec_of
 from ...inference.rows import Rows, stack
 from ...training.keras_api import keras_of, optimizer_variables
+from ...training.random_state import global_seed, own_seed, use_seed
+from ..checks import check_classes, check_label_width, stacks_columns
 from ..task import arguments_for
+from .callbacks import check_callbacks
 from .graph import TrainingGraph
-from .spec import GroupProgram, GroupTask
+from .spec import OFFERED, GroupProgram, GroupTask
 
 # Places in the orders of the rows that one call of the graph gets; more epochs need more calls.
 _MAX_ORDER = 1 << 22
-_BATCH_METHODS = tuple(f"on_{kind}batch_{end}" for kind in ("", "train_", "test_") for end in ("begin", "end"))
+# Models of groups whose rows differ in shape, such as arrays of other lengths.
+_MAX_REPLICAS = 8
 Logs = dict[str, float]
+# The types and dimensions of the features.
+_Shapes = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,10 @@ class GroupTrainer:
 
     def __init__(self, task: GroupTask, load: Callable[[], GroupProgram]) -> None:
         self._task, self._load = task, load
+        # By the features' shapes, since a model may depend on them, but not on which group comes first.
+        self._replicas: OrderedDict[_Shapes, _Replica] = OrderedDict()
+        self._errors: dict[_Shapes, Exception] = {}
         self._replica: _Replica | None = None
-        self._error: Exception | None = None
 
     def train(self, data: GroupData) -> TrainedGroup:
         """Train a model on the rows of a group, of which at least one is not for validation.
@@ -84,19 +93,29 @@ class GroupTrainer:
         Raises:
             Exception: What building the model raised, for each group again; or what training raised.
         """
-        if self._error is not None:
-            raise self._error
-        replica = self._replica
-        if replica is None or not replica.is_reusable:
-            program = self._load()
-            model = self._build(program, data.features)
-            replica = _Replica(self._task, model, data, program.callbacks)
-        self._replica = replica
+        replica = self._replica_for(data)
         random.seed(self._task.seed)
         np.random.seed(self._task.seed % (1 << 32))
         if self._task.is_classifier:
-            _check_labels(self._task, data.labels.data, max(replica.width, 2))
+            check_classes(self._task.label, data.labels.data, max(replica.width, 2))
+        else:
+            check_label_width(self._task.label, _width([data.labels]), replica.width)
         return replica.train(data)
+
+    def _replica_for(self, data: GroupData) -> _Replica:
+        shapes = tuple((each.dtype, each.dims) for each in data.features)
+        if shapes in self._errors:
+            raise self._errors[shapes].with_traceback(None)  # it would grow, and keep the rows of each group
+        replica = self._replicas.get(shapes)
+        if replica is None or not replica.is_reusable:
+            program = self._load()
+            replica = _Replica(self._task, self._build(program, data.features, shapes), data, program.callbacks)
+            while shapes not in self._replicas and len(self._replicas) >= _MAX_REPLICAS:
+                self._replicas.popitem(last=False)
+            self._replicas[shapes] = replica
+        self._replicas.move_to_end(shapes)
+        self._replica = replica
+        return replica
 
     @property
     def model(self) -> Any:
@@ -116,19 +135,20 @@ class GroupTrainer:
         assert self._replica is not None
         return self._replica.width
 
-    def _build(self, program: GroupProgram, features: Sequence[Rows]) -> Any:
+    def _build(self, program: GroupProgram, features: Sequence[Rows], shapes: _Shapes) -> Any:
         import keras
 
         keras.utils.set_random_seed(self._task.seed)
         try:
             model = program.model
             if not keras_of(model):
-                offered = {"num_features": _width(features), "num_classes": self._task.num_classes}
+                values = (_width(features), self._task.num_classes)
+                offered = dict(zip(OFFERED, values, strict=True))
                 model = model(**arguments_for("modelFn", model, program.params, offered))
             _check_model(model)
         except Exception as error:
-            if self._replica is None:  # it has never succeeded, and does not depend on the group
-                self._error = error
+            if shapes not in self._replicas and len(self._errors) < _MAX_REPLICAS:  # it depends on nothing else
+                self._errors[shapes] = error
             raise
         return model
 
@@ -137,16 +157,6 @@ def _width(features: Sequence[Rows]) -> int | None:
     if any(rows.lengths or rows.data.dtype.hasobject for rows in features):
         return None
     return sum(int(np.prod(rows.data.shape[1:])) for rows in features)
-
-
-def _check_labels(task: GroupTask, labels: npt.NDArray[Any], num_classes: int) -> None:
-    wrong = labels[(labels != labels.round()) | (labels < 0) | (labels >= num_classes)]
-    if len(wrong):
-        raise DataError(
-            f"The label column {task.label!r} contains {wrong[0]:g}; a classifier's labels are whole numbers from 0 to "
-            f"{num_classes - 1} (the model's classes). Index other values with StringIndexer of pyspark.ml, or give "
-            "the model's last layer more units."
-        )
 
 
 def _check_model(model: Any) -> None:
@@ -172,17 +182,17 @@ class _Replica:
 
     def __init__(self, task: GroupTask, model: Any, data: GroupData, callbacks: Callable[[], list[Any]] | None) -> None:
         self._task, self.model, self._callbacks = task, model, callbacks
+        # Before it is used, as in a new process.
+        self._seed, seeds = own_seed(), global_seed(model)
+        first = [tf.identity(each.value) for each in seeds]
         loaded = from_keras(model)
-        is_sequential = any(base.__name__ == "Sequential" for base in type(model).__mro__)
-        one_tensor = (loaded.inputs.form == "tensor" and len(data.features) > 1) or (
-            is_sequential and loaded.inputs.form == "unknown"
-        )
-        self.is_stacked = not task.is_single and one_tensor
+        self.is_stacked = not task.is_single and stacks_columns(model, loaded.inputs.form, len(data.features))
         features = self._features(data)
         self._arrange = arrangement(loaded.inputs, features, task.is_single or self.is_stacked, True)
         self.width = self._create_variables(features, data)
-        self._variables = [*model.variables, *optimizer_variables(model.optimizer)]
-        initial = [tf.identity(variable.value) for variable in self._variables]
+        variables = [*model.variables, *optimizer_variables(model.optimizer)]
+        initial = [*first, *(tf.identity(variable.value) for variable in variables)]
+        self._variables = [*seeds, *variables]
         self._reset = tf.function(lambda: _assign(self._variables, initial), autograph=False)
         self._graphs: dict[tuple[object, ...], TrainingGraph] = {}
         self.is_reusable = True
@@ -215,8 +225,6 @@ class _Replica:
         is_validation = np.zeros(data.num_rows, bool) if data.is_validation is None else data.is_validation
         chosen = np.flatnonzero(~is_validation).astype(np.int32)
         history = self._train_with(callbacks, self._runner(data, is_validation), chosen)
-        if getattr(self.model.optimizer, "use_ema", False):
-            self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
         return TrainedGroup([variable.numpy() for variable in self.model.weights], history)
 
     def _runner(self, data: GroupData, is_validation: npt.NDArray[np.bool_]) -> Callable[[Any], list[Logs]]:
@@ -243,10 +251,11 @@ class _Replica:
             most = max(1, _MAX_ORDER // len(rows))
             while len(history) < epochs:
                 history += run(orders(min(most, epochs - len(history))))
+            self._finalize()
             return history
         import keras
 
-        _check_callbacks(callbacks)
+        check_callbacks(callbacks, keras.callbacks.Callback, has_validation=self._task.has_validation)
         steps = -(-len(rows) // self._task.batch_size)
         listed = keras.callbacks.CallbackList(callbacks, model=self.model, epochs=epochs, steps=steps, verbose=0)
         listed.on_train_begin()
@@ -258,8 +267,13 @@ class _Replica:
             history.append({name: float(value) for name, value in logs.items()})
             if self.model.stop_training:
                 break
+        self._finalize()
         listed.on_train_end(history[-1])
         return history
+
+    def _finalize(self) -> None:
+        if getattr(self.model.optimizer, "use_ema", False):
+            self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
 
     def _orders(self, rows: npt.NDArray[np.int32]) -> Callable[[int], npt.NDArray[Any]]:
         """Return a function that gives the orders of the rows in the next epochs, ``[epochs, rows]``."""
@@ -274,6 +288,7 @@ class _Replica:
     def _graph(self, rows: Sequence[Rows]) -> TrainingGraph:
         key = tuple((each.dtype, each.dims, len(each.lengths)) for each in rows)
         if key not in self._graphs:
+            use_seed(self._seed)  # another trainer may have set its own
             graph = TrainingGraph(self.model, self._arrange, self._task, [type_spec_of(each) for each in rows])
             self.is_reusable = self.is_reusable and not graph.has_stateful_random
             self._graphs[key] = graph
@@ -284,19 +299,3 @@ class _Replica:
 def _assign(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-def _check_callbacks(callbacks: Sequence[Any]) -> None:
-    import keras
-
-    for callback in callbacks:
-        own = [
-            name
-            for name in _BATCH_METHODS
-            if getattr(type(callback), name, None) is not getattr(keras.callbacks.Callback, name)
-        ]
-        if own and not type(callback).__module__.startswith("keras."):
-            raise ConfigurationError(
-                f"The callback {type(callback).__name__} has {', '.join(own)}, but a group is trained in a graph, "
-                "which calls no methods of batches. Use on_epoch_begin and on_epoch_end, or train this model by itself."
-            )

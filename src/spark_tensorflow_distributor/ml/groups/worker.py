@@ -3,12 +3,13 @@
 TensorFlow, the compiled model and its graph stay in the worker, which Spark reuses for the tasks of a job.
 """
 
+import functools
 import hashlib
 import pickle
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
@@ -32,11 +33,16 @@ _RESULTS_AT_ONCE, _BYTES_AT_ONCE = 500, 4 << 20
 # Trainers by the content of their program.
 _trainers: "OrderedDict[bytes, GroupTrainer]" = OrderedDict()
 
-# What follows the key's columns in the table of models.
-RESULT_COLUMNS = (
-    "num_rows bigint, seconds double, error string, logs map<string, double>, history array<map<string, double>>, "
-    "model binary, template binary"
-)
+# What follows the key's columns in the table of models, by name.
+RESULT_TYPES = {
+    "num_rows": "bigint",
+    "seconds": "double",
+    "error": "string",
+    "logs": "map<string, double>",
+    "history": "array<map<string, double>>",
+    "model": "binary",
+    "template": "binary",
+}
 
 
 def run_task(packed: bytes, program: Any, batches: "Iterator[pa.RecordBatch]") -> "Iterator[pa.RecordBatch]":
@@ -54,6 +60,8 @@ def run_task(packed: bytes, program: Any, batches: "Iterator[pa.RecordBatch]") -
     types: list[pa.Field] = []
     state = random.getstate()
     template_is_due, size = True, 0
+    # Once for each task, but again after an error.
+    trainer = functools.cache(lambda: _trainer(task, packed, program))
 
     def watched() -> "Iterator[pa.RecordBatch]":
         for batch in batches:
@@ -62,7 +70,7 @@ def run_task(packed: bytes, program: Any, batches: "Iterator[pa.RecordBatch]") -
 
     try:
         for group in split_groups(watched(), task.num_keys, task.max_bytes):
-            result = _train(task, packed, program, group, template_is_due)
+            result = _train(task, trainer, group, template_is_due)
             template_is_due = template_is_due and result["template"] is None
             results.append({**{f"k{i}": value for i, value in enumerate(group.key)}, **result})
             size += len(result["model"] or b"")
@@ -75,12 +83,14 @@ def run_task(packed: bytes, program: Any, batches: "Iterator[pa.RecordBatch]") -
         random.setstate(state)  # the process is Spark's
 
 
-def _train(task: GroupTask, packed: bytes, program: Any, group: Group, template_is_due: bool) -> dict[str, Any]:
+def _train(
+    task: GroupTask, trainer_of_task: "Callable[[], GroupTrainer]", group: Group, template_is_due: bool
+) -> dict[str, Any]:
     started = time.perf_counter()
     result: dict[str, Any] = dict.fromkeys(("error", "logs", "history", "model", "template"))
     try:
         data = _data(task, group)
-        trainer = _trainer(task, packed, program)
+        trainer = trainer_of_task()
         trained = trainer.train(data)
         _check_finite(task, data, trained)
         result["history"], result["logs"] = trained.history, trained.history[-1]
@@ -90,6 +100,7 @@ def _train(task: GroupTask, packed: bytes, program: Any, group: Group, template_
     except Exception as error:
         result["error"] = printable(one_line(error))[:_MAX_ERROR]
         result["model"] = None
+        error.with_traceback(None)  # the trainer may keep the error, but not the group's rows
     return {"num_rows": group.num_rows, "seconds": time.perf_counter() - started, **result}
 
 
