@@ -14,6 +14,7 @@ from ..inference.model import PackedModel
 from ..training.keras_api import keras_of, selected_keras
 from ..training.keras_pickle import dumps, with_own_classes
 from .checks import check_classes, check_label_width, stacks_columns
+from .outputs import check_loss, declared_width, gives_logits
 from .task import OFFERED_TO_FIT_FN, OFFERED_TO_MODEL_FN, TrainedModel, TrainingTask, arguments_for, named_by
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _check_labels(task: TrainingTask, model: Any, *shards: "DataShard | None") -
             f"value{'s' if width != 1 else ''} a row. Give its last layer a unit for each class (modelFn may take "
             "num_classes)."
         )
-    _check_loss(model)
+    check_loss(model)
     limit = classes or task.num_classes
     for shard in filter(None, shards):
         for values in shard.numbers(task.label):
@@ -178,16 +179,6 @@ def _check_label_width(task: TrainingTask, model: Any, shards: "Sequence[DataSha
         check_label_width(task.label, shard.width_of(task.label), width)
 
 
-def _check_loss(model: Any) -> None:
-    loss = getattr(model, "loss", None)
-    name = loss if isinstance(loss, str) else getattr(loss, "name", None) or getattr(loss, "__name__", "")
-    if str(name).lower().replace("_", "") == "categoricalcrossentropy":
-        raise ConfigurationError(
-            "The model's loss is categorical_crossentropy, which needs one-hot labels, but the labels of "
-            "pyspark.ml are class indices. Compile it with sparse_categorical_crossentropy."
-        )
-
-
 def _check_weights(task: TrainingTask, *shards: "DataShard | None") -> None:
     for shard in filter(None, shards):
         for values in shard.numbers(task.weight) if task.weight is not None else ():
@@ -196,36 +187,6 @@ def _check_weights(task: TrainingTask, *shards: "DataShard | None") -> None:
                     f"The weight column {task.weight!r} contains {values[~(values >= 0)][0]:g}; weights must not be "
                     "negative or NaN."
                 )
-
-
-def declared_width(model: Any) -> int | None:
-    """Return how many values a model returns for each row; None if it does not declare it.
-
-    Raises:
-        DataError: It has several outputs, or one with more than one dimension.
-    """
-    outputs = getattr(model, "outputs", None)
-    if not outputs:
-        return None
-    dims = [tuple(each.shape)[1:] for each in outputs]
-    if len(dims) > 1 or len(dims[0]) > 1:
-        raise DataError(
-            f"The model's outputs have the shapes {', '.join(str(['batch', *each]) for each in dims)}; a classifier or "
-            "regressor needs one output of one or more numbers a row. Train other models with MirroredStrategyRunner."
-        )
-    return dims[0][0] if dims[0] else 1
-
-
-def gives_logits(model: Any) -> bool:
-    """Return whether a classifier's output consists of logits: as its loss says, else as its last layer does."""
-    loss: Any = getattr(model, "loss", None)
-    if hasattr(loss, "from_logits"):
-        return bool(loss.from_logits)
-    if isinstance(loss, str) and loss.lower().replace("_", "").endswith("crossentropy"):
-        return False
-    layers = getattr(model, "layers", None)
-    activation = getattr(layers[-1], "activation", None) if layers else None
-    return getattr(activation, "__name__", "") == "linear"
 
 
 def _packed(task: TrainingTask, model: Any, history: Mapping[str, Any]) -> TrainedModel:

@@ -24,6 +24,7 @@ from ...inference.rows import Rows, stack
 from ...training.keras_api import keras_of, optimizer_variables
 from ...training.random_state import global_seed, own_seed, use_seed
 from ..checks import check_classes, check_label_width, stacks_columns
+from ..outputs import check_loss
 from ..task import arguments_for
 from .callbacks import check_callbacks
 from .graph import TrainingGraph
@@ -146,6 +147,8 @@ class GroupTrainer:
                 offered = dict(zip(OFFERED, values, strict=True))
                 model = model(**arguments_for("modelFn", model, program.params, offered))
             _check_model(model)
+            if self._task.is_classifier:
+                check_loss(model)
         except Exception as error:
             if shapes not in self._replicas and len(self._errors) < _MAX_REPLICAS:  # it depends on nothing else
                 self._errors[shapes] = error

@@ -16,6 +16,7 @@ from ...errors import DataError
 from ...formatting import one_line, printable
 from ...inference.rows import Rows, rows_from_arrow
 from ...inference.startup import start_tensorflow
+from ..outputs import gives_logits
 from .rows import Group, split_groups
 from .spec import GroupProgram, GroupTask, Template
 from .weights import pack_weights
@@ -183,7 +184,6 @@ def _nan_text(columns: Sequence[Rows]) -> str:
 def _template(trainer: "GroupTrainer") -> Template:
     from ...inference.model import pack, packed_keras
     from ...training.keras_pickle import dumps, with_own_classes
-    from ..worker import gives_logits
 
     (_, archive), own = with_own_classes("keras", lambda: pack(trainer.model, None, False))
     packed = packed_keras(archive, "keras", dumps(own) if own else b"")
