@@ -423,8 +423,10 @@ def test_what_fails_for_all_groups_fails_the_fit(df):
 
 
 def test_wrong_columns_fail_before_the_job(df):
-    with pytest.raises(DataError, match="no column 'shop'"):
+    with pytest.raises(DataError, match=r"no column 'shop'.* Correct groupCol\."):
         fit_groups(df, build, group_columns="shop", feature_columns=COLUMNS, label_column="y")
+    with pytest.raises(DataError, match="groupOrderCol names the column 'day'"):
+        fit_groups(df, build, group_columns="store", feature_columns=COLUMNS, label_column="y", order_columns=["day"])
     with pytest.raises(ConfigurationError, match="epochs is 0"):
         fit_groups(df, build, group_columns="store", feature_columns=COLUMNS, label_column="y", epochs=0)
 

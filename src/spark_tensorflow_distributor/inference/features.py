@@ -61,20 +61,21 @@ def feature_names(features: str | Sequence[str] | None) -> tuple[str, ...]:
     return names
 
 
-def select_columns(schema: Mapping[str, Any], names: Sequence[str]) -> list[Column]:
+def select_columns(schema: Mapping[str, Any], names: Sequence[str], argument: str = "feature_columns") -> list[Column]:
     """Return the named columns. Only their types are checked, not those of other columns.
 
     Args:
         schema: The result of ``DataFrame.schema.jsonValue()``.
         names: Column names, or ``outer.inner`` for a field of a struct.
+        argument: The argument that names them, for messages.
 
     Raises:
         DataError: A column does not exist, or TensorFlow has no equivalent for its type.
     """
-    return [_select_column(schema["fields"], name) for name in names]
+    return [_select_column(schema["fields"], name, argument) for name in names]
 
 
-def _select_column(fields: Sequence[Mapping[str, Any]], name: str) -> Column:
+def _select_column(fields: Sequence[Mapping[str, Any]], name: str, argument: str) -> Column:
     owners = [f for f in fields if name == f["name"] or name.startswith(f["name"] + ".")]
     for column in columns_of({"fields": owners}, "The DataFrame") if owners else ():
         if column.name == name:
@@ -84,12 +85,12 @@ def _select_column(fields: Sequence[Mapping[str, Any]], name: str) -> Column:
         inner = columns_of({"fields": [owner]}, "The DataFrame")
         if len(owners) == 1 and owner["name"] == name:
             raise DataError(
-                f"The feature column {name!r} is a struct. Name its fields: {', '.join(c.name for c in inner)}."
+                f"The column {name!r} in {argument} is a struct. Name its fields: {', '.join(c.name for c in inner)}."
             )
         known += [column.name for column in inner]
     raise DataError(
         f"The DataFrame has no column {name!r}{nearest(name, known)}. Its columns are {_shorten(known)}. Correct "
-        "feature_columns."
+        f"{argument}."
     )
 
 

@@ -2,10 +2,23 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError
+from ..errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+
+def check_compiled(model: Any) -> None:
+    """Check that ``Model.fit`` can train a model.
+
+    Raises:
+        ConfigurationError: It is not compiled.
+    """
+    if getattr(model, "optimizer", None) is None:
+        raise ConfigurationError(
+            "The model is not compiled. Call model.compile(optimizer, loss, metrics=[...]) in modelFn, or before you "
+            "pass the model; or train it with fitFn."
+        )
 
 
 def check_label_width(label: str, given: int | None, width: int | None) -> None:

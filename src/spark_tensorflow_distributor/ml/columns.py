@@ -28,13 +28,22 @@ def known_columns(df: "DataFrame", params: Mapping[str, str | Sequence[str] | No
     found: dict[str, Column] = {}
     for param, names in params.items():
         for name in [names] if isinstance(names, str) else names or ():
-            if not any(name == known or name.startswith(f"{known}.") for known in df.columns):
-                raise DataError(
-                    f"{param} names the column {name!r}, which the DataFrame does not have{nearest(name, df.columns)}. "
-                    f"Its columns are {', '.join(df.columns[:20])}{', ...' if len(df.columns) > 20 else ''}."
-                )
-            found.update({column.name: column for column in select_columns(schema, [name])})
+            check_exists(df, param, name)
+            found.update({column.name: column for column in select_columns(schema, [name], param)})
     return found
+
+
+def check_exists(df: "DataFrame", param: str, name: str) -> None:
+    """Check that a DataFrame has a column, or one that may be a struct with such a field.
+
+    Raises:
+        DataError: It has not.
+    """
+    if not any(name == known or name.startswith(f"{known}.") for known in df.columns):
+        raise DataError(
+            f"{param} names the column {name!r}, which the DataFrame does not have{nearest(name, df.columns)}. "
+            f"Its columns are {', '.join(df.columns[:20])}{', ...' if len(df.columns) > 20 else ''}."
+        )
 
 
 def check_label(column: Column, param: str, *, is_classifier: bool) -> None:

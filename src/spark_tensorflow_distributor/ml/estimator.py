@@ -10,6 +10,7 @@ from ..errors import ConfigurationError
 from ..formatting import a_type
 from ..training.keras_api import keras_of
 from . import columns
+from .checks import check_compiled
 from .folders import training_folders
 from .groups.estimator import fit_by_group
 from .groups.params import HasGroups
@@ -78,6 +79,8 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         if model is not None and not keras_of(model):
             raise ConfigurationError(f"model is {a_type(model)}; it must be a compiled Keras model.")
         params = self._value("modelParams")
+        if fit_fn is None and model is not None:
+            check_compiled(model)
         if fit_fn is None and model is not None and params:
             raise ConfigurationError(f"modelParams is {params!r}, but a model takes no arguments. Use modelFn.")
         if model_fn is not None and fit_fn is not None:

@@ -13,7 +13,7 @@ from ..formatting import a_type
 from ..inference.model import PackedModel
 from ..training.keras_api import keras_of, selected_keras
 from ..training.keras_pickle import dumps, with_own_classes
-from .checks import check_classes, check_label_width, stacks_columns
+from .checks import check_classes, check_compiled, check_label_width, stacks_columns
 from .outputs import check_loss, declared_width, gives_logits
 from .task import OFFERED_TO_FIT_FN, OFFERED_TO_MODEL_FN, TrainedModel, TrainingTask, arguments_for, named_by
 
@@ -96,11 +96,7 @@ def evaluate(*, task: TrainingTask, trained: PackedModel, test_data: "DataShard"
 def _fit(
     task: TrainingTask, model: Any, train_data: "DataShard", validation_data: "DataShard | None", callbacks: list[Any]
 ) -> Mapping[str, Any]:
-    if getattr(model, "optimizer", None) is None:
-        raise ConfigurationError(
-            "The model is not compiled. Call model.compile(optimizer, loss, metrics=[...]) in modelFn, or before you "
-            "pass the model; or train it with fitFn."
-        )
+    check_compiled(model)
     validation = None if validation_data is None else _dataset(task, model, validation_data, shuffle=False)
     result = model.fit(
         _dataset(task, model, train_data, shuffle=True),

@@ -11,7 +11,7 @@ from ...inference.predict import payload_of
 from ...runtime.driver.spark import is_connect
 from ...runtime.shipping import shipped
 from ...training.keras_pickle import dumps
-from ..columns import indicator_expression
+from ..columns import check_exists, indicator_expression
 from ..files import delete_folder
 from ..functions import by_value
 from .frames import check_frame, key_columns, label_expression, training_rows
@@ -95,9 +95,11 @@ def fit_groups(
     schema = df.schema.jsonValue()
     _check_names(group_names)
     keys, features = key_columns(df, group_names), select_columns(schema, names)
-    others = [label_expression(each) for each in select_columns(schema, [label_column])]
+    for name in order_columns:
+        check_exists(df, "groupOrderCol", name)
+    others = [label_expression(each) for each in select_columns(schema, [label_column], "labelCol")]
     if weight_column:
-        others += [label_expression(each) for each in select_columns(schema, [weight_column])]
+        others += [label_expression(each) for each in select_columns(schema, [weight_column], "weightCol")]
     if validation_column:
         others.append(indicator_expression(df, validation_column))
     task = GroupTask(

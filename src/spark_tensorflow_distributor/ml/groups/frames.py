@@ -23,7 +23,7 @@ def key_columns(df: "DataFrame", names: Sequence[str]) -> list[Column]:
     Raises:
         DataError: One does not exist, or is of a type that cannot be a key.
     """
-    columns = select_columns(df.schema.jsonValue(), names)
+    columns = select_columns(df.schema.jsonValue(), names, "groupCol")
     for column in columns:
         if column.depth or not column.spark_type.startswith((*_KEY_TYPES, "decimal", "char", "varchar")):
             raise DataError(
