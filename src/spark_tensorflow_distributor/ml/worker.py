@@ -45,7 +45,8 @@ def train(
     importlib.import_module(selected_keras()).utils.set_random_seed(task.seed)
     _check_weights(task, train_data, validation_data)
     if model is not None and localMode:
-        model = pickle.loads(dumps(model))  # nosec B301 (these bytes were just written here)
+        # The bytes were written by this very line.
+        model = pickle.loads(dumps(model))  # nosec B301
     offered: dict[str, Any] = {
         "num_features": _num_features(task, train_data),
         "num_classes": task.num_classes,
