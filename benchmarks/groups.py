@@ -25,6 +25,7 @@ from pathlib import Path
 
 from drivers import measure, print_result
 from launch import descendants
+from predict import cpu_seconds
 
 SYSTEMS = ("ours", "by hand", "reused", "floor")
 FEATURES = ["a", "b", "c", "d"]
@@ -165,18 +166,6 @@ def constant(frame):
     import pandas as pd
 
     return pd.DataFrame({"store": [frame["store"].iloc[0]], "model": [b"x"]})
-
-
-def cpu_seconds():
-    """Return the processor time of this driver's descendants so far."""
-    ticks = 0
-    for pid in descendants(os.getpid()):
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        except OSError:
-            continue
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def memory():

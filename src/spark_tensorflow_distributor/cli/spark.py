@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import ClusterError, ConfigurationError
 from ..formatting import sentence
+from ..runtime.driver.spark import session_class
 from .options import pairs
 
 # With one of these, somebody has said elsewhere where Spark runs.
@@ -33,19 +34,13 @@ def session(options: Namespace, num_slots: int, *, is_quiet: bool = False) -> It
         ConfigurationError: Options contradict each other.
         ClusterError: PySpark is not installed, or Spark does not start.
     """
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise ClusterError(
-            "PySpark is not installed for this interpreter. Install the cluster's version: "
-            "pip install 'spark-tensorflow-distributor[spark]'."
-        ) from error
+    sessions = session_class()
     if options.master and options.remote:
         raise ConfigurationError("Both --master and --remote are given; choose one.")
     master = options.master or (None if options.remote else default_master(os.environ, num_slots))
     if (master or "").startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # Spark's own default is the first python3 in PATH
-    builder: Any = SparkSession.builder.appName("spark_tensorflow_distributor")
+    builder: Any = sessions.builder.appName("spark_tensorflow_distributor")
     if options.remote:
         builder = builder.remote(options.remote)
     elif master:

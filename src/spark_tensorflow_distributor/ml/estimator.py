@@ -81,8 +81,8 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         params = self._value("modelParams")
         if fit_fn is None and model is not None:
             check_compiled(model)
-        if fit_fn is None and model is not None and params:
-            raise ConfigurationError(f"modelParams is {params!r}, but a model takes no arguments. Use modelFn.")
+            if params:
+                raise ConfigurationError(f"modelParams is {params!r}, but a model takes no arguments. Use modelFn.")
         if model_fn is not None and fit_fn is not None:
             used = named_by(model_fn, params) | named_by(fit_fn, params)
             if unused := sorted(set(params) - set(used)):

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 
-# Limit for members in JSON. Parsed values take up to twenty times as much memory as their text.
+# Size limit for JSON members: once parsed, their values take up to twenty times as much memory as the text.
 MAX_TEXT_BYTES = 64 << 20
 # A sign, a number or a text, as ``np.dtype.kind``; no Python objects and no structures.
 _KINDS = "?biufcmMSU"

@@ -33,6 +33,22 @@ _CONF_KEYS = (
 )  # fmt: skip
 
 
+def session_class() -> Any:
+    """Return ``pyspark.sql.SparkSession``.
+
+    Raises:
+        ClusterError: PySpark is not installed.
+    """
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise ClusterError(
+            "PySpark is not installed for this interpreter. Install the cluster's version: "
+            "pip install 'spark-tensorflow-distributor[spark]'."
+        ) from error
+    return SparkSession
+
+
 def active_session(spark: Any = None, *, creates: bool = True) -> Any:
     """Return the given session, else the active one, else a new one as 1.0.0 did.
 
@@ -53,14 +69,8 @@ def active_session(spark: Any = None, *, creates: bool = True) -> Any:
                 "use the active one."
             )
         return spark
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise ClusterError(
-            "PySpark is not installed for this interpreter. Install the cluster's version: "
-            "pip install 'spark-tensorflow-distributor[spark]'."
-        ) from error
-    active = SparkSession.getActiveSession()
+    session = session_class()
+    active = session.getActiveSession()
     if active is not None and not is_stopped(active):
         return active
     if not creates:
@@ -68,7 +78,7 @@ def active_session(spark: Any = None, *, creates: bool = True) -> Any:
             "The SparkSession of this runner has been stopped, and no other one is active in this thread. Start one "
             "(SparkSession.builder.getOrCreate()), or pass it to a new runner as spark=..."
         )
-    return SparkSession.builder.getOrCreate()
+    return session.builder.getOrCreate()
 
 
 def is_stopped(spark: Any) -> bool:
