@@ -85,8 +85,10 @@ def main():
     study = optuna.create_study(
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=1),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=1),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=1),
     )
+    # The first trial has the values in use so far, so that bad trials have something to be compared with.
+    study.enqueue_trial({"learning_rate": 1e-2, "units": 64})
     # Each trial is a Spark job of its own; Optuna runs them in threads of this process.
     study.optimize(objective, n_trials=options.trials, n_jobs=options.parallel)
     for trial in study.trials:

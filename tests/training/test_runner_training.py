@@ -86,7 +86,7 @@ def test_steps_of_tf_keras_and_on_the_collectives_of_tensorflow_are_timed(spark,
 
         def rows():
             for number in range(40):
-                time.sleep(0.02)  # the input is slow
+                time.sleep(0.05)  # the input is slow, even beside steps on a busy machine
                 yield [float(number)] * 3, 1.0
 
         spec = (tf.TensorSpec((3,)), tf.TensorSpec(()))
@@ -412,9 +412,12 @@ def listening_program():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_port_is_open_during_training_on_cpus(spark, runner):
     assert runner(2).run(listening_program()) == ([], 2)
-    spark.conf.set("tensorflow.spark.distributor.collectives", "tensorflow")
+    settings = {"collectives": "tensorflow", "closePort": "false"}
+    for name, value in settings.items():
+        spark.conf.set(f"tensorflow.spark.distributor.{name}", value)
     try:
         found, _ = runner(2).run(listening_program())
     finally:
-        spark.conf.unset("tensorflow.spark.distributor.collectives")
+        for name in settings:
+            spark.conf.unset(f"tensorflow.spark.distributor.{name}")
     assert len(found) >= 1  # the test would notice an open port
