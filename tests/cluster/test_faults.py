@@ -127,7 +127,7 @@ def test_a_trainer_is_stopped(driver, events, reference, stall_timeout):
 
 
 def test_a_rank_hangs(driver, events):
-    """Runs without restarts, to check the error. The limit is longer than the first step, which traces, on a busy machine."""
+    """Runs without restarts, to check the error. On a busy machine the first step, which traces, takes many seconds."""
     run = driver.start(events, stall_timeout=20, faults=[{"rank": 2, "at": 20, "do": "hang"}])
     outcome = driver.result(run)
     assert outcome["error"] == "TrainingFailedError"
