@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/allreduce.py --workers 2 4 8
     .venv/bin/python benchmarks/allreduce.py --workers 3 --gbit 1 --kinds sockets tensorflow loopback
 
-A model has many gradients: here, ``--tensors`` of equal size, summed in a ``tf.function``. The systems take turns in
-each round, on processes of one machine. With ``--gbit``, each has a host of its own: a network namespace that sends at
-most so many Gbit/s.
+A model has many gradients; here they are ``--tensors`` tensors of equal size, summed in a ``tf.function``. The systems
+take turns in each round, in processes of one machine. With ``--gbit``, each process has its own host: a network
+namespace that sends at most that many Gbit/s.
 
 - ``memory``: ours between workers of one machine, which share memory.
 - ``sockets``: ours between workers of different machines, here over loopback TCP; ``bfloat16`` is the same with
@@ -33,7 +33,7 @@ from network import inside, limited_hosts
 HERE = Path(__file__).parent
 SIZES = (4, 1 << 10, 1 << 16, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 102 << 20)
 KINDS = ("memory", "sockets", "bfloat16", "tensorflow", "loopback")
-# By kind, the name of the machine, empty if each worker has its own; and how the traffic between machines is protected.
+# For each kind: the name of the machine, empty if each worker has its own; and the protection between machines.
 GROUPS = {
     "memory": ("one machine", "light"),
     "sockets": ("", "light"),
@@ -162,7 +162,7 @@ def measure(sums, options):
         for kind in options.kinds:
             begun = time.perf_counter()
             sums[kind]()
-            if number > 1:  # the first ones trace and connect
+            if number > 1:  # the first two trace and connect
                 times[kind].append(1000 * (time.perf_counter() - begun))
     return times
 

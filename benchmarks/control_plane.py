@@ -2,18 +2,20 @@
 
     .venv/bin/python benchmarks/control_plane.py --agents 64 256 1024 4096
 
-The driver is the library's own: channel, event loop of a launch, console. The agents are the library's own ends of the
-channel, many in one process, without Spark and without trainers. Everything goes over loopback, on the same cores: the
-simulation takes most of them, so the times are upper bounds. Agents connect a few at a time, and authenticate
-every message; but one that goes to all of them is decoded once, because each would do that on a machine of its own.
+The driver is the library's own: channel, event loop of a launch, console. The agents are the library's own end of the
+channel, many of them in one process, without Spark and without trainers. Everything goes over loopback and runs on the
+same cores. The simulation takes most of their time, so the results are upper bounds. Agents connect a few at a time,
+and authenticate every message. A message to all agents is decoded only once, because in a cluster each agent would
+decode it on its own machine.
 
-- ``meet``: from the first connection until every agent has the addresses of all. ``driver`` is the driver's share, in
-  seconds of CPU. ``told``: bytes that each agent receives for it.
-- ``balance``: from the first report on rows until every agent knows its transfers. ``told``, as above.
-- ``idle``: CPUs that the driver uses for heartbeats.
+- ``meet``: from the first connection until every agent has the addresses of all. ``driver`` is the driver's CPU time in
+  seconds, ``told`` the number of bytes that each agent receives for this.
+- ``balance``: from the first report on rows until every agent knows its transfers. ``told`` is as above.
+- ``idle``: the number of CPUs that the driver uses for heartbeats.
 - ``lines``: from the first line until the last has been printed to a file; 1,000 lines from each of up to 256 agents.
-- ``stop``: from a failure until every agent has been told to stop, of which the driver waits one second for others.
-- ``memory``: resident memory that the driver has added for all of this.
+- ``stop``: from a failure until every agent has been told to stop, including the second in which the driver waits for
+  other failures.
+- ``memory``: the increase of the driver's resident memory.
 """
 
 import argparse
@@ -79,7 +81,7 @@ def main():
         return
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
     for count in options.agents:
-        # A process for each size, so that one does not use the memory of another.
+        # A separate process for each size, so that none reuses the memory of another.
         if (pid := os.fork()) == 0:
             print("| " + " | ".join(map(str, measure(count, options))) + " |", flush=True)
             os._exit(0)
@@ -87,7 +89,7 @@ def main():
 
 
 class Job:
-    """Stands for the Spark job, which ends when the simulation does."""
+    """Stands in for the Spark job, which ends when the simulation does."""
 
     rows, error, is_alive = (), None, False
 
@@ -102,7 +104,7 @@ class Job:
 
 
 class Printed:
-    """A terminal that takes everything, and counts the lines."""
+    """A terminal that discards the text and counts its lines."""
 
     encoding = "utf-8"
 
@@ -210,7 +212,7 @@ class Simulation:
         self._told = {}  # by type of message, the size of the last one
 
     def serve(self):
-        """Do what the driver's process says, line by line."""
+        """Carry out the orders of the driver's process, one per line."""
         for line in sys.stdin:
             order = json.loads(line)
             began = time.monotonic()

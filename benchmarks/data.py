@@ -1,4 +1,4 @@
-"""Measures how fast the rows of a Spark DataFrame reach TensorFlow on two workers: ours and other systems.
+"""Measures how fast the rows of a Spark DataFrame reach TensorFlow on two workers, with ours and with other systems.
 
     .venv/bin/python benchmarks/data.py
     .venv/bin/python benchmarks/data.py --systems ours --data tabular --rows 500000 1000000 4000000
@@ -218,7 +218,7 @@ def run_ours(spark, df, epochs):
     runner = MirroredStrategyRunner(num_slots=WORKERS, use_gpu=False, spark=spark, progress=False)
     started = time.time()
     measured = runner.run(train, data=df, features=features if len(features) > 1 else features[0], epochs=epochs)
-    # Rank 0's; both workers have the same number of rows.
+    # The result is rank 0's; both workers have the same number of rows.
     return result([{**measured, "rows": [WORKERS * rows for rows in measured["rows"]]}], started)
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# spark-tensorflow-distributor from PyPI.
+# Where spark-tensorflow-distributor 1.0.0 from PyPI is installed.
 PEER = HERE / ".peers" / "spark-tensorflow-distributor-1.0.0"
 
 

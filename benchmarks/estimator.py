@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/estimator.py --rounds 3
 
 Each round starts one driver process per system, in turn, on local[2]. Each process caches rows of a vector of 20
-numbers and a label of two classes, and runs a small Spark job first. Then: the first ``fit`` on two workers, with the
-import of TensorFlow; further ones (``fit``); ``transform`` of all rows, to Spark's noop sink; and the area under the
-ROC curve on other rows. Model: 20-64-64-1, global batch of 1,024.
+numbers and a label of two classes, and runs a small Spark job. It then measures the ``first`` fit on two workers, which
+includes the import of TensorFlow; further ones (``fit``); ``transform`` of all rows to Spark's noop sink; and the area
+under the ROC curve on other rows (``auc``). The model is 20-64-64-1, with a global batch of 1,024.
 
 ``ours``: KerasClassifier. ``by hand``: ``runner.run`` with a training function, ``predict``, and the columns of
 pyspark.ml. ``elephas``: ElephasEstimator 7.3.0 in synchronous mode, which averages the workers' weights after each

@@ -9,8 +9,8 @@ processor time of the JVM and the Python workers per 1,000 keys for the second t
 ``memory`` is the largest resident size of a Python worker at the end.
 
 ``ours``: ``KerasRegressor`` with ``groupCol``. ``by hand``: ``applyInPandas`` with a function that builds, compiles,
-fits and returns the weights, as a user writes it. ``reused``: the same, but each worker keeps its compiled model and
-resets its weights and its optimizer by hand. ``floor``: ``applyInPandas`` with a function that returns a constant.
+fits and returns the weights, as a user would write it. ``reused``: the same, but each worker keeps its compiled model
+and resets its weights and its optimizer by hand. ``floor``: ``applyInPandas`` with a function that returns a constant.
 
 The model has 4 inputs and layers of 16, 8 and 1 units; a key has 50 rows, and is trained for 5 epochs in batches of 32.
 """

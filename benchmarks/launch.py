@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/launch.py --slots 2 8 --rounds 3
 
 Each round starts one driver process per system, in turn, so that a change in the machine's speed affects all of
-them. Each process starts a Spark session and runs one warm-up job (which excludes Spark's own start-up), the first run,
-and the repeated runs. ``floor`` is the same barrier job without TensorFlow. 1.0.0 is installed from PyPI into a
+them. Each process starts a Spark session and runs one warm-up job (so that Spark's own start-up is excluded), the first
+run, and the repeated runs. ``floor`` is the same barrier job without TensorFlow. 1.0.0 is installed from PyPI into a
 separate folder and runs with tf_keras, on the same Python, PySpark and TensorFlow.
 """
 
@@ -100,7 +100,7 @@ def resident():
 
 
 def descendants(pid):
-    """Return all descendants of ``pid``, including those in sessions of their own."""
+    """Return all descendants of ``pid``, including those in separate sessions."""
     listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.split()
     pairs = list(zip(map(int, listing[::2]), map(int, listing[1::2]), strict=True))
     found, grown = {pid}, True

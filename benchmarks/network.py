@@ -1,4 +1,4 @@
-"""Hosts with a limited bandwidth: network namespaces on a bridge (Linux, root, iproute2)."""
+"""Creates hosts with limited bandwidth: network namespaces on a bridge (needs Linux, root and iproute2)."""
 
 import contextlib
 import ctypes
@@ -41,7 +41,7 @@ def limited_hosts(count, gbit):
 
 @contextlib.contextmanager
 def inside(name):
-    """Create sockets on a host for the duration of the context; ``""`` is this one."""
+    """Within this context, create sockets on a host; ``""`` is this machine."""
     if not name:
         yield
         return

@@ -20,13 +20,13 @@ class Peer:
     """Optional methods of a system, besides ``hand_off`` and ``batches``."""
 
     def warm_up(self):
-        """Import in Spark's Python workers what the hand-off uses; not measured."""
+        """Import what the hand-off uses in Spark's Python workers; this is not measured."""
 
     def start(self, folder, rank):
-        """Runs in a worker process before it imports TensorFlow."""
+        """Prepare a worker process before it imports TensorFlow."""
 
     def feed(self, df, folder, epochs):
-        """Runs in the driver while the workers read."""
+        """Hand rows over from the driver while the workers read."""
 
 
 class Parquet(Peer):
@@ -211,8 +211,10 @@ def signature(*shape):
 
 
 def numbers(batch):
-    """Return features and labels of an Arrow batch as arrays. The features are one array column or many plain ones; the
-    label is last."""
+    """Return features and labels of an Arrow batch as arrays.
+
+    The features are one array column or many plain columns; the label is the last column.
+    """
     import numpy as np
 
     columns = batch.columns

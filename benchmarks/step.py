@@ -34,7 +34,7 @@ BATCH = 256
 
 
 def train(model_name, steps, epochs, batch=256):
-    """The user's function; it imports inside because it is pickled."""
+    """Train as a user's function would. It imports its modules itself, because it is pickled."""
     import time
 
     import numpy as np

@@ -67,7 +67,7 @@ def main():
     spark = (
         SparkSession.builder.master(options.master or f"local[{options.slots}]")
         .appName("digits")
-        .config("spark.ui.showConsoleProgress", "false")  # it would overwrite the training's progress bar
+        .config("spark.ui.showConsoleProgress", "false")  # Spark's bar would overwrite the training's
         .config("spark.ui.enabled", "false")
         .getOrCreate()
     )

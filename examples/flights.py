@@ -49,7 +49,7 @@ def read_tables(spark, folder):
         packed.extractall(folder)
 
     def table(path):
-        # R writes missing values as "NA". Read as NULL, they do not turn numeric columns into strings.
+        # R writes missing values as "NA". Reading them as NULL keeps Spark from taking numeric columns for strings.
         return spark.read.csv(str(path), header=True, inferSchema=True, nullValue="NA")
 
     return table(Path(folder) / "flights.csv"), *[table(data / f"{n}.csv") for n in ("weather", "planes", "airports")]
@@ -204,7 +204,7 @@ def main():
         spark = (
             SparkSession.builder.master(options.master or f"local[{options.slots}]")
             .appName("flights")
-            .config("spark.ui.showConsoleProgress", "false")  # it would overwrite the training's progress bar
+            .config("spark.ui.showConsoleProgress", "false")  # Spark's bar would overwrite the training's
             .config("spark.ui.enabled", "false")
             .config("spark.log.level", "ERROR")
             .config("spark.sql.shuffle.partitions", 2 * options.slots)

@@ -17,7 +17,7 @@ from spark_tensorflow_distributor import MirroredStrategyRunner, RunCallback
 
 
 def train(epochs, learning_rate, units):
-    """Train on every worker; this is an ordinary Keras program that knows nothing of Optuna."""
+    """Train on every worker; this is an ordinary Keras program that knows nothing about Optuna."""
     import tensorflow as tf
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -87,9 +87,9 @@ def main():
         sampler=optuna.samplers.TPESampler(seed=1),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=1),
     )
-    # The first trial has the values in use so far, so that bad trials have something to be compared with.
+    # The first trial uses the present values, so that the pruner has something to compare bad trials with.
     study.enqueue_trial({"learning_rate": 1e-2, "units": 64})
-    # Each trial is a Spark job of its own; Optuna runs them in threads of this process.
+    # Each trial is a separate Spark job; Optuna runs the trials in threads of this process.
     study.optimize(objective, n_trials=options.trials, n_jobs=options.parallel)
     for trial in study.trials:
         rate, epochs = trial.params["learning_rate"], trial.user_attrs["epochs"]

@@ -16,6 +16,8 @@ from .resume.interval import CheckpointInterval
 class RunnerConfig:
     """The arguments of :class:`~spark_tensorflow_distributor.MirroredStrategyRunner`, in the user's terms and units.
 
+    ``spark`` and ``callbacks`` are not among them.
+
     Attributes:
         checkpoint_interval: ``checkpoint_every``, parsed.
 

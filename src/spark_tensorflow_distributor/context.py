@@ -30,7 +30,7 @@ class WorkerContext:
         world_size: Number of workers.
         local_rank: 0 to ``local_world_size - 1``, among the workers on this host.
         local_world_size: Number of workers on this host.
-        node_rank: Number of this host, from 0 in the order of ranks.
+        node_rank: Index of this host, from 0, in rank order.
         attempt: 0 for the first attempt; incremented by each restart.
         checkpoint_dir: The runner's ``checkpoint_dir``, or None.
         log_dir: A directory on this host; files below it appear below the runner's ``log_dir`` on the driver while they
@@ -54,16 +54,16 @@ class WorkerContext:
     def save_checkpoint(self, state: object) -> None:
         """Save the progress of a custom training loop; ``fit`` does not need it.
 
-        Every rank calls it, at the same step; rank 0's state is the one that is kept. The state is copied immediately
-        and written in the background, to ``checkpoint_dir`` or to the driver. Without ``max_restarts`` and
-        ``checkpoint_dir`` nothing is kept; in ``local_mode``, without ``checkpoint_dir``.
+        Call it on every rank, at the same step; rank 0's state is kept. The state is copied immediately and written in
+        the background, to ``checkpoint_dir`` or to the driver. Nothing is kept if neither ``max_restarts`` nor
+        ``checkpoint_dir`` is set; in ``local_mode``, only ``checkpoint_dir`` counts.
 
         Args:
             state: Numbers, strings, bytes, NumPy arrays, TensorFlow tensors and variables, and lists, tuples and dicts
                 of these.
 
         Raises:
-            CheckpointError: The state holds something else.
+            CheckpointError: The state contains a value of another type.
         """
         if _checkpoints is not None:
             _checkpoints.save(state)
@@ -79,11 +79,12 @@ class WorkerContext:
     def report(self, step: int, **metrics: Any) -> None:
         """Report metrics of a custom training loop; ``fit`` does not need it.
 
-        Those of rank 0 appear in ``runner.report.history`` and reach the run's callbacks; the call does nothing on
-        other ranks, so it may be made on all of them. Metrics travel in the background, several times a second.
+        Rank 0's metrics appear in ``runner.report.history`` and are passed to the run's callbacks. The call does
+        nothing on other ranks, so it may be made on all of them. Metrics are sent in the background, several times a
+        second.
 
         Args:
-            step: Number of the step or epoch, counted as the loop does.
+            step: Number of the step or epoch, as the loop counts it.
             **metrics: Numbers by name; scalar arrays and tensors are converted.
 
         Raises:
@@ -95,9 +96,9 @@ class WorkerContext:
     def should_stop(self) -> bool:
         """Return whether a custom training loop should end now; ``fit`` ends by itself.
 
-        True after ``RunHandle.stop()``, an interrupt in a notebook, or a callback's ``on_epoch_end`` that has returned
-        True for metrics of :meth:`report`. It is a collective operation: all ranks call it at the same step and get
-        the same answer. With ``use_custom_strategy``, call it in the scope of your strategy.
+        The result is True after ``RunHandle.stop()`` or an interrupt in a notebook, and once a callback's
+        ``on_epoch_end`` has returned True for metrics of :meth:`report`. This is a collective operation: all ranks call
+        it at the same step and get the same answer. With ``use_custom_strategy``, call it in your strategy's scope.
         """
         return _custom_loop is not None and _custom_loop.should_stop()
 
@@ -111,7 +112,7 @@ def get_context() -> WorkerContext:
     """Return the context of the worker that the calling training function runs in.
 
     Raises:
-        DistributorError: Called outside of a training function.
+        DistributorError: The call is made outside of a training function.
     """
     if _current is None:
         raise DistributorError(

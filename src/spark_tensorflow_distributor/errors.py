@@ -86,12 +86,12 @@ class SerializationError(DistributorError):
 
 
 class ResultNotLoadedError(SerializationError):
-    """Training has finished, but what the function returned cannot be loaded on the driver; it is kept.
+    """Training has finished, but the function's return value cannot be loaded on the driver; the error keeps it.
 
     Args:
         message: Text with the reason and the path.
-        data: The bytes that the error keeps.
-        path: The file that contains it.
+        data: See the attribute.
+        path: See the attribute.
 
     Attributes:
         data: The pickled value; if it could not be pickled, a ``.npz`` archive of its models' weights.
@@ -103,11 +103,11 @@ class ResultNotLoadedError(SerializationError):
         self.data, self.path = data, path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.args[0], self.data, self.path), vars(self))  # with its notes
+        return (type(self), (self.args[0], self.data, self.path), vars(self))  # includes __notes__
 
 
 class CollectiveError(DistributorError):
-    """An operation between the workers failed: one of them is gone, or called a different operation."""
+    """A collective operation failed: a worker is gone, or called a different operation."""
 
 
 class RunCancelledError(DistributorError):
@@ -181,7 +181,7 @@ class TrainingFailedError(DistributorError):
         self.root_cause = root_cause
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.args[0], self.failures, self.root_cause), vars(self))  # with its notes
+        return (type(self), (self.args[0], self.failures, self.root_cause), vars(self))  # includes __notes__
 
 
 class WorkerDataError(TrainingFailedError, DataError):

@@ -1,32 +1,32 @@
-"""Sizes and exceptions as text, for messages; and text that a terminal can show safely.
+"""Formats sizes, names and exceptions for messages, and makes text safe to show in a terminal.
 
 Text from workers may contain anything that their programs, data or files contain. A terminal obeys escape sequences:
-they move the cursor over other lines, and some change its title or the clipboard, or make it type.
+they can overwrite other lines, change the window's title or the clipboard, and even enter text as if the user typed it.
 """
 
 import re
 import traceback
 from collections.abc import Sequence
 
-# Colours and movements of the cursor, which are left out; and other control characters, which become visible. Lines end
-# with \n or \r\n.
+# Group 1: colours, cursor movements, and the \r of \r\n; they are removed. Group 2: all other control characters except
+# tabs and newlines; they are shown as escapes.
 _CONTROLS = re.compile(r"(\x1b\[[0-?]*[ -/]*[@-~]|\r(?=\n))|([\x00-\x08\x0b-\x1f\x7f-\x9f])")
 
 
 def printable(text: str) -> str:
-    """Return text without colours and movements of the cursor, and with other control characters as escapes."""
+    """Return text without colours and cursor movements; other control characters become escapes."""
     return _CONTROLS.sub(lambda found: f"\\x{ord(found[2]):02x}" if found[2] else "", text)
 
 
 def printable_line(text: str) -> str:
-    """Return the same as one line: a line cannot pretend to be two."""
+    """Return :func:`printable` text as a single line, so that it cannot pass for several lines."""
     return printable(text).replace("\n", "\\n")
 
 
 def printable_exception(error: BaseException) -> BaseException | None:
     """Return an exception that Python can print safely, or None.
 
-    Its arguments and notes are changed if that suffices; if its text comes from elsewhere, the result is None.
+    Its arguments and notes are changed in place. The result is None if that does not make its text safe.
     """
     if _is_printed_safely(error):
         return error
@@ -58,7 +58,7 @@ def gibibytes(size: float) -> str:
 
 
 def rank_list(ranks: Sequence[int]) -> str:
-    """Return ``"rank 3"`` or ``"ranks 0, 1, 3"``; of more than ten ranks, the first ten."""
+    """Return ``"rank 3"`` or ``"ranks 0, 1, 3"``; if there are more than ten ranks, only the first ten are listed."""
     shown = ", ".join(map(str, ranks[:10])) + (", ..." if len(ranks) > 10 else "")
     return f"rank{'s' * (len(ranks) > 1)} {shown}"
 
@@ -82,12 +82,12 @@ def a_type(value: object) -> str:
 
 def with_article(name: str) -> str:
     """Return the name of a class with its article."""
-    # By sound: a unit, a user; an hour is no class name.
+    # The article follows the sound (a unit, a user). Names with a silent h are not worth a rule.
     vowel = name[:1].lower() in "aeiou" and not name.lower().startswith(("uni", "use", "uti", "eu", "one"))
     return f"{'an' if vowel else 'a'} {name}"
 
 
 def sentence(quoted: object) -> str:
-    """Return a quoted text or exception with one full stop at its end, whatever punctuation it brings along."""
+    """Return a quoted text or exception, with a full stop unless it already ends like a sentence."""
     text = str(quoted).strip()
     return text if text.endswith((".", "!", "?")) else f"{text}."

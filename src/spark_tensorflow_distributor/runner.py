@@ -29,9 +29,9 @@ T = TypeVar("T")
 
 
 def _keywords_only(init: Callable[P, None]) -> Callable[P, None]:
-    """Give advice where Python would only count the positional arguments of the constructor."""
+    """Reject positional arguments of a constructor with advice; Python's own message would only count them."""
 
-    @functools.wraps(init)  # which also keeps the signature
+    @functools.wraps(init)  # also keeps the signature
     def checked(*args: P.args, **kwargs: P.kwargs) -> None:
         if len(args) > 1:
             raise CallError(
@@ -74,11 +74,11 @@ class MirroredStrategyRunner:
         min_slots (int): Smallest number of slots with which to relaunch if some slots are gone. Default: ``num_slots``.
         checkpoint_dir (str): Where to keep checkpoints: a path that all hosts share, or a URL of a file system that
             TensorFlow or fsspec supports; a later run with the same value resumes where this one stopped. Default:
-            the driver keeps them until the run ends.
+            with ``max_restarts``, the driver keeps them until the run ends.
         checkpoint_every (float or str): Time between two checkpoints of ``fit`` in seconds, or a string such as
             ``"500 steps"``; the end of each epoch is saved as well. Default: 30.0.
-        start_timeout (float): Seconds to wait for each of: executors to register, all workers to join, and the workers
-            to connect to each other. Default: 600.
+        start_timeout (float): Time limit, in seconds, for each of three steps: executors register, all workers join,
+            and the workers connect to each other. Default: 600.
         stall_timeout (float): Seconds without progress after which the attempt fails and reports the stacks of all
             workers; progress is a step of training, evaluation or prediction, or output outside of ``fit``. Default:
             never.
@@ -91,21 +91,21 @@ class MirroredStrategyRunner:
             ``CUDA_VISIBLE_DEVICES``. Default: none.
         resource_profile (pyspark.resource.ResourceProfile): Resource profile of the tasks, for stage-level scheduling.
             Default: Spark's default profile.
-        gradient_compression (str): ``"bfloat16"`` or ``"float16"`` halves what gradients take on the network between
-            hosts; each host on the way adds in float32 and rounds the sum. Default None: gradients travel unrounded. It
-            has no effect on metrics, on the indices of sparse gradients, on gradients of up to 64 KiB together, and
-            between the workers of one host, which share memory.
+        gradient_compression (str): ``"bfloat16"`` or ``"float16"`` halves the network traffic of gradients between
+            hosts; each host adds in float32 and rounds the sum before sending it. It does not affect metrics, the
+            indices of sparse gradients, gradients of up to 64 KiB in total, or exchanges within one host, whose workers
+            share memory. Default: None, gradients are not rounded.
         py_modules (Sequence[ModuleType, str or PathLike]): The caller's own modules and packages that are not installed
             on the executors: module objects, names that can be imported on the driver, or paths of files, of packages'
-            directories, or of ``.zip``, ``.egg`` and ``.whl`` archives. Each run sends them as they are then. Default:
+            directories, or of ``.zip``, ``.egg`` and ``.whl`` archives. Each run sends their current contents. Default:
             none.
         callbacks (Iterable[RunCallback]): Objects that follow the run on the driver and may stop training early.
             Default: none.
-        log_dir (str or os.PathLike): Directory on the driver, created if necessary, below which files appear that the
-            workers write below ``get_context().log_dir``: TensorBoard's, the profiler's, or any others. Default: none.
+        log_dir (str or os.PathLike): Directory on the driver, created if necessary. Files that the workers write below
+            ``get_context().log_dir`` appear in it: TensorBoard logs, profiles or any others. Default: none.
 
     Attributes:
-        report: The :class:`RunReport` of the last run, or None. It exists, and grows during the run.
+        report: The :class:`RunReport` of the last run, which is updated during the run; None before the first one.
 
     Raises:
         ConfigurationError: An argument is invalid.
@@ -193,6 +193,7 @@ class MirroredStrategyRunner:
 
         Raises:
             GpuConfigurationError: Spark's settings do not schedule GPUs.
+            ClusterError: The SparkSession has been stopped.
         """
         if not self._config.use_gpu:
             return self._config.num_slots
@@ -217,12 +218,15 @@ class MirroredStrategyRunner:
             The value that the function returned on rank 0, or None for a script.
 
         Raises:
-            TrainingFailedError: A worker failed; the original exception is its ``__cause__``.
+            TrainingFailedError: A worker failed; the original exception is its ``__cause__``. In ``local_mode``, the
+                function's own exceptions are raised unchanged instead.
             ConfigurationError: The function cannot be called with these arguments.
             CallError: An argument of the function was passed by position.
             ClusterError: The cluster, as configured, cannot run this.
-            SerializationError: The function, an argument or the result cannot be serialised.
-            RendezvousTimeoutError: The workers did not all start within ``start_timeout``.
+            SerializationError: The function, an argument or the result cannot be serialised or loaded.
+            RendezvousError: The workers could not form a group, for example within ``start_timeout``.
+            CheckpointError: Checkpoints cannot be kept or read, for example in ``checkpoint_dir``.
+            RunCancelledError: The run was interrupted in a notebook before its workers had started.
             DataError: TensorFlow has no equivalent for a column's type, or the rows do not match what the function
                 requires. Errors that Spark raises while it computes a DataFrame are raised unchanged.
         """
@@ -237,8 +241,8 @@ class MirroredStrategyRunner:
         """Run a training function as :meth:`run` does, but in the background.
 
         Several runs can share a cluster that has room for them; each has its own handle and report. Callbacks are
-        called in the background thread of their run. A callback object follows one run at a time, so runs that overlap
-        need runners, with callbacks, of their own.
+        called in the background thread of their run. A callback object follows one run at a time, so overlapping runs
+        need separate runners with separate callbacks.
 
         Args:
             train_fn: See :meth:`run`.
@@ -249,8 +253,10 @@ class MirroredStrategyRunner:
 
         Raises:
             ConfigurationError: The function cannot be called with these arguments, or ``local_mode`` is set.
+            CallError: An argument of the function was passed by position.
             ClusterError: The cluster, as configured, cannot run this.
             SerializationError: The function or an argument cannot be serialised.
+            DataError: TensorFlow has no equivalent for a column's type.
         """
         target = _target(train_fn, misplaced, kwargs)
         if self._config.local_mode:

@@ -5,7 +5,7 @@ import time
 from argparse import Namespace
 from typing import Any
 
-# A user's program, so it uses the public names.
+# The demo is a user's program, so it imports public names only.
 from spark_tensorflow_distributor import ConfigurationError, MirroredStrategyRunner, predict
 
 from .spark import session
@@ -41,7 +41,7 @@ def demo(options: Namespace) -> int:
         late = test_df.where("late = 1").count() / test_df.count()
         print(f"   {right:.1%} of them are predicted correctly; always saying 'on time' would be {1 - late:.1%}.\n")
 
-        assert runner.report is not None  # there was a run
+        assert runner.report is not None  # run() has set it
         print(f"4. The report of the run.\n\n{runner.report}\n")
         runner.report.to_html(options.report)
     print(f"The whole took {time.monotonic() - began:.0f} s. What to look at next:")
@@ -63,7 +63,7 @@ def _flights(spark: Any) -> Any:
 
 
 def train(train_data: Any, validation_data: Any) -> Any:
-    """Train on this worker's rows; an ordinary Keras function."""
+    """Train on this worker's rows with an ordinary Keras function."""
     import tensorflow as tf
 
     features = ["distance", "hour", "wind_speed"]

@@ -1,4 +1,4 @@
-"""What the doctor found, as data."""
+"""The doctor's diagnosis as data."""
 
 import re
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ _SECRETS = re.compile("password|secret|token|credential|key$", re.IGNORECASE)
 
 @dataclass
 class Diagnosis:
-    """What the doctor found.
+    """Facts about the cluster, and what they mean for a run.
 
     Attributes:
-        version: Of this library.
+        version: Version of this library.
         config: The run in question, in words.
-        driver: See ``probe.host_facts``; also ``spark``, ``java`` and ``kind``.
-        settings: Spark's settings that matter, those that are set.
-        slots: How many tasks the cluster can run now; None if unknown.
-        executors: How many are registered; None if unknown.
-        tasks: What ``probe.probe_task`` reported, by rank.
-        findings: What it all means.
+        driver: The facts of ``probe.host_facts``, and ``spark``, ``java`` and ``kind``.
+        settings: The relevant Spark settings that are set.
+        slots: Number of tasks that the cluster can run now; None if unknown.
+        executors: Number of registered executors; None if unknown.
+        tasks: The facts that each ``probe.probe_task`` reported, by rank.
+        findings: The conclusions.
     """
 
     version: str

@@ -1,4 +1,4 @@
-"""Say what this Spark, its executors, TensorFlow, GPUs, network and settings are, and whether a run would start."""
+"""Check Spark, its executors, TensorFlow, GPUs, the network and settings, and say whether a run would start."""
 
 import json
 import socket
@@ -48,12 +48,12 @@ def _free_slots(gateway: SparkGateway) -> int:
 
 
 def diagnose(config: RunnerConfig, gateway: SparkGateway, timeout: float) -> Diagnosis:
-    """Check whether a run would start.
+    """Check whether a run would start; return the findings with the facts.
 
     Args:
         config: The run's arguments.
         gateway: The session.
-        timeout: How many seconds to wait for executors, and for the tasks.
+        timeout: Seconds to wait for executors, and again for the tasks.
     """
     devices = "CPU" if not config.use_gpu else "GPU"
     what = f"num_slots={config.num_slots} on {devices}s"
@@ -97,7 +97,7 @@ def _driver_facts(gateway: SparkGateway) -> dict[str, Any]:
 
 
 def _wait_for_slots(config: RunnerConfig, gateway: SparkGateway, timeout: float) -> plan.ClusterFacts:
-    """Return the cluster's facts, once it has enough slots or no more executors can be expected."""
+    """Return the cluster's facts once it has enough slots, can get no more executors, or ``timeout`` has passed."""
     end = time.monotonic() + timeout
     while True:
         facts = gateway.facts(config)
@@ -130,7 +130,7 @@ def _ask_executors(
     gateway: SparkGateway,
     timeout: float,
 ) -> None:
-    """Start one barrier task per worker, and add what they report."""
+    """Start one barrier task per worker, and add the facts that they report and the findings."""
     bind, addresses = gateway.channel_address()
     port = int(plan.number(facts.conf.get(plan.DRIVER_PORT, "0"), plan.DRIVER_PORT))
     try:
@@ -148,7 +148,7 @@ def _ask_executors(
             "network": facts.conf.get(plan.WORKER_NETWORK, "").strip(),
             "ports": plan.ports(facts.conf.get(plan.WORKER_PORTS, ""), plan.WORKER_PORTS),
             "loopback": facts.is_local,
-            # The tasks must report before the driver gives up: they also start, and try connections.
+            # Leaves the tasks time to start and to try connections, so that they report before the driver gives up.
             "import_seconds": max(timeout - _SECONDS_BESIDES_IMPORT, timeout / 2),
         }
         try:

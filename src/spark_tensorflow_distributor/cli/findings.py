@@ -1,4 +1,4 @@
-"""What the facts about a cluster mean for a run. Pure."""
+"""Derives from the facts about a cluster whether a run would start. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from ..config import RunnerConfig
 from ..formatting import gibibytes
 from ..runtime.driver.plan import PROTECTION, WORKER_PORTS, RunPlan
 
-# Below these, training of any but the smallest model fails.
+# With less than this, training fails for all but the smallest models.
 _LEAST_MEMORY = 1 << 30
 _LEAST_DISK = 1 << 30
 _LEAST_TENSORFLOW = (2, 16)
 _LEAST_KERAS = (3, 10)
-# The tasks' last facts take some seconds to arrive.
+# Allows for the seconds that a task's last facts take to arrive.
 _MAX_CLOCK_DIFFERENCE = 15.0
 
 
@@ -22,9 +22,9 @@ class Finding:
     """A sentence about the cluster.
 
     Attributes:
-        status: ``problem``: a run would not start. ``warning``: it would start, but lack something. ``ok``.
+        status: ``problem`` if a run would not start, ``warning`` if it would start with limitations, else ``ok``.
         text: What was found.
-        change: What to change; empty if nothing.
+        change: What to change; empty if nothing needs to change.
     """
 
     status: Literal["ok", "warning", "problem"]
@@ -39,13 +39,13 @@ def findings_of(
     driver: Mapping[str, Any],
     now: float,
 ) -> list[Finding]:
-    """Return what the facts of all tasks mean.
+    """Return the findings that follow from the facts of all tasks.
 
     Args:
         config: The arguments of the run.
-        made: Its plan.
-        tasks: What ``probe.probe_task`` reported, by rank.
-        driver: What ``probe.host_facts`` returned on the driver.
+        made: The plan of the run.
+        tasks: The facts that each ``probe.probe_task`` reported, by rank.
+        driver: The driver's ``probe.host_facts``.
         now: The driver's clock when the tasks' facts arrived.
     """
     hosts = {task["host"]: task for task in reversed(tasks)}
@@ -92,7 +92,7 @@ def _packages(
 
 
 def _parsed(version: str) -> tuple[int, ...]:
-    """Return a version's major and minor number; of an unusual one, numbers that pass for new."""
+    """Return a version's major and minor numbers; an unusual version counts as newer than any other."""
     parts = version.split(".")[:2]
     return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else (1 << 16,)
 

@@ -1,4 +1,4 @@
-"""The command line: parses it, and calls the command."""
+"""Parses the command line and calls the command."""
 
 import argparse
 import sys
@@ -15,10 +15,10 @@ _PROGRAM = "python -m spark_tensorflow_distributor"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 for success, 1 for failure, 2 for a mistake, 130 after Ctrl-C.
+    """Run a command and return its exit status: 0 for success, 1 for failure, 2 for wrong arguments, 130 after Ctrl-C.
 
     Args:
-        arguments: Default: the process's.
+        arguments: The command's name and its arguments. Default: those of this process.
     """
     options = _parser().parse_args(arguments)
     try:

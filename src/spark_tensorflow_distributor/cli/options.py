@@ -1,4 +1,4 @@
-"""The options that commands share, and what they stand for."""
+"""Defines the options that several commands share, and turns them into arguments."""
 
 import argparse
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def add_run_options(parser: argparse.ArgumentParser, *, is_required: bool = True
 
 
 def add_session_options(parser: argparse.ArgumentParser) -> None:
-    """Add what configures the Spark session."""
+    """Add the options that configure the Spark session."""
     add = parser.add_argument_group("Spark session").add_argument
     add("--master", metavar="URL", help="default: spark-submit's, or local with as many tasks as the run needs")
     add("--remote", metavar="sc://HOST", help="connect to a server of Spark Connect")

@@ -1,4 +1,4 @@
-"""Looks at an executor, from a barrier task on it. Runs there, and imports TensorFlow only in a process of its own."""
+"""Collects facts about an executor, in a barrier task that runs on it. TensorFlow is imported in a separate process."""
 
 import importlib.metadata
 import json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("pyspark", "pyarrow", "pandas", "numpy", "tensorflow", "keras", "tf_keras", "cryptography")
 SCHEMA = "rank int, facts string"
-# Connections to more peers than this are not tried: they would say nothing new.
+# Try connections to this many peers only: more would tell nothing new.
 _MAX_PEERS = 32
 _CONNECT_SECONDS = 5.0
 
@@ -36,7 +36,7 @@ def probe_task(spec: str, batches: Iterator["pa.RecordBatch"]) -> Iterator["pa.R
 
     Args:
         spec: JSON: ``driver`` (addresses of the driver's listener), ``env``, ``gpus`` (by rank; empty for CPUs),
-            ``gpu_resource_name``, ``network``, ``ports`` (first and the one after the last; empty for any),
+            ``gpu_resource_name``, ``network``, ``ports`` (the first, and the last plus one; empty for any),
             ``loopback`` and ``import_seconds`` (the limit for the import of TensorFlow).
         batches: The placeholder rows of the job.
     """
@@ -71,7 +71,7 @@ def _probe(spec: Mapping[str, Any], context: "BarrierTaskContext") -> dict[str, 
         facts["unreachable"] = _unreachable(rank, members)
         if hosts.index(hosts[rank]) == rank:  # once per host
             facts["tensorflow"] = _tensorflow(spec, rank, resources)
-        context.barrier()  # the listener stays until all have tried
+        context.barrier()  # keep listening until all tasks have tried to connect
         facts["time"] = time.time()
     finally:
         if listener is not None:
@@ -96,7 +96,7 @@ def host_facts() -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that a run uses and that this interpreter has; TensorFlow has two names."""
+    """Return the versions of the installed packages that a run uses; TensorFlow may be installed as tensorflow-cpu."""
     found = {}
     for name in PACKAGES:
         for distribution in (name, f"{name}-cpu") if name == "tensorflow" else (name,):
@@ -109,7 +109,7 @@ def package_versions() -> dict[str, str]:
 
 
 def available_memory() -> int | None:
-    """Return the bytes of memory that this process may still use: its host's, or its container's if that is less."""
+    """Return the free memory of the host, or of the container if that is less, in bytes; None if unknown."""
     limits = []
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -128,7 +128,7 @@ def available_memory() -> int | None:
 
 
 def _connectable(addresses: Sequence[Sequence[Any]]) -> list[bool]:
-    """Return to which of some addresses this process can connect, after ``_CONNECT_SECONDS`` at most."""
+    """Return for each address whether this process can connect to it. Takes at most ``_CONNECT_SECONDS``."""
     if not addresses:
         return []
     pool = ThreadPoolExecutor(len(addresses), "spark-tensorflow-probe")
@@ -147,7 +147,10 @@ def _connects(host: str, port: int) -> bool:
 
 
 def _unreachable(rank: int, members: Sequence[Sequence[Any]]) -> list[str]:
-    """Return the listeners of other tasks to which this one cannot connect, beginning with its right neighbour's."""
+    """Return the listeners of other tasks to which this one cannot connect.
+
+    Every task begins with its right neighbour, so that in a large group, too, each listener is tried by some tasks.
+    """
     others = [members[(rank + step) % len(members)] for step in range(1, len(members))]
     tried = [each for each in others[:_MAX_PEERS] if each]
     return [f"{each[0]}:{each[1]}" for each, works in zip(tried, _connectable(tried), strict=True) if not works]

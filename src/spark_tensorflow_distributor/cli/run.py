@@ -13,7 +13,7 @@ from .spark import session
 
 
 def run(options: Namespace) -> int:
-    """Run the script of the command line; the report is saved even if it fails."""
+    """Run the script that the command line names. The report is saved even if the run fails."""
     if options.report:
         _check_place(options.report)
     with session(options, options.num_slots) as spark:
@@ -36,7 +36,7 @@ def _check_place(path: str) -> None:
 
 
 def _save(report: RunReport, path: str) -> None:
-    """Save the report; a failure must not hide how the run has ended."""
+    """Save the report; a failure to do so must not hide the outcome of the run."""
     try:
         report.to_html(path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The Spark session of a command."""
+"""Starts the Spark session of a command."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from ..formatting import sentence
 from ..runtime.driver.spark import session_class
 from .options import pairs
 
-# With one of these, somebody has said elsewhere where Spark runs.
+# If one of these is set, the environment already determines where Spark runs.
 _CONFIGURED = ("PYSPARK_GATEWAY_PORT", "PYSPARK_SUBMIT_ARGS", "SPARK_CONF_DIR", "SPARK_HOME", "SPARK_REMOTE")
 
 
@@ -27,8 +27,8 @@ def session(options: Namespace, num_slots: int, *, is_quiet: bool = False) -> It
 
     Args:
         options: See :func:`~.options.add_session_options`.
-        num_slots: Number of tasks for which a local session needs room.
-        is_quiet: Show Spark's errors only, not its warnings.
+        num_slots: Number of tasks that a local session must be able to run at once.
+        is_quiet: Whether to hide Spark's warnings and show only its errors.
 
     Raises:
         ConfigurationError: Options contradict each other.
@@ -47,15 +47,15 @@ def session(options: Namespace, num_slots: int, *, is_quiet: bool = False) -> It
         builder = builder.master(master)
     settings = pairs(options.conf, "--conf")
     is_client = options.remote or (not options.master and os.environ.get("SPARK_REMOTE"))
-    if not is_client:  # a client cannot set them
-        settings.setdefault("spark.ui.showConsoleProgress", "false")  # it would overwrite the training's bar
+    if not is_client:  # a Spark Connect client cannot set these
+        settings.setdefault("spark.ui.showConsoleProgress", "false")  # Spark's bar would overwrite the training's
         if is_quiet:
             settings.setdefault("spark.log.level", "ERROR")
     for key, value in settings.items():
         builder = builder.config(key, value)
     try:
         spark = builder.getOrCreate()
-    except Exception as error:  # Spark raises whatever its JVM and its configuration cause
+    except Exception as error:  # exceptions of many types, from the JVM or from the configuration
         raise ClusterError(f"Spark does not start: {sentence(error)}") from error
     try:
         yield spark

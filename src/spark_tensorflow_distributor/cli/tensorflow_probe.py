@@ -1,4 +1,4 @@
-"""Imports TensorFlow and prints what it is, as JSON. The text of this file runs in a process of its own."""
+"""Imports TensorFlow and prints facts about it as JSON. The source of this file is run in a separate process."""
 
 import importlib.metadata
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def tensorflow_facts() -> dict[str, Any]:
-    """Import TensorFlow; return its version, Keras', the seconds that this took, the visible GPUs, and its CUDA."""
+    """Import TensorFlow; return the versions of it, Keras and CUDA, the seconds it took, and the visible GPUs."""
     began = time.monotonic()
     import tensorflow as tf
 

@@ -22,12 +22,12 @@ AllGather: TypeAlias = Callable[[str], list[str]]
 Result = TypeVar("Result")
 
 _HEARTBEAT_SECONDS = 1.0
-# Attributes that PySpark keeps on the class rather than on the object: up to 4.0, and since.
+# Attributes that PySpark keeps on the class rather than on the object. Which ones exist depends on its version.
 _CLASS_STATE = ("_port", "_secret", "_conn_info")
 
 
 def keep_alive(wait: Callable[[], Result], heartbeat: Callable[[], None]) -> Result:
-    """Return ``wait()``, which waits for other tasks, and call ``heartbeat`` every second meanwhile."""
+    """Call ``wait``, which waits for other tasks, and return its result; call ``heartbeat`` every second meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix="spark-tensorflow-barrier") as threads:
         future = threads.submit(wait)
         while not concurrent.futures.wait([future], _HEARTBEAT_SECONDS).done:
@@ -46,11 +46,11 @@ def carry_in(state: str, waiting: Callable[[str], AbstractContextManager[None]])
 
     Args:
         state: What :func:`carry_out` returned.
-        waiting: Returns a context manager that is entered while a method of the given name waits for all tasks.
+        waiting: Takes a method's name; returns a context manager that is entered while this method waits for all tasks.
     """
     from pyspark import BarrierTaskContext, TaskContext
 
-    # From the agent, over a local socket of its own user.
+    # Comes from the agent, over a local socket of the same user.
     on_class, on_object = pickle.loads(base64.b64decode(state))  # nosec B301
     for name, value in on_class.items():
         setattr(BarrierTaskContext, name, value)

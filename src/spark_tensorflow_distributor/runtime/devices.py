@@ -12,7 +12,7 @@ _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/\-]+")
 def split_gpus(num_slots: int, num_tasks: int) -> tuple[int, ...]:
     """Return how many GPUs each rank uses, ``num_slots`` in total.
 
-    If they do not divide evenly, the first ranks use one more, as in 1.0.0.
+    If the GPUs do not divide evenly, the first ranks use one more, as in 1.0.0.
     """
     each, rest = divmod(num_slots, num_tasks)
     return tuple(each + (rank < rest) for rank in range(num_tasks))
@@ -87,10 +87,10 @@ def task_addresses(resources: Mapping[str, Sequence[str]], name: str) -> tuple[s
 
 
 def threads_for(host_cores: int, local_world_size: int, task_cpus: int) -> int:
-    """Return the number of TensorFlow threads of a worker: its share of the host's cores, at least its task's."""
+    """Return a worker's number of TensorFlow threads: its share of the host's cores, but at least its task's CPUs."""
     return max(1, task_cpus, host_cores // max(1, local_world_size))
 
 
-# Hides the dozen informational lines that TensorFlow logs at start, but not its warnings and errors. TensorFlow reads
+# Hides the dozen informational lines that TensorFlow logs at startup, but not its warnings and errors. TensorFlow reads
 # the level once, when it is imported.
 DEFAULT_ENV = {"TF_CPP_MIN_LOG_LEVEL": "1"}

@@ -1,4 +1,4 @@
-"""A worker's failure on its way to the driver: over the channel, or inside the text of a Spark error."""
+"""Carries a worker's failure to the driver, over the channel or inside the text of a Spark error."""
 
 import base64
 import io
@@ -65,7 +65,7 @@ class Failure:
             kind: See ``WorkerFailure``.
             error: The exception.
             message: The text to show; by default the exception's own.
-            with_traceback: Include the traceback, with the exceptions that led to this one.
+            with_traceback: Whether to include the traceback, with the exceptions that led to this one.
             dumps: Pickles the exception.
             details: Further attributes.
         """
@@ -124,7 +124,7 @@ class Failure:
         """Return the public form, with the original exception if it can be rebuilt here.
 
         This unpickles the exception: use it only for failures that came through Spark, or from a sender that has
-        proved the launch's secret.
+        proved that it knows the launch's secret.
         """
         data = {name: value for name, value in vars(self).items() if name != "pickled"}
         for name in ("host", "message", "error_type", "traceback"):
@@ -154,8 +154,8 @@ def _rebuild_exception(pickled: str | None) -> BaseException | None:
 class _ExceptionUnpickler(pickle.Unpickler):
     """Rebuilds an exception without importing TensorFlow.
 
-    A driver that has not imported TensorFlow itself cannot be waiting for one of its exceptions, and the import costs
-    seconds and half a gigabyte.
+    A program that has not imported TensorFlow on the driver cannot be catching its exceptions by type, and the import
+    costs seconds and half a gigabyte.
     """
 
     def find_class(self, module: str, name: str) -> Any:

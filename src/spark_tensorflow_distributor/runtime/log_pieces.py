@@ -1,4 +1,4 @@
-"""Pieces of log files, which the agents send to the driver."""
+"""Defines the pieces of log files that the agents send to the driver."""
 
 import base64
 from collections.abc import Mapping
@@ -7,17 +7,17 @@ from typing import Any
 
 from .wire import Message
 
-# The driver acknowledges each piece before the worker sends the next one, so at most this much of each worker waits.
+# The driver acknowledges each piece before the worker sends the next one, so at most this much waits for each worker.
 PIECE_BYTES = 256 << 10
 
 
 @dataclass(frozen=True)
 class LogPiece:
-    """A part of a file below a worker's ``log_dir``, or the news that the file is gone.
+    """A part of a file below a worker's ``log_dir``, or the notice that the file is gone.
 
     Attributes:
         path: The file's path relative to ``log_dir``, with ``/`` between the names.
-        offset: Where the data begins in the file. 0 begins a new content, whatever the driver has under this path.
+        offset: Where the data begins in the file. 0 starts the file anew, whatever the driver has under this path.
         data: The data, up to PIECE_BYTES; None if the worker has removed the file.
     """
 
@@ -47,7 +47,7 @@ class LogReceipt:
         path: The piece's path.
         offset: The piece's offset.
         size: How many bytes of the file the driver now has.
-        error: Why it did not take the piece; empty if it did.
+        error: Why the driver rejected the piece; empty if it did not.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""The values that a training function passes to ``get_context().report``."""
+"""Checks the values that a training function passes to ``get_context().report``."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -29,7 +29,7 @@ def environment(changes: Mapping[str, str | None], *, restore_all: bool = False)
 
     Args:
         changes: Values by name; None unsets a variable.
-        restore_all: Also undo every other change that is made in the meantime.
+        restore_all: Whether to undo every other change that is made in the meantime, too.
     """
     before = dict(os.environ)
     _set_variables(changes)
@@ -42,10 +42,10 @@ def environment(changes: Mapping[str, str | None], *, restore_all: bool = False)
 
 @contextlib.contextmanager
 def paused_garbage_collection() -> Iterator[None]:
-    """Collect no garbage during a large import.
+    """Pause garbage collection during a large import.
 
-    The objects of modules are hardly ever garbage, and every collection looks at them all again: with collections,
-    importing TensorFlow 2.21 and Keras takes 7.8 s of processor time instead of 5.0, and no less memory.
+    An import creates hardly any garbage, but every collection examines all objects again: with collections, importing
+    TensorFlow 2.21 and Keras takes 7.8 s of CPU time instead of 5.0 s, and saves no memory.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -65,17 +65,17 @@ def _set_variables(values: Mapping[str, str | None]) -> None:
 
 
 def allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files if it is lower, as far as the system's administrator allows."""
+    """Raise this process's limit on open files to ``count``, as far as the hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):  # a system limit, as on macOS: connections are then refused
+        with contextlib.suppress(OSError, ValueError):  # the system's own limit is lower, as on macOS
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def kill_group(pid: int) -> None:
     """Kill a trainer and everything it has started, if they are still running."""
-    # SIGKILL, because TensorFlow swallows SIGTERM. The group may not exist yet (just forked), or no longer.
+    # SIGKILL, because TensorFlow swallows SIGTERM. The group may not exist yet (just after the fork), or no longer.
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)
@@ -86,7 +86,7 @@ def die_with_parent(parent: int) -> None:
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
+    if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
 
 

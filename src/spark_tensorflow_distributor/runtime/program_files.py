@@ -1,4 +1,4 @@
-"""Named files of a run: the caller's modules, and values of broadcast variables that Spark decrypted."""
+"""Writes the files that a run needs on disk: the caller's modules, and broadcast values that Spark has decrypted."""
 
 import io
 import os
@@ -8,10 +8,11 @@ import zipfile
 
 
 class ProgramFiles:
-    """A folder that exists from the first file to :meth:`close`.
+    """Manages a folder that is created with the first file and removed by :meth:`close`.
 
     Args:
-        directory: Where to make it. Spark removes its local directory with the application, even after a crash.
+        directory: Where to create the folder. In Spark's local directory, Spark removes it with the application, even
+            after a crash.
     """
 
     def __init__(self, directory: str) -> None:

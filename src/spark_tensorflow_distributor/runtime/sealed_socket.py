@@ -11,7 +11,7 @@ from ..transport.stream import SealedStream
 from .wire import Message, decode, encode
 
 _RECEIVE_BYTES = 256 << 10
-# Records are sealed when they are about to be sent, this many bytes at a time.
+# Messages are sealed just before they are sent, about this many bytes at a time.
 _SEALED_BYTES = 64 << 10
 # Linux accepts at most 1024 pieces in one call.
 _SEALED_PIECES = 256
@@ -22,7 +22,7 @@ class SealedSocket:
 
     Args:
         sock: The socket, with a timeout; this object closes it.
-        stream: Its records.
+        stream: Seals and opens the records.
     """
 
     def __init__(self, sock: socket.socket, stream: SealedStream) -> None:
@@ -50,7 +50,7 @@ class SealedSocket:
         Raises:
             EOFError: The peer closed the connection.
             ValueError: The peer does not speak this protocol.
-            NotAuthenticError: The peer has not sent what arrived.
+            NotAuthenticError: The data did not come unchanged from the peer.
         """
         return decode(self._receive_record())
 
@@ -64,7 +64,7 @@ class SealedSocket:
 
         Raises:
             EOFError, NotAuthenticError: As in :meth:`receive`.
-            ValueError: The peer sent more than that.
+            ValueError: The peer sent more than that, or an empty record.
         """
         while size > 0:
             piece = self._receive_record()
@@ -95,11 +95,10 @@ class Outbox:
 
     Args:
         sock: The socket.
-        stream: Its records.
+        stream: Seals the records.
 
     Attributes:
-        waiting_since: Since when the peer has taken nothing although something waits for it, by ``time.monotonic()``;
-            None if nothing waits.
+        waiting_since: When the peer stopped accepting data, by ``time.monotonic()``; None if it accepts all data.
     """
 
     def __init__(self, sock: socket.socket, stream: SealedStream) -> None:
@@ -123,7 +122,7 @@ class Outbox:
         self._bytes += len(message)
 
     def flush(self) -> bool:
-        """Send as much as the socket takes; return whether nothing waits any more.
+        """Send as much as the socket accepts; return whether the outbox is now empty.
 
         Raises:
             OSError: The connection is lost.

@@ -17,7 +17,7 @@ from . import _importer
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# The body of DataFrame.mapInArrow.
+# A function for DataFrame.mapInArrow.
 BatchFunction: TypeAlias = "Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]"
 
 PACKAGE = "spark_tensorflow_distributor"
@@ -43,7 +43,7 @@ def spark_task(spec: bytes, broadcasts: Mapping[int, object] | None = None) -> B
 
     Args:
         spec: A pickled ``TaskSpec``.
-        broadcasts: The program's broadcast variables by id. Spark sends a task those that its function refers to.
+        broadcasts: The program's broadcast variables by id. The task refers to them, so that Spark sends them.
     """
     return shipped("runtime.agent.task", "run_task", spec, dict(broadcasts or {}))
 
@@ -51,7 +51,7 @@ def spark_task(spec: bytes, broadcasts: Mapping[int, object] | None = None) -> B
 def shipped(module: str, name: str, *fixed: object) -> BatchFunction:
     """Return a function for Spark's Python workers that calls a function of this package there.
 
-    It is a nested function that refers to nothing in this package, so that it is pickled by value.
+    The result is a nested function that refers to nothing in this package, so that it is pickled by value.
 
     Args:
         module: The module within this package, such as ``"runtime.agent.task"``.

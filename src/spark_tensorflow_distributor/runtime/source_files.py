@@ -1,4 +1,4 @@
-"""Tells the user's source files from those of libraries, by the file names of frames. Pure."""
+"""Distinguishes the user's source files from those of libraries, by the file names of stack frames. Pure."""
 
 import re
 

@@ -1,9 +1,9 @@
-"""What Spark gives to the code of a task: broadcast variables, accumulators, and the folder of ``SparkFiles``.
+"""Passes on what Spark provides to a task's code: broadcast variables, accumulators, and the ``SparkFiles`` folder.
 
 Spark sets these up in its own Python worker, where the agent runs. The training function runs in another process, so
 the agent passes on where they are (:func:`carry_out`), and the trainer sets them up again (:func:`carry_in`). What the
-function adds to accumulators returns with the worker's report, because Spark's own way would also count the
-attempts that failed.
+function adds to accumulators returns with the worker's report, because Spark's own mechanism would also count failed
+attempts.
 """
 
 import base64
@@ -24,7 +24,7 @@ class SparkObjects:
     """Where a worker's process finds what Spark has prepared.
 
     Attributes:
-        files: The folder of ``SparkFiles``, with files added by ``SparkContext.addFile``; None if Spark names none.
+        files: The folder of ``SparkFiles``, with files added by ``SparkContext.addFile``; None if there is none.
         broadcasts: The file with the pickled value of each broadcast variable, by its id as text (JSON has no other
             keys).
     """
@@ -42,7 +42,7 @@ def carry_out(broadcasts: "Mapping[int, Broadcast[Any]]", write: WriteFile) -> S
 
     Args:
         broadcasts: The program's broadcast variables by id, as Spark has unpickled them here.
-        write: Used where Spark has decrypted a value (``spark.io.encryption.enabled``) and left no file to read.
+        write: Saves a value that Spark has decrypted (``spark.io.encryption.enabled``) and of which no file is left.
     """
     from pyspark import SparkFiles
 
@@ -95,7 +95,7 @@ def accumulated(dumps: Callable[[Any], bytes]) -> str:
 def add_accumulated(texts: Iterable[str]) -> None:
     """Add what the trainers have accumulated to the driver's accumulators.
 
-    This unpickles the values: use it only for texts of senders that have proved the launch's secret.
+    This unpickles the values: use it only for texts from senders that have proved that they know the launch's secret.
 
     Args:
         texts: The results of :func:`accumulated`.

@@ -28,8 +28,8 @@ ROW_SCHEMA = "rank int, kind string, seq int, data binary"
 
 # A worker that has been silent for this long, while no other worker completed a step, is lost.
 SILENT_SECONDS = 20.0
-# A worker without a connection to the driver waits this long for it before it decides by itself how to make a call. For
-# as long, the driver waits for the worker.
+# A worker without a connection to the driver waits this long for it before it decides by itself how to make a call. The
+# driver waits equally long for the worker.
 AWAY_SECONDS = 10.0
 
 
@@ -41,7 +41,7 @@ def heartbeat_seconds(world_size: int) -> float:
 def line_window(world_size: int) -> int:
     """Return how many characters of output an agent may send before the driver has shown them.
 
-    All agents together may fill some 64 MiB of the driver's memory.
+    All agents together may fill about 64 MiB of the driver's memory.
     """
     return min(256 << 10, max(16 << 10, (64 << 20) // world_size))
 
@@ -51,17 +51,17 @@ class TrainerSettings:
     """The settings of a run that go from the driver to every trainer unchanged.
 
     Attributes:
-        is_script: The program is a script, not a function.
-        use_custom_strategy: The function builds its own strategy.
-        gpu_is_shared: Several tasks share one GPU (``spark.task.resource.<name>.amount`` below 1).
-        uses_sockets: The workers exchange tensors through a process group, not through TensorFlow's own runtime.
+        is_script: Whether the program is a script, not a function.
+        use_custom_strategy: Whether the function builds its own strategy.
+        gpu_is_shared: Whether several tasks share one GPU (``spark.task.resource.<name>.amount`` below 1).
+        uses_sockets: Whether the workers exchange tensors through a process group, not TensorFlow's own runtime.
         gradient_compression: The runner's argument.
         start_timeout: Time limit for connecting to the other workers, in seconds.
         max_result_bytes: Spark's ``spark.driver.maxResultSize``; 0 for no limit.
         seed: Orders the rows of DataFrames if the user gives no seed; the same in all attempts of a run.
         checkpoints: Where checkpoints are kept, and how often one is saved.
-        has_callbacks: The run has callbacks on the driver, which may end training after any epoch.
-        closes_port: Refuse connections to TensorFlow's port once all workers are connected.
+        has_callbacks: Whether the run has callbacks on the driver, which may end training after any epoch.
+        closes_port: Whether to refuse connections to TensorFlow's port once all workers are connected.
     """
 
     is_script: bool
@@ -82,28 +82,28 @@ class TaskSpec:
     """Everything that an agent needs to know, the same on every rank.
 
     Attributes:
-        config: The runner's arguments, without the resource profile.
+        config: The runner's arguments, without the resource profile and ``py_modules``.
         trainer: The settings that the agent passes to its trainer.
         attempt: 0 for the first launch; counts the restarts that ``max_restarts`` allows.
         world_size: Number of Spark tasks, each with one worker.
         secret: The launch's secret, known only to the driver and the agents.
         driver_addresses: ``(host, port)`` pairs of the driver's channel, in the order in which to try them.
-        driver_is_client: A driver that refuses connections is dead. This holds under Spark Connect, whose server
-            continues the job of a client that has died; classic Spark ends the tasks itself.
+        driver_is_client: Whether a driver that refuses connections counts as dead: under Spark Connect, whose server
+            continues the job of a client that has died. Classic Spark ends the tasks itself.
         payload: The program; see ``driver.program_pickler.PackedProgram``.
         gpus_by_rank: How many of the GPUs that Spark assigned to its task each rank uses; empty for CPU training.
         max_row_bytes: The largest result that may go through Spark's own rows if the channel cannot take it. Spark
             holds several copies of it in the heap of the driver's JVM.
-        warm_start: Fork the trainer from a process that has already imported TensorFlow.
+        warm_start: Whether to fork the trainer from a process that has already imported TensorFlow.
         warm_seconds: How long such a process is kept after its last use.
         submitted_at: When the driver submitted the job, in seconds since the epoch.
-        loopback: All workers run on the driver's own host (Spark's master is ``local``).
-        log_to_executor: Copy the trainer's output to the executor's stderr. False if that is the driver's own stderr,
-            which shows the lines anyway.
-        port_filter: Let only the group's hosts connect to TensorFlow's port, where that is possible.
+        loopback: Whether all workers run on the driver's own host (Spark's master is ``local``).
+        log_to_executor: Whether to copy the trainer's output to the executor's stderr; not if this is the driver's own
+            stderr, which shows the lines anyway.
+        port_filter: Whether to let only the group's hosts connect to TensorFlow's port, where this is possible.
         worker_ports: First port of the workers and last port plus one; empty for any port.
-        worker_network: The network interface, or the subnet, at whose addresses the workers reach each other; "" for
-            the addresses that Spark knows.
+        worker_network: The network interface or subnet over which the workers connect to each other; "" for the
+            addresses that Spark knows.
         frames: The DataFrames among the function's arguments.
         protection: How traffic between hosts is protected. The driver's channel is always authenticated.
         modules: A zip archive of the caller's own modules; empty if there are none.
@@ -154,7 +154,7 @@ class TrainerSpec:
         spark_objects: What Spark has prepared for the program.
         threads: The worker's share of the host's cores.
         gpus: Entries of CUDA_VISIBLE_DEVICES; empty for CPU training.
-        has_data: Rows of DataFrames will follow.
+        has_data: Whether rows of DataFrames will follow.
         group: The process group of the workers; None if there is none.
         peer_addresses: The addresses from which TensorFlow's port accepts connections; empty for any.
         checkpoint_names: Names of the driver's checkpoints, whose files follow the ``forkserver.FD_NAMES``.
@@ -199,12 +199,12 @@ class WorkerReport:
         dropped_lines: Log lines that were dropped because the driver could not keep up.
         log_tail: The last lines of output.
         warnings: The warnings shown to the user.
-        times: What the steps of Keras took in all, in seconds: ``loop``, and of it ``reading`` (waiting for the next
-            batch) and ``collectives`` (exchanging with the other workers, and waiting for them); their number,
-            ``steps``; and the ``bytes`` that this worker put into collectives. Without ``collectives`` and ``bytes`` if
-            TensorFlow's own collectives are used. Empty if nothing was measured: in custom loops, with
+        times: Total duration of Keras' steps in seconds, ``loop``, and the parts of it that are ``reading`` (waiting
+            for the next batch) and ``collectives`` (exchanging data with the other workers, and waiting for them); the
+            number of ``steps``; and the ``bytes`` that this worker passed to collectives. ``collectives`` and ``bytes``
+            are missing if TensorFlow's own collectives are used. Empty if nothing was measured: in custom loops, with
             ``steps_per_execution`` above 1 in tf_keras, with several devices per task, and with one worker.
-        steps: The slowest steps and the last ones: number of the step, when it began in seconds since the epoch, and
+        steps: For the slowest steps and the last ones: the step's number, when it began in seconds since the epoch, and
             its ``loop``, ``reading`` and ``collectives`` (0 if they are not measured).
     """
 

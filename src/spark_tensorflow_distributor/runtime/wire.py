@@ -1,4 +1,4 @@
-"""Messages, between driver and agent and between agent and trainer: JSON objects.
+"""Encodes the messages between driver and agent, and between agent and trainer, as JSON objects.
 
 They are JSON because nothing may be unpickled from a socket before its sender is authenticated. Between hosts, messages
 travel in sealed records (see ``sealed_socket``). On the sockets between the processes of one host, a frame is a length
@@ -16,13 +16,13 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar, get_args, get_origin, get_
 from ..transport.sockets import receive_exactly
 
 CHUNK_BYTES = 1 << 20
-# Larger messages between hosts are compressed: those to all ranks list all ranks, and compress well.
+# Larger messages between hosts are compressed: messages to all ranks also list all ranks, and compress well.
 _COMPRESSED_FROM = 16 << 10
 _COMPRESSED = b"z"  # no JSON object begins with this byte
 
 _HEADER = struct.Struct(">I")
 _MAX_FRAME = 64 << 20
-# Linux accepts at most 253 with one message.
+# Linux accepts at most 253 file descriptors with one message.
 _FILES_AT_ONCE = 200
 
 Message: TypeAlias = dict[str, Any]
@@ -153,15 +153,15 @@ def pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def line_size(lines: Sequence[str]) -> int:
-    """Return the number of characters by which driver and agent count lines of output."""
+    """Return the size of lines of output in characters, as both the driver and the agents count it."""
     return sum(map(len, lines)) + len(lines)
 
 
 def to_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Rearrange records with the same keys, to name each key only once."""
+    """Rearrange records that have the same keys, so that each key is named only once."""
     return {key: [each[key] for each in records] for key in records[0]}
 
 
 def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Return the records that :func:`to_columns` was given."""
+    """Return the records from which :func:`to_columns` made the columns."""
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

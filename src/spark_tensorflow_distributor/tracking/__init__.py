@@ -1,1 +1,1 @@
-"""Follows runs in other systems, through callbacks on the driver."""
+"""Records runs in tracking systems, through callbacks on the driver."""

@@ -20,10 +20,11 @@ _log = logging.getLogger(__name__)
 
 # Custom loops may report many times a second, and every request takes some milliseconds.
 _FLUSH_SECONDS = 1.0
-# After a failed request, keep this many metrics and this much distance: a request to a dead server takes minutes.
+# Keep at most this many unsent metrics. After a failed request, wait before the next one: a request to a dead server
+# takes minutes.
 _MAX_WAITING = 20_000
 _RETRY_SECONDS = 60.0
-# MLflow's limits of one request.
+# MLflow's limits on one request, and on the length of a value.
 _METRICS_AT_ONCE, _PARAMS_AT_ONCE = 1000, 100
 _MAX_VALUE = 500
 
@@ -32,29 +33,30 @@ _TAG = "spark_tensorflow_distributor"
 
 
 class MLflowCallback(RunCallback):
-    """Records each run of a runner as one run of MLflow, from the driver; needs the extra ``mlflow``.
+    """Records each run of a runner as one MLflow run, from the driver; needs the extra ``mlflow``.
 
     - Params: the function's arguments, the runner's arguments, versions, and the number of rows of each DataFrame.
-    - Metrics: those of every epoch, with the epoch as the step, also over restarts; ``epoch_seconds`` and
+    - Metrics: those of every epoch, with the epoch as the step, across restarts, too; ``epoch_seconds`` and
       ``rows_per_second``; and for each worker ``system/rank_0/memory_megabytes`` and ``system/rank_0/cpu_seconds``.
-      The metrics of a second ``fit`` in the function begin with ``fit2/``.
-    - Tags: status, attempts, the cause of each failed attempt, and who stopped training early.
+      The names of a second ``fit``'s metrics begin with ``fit2/``.
+    - Tags: status, attempts, the cause of each failed attempt, and what stopped training early.
     - Artifacts: the report as ``report.json``, ``report.txt`` and ``report.html``, and with ``log_model`` the model.
 
-    If MLflow has an active run in the calling thread, the new run is nested in it. The training function needs no
-    code for MLflow.
+    If MLflow has an active run in the calling thread, the new run is nested in it, unless ``tracking_uri`` is passed.
+    The training function needs no code for MLflow.
 
     Args:
         tracking_uri: Where MLflow keeps its runs. Default: as set by ``mlflow.set_tracking_uri`` or the environment.
-        experiment: Name of the experiment, which is created if it does not exist. Default: the active experiment; with
-            ``tracking_uri``, MLflow's default experiment.
+        experiment: Name of the experiment, which is created if it does not exist. Default: that of the run in which
+            this one is nested, else the active experiment; with ``tracking_uri``, the one that the environment variable
+            ``MLFLOW_EXPERIMENT_NAME`` names, else MLflow's default experiment.
         run_name: Name of the run. Default: the training function's name.
-        params: Additional params, which precede others of the same name. Default: none.
+        params: Additional params, which replace others of the same name. Default: none.
         log_model: Whether to log the Keras model that the function returns, with its signature, as the artifact
             ``model``. Needs TensorFlow on the driver. Default: False.
 
     Attributes:
-        run_id: Id of MLflow's run; None before the run has begun.
+        run_id: Id of the MLflow run; None before the run has begun.
 
     Raises:
         ConfigurationError: MLflow is not installed, or an argument is invalid.
@@ -87,7 +89,7 @@ class MLflowCallback(RunCallback):
         self.run_id: str | None = None
 
     def on_run_begin(self, report: RunReport) -> None:
-        """Create MLflow's run, with the params that are known by now."""
+        """Create the MLflow run, with the params that are known so far."""
         self._report, self._waiting, self._next_flush, self.run_id = report, [], 0.0, None
         self._client = self._mlflow.MlflowClient(tracking_uri=self._tracking_uri)
         parent = self._mlflow.active_run() if self._tracking_uri is None else None
@@ -115,7 +117,7 @@ class MLflowCallback(RunCallback):
         return str(self._client.create_experiment(name) if found is None else found.experiment_id)
 
     def on_epoch_end(self, fit: int | None, epoch: int, logs: dict[str, float]) -> None:
-        """Queue the metrics of an epoch, and send what is queued, at most once a second."""
+        """Queue an epoch's metrics; send the queue at most once a second."""
         if self.run_id is None or self._report is None:
             return
         prefix = f"fit{fit + 1}/" if fit else ""
@@ -132,7 +134,7 @@ class MLflowCallback(RunCallback):
             self._flush()
 
     def on_attempt_end(self, report: AttemptReport) -> None:
-        """Send the rest of the metrics, and tag the cause of a failure."""
+        """Send the remaining metrics, and tag the cause of a failure."""
         if self.run_id is None:
             return
         self._client.set_tag(self.run_id, f"{_TAG}.attempts", str(report.attempt + 1))
@@ -150,7 +152,7 @@ class MLflowCallback(RunCallback):
                 self._client.log_artifacts(self.run_id, path, "model")
 
     def on_run_end(self, report: RunReport) -> None:
-        """Log the report, and end MLflow's run."""
+        """Log the report, and end the MLflow run."""
         if self.run_id is None:
             return
         try:
@@ -173,7 +175,7 @@ class MLflowCallback(RunCallback):
         del self._waiting[:-_MAX_WAITING]
 
     def _flush(self) -> None:
-        """Send the queued metrics; after a failure, not before some time has passed."""
+        """Send the queued metrics, unless a request has failed within the last minute."""
         now = time.monotonic()
         if not self._waiting or now < self._next_flush - _FLUSH_SECONDS:
             return

@@ -13,11 +13,11 @@ def save(model: Any, folder: str) -> str:
     """Save a model with its signature below a folder; return the path.
 
     Args:
-        model: What the training function returned; the model may be the first element of a tuple.
+        model: The training function's return value: the model, or a tuple whose first element it is.
         folder: An empty folder.
 
     Raises:
-        ConfigurationError: There is no Keras model.
+        ConfigurationError: The value contains no Keras model.
     """
     if isinstance(model, tuple) and model:
         model = model[0]
@@ -32,7 +32,7 @@ def save(model: Any, folder: str) -> str:
 
 
 def signature_of(model: Any) -> Any:
-    """Return MLflow's signature of a built model, from its inputs and outputs; None if the model does not know them."""
+    """Return MLflow's signature for a model's inputs and outputs; None if the model does not define them."""
     models, schemas = importlib.import_module("mlflow.models"), importlib.import_module("mlflow.types.schema")
     inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
     if not inputs or not outputs:

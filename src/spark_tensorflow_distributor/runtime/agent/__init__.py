@@ -1,1 +1,1 @@
-"""The agent's side of a run, in Spark's Python worker. It never initialises TensorFlow."""
+"""The agent's side of a run, in Spark's Python worker, where TensorFlow is never initialised."""

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from ...errors import ClusterError
 
 _SETTING = "tensorflow.spark.distributor.workerNetwork"
-# The request for an interface's IPv4 address; Linux.
+# Linux's request code for an interface's IPv4 address.
 _SIOCGIFADDR = 0x8915
-# What gRPC accepts as a name in an address.
+# The names that gRPC accepts in an address.
 _GRPC_NAME = re.compile(r"[A-Za-z0-9.\-]+")
 
 
@@ -23,7 +23,7 @@ def announced_host(host: str, network: str, *, loopback: bool) -> str:
     Args:
         host: This host, as Spark names it.
         network: See :func:`address_in`; "" for any.
-        loopback: All workers run on this host; its loopback address works even if its network changes.
+        loopback: Whether all workers run on this host. Its loopback address works even if its network changes.
 
     Raises:
         ClusterError: This host has no address in the network.
@@ -41,7 +41,7 @@ def address_in(network: str, host: str) -> str:
         host: The name of this host, for the error.
 
     Raises:
-        ClusterError: This host has no address there.
+        ClusterError: This host has no address in that network.
     """
     subnet = _subnet(network)
     found = _of_interface(network) if subnet is None else _in_subnet(subnet)
@@ -79,7 +79,7 @@ def _in_subnet(subnet: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
 
 
 def _of_interface(name: str) -> str:
-    """Return the IPv4 address of a network interface or, if it has none, its global IPv6 address; "" if it has none."""
+    """Return the IPv4 address of a network interface, else its global IPv6 address; "" if it has neither."""
     return next(iter(_addresses(name)), "")
 
 
@@ -102,7 +102,7 @@ def _addresses(name: str) -> list[str]:
 
 
 def _address_of(name: str) -> str:
-    """Return an address of a host: an IPv4 address, if it has one.
+    """Return an address of a host, an IPv4 address if it has one.
 
     Raises:
         OSError: The name is unknown.
@@ -115,8 +115,8 @@ def grpc_address(host: str, port: int, resolve: Callable[[str], str] = _address_
     """Return an address that TensorFlow accepts.
 
     Args:
-        host: A name or an address. An IPv6 address needs brackets; a name with an underscore, which Docker Compose for
-            example gives to hosts, is not a name of the DNS, and is replaced by its address.
+        host: A name or an address. An IPv6 address gets brackets. A name with an underscore, such as Docker Compose
+            gives to hosts, is not a valid DNS name, and is replaced by its address.
         port: The port.
         resolve: Returns the address of a name.
     """
@@ -128,7 +128,7 @@ def grpc_address(host: str, port: int, resolve: Callable[[str], str] = _address_
 
 
 def without_proxy(env: dict[str, str], hosts: list[str]) -> dict[str, str]:
-    """Return variables by which TensorFlow's gRPC reaches the other workers directly, whatever proxies ``env`` names.
+    """Return variables that make TensorFlow's gRPC bypass the proxies in ``env`` when it connects to the other workers.
 
     Args:
         env: The environment of a trainer.
@@ -137,7 +137,7 @@ def without_proxy(env: dict[str, str], hosts: list[str]) -> dict[str, str]:
     names = ("grpc_proxy", "https_proxy", "http_proxy")
     if not any(env.get(each) for each in names):
         return {}
-    # gRPC reads no_proxy only without no_grpc_proxy.
+    # gRPC reads no_proxy only if no_grpc_proxy is not set.
     before = [each for each in (env.get("no_grpc_proxy") or env.get("no_proxy", "")).split(",") if each]
     added = [host for host in dict.fromkeys(each.strip("[]") for each in hosts) if host not in before]
     return {"no_grpc_proxy": ",".join([*before, *added])}

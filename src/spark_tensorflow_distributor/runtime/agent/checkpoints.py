@@ -35,7 +35,7 @@ class CheckpointTransfer:
         protection: See ``TaskSpec``.
 
     Attributes:
-        warnings: Warnings about failed transfers, which the caller removes; filled by another thread.
+        warnings: Warnings about failed transfers. Another thread adds them, and the caller removes them.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class CheckpointTransfer:
             heartbeat: Called after each piece.
 
         Raises:
-            OSError: The driver cannot be reached, what arrived is not what it sent, or the disk is full.
+            OSError: The driver cannot be reached, the data was changed on its way, or the disk is full.
             EOFError: The connection was lost.
         """
         files: dict[str, BinaryIO] = {}
@@ -111,7 +111,7 @@ class CheckpointTransfer:
 
 
 def _wait_for_turn(connection: SealedSocket, heartbeat: Callable[[], None]) -> Message:
-    """Return the driver's first message. It serves some workers at a time, and others wait meanwhile."""
+    """Return the driver's first message. The driver serves only some workers at a time, while the others wait."""
     deadline = time.monotonic() + _TURN_SECONDS
     connection.socket.settimeout(_HEARTBEAT_SECONDS)
     while True:

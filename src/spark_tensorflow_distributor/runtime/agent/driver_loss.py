@@ -8,7 +8,7 @@ STAY_SECONDS = 10.0
 # A worker that has lost the driver and makes no progress for this long is cut off: its host's network is down, or the
 # driver and the other workers have ended.
 ISOLATED_SECONDS = 60.0
-# Under Spark Connect, a driver that refuses connections for this long is dead.
+# Under Spark Connect, a driver that refuses connections for this long counts as dead.
 DEAD_DRIVER_SECONDS = 5.0
 
 
@@ -33,7 +33,7 @@ class DriverLossPolicy:
         return True
 
     def seconds_lost(self, now: float) -> float:
-        """Return for how long the driver has been out of reach; 0 while there is a connection."""
+        """Return how long the driver has been out of reach, in seconds; 0 while there is a connection."""
         return 0.0 if self._lost_since is None else now - self._lost_since
 
     def on_reconnected(self) -> None:

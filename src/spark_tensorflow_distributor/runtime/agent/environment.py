@@ -1,4 +1,4 @@
-"""A worker's ranks, the resources of its host, and its trainer's environment variables."""
+"""Determines a worker's ranks, the resources of its host, and its trainer's environment variables."""
 
 import contextlib
 import errno
@@ -26,7 +26,7 @@ def hosts_of(addresses: Sequence[str]) -> list[str]:
 
 
 def worker_contexts(hosts: Sequence[str]) -> list[WorkerContext]:
-    """Assign ranks; return a context for each partition, in the order of the partitions. Pure.
+    """Assign ranks; return a context for each partition, in partition order. Pure.
 
     Spark assigns partitions to hosts in no particular order (A B B A). Ranks are assigned host by host, so that
     neighbours in the collective's ring share a host. Partition 0 is always rank 0: the run returns its value.
@@ -64,7 +64,7 @@ def trainer_environment(
     """
     env = {**DEFAULT_ENV, **base}
     env.pop("PYTHONHASHSEED", None)  # Spark sets it for its own shuffles
-    # Spark sets it to spark.task.cpus, usually 1, regardless of the worker's share.
+    # Spark sets this to spark.task.cpus, usually 1, regardless of the worker's share of the cores.
     env["OMP_NUM_THREADS"] = str(threads)
     env.update(extra)
     env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -94,8 +94,8 @@ def phase_seconds(
 
     The phases are ``start``: from the driver's submission to the agent's first line; ``meet``: until all addresses
     were known; ``import``: until TensorFlow was imported and set up; ``strategy``: until the strategy was built;
-    ``data``: until the rows of the DataFrames had arrived, if there are any; ``train``: in the function; ``result``:
-    pickling the value and waiting for the other workers. The phase in which a worker fails is the last one.
+    ``data``: until the rows of the DataFrames had arrived, if there are any; ``train``: running the function;
+    ``result``: pickling the value and waiting for the other workers. The phase in which a worker fails is its last one.
 
     Args:
         submitted: When the driver submitted the job.
@@ -118,7 +118,7 @@ def phase_seconds(
 
 
 def host_cores() -> int:
-    """Return how many cores this process may use, by its affinity and its container's quota."""
+    """Return how many cores this process may use, given its affinity and its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or no quota
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
@@ -140,7 +140,7 @@ def new_log_directory() -> str:
 
 
 def remove_log_directory(directory: str | None) -> None:
-    """Remove a directory of :func:`new_log_directory`. What cannot be removed, Spark removes with its own directory."""
+    """Remove a directory of :func:`new_log_directory`. If that fails, Spark removes it with its own directory."""
     if directory is not None:
         shutil.rmtree(directory, ignore_errors=True)
 

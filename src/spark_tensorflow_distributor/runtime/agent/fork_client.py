@@ -38,7 +38,7 @@ _READ_AT_IMPORT = (
     "PYTHONPATH",
 )
 _CONNECT_SECONDS = 10.0
-# How much is shown of what a server printed that has died; in bytes.
+# How much to show of the output of a server that has died, in bytes.
 _MAX_LAST_WORDS = 4000
 
 
@@ -46,15 +46,15 @@ class ForkClient:
     """A connection to a fork server.
 
     Args:
-        warm: Share the executor's server, which has already imported TensorFlow; otherwise start a private server for
-            this task, which imports nothing.
+        warm: Whether to share the executor's server, which has already imported TensorFlow, instead of starting a
+            private server for this task, which imports nothing.
         env: The run's ``env``.
         preload: Modules that a warm server imports.
         warm_seconds: How long a warm server outlives its last use.
 
     Attributes:
         trainer_pid: Process id of the trainer, or None before it is started.
-        warning: Why this is not the shared server that was asked for, or None.
+        warning: Why this is not the shared server that was requested, or None.
     """
 
     def __init__(self, *, warm: bool, env: Mapping[str, str], preload: Sequence[str], warm_seconds: float) -> None:
@@ -62,8 +62,8 @@ class ForkClient:
         self._path = import_path(env)
         self._preload = list(preload) if warm else []
         self._warm_seconds = warm_seconds
-        # Sharing needs Linux's abstract socket names. They vanish with their server, and the containers and network
-        # namespaces of a host do not see each other's.
+        # Sharing needs Linux's abstract socket names. They vanish with their server, and are not visible in other
+        # containers and network namespaces of the host.
         self._shared = warm and sys.platform.startswith("linux")
         self._reader = FrameReader()
         self._process: subprocess.Popen[bytes] | None = None
@@ -80,8 +80,8 @@ class ForkClient:
 
         Args:
             spec: Describes the trainer.
-            fds: Descriptors in the order of ``forkserver.FD_NAMES``, followed by the checkpoints'. They may be closed
-                afterwards.
+            fds: Descriptors in the order of ``forkserver.FD_NAMES``, followed by the checkpoints'. The caller may
+                close them afterwards.
         """
         socket.send_fds(self._connection, [b"L"], list(fds))
         self._connection.sendall(frame(asdict(spec)))
@@ -132,7 +132,7 @@ class ForkClient:
         """Connect to the executor's server, and start it if there is none.
 
         Returns:
-            None if something else is at the server's name, which any user of the host can take.
+            The connection; None if something else uses the server's name, which any user of the host can take.
         """
         name = b"\0" + self._socket_name().encode()
         end = time.monotonic() + _CONNECT_SECONDS
@@ -147,7 +147,7 @@ class ForkClient:
                     self._become_private(f"cannot be connected to ({error})")
                     return None
                 if error.errno == errno.EAGAIN or not self._start_shared(name):
-                    time.sleep(0.005)  # another task of this executor is starting it
+                    time.sleep(0.005)  # another task of this executor is starting the server
                 continue
             connection.setblocking(True)
             if (uid := peer_uid(connection)) != os.getuid():
@@ -157,7 +157,7 @@ class ForkClient:
             return connection
 
     def _become_private(self, problem: str) -> None:
-        """Note that this task needs a server of its own."""
+        """Fall back to a private server, and record why."""
         self._shared = False
         self.warning = (
             f"The local socket of the executor's fork server {problem}. This worker imports TensorFlow in a process of "
@@ -199,7 +199,7 @@ class ForkClient:
             "idle_seconds": self._warm_seconds,
             fd_name: fd,
         }
-        # What TensorFlow says while it is imported is shown only if the server does not survive that.
+        # TensorFlow's output during its import is shown only if the server does not survive the import.
         self._import_output = tempfile.TemporaryFile()  # noqa: SIM115 (kept with the process)
         stderr = os.dup(2)
         try:
@@ -216,12 +216,12 @@ class ForkClient:
         finally:
             os.close(stderr)
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # if it has died, the connection will end
+        with contextlib.suppress(BrokenPipeError):  # if the server has died, the connection ends
             self._process.stdin.write(json.dumps(boot).encode())
             self._process.stdin.close()
 
     def _last_words(self) -> str:
-        """Return what a server that this process has started printed during its import."""
+        """Return the output of a server that this process has started, up to the end of its import."""
         if self._import_output is None:
             return ""
         self._import_output.seek(0)

@@ -1,7 +1,7 @@
-"""Limits the time for which a trainer waits in TensorFlow for the other workers.
+"""Limits how long a trainer waits in TensorFlow for the other workers.
 
-The constructor of TensorFlow's strategy has no time limit, and a process that is in it reacts to nothing. So the agent
-watches the time.
+The constructor of TensorFlow's strategy has no time limit, and a process that is in it does not react to anything. The
+agent therefore watches the time.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class FormationWatch:
         self._since: float | None = None
 
     def receive(self, message: Message) -> None:
-        """Handle the trainer's message that it begins to wait, or has the strategy."""
+        """Handle the trainer's message that it begins to wait, or has built the strategy."""
         self._since = self._now() if message["is_entered"] else None
 
     @property

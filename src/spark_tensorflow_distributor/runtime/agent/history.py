@@ -1,16 +1,16 @@
-"""Sends the entries of the run's history to the driver, none of which may be lost with a connection."""
+"""Sends the entries of the run's history to the driver, so that none is lost with a connection."""
 
 from collections import deque
 
 from ..wire import Message
 from .link import DriverLink
 
-# Maximum number of messages that wait for the driver; without it, the oldest are dropped.
+# How many messages may wait while the driver is unreachable; beyond that, the oldest are dropped.
 _MAX_WAITING = 20_000
 
 
 class HistoryRelay:
-    """Keeps every message until the driver has taken it.
+    """Keeps every message until the driver has acknowledged it.
 
     Messages are numbered, so that the driver recognises those that it gets twice.
 
@@ -18,7 +18,7 @@ class HistoryRelay:
         link: The driver's channel.
 
     Attributes:
-        question: Number of the question that the trainer waits to have answered; None if it waits for nothing.
+        question: Number of the question whose answer the trainer waits for; None if it waits for none.
     """
 
     def __init__(self, link: DriverLink) -> None:
@@ -29,11 +29,11 @@ class HistoryRelay:
 
     @property
     def waiting(self) -> list[Message]:
-        """The messages that the driver has not taken."""
+        """The messages that the driver has not acknowledged."""
         return list(self._waiting)
 
     def put(self, message: Message) -> None:
-        """Send a message of entries."""
+        """Number a message with entries, and send it."""
         numbered = {**message, "number": self._sent}
         self._sent += 1
         self._waiting.append(numbered)
@@ -42,7 +42,7 @@ class HistoryRelay:
             self._link.send(numbered)
 
     def resend(self) -> None:
-        """Repeat what the driver has not taken, on a new connection."""
+        """Repeat the messages that the driver has not acknowledged, on a new connection."""
         for message in self._waiting:
             self._link.send(message)
 
@@ -52,7 +52,7 @@ class HistoryRelay:
             self._waiting.popleft()
 
     def answer(self) -> Message | None:
-        """Return the answer for the trainer, once the driver has taken its epoch or cannot be reached."""
+        """Return the answer for the trainer once the driver has acknowledged its epoch or is unreachable; else None."""
         if self.question is None or (
             self._link.is_open and any(each.get("question") == self.question for each in self._waiting)
         ):

@@ -1,9 +1,9 @@
 """The agent's end of the driver's channel.
 
 Losing the channel after the workers have met never affects training. Messages that cannot be sent at once wait; lines
-of output wait behind them, in a bounded buffer, until the driver has room. Lines that exceed it are dropped and
+of output wait behind them, in a bounded buffer, until the driver has room. Lines that exceed the buffer are dropped and
 counted. A lost connection is retried once a second. Messages still waiting are lost with their connection, so the hello
-of the next one repeats what the driver must know.
+of the next connection repeats what the driver must know.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from ..wire import Message, decode, encode, line_size, pieces
 
 _CONNECT_SECONDS = 3.0
 _HANDSHAKE_SECONDS = 5.0
-# The driver closes the connections that have waited longest if too many peers connect at once.
+# Number of tries: if too many peers connect at once, the driver closes the connections that have waited longest.
 _HANDSHAKES = 4
 # Time limit for each piece of a result.
 _RESULT_SECONDS = 30.0
@@ -32,7 +32,7 @@ _RESULT_SECONDS = 30.0
 _LINE_BUFFER = 2 << 20
 # A message carries at most this many characters of output, so that the driver can grant room in small steps.
 _LINES_AT_ONCE = 8 << 10
-# At the end, wait this long for a driver that shows no more lines, and at most this long for one that does.
+# At the end, wait this long for a driver that has stopped showing lines, and at most this long for one that has not.
 _IDLE_SECONDS = 2.0
 _DRAIN_SECONDS = 15.0
 
@@ -42,7 +42,7 @@ class DriverLink:
 
     Args:
         addresses: The driver's addresses, in the order in which to try them.
-        secret: Key of the launch.
+        secret: The launch's secret.
         hello: The first message on every new connection; it names the rank.
         protection: See ``TaskSpec``.
         window: See ``specs.line_window``.
@@ -72,10 +72,10 @@ class DriverLink:
         self._connection: SealedSocket | None = None
         self._outbox: Outbox | None = None
         self._waiting: list[bytes] = []  # messages for the next connection
-        self._received: deque[Message] = deque()  # what came together with a message that was waited for
+        self._received: deque[Message] = deque()  # arrived together with a message that was waited for
         self._lines: deque[tuple[int, bytes]] = deque()  # their size in characters, and the message
         self._line_characters = 0
-        self._unshown = 0  # characters that were sent, and that the driver has not shown
+        self._unshown = 0  # characters sent that the driver has not shown yet
         self._last_heartbeat = 0.0
         self.dropped_lines = 0
         self.refused_since: float | None = None
@@ -113,7 +113,7 @@ class DriverLink:
         self._hello.update(changes)
 
     def send(self, message: Mapping[str, object]) -> None:
-        """Queue a message. It is kept until it has been sent or the connection over which it is sent is lost."""
+        """Queue a message. It is kept until it is sent, or until the connection for which it is queued is lost."""
         if self._outbox is None:
             self._waiting.append(encode(message))
         else:
@@ -148,7 +148,7 @@ class DriverLink:
 
     @property
     def has_unsent(self) -> bool:
-        """Whether the socket must take data before more can be sent."""
+        """Whether queued messages wait for the socket to accept data."""
         return bool(self._outbox)
 
     def flush(self) -> None:
@@ -181,7 +181,7 @@ class DriverLink:
             return
         try:
             messages = [decode(record) for record in self._connection.stream.feed(data)]
-        except (NotAuthenticError, ValueError):  # somebody between the hosts speaks for the driver
+        except (NotAuthenticError, ValueError):  # somebody between the hosts pretends to be the driver
             self._hello["tampered"] = True
             self._declare_lost()
             return
@@ -193,7 +193,7 @@ class DriverLink:
                 yield message
 
     def wait_for_message(self, deadline: float, *, silence: str) -> Message:
-        """Wait for the driver's next message, and send heartbeats in the meantime.
+        """Wait for the driver's next message, sending heartbeats in the meantime.
 
         Args:
             deadline: When to give up, by ``time.monotonic()``.
@@ -218,7 +218,7 @@ class DriverLink:
     def send_result(self, result: BinaryIO, size: int) -> bool:
         """Send the first ``size`` bytes of a file; return whether the driver has received all of them.
 
-        They have a connection of their own. It blocks, since nothing else is left to do.
+        This uses a separate connection, and blocks, because nothing else is left to do.
         """
         if self._connection is None:
             return False
@@ -235,7 +235,7 @@ class DriverLink:
             return False
 
     def drain(self) -> None:
-        """Wait until the driver has taken the lines of output, as long as it does; drop and count the rest."""
+        """Send the waiting lines of output for as long as the driver shows them; drop and count the rest."""
         end = time.monotonic() + _DRAIN_SECONDS
         idle_since = time.monotonic()
         while self._connection is not None and (self._lines or self._outbox):
@@ -244,7 +244,7 @@ class DriverLink:
                 break
             select.select([self], [self] if self.has_unsent else [], [], 0.1)
             self.flush()
-            for _ in self.receive():  # whatever it is, it comes too late
+            for _ in self.receive():  # any message now is too late
                 pass
             if (len(self._lines), self._unshown) != before:
                 idle_since = now
@@ -258,7 +258,7 @@ class DriverLink:
     def _declare_lost(self) -> None:
         if self._connection is not None:
             self._connection.close()
-            # What the lost connection has not sent is sealed for it alone.
+            # Unsent data of the lost connection is sealed with its keys, useless for the next one.
             self._connection, self._outbox = None, None
 
     def close(self, linger: float = 2.0) -> None:

@@ -1,4 +1,4 @@
-"""The sockets on which a worker accepts the others' connections, opened before their addresses are announced."""
+"""Opens the sockets on which a worker accepts the others' connections, before their addresses are announced."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Listeners:
 
     Attributes:
         remote: Bound to the worker's port.
-        local: Listens for workers on the same machine; not bound where that is not possible.
-        host: Where the others reach ``remote``.
+        local: Listens for workers on the same machine; unbound where that is not possible.
+        host: The name or address at which the others reach ``remote``.
     """
 
     remote: socket.socket
@@ -49,13 +49,13 @@ class Listeners:
 
 
 def open_listeners(host: str, ports: range | None, *, listens: bool) -> Listeners:
-    """Reserve a port of this host, and listen on it.
+    """Reserve a port of this host and, if ``listens``, listen on it.
 
     Args:
-        host: The name or address of this host under which the others know it.
+        host: The name or address by which the others know this host.
         ports: The ports to choose from; None for any.
-        listens: Listen now, on the address to which the other hosts connect. Otherwise the port is reserved for
-            TensorFlow, which binds it on all interfaces.
+        listens: Whether to listen now, on the address to which the other hosts connect. Otherwise the port is reserved
+            for TensorFlow, which binds it on all interfaces.
 
     Raises:
         ClusterError: All of ``ports`` are taken.
@@ -76,8 +76,8 @@ def hold_port(ports: range | None = None, host: str | None = None, *, listens: b
 
     Args:
         ports: The ports to choose from; None for any.
-        host: Bind only this address, if it is one of this machine; None for all interfaces.
-        listens: Listen on the port.
+        host: The name or address to bind, if it belongs to this machine; None for all interfaces.
+        listens: Whether to listen on the port.
 
     Raises:
         ClusterError: All of ``ports`` are taken.
@@ -90,7 +90,7 @@ def hold_port(ports: range | None = None, host: str | None = None, *, listens: b
 
 
 def _address_of(host: str) -> str:
-    """Return the only address of a host; "" if there are several, or one that other hosts may not be able to reach."""
+    """Return the only address of a host; "" if it has several, or one that other hosts may be unable to reach."""
     host = host.strip("[]")
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(host))
@@ -104,10 +104,10 @@ def _address_of(host: str) -> str:
 
 
 def _bound(address: str, ports: range | None, *, listens: bool) -> socket.socket:
-    """Bind a port at an address of this machine or, if it is empty, at all of them.
+    """Bind a port at an address of this machine or, if ``address`` is empty, at all its addresses.
 
     Raises:
-        OSError: The address is not one of this machine.
+        OSError: The address does not belong to this machine.
         ClusterError: All of ``ports`` are taken.
     """
     for port in ports or (0,):
@@ -130,7 +130,7 @@ def _bound_once(address: str, port: int, *, listens: bool) -> socket.socket:
         if is_dual:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if listens:
-            # Closed connections of an earlier group may occupy the port for a minute. Still only one socket can listen.
+            # Closed connections of an earlier group may block the port for a minute. Still, only one socket can listen.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
         if listens:
@@ -142,7 +142,7 @@ def _bound_once(address: str, port: int, *, listens: bool) -> socket.socket:
 
 
 def machine() -> str:
-    """Identify what workers must have in common to share memory: kernel, network namespace and user. "" if unknown."""
+    """Return a hash of what workers must share to share memory: kernel, network namespace and user; "" if unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read().strip()

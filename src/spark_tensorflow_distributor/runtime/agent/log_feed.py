@@ -1,4 +1,4 @@
-"""Sends log files to the driver while nothing else waits to be sent."""
+"""Sends log files to the driver when nothing else is waiting to be sent."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from ..wire import Message
 from .link import DriverLink
 from .log_follower import LogFollower
 
-# When the worker ends, wait this long for the driver to take another piece.
+# When the worker ends, wait this long for the driver to acknowledge another piece.
 _PATIENCE_SECONDS = 10.0
 
 _UNREACHABLE = (
@@ -22,7 +22,7 @@ class LogFeed:
     """Feeds the driver's channel with the pieces of log files that are due.
 
     Args:
-        directory: The trainer's ``log_dir``; None if the driver has none, which leaves nothing to send.
+        directory: The trainer's ``log_dir``; None if the driver has none, so that there is nothing to send.
         link: The driver's channel, connected or not.
     """
 
@@ -44,7 +44,7 @@ class LogFeed:
             self._follower.on_receipt(LogReceipt.from_message(message))
 
     def on_reconnected(self) -> None:
-        """Send what may have been lost with the connection."""
+        """Repeat the piece that may have been lost with the connection."""
         if self._follower is not None:
             self._follower.on_reconnected()
 
@@ -55,13 +55,13 @@ class LogFeed:
         return min(longest, self._follower.seconds_until_due())
 
     def finish(self, handle_events: Callable[[], None]) -> list[str]:
-        """Send what is missing, now that the trainer has ended, for as long as the driver takes it.
+        """Send the rest, now that the trainer has ended, for as long as the driver acknowledges pieces.
 
         Args:
-            handle_events: Waits for events and handles them, and calls :meth:`send`.
+            handle_events: Waits for events, handles them, and calls :meth:`send`.
 
         Returns:
-            A warning if the driver does not have everything in the end.
+            A warning if the driver does not have everything in the end, else an empty list.
         """
         follower = self._follower
         if follower is None:

@@ -1,8 +1,8 @@
-"""Follows the files below the trainer's ``log_dir`` and cuts what is new into pieces for the driver.
+"""Follows the files below the trainer's ``log_dir``, and cuts new data into pieces for the driver.
 
-A file is taken to have grown if what was sent of it is still there; otherwise it was rewritten, and is sent from its
-beginning. While the trainer runs, only the end of what was sent is compared, because comparing everything would mean
-reading every file again and again. When the trainer has ended, each file is compared as a whole.
+If the part of a file that was sent is still there, the file has grown; otherwise it has been rewritten, and is sent
+from its beginning. While the trainer runs, only the end of the sent part is compared, because comparing all of it would
+mean reading every file again and again. When the trainer has ended, each file is compared as a whole.
 """
 
 import contextlib
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 from ..log_pieces import PIECE_BYTES, LogPiece, LogReceipt
 
-# While the trainer runs, a worker sends at most this much: the network belongs to training.
+# While the trainer runs, a worker sends at most this much, to leave the network to training.
 BYTES_PER_SECOND = 8 << 20
 SCAN_SECONDS = 1.0
-# With very many files, looking for changes takes at most a fiftieth of the agent's time.
+# With very many files, looking for changes may take at most a fiftieth of the agent's time.
 _SCAN_SHARE = 50
 _SEAM_BYTES = 64 << 10
-# A receipt that is this late was lost with its connection.
+# A receipt that is this late has been lost with its connection.
 _RECEIPT_SECONDS = 30.0
-# If the driver's copy of a file is changed there, send the file again, but not forever.
+# If somebody changes the driver's copy of a file, send the file again, but not forever.
 _MAX_RESTARTS = 3
 
 # Inode, size and time of modification in nanoseconds.
@@ -35,12 +35,12 @@ class _FollowedFile:
 
     Attributes:
         sent: Number of bytes that the driver has.
-        crc: Their checksum.
-        seam: How many of the last ones ``seam_crc`` is of.
+        crc: Checksum of these bytes.
+        seam: Number of the last bytes sent that ``seam_crc`` covers.
         seam_crc: Checksum of the last ``seam`` bytes.
-        stat: The file's metadata when it was last looked at; None before.
+        stat: The file's metadata when it was last examined; None before.
         restarts: How often the driver's copy was found changed.
-        is_refused: The driver did not take it; tried again when it changes.
+        is_refused: Whether the driver rejected the file, which is tried again when it changes.
     """
 
     sent: int = 0
@@ -73,8 +73,8 @@ class LogFollower:
         clock: Returns seconds, as ``time.monotonic``.
 
     Attributes:
-        error: Why the driver last refused a file; empty if it has taken all of them.
-        last_receipt: When the driver last answered, by the clock; before that, when this object was made.
+        error: Why the driver last rejected a file; empty if it has accepted all of them.
+        last_receipt: When the driver last answered, by the clock; initially, when this object was created.
     """
 
     def __init__(self, directory: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -129,7 +129,7 @@ class LogFollower:
         else:
             file.is_refused, self.error = True, "another program changes this file in the driver's log_dir"
             return
-        # An empty piece means that the file has shrunk; the next look at it will tell.
+        # An empty piece means that the file has shrunk, which the next scan handles.
         if file.missing and (piece.data or not file.sent):
             self._changed.append(piece.path)  # behind the others: a large file must not delay small ones
 
@@ -138,7 +138,7 @@ class LogFollower:
         self._receipt_due = 0.0
 
     def finish(self) -> None:
-        """The trainer has ended: compare every file as a whole, and send what is missing without a rate limit."""
+        """Note that the trainer has ended: compare every file as a whole, and send the rest without a rate limit."""
         self._is_final = True
 
     @property
@@ -180,7 +180,7 @@ class LogFollower:
         self._next_scan = now + max(SCAN_SECONDS, _SCAN_SHARE * (self._clock() - now))
 
     def _has_changed(self, path: str, file: _FollowedFile, seen: _Stat) -> bool:
-        """Return whether the driver lacks something of a file. Forget what was sent if it is no longer there."""
+        """Return whether the driver lacks part of a file. Start over if the part that was sent is no longer there."""
         if file.stat is None:  # also sends an empty file
             return True
         inode, size, _ = seen
@@ -194,11 +194,11 @@ class LogFollower:
         length, crc = (file.sent, file.crc) if compares_all else (file.seam, file.seam_crc)
         try:
             return _checksum(os.path.join(self.directory, path), file.sent - length, length) == crc
-        except OSError:  # removed or replaced a moment ago; reading it again will tell
+        except OSError:  # just removed or replaced, which sending it again handles
             return False
 
     def _cut(self) -> LogPiece | None:
-        """Return the next piece of what has changed."""
+        """Return the next piece of a changed file, or None."""
         if self._gone:
             return LogPiece(self._gone.pop(), data=None)
         while self._changed:
@@ -207,7 +207,7 @@ class LogFollower:
             try:
                 with _opened(os.path.join(self.directory, path)) as fd:
                     data = os.pread(fd, PIECE_BYTES, offset)
-            except OSError:  # removed a moment ago, which the next look notices
+            except OSError:  # just removed, which the next scan notices
                 continue
             if data or not offset:
                 return LogPiece(path, offset, data)
@@ -215,7 +215,7 @@ class LogFollower:
 
 
 def _files_below(directory: str) -> Iterator[tuple[str, _Stat]]:
-    """Yield the relative paths of all regular files. Links are not followed: they may lead out of the directory."""
+    """Yield the path and metadata of every regular file. Links are not followed: they may lead out of the directory."""
     folders = [""]
     while folders:
         folder = folders.pop()
@@ -226,7 +226,7 @@ def _files_below(directory: str) -> Iterator[tuple[str, _Stat]]:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(path)
                     elif entry.is_file(follow_symlinks=False):
-                        # Not the entry's own stat: some file systems update it late for a file that is being written.
+                        # Not entry.stat(): some file systems update it late while a file is being written.
                         found = os.stat(os.path.join(directory, path), follow_symlinks=False)
                         yield path, (found.st_ino, found.st_size, found.st_mtime_ns)
 

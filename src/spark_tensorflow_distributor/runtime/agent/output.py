@@ -69,7 +69,7 @@ class OutputPipes:
         link: Receives the lines.
         tail: Keeps the last lines.
         log_to_executor: See ``TaskSpec``.
-        has_gpus: The worker trains on GPUs.
+        has_gpus: Whether the worker trains on GPUs.
 
     Attributes:
         last_output: When the trainer last printed, by ``time.monotonic()``.
@@ -115,7 +115,7 @@ class OutputPipes:
             self._link.send_lines(stream, [decode(line) for line in lines])
 
     def drain(self) -> None:
-        """Read what is left in the pipes, even if other processes still hold them open."""
+        """Read what is left in the pipes, for up to a second, even if other processes still hold them open."""
         end = time.monotonic() + 1.0
         for fd in list(self._splitters):
             while fd in self._splitters and _is_readable(fd) and time.monotonic() < end:

@@ -1,8 +1,8 @@
-"""The addresses from which the other workers of a group connect.
+"""Finds the addresses from which the other workers of a group connect.
 
-A host may have several, and connects from any of them; so each worker names all of its own. Where a worker is not at
-the address under which the others know it, such as behind network address translation, nobody knows the addresses that
-its connections come from.
+A host may have several addresses and connect from any of them, so each worker announces all of its own. If the address
+by which the others know a worker is not its own, for example behind network address translation, nobody knows where its
+connections come from.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def peer_addresses(members: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...
             ``sources`` (see :func:`own_addresses`).
 
     Returns:
-        The addresses, and ``""``; or none, and a warning unless none are wanted.
+        The addresses and ``""``; or no addresses and, if ports were to be filtered, a warning.
     """
     if not all("sources" in member for member in members):
         return (), ""

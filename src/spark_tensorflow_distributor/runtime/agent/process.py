@@ -1,4 +1,4 @@
-"""A trainer's process as seen from outside: its state, its stacks, and how it ended."""
+"""Observes a trainer's process from outside: its state, its stacks, and how it ended."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from ...formatting import gibibytes
 from ..failures import Failure
 from ..wire import Message
 
-# The trainer's signal handler writes immediately, whatever Python is blocked in; a stopped process never writes.
+# The trainer's signal handler writes at once, even if Python is blocked in a call; a stopped process never writes.
 _WRITE_SECONDS = 1.0
 _MAX_STACKS_CHARS = 20_000
 
@@ -32,7 +32,7 @@ class TrainerOutcome:
         phases: When each phase began, in seconds since the epoch.
         warnings: Warnings shown to the user.
         accumulated: What the function added to accumulators; see ``spark_objects.accumulated``.
-        measured: ``times`` and ``steps`` of the WorkerReport, if the trainer has sent them.
+        measured: ``times`` and ``steps`` for the WorkerReport, if the trainer has sent them.
     """
 
     failure: Failure | None = None
@@ -127,7 +127,7 @@ class TrainerProbe:
     def state(self, pid: int | None) -> dict[str, str | float]:
         """Return the process's ``state`` ("running", ...), ``cpu`` in seconds and ``rss`` in bytes.
 
-        Empty if there is no /proc.
+        The result is empty if there is no /proc.
         """
         if pid is None:
             return {}

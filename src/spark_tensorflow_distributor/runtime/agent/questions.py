@@ -11,8 +11,8 @@ from .link import DriverLink
 class CallQuestions:
     """The calls of ``fit``, ``evaluate`` and ``predict`` that a trainer announces, and the driver's answers.
 
-    What is sent over a connection may be lost with it, in both directions. So the hello of the next connection says
-    which calls are open, and with which answer.
+    Messages in both directions may be lost with a connection. The hello of the next one therefore says which calls are
+    open, and which answers they have.
 
     Args:
         link: The driver's channel.
@@ -21,13 +21,13 @@ class CallQuestions:
 
     def __init__(self, link: DriverLink, reply: Callable[[Message], None]) -> None:
         self._link, self._reply = link, reply
-        self._number: int | None = None  # of the call for whose answer the trainer waits
+        self._number: int | None = None  # of the call whose answer the trainer waits for
         self._open: list[dict[str, Any]] = []
         self._joined = 0
         self._barrier: str | None = None
 
     def put(self, message: Message) -> None:
-        """Pass on that the trainer is about to make a call, has ended one, or enters or leaves Spark's barrier."""
+        """Tell the driver that the trainer begins or has ended a call, or that it enters or leaves Spark's barrier."""
         if message["type"] == "call":
             self._number = message["number"]
             self._open.append({**message, "state": "waiting"})
@@ -41,7 +41,7 @@ class CallQuestions:
 
     def answer(self, message: Message) -> None:
         """Pass the driver's answer to the trainer."""
-        if message["number"] != self._number:  # a repeated one
+        if message["number"] != self._number:  # a repeated answer
             return
         self._number = None
         for call in self._open:
@@ -52,10 +52,10 @@ class CallQuestions:
         self._reply(message)
 
     def answer_without_driver(self, lost_for: float) -> None:
-        """Answer in place of a driver that cannot be reached: all workers make all calls together.
+        """Answer in place of an unreachable driver: all workers then make all calls together.
 
         Args:
-            lost_for: Since when it cannot be reached, in seconds.
+            lost_for: How long the driver has been unreachable, in seconds.
         """
         if self._number is not None and not self._link.is_open and lost_for >= AWAY_SECONDS:
             self.answer({"type": "call_answer", "number": self._number, "how": "together"})

@@ -2,7 +2,7 @@
 
 The channel takes milliseconds. A call of allGather takes a full second, because Spark polls once a second, but it works
 wherever Spark works. All ranks must use the same method. A rank that cannot connect to the driver calls allGather; if a
-rank has not joined after some seconds, the driver sends all others to allGather as well (see ``driver.group``). There,
+rank has not joined after some seconds, the driver makes all others call it, too (see ``driver.group``). In this call,
 each rank says whether it has a channel. If all have one, a rank was only late, and the channel is used from then on.
 """
 
@@ -21,7 +21,7 @@ from ..wire import Message, from_columns
 from .addresses import grpc_address
 from .link import DriverLink
 
-# Describes a rank to the others: rank, host, tensorflow, and where the others reach it.
+# Describes a rank to the others: rank, host, tensorflow, and the addresses at which it can be reached.
 Member: TypeAlias = Mapping[str, Any]
 
 
@@ -42,8 +42,8 @@ def exchange_addresses(
         deadline: When to give up waiting for the driver, by ``time.monotonic()``.
 
     Returns:
-        All members by rank, and what the group has to use from now on: ``"channel"``, or ``"allGather"`` because some
-        members cannot reach the driver.
+        All members by rank, and the method that the group must use from now on: ``"channel"``, or ``"allGather"`` if
+        some members cannot reach the driver.
 
     Raises:
         Stopped: Another worker failed, or not all workers joined in time.
@@ -78,7 +78,7 @@ def check_versions(members: Sequence[Member]) -> None:
     """Reject a group whose workers have different versions of TensorFlow.
 
     Raises:
-        ClusterError: They differ in more than the patch version.
+        ClusterError: The versions differ in more than the patch number.
     """
     by_version: dict[str, list[str]] = {}
     for member in members:
@@ -107,7 +107,7 @@ def group_spec(rank: int, members: Sequence[Member], secret: bytes, attempt: int
     Args:
         rank: This worker's rank.
         members: The result of :func:`exchange_addresses`.
-        secret: The launch's secret, from which the group's follows.
+        secret: The launch's secret, from which the group's secret is derived.
         attempt: See ``TaskSpec``.
         protection: See ``TaskSpec``.
     """

@@ -13,7 +13,7 @@ from ..failures import Failure
 from ..wire import Message, send_files
 from .link import DriverLink
 
-if TYPE_CHECKING:  # it imports NumPy, which a run without DataFrames does not need
+if TYPE_CHECKING:  # this imports NumPy, which a run without DataFrames does not need
     from ...data.intake import RowReceiver
 
 
@@ -44,7 +44,7 @@ class RowDelivery:
         self.error: Exception | None = None
 
     def start(self, trainer: socket.socket) -> None:
-        """Set the connection to the trainer, which waits for the rows at its other end."""
+        """Set the connection to the trainer, which waits for the rows at the other end."""
         self._trainer = trainer
 
     def fileno(self) -> int:
@@ -52,7 +52,7 @@ class RowDelivery:
         return self._receiver.fileno()
 
     def report_progress(self) -> None:
-        """Report progress to the driver if that is due."""
+        """Report progress to the driver if a report is due."""
         if message := self._receiver.progress():
             self._link.send(message)
 
@@ -81,7 +81,7 @@ class RowDelivery:
     def _send(self, message: Message) -> None:
         if message["type"] == "pass":
             self._passed.append(message)
-            # The hello of the next connection repeats it, in case this connection is lost.
+            # The next connection's hello repeats the rows, in case this connection is lost.
             self._link.update_hello(passed=self._passed)
         self._link.send(message)
 

@@ -45,7 +45,7 @@ class Supervisor:
     """Supervises one trainer.
 
     Args:
-        rank, host: Of this worker, for its failures.
+        rank, host: This worker's, for its failures.
         fork_client: A connection to the fork server.
         link: The driver's channel, connected or not.
         tail: Keeps the last lines of output.
@@ -53,9 +53,9 @@ class Supervisor:
         driver_is_client: See ``TaskSpec``.
         log_to_executor: See ``TaskSpec``.
         logs: Sends the files below the trainer's ``log_dir``.
-        has_gpus: The worker trains on GPUs.
-        released_by_driver: The driver announces when all workers have returned; otherwise Spark's barrier does.
-        formation: Limits the time for which the trainer waits in TensorFlow for the others.
+        has_gpus: Whether the worker trains on GPUs.
+        released_by_driver: Whether the driver announces that all workers have returned; otherwise Spark's barrier does.
+        formation: Limits how long the trainer waits in TensorFlow for the others.
         rows: Delivers the rows that the trainer waits for; None if there are none.
         transfer: Sends checkpoints to the driver; None if the driver keeps none.
     """
@@ -92,7 +92,7 @@ class Supervisor:
         self._outcome_message: Message | None = None
         self._exit_message: Message | None = None
         self._stop_reason: str | None = None
-        self._stops: Message | None = None  # what the trainer knows of the driver's requests to end training
+        self._stops: Message | None = None  # the driver's requests to end training that the trainer knows
         self._released = False
         self._questions = CallQuestions(link, self._send_to_trainer)
 
@@ -109,7 +109,7 @@ class Supervisor:
         Args:
             spec: Describes the trainer.
             payload: The pickled program.
-            directory: Where to keep program and result, in unnamed files that cannot be left behind.
+            directory: Where to keep the program and the result, in unnamed files that cannot be left behind.
             listeners: The socket that holds this worker's port, and the one for workers on the same machine.
             checkpoints: The files of ``spec.checkpoint_names``, in the same order.
         """
@@ -158,7 +158,7 @@ class Supervisor:
         return self._outcome
 
     def finish(self) -> TrainerOutcome:
-        """End the trainer: release it if the function returned, else kill it. None of its processes remain."""
+        """End the trainer: release it if the function returned, else kill it. None of its processes remains."""
         if self._outcome.failure is None:
             self._send_to_trainer({"type": "release"})
             self._wait_for_exit(_EXIT_SECONDS)
@@ -241,7 +241,7 @@ class Supervisor:
                 key.data(key.fd)
         finally:
             if fd >= 0:
-                with contextlib.suppress(KeyError, ValueError):  # it may have been closed
+                with contextlib.suppress(KeyError, ValueError):  # the link may have been closed
                     self._selector.unregister(fd)
         self._send_to_trainer(self._history.answer())
 

@@ -1,4 +1,4 @@
-"""How the driver and the workers reach each other."""
+"""Finds addresses at which the driver and the workers can reach each other."""
 
 import contextlib
 import socket
@@ -10,7 +10,7 @@ from typing import Any
 def executors_reach(spark: Any, addresses: Sequence[tuple[str, int]]) -> bool:
     """Return whether a process on an executor can connect to one of the addresses.
 
-    False if no slot is free to try within ten seconds: the run itself may hold them all.
+    The result is also False if no slot becomes free for this within ten seconds: the run itself may hold them all.
     """
     reached: list[bool] = []
 
@@ -43,7 +43,7 @@ def connect_host(spark: Any) -> str:
 
 
 def address_towards(host: str) -> str:
-    """Return this machine's address as ``host`` sees it; sends no packet."""
+    """Return this machine's own address on the route to ``host``. No packet is sent."""
     with contextlib.suppress(OSError):
         found = socket.getaddrinfo(host.strip("[]"), 9, type=socket.SOCK_DGRAM)
         for family, _, _, _, address in sorted(found, key=lambda each: each[0] != socket.AF_INET):
@@ -54,7 +54,7 @@ def address_towards(host: str) -> str:
 
 
 def family_of(address: str) -> socket.AddressFamily:
-    """Return the family of a socket that is to listen at a name or an address: IPv4, unless it has none.
+    """Return the family of a socket that listens at a name or address: IPv4 if it has an IPv4 address, else IPv6.
 
     Raises:
         OSError: The name is unknown.

@@ -1,4 +1,4 @@
-"""A hint for users of ``mlflow.autolog()``."""
+"""Warns users of ``mlflow.autolog()`` if it records nothing."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ _has_warned = False
 
 
 def warn_of_autolog(callbacks: CallbackList) -> None:
-    """Warn once if ``mlflow.autolog()`` is on on the driver, where nothing trains, and no callback records the run."""
+    """Warn once if ``mlflow.autolog()`` is active on the driver, where nothing trains, and no callback records runs."""
     global _has_warned
     utils = sys.modules.get("mlflow.utils.autologging_utils")
     integrations = getattr(utils, "AUTOLOGGING_INTEGRATIONS", {})

@@ -18,7 +18,7 @@ class RunBar:
     """One tqdm bar for each ``fit``, over all of its epochs and all attempts.
 
     It shows the epoch, the steps, the time left until the last epoch ends, the loss, the metrics of the last epoch and
-    the samples per second. A saved notebook does not keep a widget, so a line of text stays there instead.
+    the samples per second. A saved notebook does not keep widgets, so a line of text remains there instead.
     """
 
     _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
@@ -37,7 +37,7 @@ class RunBar:
         self._speed = ""
 
     def begin_attempt(self, attempt: int) -> None:
-        """Continue with another attempt, whose first ``fit`` is the program's first one again."""
+        """Begin another attempt, whose calls of ``fit`` are counted from the first again."""
         self._attempt, self._fit = attempt, -1
 
     def update(self, message: Mapping[str, Any]) -> None:
@@ -55,7 +55,7 @@ class RunBar:
             logs = dict(message["logs"])
             self._loss, self._metrics = logs.pop("loss", self._loss), logs
             self._show(int(message["epoch"]), int(message["step"]))
-            self._rate = None  # what follows is an evaluation
+            self._rate = None  # an evaluation follows, which trains no samples
         elif event == "fit_end":
             self.close(is_complete=bool(message["is_complete"]))
 
@@ -72,7 +72,7 @@ class RunBar:
         done = step if self._steps is None else epoch * self._steps + step
         if self._bar is None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # in a notebook without ipywidgets, where a bar of text does as well
+                warnings.simplefilter("ignore")  # tqdm warns without ipywidgets, where a text bar will do
                 from tqdm.auto import tqdm
             total = None if self._steps is None else self._steps * self._epochs
             bar_format = self._FORMAT_NO_TOTAL if total is None else self._FORMAT
@@ -88,7 +88,7 @@ class RunBar:
             bar.bar_format = self._FORMAT
             bar.reset(total=self._steps * self._epochs)
         if not self._is_measuring:
-            # The time left is that of the steps from here on: those before were done earlier, or skipped on resuming.
+            # Estimate the time left from the steps that follow: those before were done earlier, or skipped on resuming.
             self._is_measuring = True
             bar.initial, bar.start_t = max(0, done - 1), time.time()
             bar.last_print_t = bar.start_t
@@ -132,7 +132,7 @@ class RunBar:
         """Close the bar, and leave its last state on the screen.
 
         Args:
-            is_complete: The ``fit`` has returned, even if it has trained fewer epochs than it was to.
+            is_complete: Whether ``fit`` has returned, even if it has trained fewer epochs than planned.
         """
         if self._bar is None:
             return
@@ -151,7 +151,7 @@ class RunBar:
 def _display_widget(bar: Any) -> None:
     """Display the widget of a bar.
 
-    A saved notebook, which has no widgets, keeps their text instead: that of tqdm would be the bar as it began, at 0 %.
+    A saved notebook keeps a text in place of the widget. It is empty here, because tqdm's text would be the bar at 0 %.
     """
     display: Any = importlib.import_module("IPython.display").display
     view = {"version_major": 2, "version_minor": 0, "model_id": bar.container.model_id}
@@ -161,7 +161,7 @@ def _display_widget(bar: Any) -> None:
 
 @contextlib.contextmanager
 def _breaking_lines(bar: Any) -> Iterator[None]:
-    """Let the text that a widget is given in this context break into lines; tqdm writes spaces that do not break."""
+    """Let a widget's text that is set in this context wrap into lines; tqdm pads it with spaces that do not break."""
     if not hasattr(bar, "container"):
         yield
         return

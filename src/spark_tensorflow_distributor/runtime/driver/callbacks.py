@@ -1,4 +1,4 @@
-"""Callbacks on the driver, which follow a run."""
+"""The callbacks on the driver that follow a run."""
 
 import logging
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ class RunCallback:
     """Follows a run on the driver, while the workers train; override the methods that you need.
 
     The methods are called in the thread that drives the run: the one that called ``run``, or a background thread for
-    ``submit``. They may use whatever the driver has, such as the Spark session and the network. An exception in them
-    is logged, and never fails the run.
+    ``submit``. They may use whatever the driver has, such as the Spark session and the network. An exception
+    that they raise is logged, and never fails the run.
 
     Example::
 
@@ -45,7 +45,7 @@ class RunCallback:
     def on_epoch_end(self, fit: int | None, epoch: int, logs: dict[str, float]) -> bool | None:
         """Called after each epoch of ``fit``, and for each call of ``get_context().report``.
 
-        Workers wait up to ten seconds for it before they begin the next epoch. An epoch that an attempt trains again
+        Workers wait up to ten seconds for the answer before they begin the next epoch. An epoch that is trained again
         after a failure is reported again.
 
         Args:
@@ -114,7 +114,7 @@ class CallbackList:
 
     @property
     def names(self) -> set[str]:
-        """The names of the callbacks' classes."""
+        """The names of the callbacks' classes and of their base classes."""
         return {base.__name__ for callback in self._callbacks for base in type(callback).__mro__}
 
     def call(self, method: str, *args: object) -> None:
@@ -126,7 +126,7 @@ class CallbackList:
         """Report an epoch; return the name of the class that wants to stop, or None."""
         stopped_by = None
         for callback in self._callbacks:
-            # Each gets a copy, because the entry is that of the report.
+            # Each gets a copy, because the entry belongs to the report.
             if self._call(callback, "on_epoch_end", entry["fit"], entry["epoch"], dict(entry["logs"])):
                 stopped_by = stopped_by or type(callback).__name__
         return stopped_by
@@ -135,7 +135,7 @@ class CallbackList:
         try:
             return getattr(callback, method)(*args)
         except Exception as error:
-            # The traceback once: a server that is down fails after every epoch.
+            # Show the traceback only once: if a server is down, the callback fails after every epoch.
             is_new = (id(callback), method) not in self._failed
             self._failed.add((id(callback), method))
             _log.warning(

@@ -1,9 +1,9 @@
 """Decides which calls of ``fit``, ``evaluate`` and ``predict`` the workers make together. Pure: no sockets, no clock.
 
-Every worker announces its calls. A call that others do not make at the same time is made alone if that is possible:
-one that evaluates or predicts the whole data with a whole model. A call made alone has the result that all workers
-would have computed together, so a wrong guess costs time, but nothing else. A call that needs all workers, while one of
-them cannot join it any more, is a mistake in the program.
+Every worker announces its calls. A call that the others do not make at the same time is made alone if possible, that
+is, if it evaluates or predicts complete data with a complete model. It then has the result that all workers would have
+computed together, so a wrong guess costs nothing but time. If a call needs all workers and one of them can no longer
+join it, the program is wrong.
 """
 
 from collections import Counter
@@ -14,9 +14,10 @@ from typing import Any, Literal
 from ...process_group.out_of_step import SAME_CALLS
 from ..specs import AWAY_SECONDS
 
-# The others may be slower by this much, reading data for example, before a call is made alone.
+# Wait this long for slower workers, which may be reading data for example, before a call is made alone.
 PATIENCE_SECONDS = 3.0
-# A worker may learn a moment later that another one has ended; its own error is more precise than the driver's.
+# Wait this long before reporting a conflict: a worker may itself notice that another one has ended, and its error is
+# more precise than the driver's.
 CONFLICT_SECONDS = 2.0
 
 Answer = Literal["together", "alone"]
@@ -27,12 +28,12 @@ class Call:
     """A call that a worker is about to make, or is making.
 
     Attributes:
-        number: Counts the worker's calls.
+        number: Sequence number among the worker's calls.
         method: The method's name.
-        key: Equal for the same call of several workers.
+        key: Identifies the call; equal on all workers that make the same call.
         place: The line of the program that makes it.
-        may_be_alone: The worker can make it by itself.
-        is_nested: It is made during another one, by a callback for example.
+        may_be_alone: Whether the worker can make the call by itself.
+        is_nested: Whether it is made during another call, by a callback for example.
         since: When it was announced.
         state: ``"waiting"`` for an answer, or the answer.
     """
@@ -55,8 +56,8 @@ class MethodCalls:
 
     Args:
         world_size: Number of ranks.
-        are_checked: The workers' collectives notice if workers make different calls, so that calls which need all of
-            them need not wait for the others.
+        are_checked: Whether the workers' collectives detect different calls; a call that needs all workers then does
+            not wait here for the others.
     """
 
     def __init__(self, world_size: int, *, are_checked: bool) -> None:
@@ -65,14 +66,14 @@ class MethodCalls:
         # How many calls each rank has made together with the others.
         self._joined: Counter[int] = Counter()
         self._visits: Counter[tuple[int, str]] = Counter()
-        # When each rank last returned to its own code.
+        # When each rank last returned to the user's code.
         self._left: dict[int, float] = {}
-        # Where ranks wait for all others outside of these calls.
+        # The places outside of these calls where ranks wait for all others.
         self._barriers: dict[int, str] = {}
         self._announced = 0  # calls without an answer
         self._conflict_since: float | None = None
         self._is_lost = self._was_lost = False
-        # Since when ranks have no connection, over which they will say what they do.
+        # When each rank without a connection lost it; when it returns, it reports its calls.
         self._away: dict[int, float] = {}
         # The last answer to each rank, with the number of the call.
         self._last_answers: dict[int, tuple[int, Answer]] = {}
@@ -107,8 +108,8 @@ class MethodCalls:
     def leave(self, rank: int, now: float) -> None:
         """Handle the loss of a rank's connection.
 
-        Until it is back, no call is made alone because of what the rank does. If it stays away, all calls are made
-        together, as the rank does then, too.
+        Until it is back, no call is made alone just because this rank does not seem to join it. If it stays away, all
+        calls are made together; the rank itself then does the same.
         """
         self._away[rank] = now
 
@@ -117,7 +118,7 @@ class MethodCalls:
 
         Args:
             rank: The rank.
-            known: What its agent knows of its calls: those that are ``open``, how many it has ``joined``, and the
+            known: Its calls, as its agent reports them: those that are ``open``, how many it has ``joined``, and the
                 ``barrier`` that it is in. None if it has not made any.
             now: The time.
 
@@ -144,7 +145,7 @@ class MethodCalls:
         return [(rank, call.number, answer) for call in lacking]
 
     def _are_away(self, done: Collection[int]) -> bool:
-        """Return whether a rank that may make calls has no connection."""
+        """Return whether any rank that may still make calls has no connection."""
         return any(rank not in done for rank in self._away)
 
     def _are_away_for_long(self, done: Collection[int], now: float) -> bool:
@@ -157,7 +158,7 @@ class MethodCalls:
 
     @property
     def are_lost(self) -> bool:
-        """Whether some calls were not heard of, so that wrong answers are possible."""
+        """Whether some calls were not reported to the driver, so that its answers may be wrong."""
         return self._is_lost or self._was_lost
 
     def answers(self, done: Collection[int], now: float) -> list[tuple[int, int, Answer]]:
@@ -181,7 +182,7 @@ class MethodCalls:
         if not found and len(waiting) == self._world_size and len(callers) == 1:
             found = list(waiting)
         if not found and not self._are_away(done):
-            # Those first whose call the fewest others make: if the chief alone predicts some rows before all evaluate,
+            # The call with the fewest callers goes first: if the chief alone predicts some rows before all evaluate,
             # the others wait for it.
             order = sorted(
                 {call.key: rank for rank, call in reversed(waiting.items()) if call.may_be_alone}.items(),
@@ -192,7 +193,7 @@ class MethodCalls:
         return [(rank, self._answer(rank, answer), answer) for rank in found]
 
     def _answer(self, rank: int, answer: Answer) -> int:
-        """Note the answer to the call for which a rank waits; return its number."""
+        """Record the answer to the call that a rank is waiting to make; return the call's number."""
         call = self._calls[rank][-1]
         self._calls[rank][-1] = replace(call, state=answer)
         self._announced -= 1
@@ -201,7 +202,7 @@ class MethodCalls:
         return call.number
 
     def conflict(self, done: Collection[int], now: float) -> tuple[int, str] | None:
-        """Return the rank of a call that can never be made, and why; None if there is none, or not for long enough."""
+        """Return the rank of a call that can never be made, and why; None if no such call has lasted long enough."""
         found = None if self.are_lost or self._are_away(done) else self._conflict(done)
         if found is None:
             self._conflict_since = None
@@ -210,7 +211,7 @@ class MethodCalls:
         return found if self._conflict_since is not None and now - self._conflict_since >= CONFLICT_SECONDS else None
 
     def _conflict(self, done: Collection[int]) -> tuple[int, str] | None:
-        """Return the rank that is furthest ahead if its call is one that another rank cannot join any more."""
+        """Return the rank that is furthest ahead, and why another rank can no longer join its call; else None."""
         needed: dict[int, int] = {}  # how many calls all ranks must have joined, by the rank that makes such a call
         for rank in range(self._world_size):
             call = self._current(rank)
@@ -244,7 +245,7 @@ class MethodCalls:
         return {rank: call for rank, call in current.items() if call is not None and call.state == "waiting"}
 
     def _is_left_alone(self, rank: int, done: Collection[int], now: float) -> bool:
-        """Return whether some other rank does not join the call of a rank, as far as one can tell."""
+        """Return whether, as far as can be told, some other rank will not join a rank's call."""
         call = self._current(rank)
         assert call is not None
         missing = [
@@ -259,16 +260,16 @@ class MethodCalls:
         if other in done or other in self._barriers:
             return True
         if self._visits[rank, call.key] > 1 and not self._visits[other, call.key]:
-            return True  # it has not come the last time either
+            return True  # it did not join the last time either
         if theirs is None:
             return now - max(call.since, self._left.get(other, 0.0)) > PATIENCE_SECONDS
         if theirs.state == "alone":
-            return False  # it may come afterwards
+            return False  # it may join afterwards
         if theirs.state == "waiting":
             return True
         if self._joined[other] > self._joined[rank]:
             return True  # it has gone ahead
-        # It is in a call that this rank has left, and will leave it soon; or in the one that this call is a part of.
+        # The other rank is in a call that this one has left, and will leave it soon; or in one that contains this call.
         return call.is_nested and now - call.since > PATIENCE_SECONDS
 
 
@@ -278,5 +279,5 @@ def _call(message: Mapping[str, Any], since: float) -> Call:
 
 
 def _waits_for_another(theirs: Call | None, call: Call) -> bool:
-    """Return whether a rank waits to make another call with all others; one that it is in, it may be about to leave."""
+    """Return whether a rank waits to make another call with all ranks; one in a call may be about to leave it."""
     return theirs is not None and theirs.state == "waiting" and not theirs.may_be_alone and theirs.key != call.key

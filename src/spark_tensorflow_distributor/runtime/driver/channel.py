@@ -1,8 +1,8 @@
 """The driver's channel: the socket to which the agents of one launch report.
 
-Only holders of the launch's secret can use it. A single thread, an event loop, serves all connections, so that their
-number is limited by the process's open files alone. It passes what it reads to the thread that called ``run``, and
-queues what that thread sends; neither ever waits for a peer.
+Only holders of the launch's secret can use it. The event loop of a single thread serves all connections, so that only
+the process's limit on open files bounds their number. It passes received messages to the thread that called ``run``,
+and queues that thread's messages; neither ever waits for a peer.
 """
 
 import contextlib
@@ -33,17 +33,17 @@ _log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25
 _CLOSE_SECONDS = 6.0
-# Connections that have not proved themselves: as many as there are ranks, and these.
+# Number of connections, beyond one for each rank, that may be unauthenticated at the same time.
 _STRANGERS = 128
-# Other files that the driver's process has open.
+# Allowance for the other open files of the driver's process.
 _OTHER_FILES = 512
-# In a group of hundreds, waking for every single heartbeat costs more than reading it. Events may therefore come a
-# moment later, several at once, unless there are already several of them.
+# In a group of hundreds, waking up for every single heartbeat costs more than reading it. Unless several events arrive
+# together anyway, the loop therefore pauses for a moment between them.
 _PEERS_PER_EVENT = 128
 _PAUSE_SECONDS = 0.005
-# A peer that has taken nothing for this long, although something waits for it, does not read.
+# A peer that has accepted no data for this long, although data waits for it, counts as not reading.
 _BLOCKED_SECONDS = 5.0
-# A peer for which more than this waits has to connect again.
+# A peer for which more bytes than this are waiting is disconnected, and has to reconnect.
 _MAX_WAITING = 64 << 20
 
 
@@ -60,8 +60,9 @@ class Channel:
         protection: See ``TaskSpec``.
 
     Attributes:
-        events: ``(rank, message)``, with ``connected``, ``disconnected``, ``blocked``, ``unblocked`` and ``broken`` as
-            further types of messages.
+        events: Queue of ``(rank, message)``. The channel adds messages of the types ``connected``, ``disconnected``,
+            ``blocked``, ``unblocked`` and ``broken`` to those of the agents.
+        addresses: ``(host, port)`` pairs at which agents may reach it, best first.
     """
 
     def __init__(
@@ -78,9 +79,9 @@ class Channel:
         allow_open_files(world_size + _STRANGERS + _OTHER_FILES)
         self._protection = protection
         self._room_step = line_window(world_size) // 4
-        self._shown: dict[int, int] = {}  # by rank, characters shown for which no room has been granted yet
+        self._shown: dict[int, int] = {}  # by rank, characters shown but not yet reported to the agent
         self._peers: dict[int, Peer] = {}
-        self._newcomers: dict[Peer, float] = {}  # authenticated, but without a hello
+        self._newcomers: dict[Peer, float] = {}  # authenticated, but have not sent a hello
         self._blocked: set[Peer] = set()
         self._orders: deque[tuple[int | None, bytes]] = deque()
         self._closing = False
@@ -109,7 +110,7 @@ class Channel:
         self._thread.start()
 
     def send(self, rank: int | None, message: dict[str, Any]) -> None:
-        """Queue a message for one rank, or for all (None). If a connection is lost, the agent opens a new one."""
+        """Queue a message for one rank, or for all (None). A rank without a connection does not get the message."""
         self._orders.append((rank, encode(message)))
         self._wake()
 
@@ -147,7 +148,7 @@ class Channel:
                     self._doorway.expire(now)
                     self._expire(now)
             self._flush_all()
-        except Exception as error:  # of this program; the run must end instead of waiting for workers it cannot hear
+        except Exception as error:  # a bug; the run must end instead of waiting for workers that it cannot hear
             _log.exception("The driver's channel has failed.")
             self.events.put((-1, {"type": "broken", "error": error}))
         finally:
@@ -158,7 +159,7 @@ class Channel:
             self._listener.close()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # it is awake, or closed
+        with contextlib.suppress(OSError):  # already awake, or closed
             self._wake_write.send(b".")
 
     def _on_wake(self, _: int) -> None:
@@ -191,7 +192,7 @@ class Channel:
         self._guarded(peer, partial(self._serve, peer, mask))
 
     def _guarded(self, peer: Peer, action: Callable[[], None]) -> None:
-        """Do something with a peer; a fault in what it sends closes its own connection, and no other."""
+        """Perform an action on a peer. If the peer sends something invalid, only its own connection is closed."""
         try:
             action()
         except NotAuthenticError:
@@ -245,14 +246,14 @@ class Channel:
         if self._peers.get(peer.rank) is peer:
             del self._peers[peer.rank]
             self.events.put((peer.rank, {"type": "disconnected"}))
-        self._forget(peer)  # last: an agent that sees this may end, and the job's end must be the last event
+        self._forget(peer)  # last: the agent may now end, and the job's end must be the last event
 
     def _forget(self, peer: Peer) -> None:
         self._blocked.discard(peer)
         peer.close()
 
     def _expire(self, now: float) -> None:
-        """Look for peers that say nothing after their handshake, and for peers that do not read."""
+        """Drop peers that send nothing after their handshake, and report peers that do not read."""
         for peer in [peer for peer, deadline in self._newcomers.items() if now > deadline]:
             self._lose(peer)
         for peer in list(self._peers.values()):
@@ -270,7 +271,7 @@ class Channel:
 
 
 def _check(message: dict[str, Any]) -> None:
-    """Check what this module and its readers rely on.
+    """Check the parts of a message that this module and the readers of its events rely on.
 
     Raises:
         KeyError, TypeError: The message is malformed.

@@ -1,4 +1,4 @@
-"""Shows running training on the driver: the workers' output, and a progress bar for the chief's ``fit``."""
+"""Shows a run on the driver while it trains: the workers' output, and a progress bar for the chief's ``fit``."""
 
 import contextlib
 import logging
@@ -37,13 +37,13 @@ class Console:
         self._broken = False
 
     def begin_attempt(self, attempt: int) -> None:
-        """Continue with another attempt, whose workers count their dropped lines from 0 again."""
+        """Begin another attempt, whose workers count their dropped lines from 0 again."""
         self._dropped.clear()
         if self._bar is not None:
             self._bar.begin_attempt(attempt)
 
     def above_bar(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which what others write to stderr, such as ``logging``, appears above the bar."""
+        """Return a context in which other output to stderr, such as that of ``logging``, appears above the bar."""
         return contextlib.nullcontext() if self._bar is None else self._bar.above(sys.stderr)
 
     def lines(self, rank: int, host: str, message: Mapping[str, Any]) -> None:

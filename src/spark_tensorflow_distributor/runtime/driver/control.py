@@ -1,4 +1,4 @@
-"""Requests of the user and the callbacks to a run."""
+"""Requests to a run, from the user and from callbacks."""
 
 import logging
 import threading
@@ -8,7 +8,7 @@ from ...errors import RunCancelledError
 
 _log = logging.getLogger(__name__)
 
-# ``stopped_by`` when the user interrupts a notebook's kernel.
+# The value of ``stopped_by`` when the user interrupts a notebook's kernel.
 INTERRUPT = "An interrupt"
 
 
@@ -16,7 +16,7 @@ class RunControl:
     """Requests to end a run; they may come from any thread.
 
     Attributes:
-        stopped_by: What stopped training early, the first request; "" if nothing did.
+        stopped_by: Who made the first request to stop training early; "" if nobody did.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class RunControl:
         """End training gracefully, after the current epoch of every ``fit``.
 
         Args:
-            by: Who wants this, for the report.
+            by: Who makes the request, for the report.
         """
         with self._lock:
             self._stops_all = True
@@ -54,7 +54,7 @@ class RunControl:
         self._cancelled.set()
 
     def check(self) -> None:
-        """Return if the run may continue.
+        """Check that the run may continue.
 
         Raises:
             RunCancelledError: It was cancelled.
@@ -63,7 +63,7 @@ class RunControl:
             raise RunCancelledError("The run was cancelled, by RunHandle.cancel() or by a second interrupt.")
 
     def check_before_start(self) -> None:
-        """Return if the run may start.
+        """Check that the run may start.
 
         Raises:
             RunCancelledError: It was cancelled, or interrupted before there was anything to keep.
@@ -73,7 +73,7 @@ class RunControl:
             raise RunCancelledError("The run was interrupted before its workers had started.")
 
     def sleep(self, seconds: float) -> None:
-        """Wait.
+        """Wait for some time, or until the run is cancelled.
 
         Raises:
             RunCancelledError: The run was cancelled.

@@ -1,4 +1,4 @@
-"""The epochs that the workers of one launch report, and what follows from them."""
+"""Handles the epochs that the workers of one launch report."""
 
 import logging
 import time
@@ -20,7 +20,7 @@ class EpochEvents:
     """Records epochs, calls the run's callbacks, and tells the workers when to stop.
 
     Args:
-        report: Takes the metrics of every epoch, and the state of the workers.
+        report: Receives the metrics of every epoch, and the state of the workers.
         attempt: Number of the attempt.
         callbacks: The run's callbacks.
         control: The requests to end the run.
@@ -32,13 +32,13 @@ class EpochEvents:
     def __init__(self, report: RunReport, attempt: int, callbacks: CallbackList, control: RunControl) -> None:
         self._report, self._callbacks, self._control = report, callbacks, control
         self._history = AttemptHistory(report.history, attempt)
-        report.vitals.clear()  # of an earlier attempt
-        self._training: set[int] = set()  # ranks that have a trainer, which receives the requests
+        report.vitals.clear()  # these are from an earlier attempt
+        self._training: set[int] = set()  # ranks whose trainer can receive requests
         self._sent: Mapping[str, Any] = _NO_STOPS
         self.seconds = 0.0
 
     def take(self, rank: int, message: Mapping[str, Any]) -> list[Command]:
-        """Take a message with epochs; the answer lets the worker forget it, and begin the next epoch."""
+        """Record the epochs of a message. The answer lets the worker discard the message and begin the next epoch."""
         for entry in self._history.take(message):
             started = time.monotonic()
             stopped_by = self._callbacks.on_epoch_end(entry)
@@ -48,18 +48,18 @@ class EpochEvents:
         return [(rank, {"type": "epochs_taken", "number": message["number"], "stops": self._control.stops})]
 
     def on_alive(self, rank: int, message: Mapping[str, Any]) -> None:
-        """Note the state of a rank's trainer."""
+        """Record the state of a rank's trainer."""
         self._report.vitals[rank] = {name: value for name, value in message.items() if name != "type"}
 
     def on_phase(self, rank: int) -> list[Command]:
-        """Handle the first sign of a rank's trainer: a request may be older than it."""
+        """Handle the first message from a rank's trainer: there may be requests from before it started."""
         if rank in self._training:
             return []
         self._training.add(rank)
         return self.on_connected(rank)
 
     def on_connected(self, rank: int) -> list[Command]:
-        """Repeat what may have been lost with an earlier connection."""
+        """Repeat requests that may have been lost with an earlier connection."""
         stops = self._control.stops
         return [(rank, _request(stops))] if rank in self._training and stops != _NO_STOPS else []
 

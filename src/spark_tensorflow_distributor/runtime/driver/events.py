@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 # (rank, message)
 Event: TypeAlias = tuple[int, dict[str, Any]]
 
-# Heartbeats wait until something else arrives, for at most this long: thousands of them need not wake a thread each.
+# Heartbeats wait until another event arrives, but at most this long, so that not every one of thousands wakes a thread.
 _QUIET_SECONDS = 0.25
 
 
@@ -39,7 +39,7 @@ class Events:
         """Remove and return the next event.
 
         Raises:
-            queue.Empty: None has come within ``timeout`` seconds.
+            queue.Empty: No event has arrived within ``timeout`` seconds.
         """
         end = None if timeout is None else time.monotonic() + timeout
         with self._condition:
@@ -56,7 +56,7 @@ class Events:
                 self._is_waiting = False
 
     def empty(self) -> bool:
-        """Return whether no event waits."""
+        """Return whether no event is waiting."""
         return not self._urgent and not self._lines
 
 

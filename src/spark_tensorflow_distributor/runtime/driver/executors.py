@@ -1,4 +1,4 @@
-"""Whether to wait for executors. Pure."""
+"""Decides whether to wait for executors. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ def may_grow(conf: Mapping[str, str], executors: int, age: float) -> bool:
 
     Args:
         conf: Spark's settings.
-        executors: How many have registered. While there is none, the cluster is starting them or has no room yet.
+        executors: How many have registered. While there are none, the cluster is starting them or has no room yet.
         age: Seconds since the application started.
     """
     if is_local_master(conf.get("spark.master")):
@@ -25,6 +25,6 @@ def may_grow(conf: Mapping[str, str], executors: int, age: float) -> bool:
 
 
 def _seconds(duration: str) -> float:
-    """Parse a duration in Spark's notation; a number alone is one of milliseconds. 30 s if it is invalid."""
+    """Parse a duration in Spark's notation, in which a bare number means milliseconds; return 30 s if it is invalid."""
     match = re.fullmatch(r"(\d+)\s*(ms|s|m|min|h|d)?", duration.strip())
     return int(match[1]) * _UNITS[match[2] or "ms"] if match else 30.0

@@ -28,7 +28,7 @@ STACKS_SECONDS = 4.0
 # Time limit for the chief to pickle its value alone; a value of 1 GB takes seconds.
 PICKLE_SECONDS = 60.0
 _CAUSE = "its host, or the network to it, is down"
-# Up to this many ranks, every announcement of a call is handled at once; else with the next tick, or the last of them.
+# Up to this many ranks, every announced call is handled at once; else at the next tick, or once all ranks wait.
 _SMALL_WORLD = 64
 
 
@@ -38,8 +38,8 @@ class Group:
     Args:
         world_size: Number of ranks.
         stall_timeout: Seconds without progress after which the group fails; None for never.
-        chief_may_need_others: Reading variables may be a collective, so that a chief that pickles for long may be
-            waiting for the other ranks.
+        chief_may_need_others: Whether reading variables may be a collective operation, so that a chief that takes long
+            to pickle may be waiting for the other ranks.
 
     Attributes:
         members: Address and version of each rank that has joined, by rank.
@@ -55,7 +55,7 @@ class Group:
     def __init__(
         self, world_size: int, *, stall_timeout: float | None = None, chief_may_need_others: bool = True
     ) -> None:
-        # The library's own collectives, with which the chief needs nobody, notice different calls.
+        # The library's own collectives, with which the chief needs no other rank, detect different calls.
         self._calls = MethodCalls(world_size, are_checked=not chief_may_need_others)
         self.world_size = world_size
         self._chief_may_need_others = chief_may_need_others
@@ -78,7 +78,7 @@ class Group:
         self._chief_pickles_since: float | None = None
         self._released = False
         self._has_met = False
-        self._blocked: dict[int, float] = {}  # since when a rank has not read what the driver sends
+        self._blocked: dict[int, float] = {}  # when a rank stopped reading the driver's messages
         self._shares = Shares(world_size)
         self._quiet_seconds = QUIET_HEARTBEATS * heartbeat_seconds(world_size)
 
@@ -114,7 +114,7 @@ class Group:
         self._calls.leave(rank, now)
 
     def block(self, rank: int, since: float) -> None:
-        """Note that a rank does not read what the driver sends: it then counts as silent, whatever it sends."""
+        """Note that a rank does not read the driver's messages; it then counts as silent, even if it sends some."""
         self._blocked[rank] = since
 
     def unblock(self, rank: int) -> None:
@@ -133,7 +133,7 @@ class Group:
             return self._join(rank, message["member"], now)
         if kind in ("call", "call_left", "barrier"):
             if len(self.ever_connected) < self.world_size:
-                self._calls.lose()  # the calls of some ranks are not heard of
+                self._calls.lose()  # some ranks cannot report their calls
             self._calls.receive(rank, message, now)
             return self.tick(now) if self.world_size <= _SMALL_WORLD or self._calls.are_all_waiting else []
         if kind == "met":
@@ -221,11 +221,11 @@ class Group:
 
     @property
     def are_calls_lost(self) -> bool:
-        """Whether the workers may have been told to make different calls, because some were not heard of."""
+        """Whether the workers may have been told to make different calls, because some calls were not reported."""
         return self._calls.are_lost
 
     def _waited(self, now: float) -> float:
-        """Return for how long ranks have been waiting for others."""
+        """Return how long ranks have been waiting for others."""
         return 0.0 if self._first_join is None else now - self._first_join
 
     def stop(self, reason: str) -> list[Command]:
@@ -240,7 +240,7 @@ class Group:
         return since is not None and self.world_size > 1 and 0 in self.connected and now - since > PICKLE_SECONDS
 
     def _is_stalled(self, now: float) -> bool:
-        """Whether no working rank, or one that is in ``fit``, has made progress for too long."""
+        """Return whether no working rank has made progress for too long, or a rank in ``fit`` has not."""
         if self._stall_timeout is None or not self.has_met:
             return False
         return self.progress.stalled_for(self.done, now) > self._stall_timeout
@@ -279,8 +279,8 @@ class Group:
         return min(self._heard.get(rank, now), self._blocked.get(rank, now))
 
     def _suspended(self, now: float) -> list[int]:
-        """Return the ranks whose trainers have been suspended for long, while no other rank completed a step."""
-        if self.world_size == 1:  # nobody else waits for somebody who debugs
+        """Return the ranks whose trainers have been suspended for too long while no other rank completed a step."""
+        if self.world_size == 1:  # no other rank waits for one that is being debugged
             return []
         since = {rank: when for rank, when in self.progress.suspended_since.items() if rank not in self.done}
         if not since:

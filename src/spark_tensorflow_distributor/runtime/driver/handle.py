@@ -27,7 +27,7 @@ class RunHandle:
         self._finished = threading.Event()
         self._value: Any = None
         self._error: BaseException | None = None
-        # Not a daemon thread: a program that ends waits for its runs, as for other threads.
+        # Not a daemon thread, so that a program that ends waits for its runs, as for other threads.
         self._thread = gateway.thread(self._execute, "spark-tensorflow-run", daemon=False)
         self._thread.start()
 
@@ -49,14 +49,14 @@ class RunHandle:
         return self._finished.is_set()
 
     def result(self, timeout: float | None = None) -> Any:
-        """Wait for the end of the run; return what ``run`` would have returned.
+        """Wait until the run has ended; return what ``run`` would have returned.
 
         In a notebook, interrupting the kernel while waiting stops training as :meth:`stop` does, and interrupting it
         again cancels the run. Elsewhere an interrupt ends the waiting, and in a classic session also the run, because
         PySpark then cancels all jobs of the session.
 
         Args:
-            timeout: Seconds to wait at most. Default: no limit.
+            timeout: How many seconds to wait at most. Default: no limit.
 
         Raises:
             TimeoutError: The run has not ended within ``timeout``; it continues.
@@ -74,9 +74,9 @@ class RunHandle:
     def stop(self) -> None:
         """End training gracefully: every ``fit`` ends after its current epoch on all workers; the function continues.
 
-        :meth:`result` then returns the function's value, typically the model. A custom loop sees it through
-        ``get_context().should_stop()``. It has no effect on a run that has ended, and none on workers that cannot reach
-        the driver.
+        :meth:`result` then returns the function's value, typically the model. A custom loop sees the request through
+        ``get_context().should_stop()``. It has no effect on a run that has ended, nor on workers that cannot reach the
+        driver.
         """
         self._run.control.stop("RunHandle.stop()")
 

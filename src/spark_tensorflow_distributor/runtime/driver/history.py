@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 _log = logging.getLogger(__name__)
 
-# Limit of the entries that get_context().report has made.
+# Limit on the number of entries from get_context().report.
 MAX_REPORTED = 20_000
 
 
@@ -46,7 +46,7 @@ class AttemptHistory:
         self._kinds: set[bool] = set()
 
     def take(self, message: Mapping[str, Any]) -> list[HistoryEntry]:
-        """Add the entries of a message, unless it has been taken before; return the new entries.
+        """Add the entries of a message, unless they were added before; return the new ones.
 
         Entries that were restored from a checkpoint only fill gaps, and are not among the returned ones.
         """
@@ -68,7 +68,7 @@ class AttemptHistory:
         return entries
 
     def _supersede(self, entry: HistoryEntry) -> None:
-        """Before the first epoch of this attempt, drop what it trains again."""
+        """Before the attempt's first epoch is added, drop the epochs that the attempt trains again."""
         is_fit = entry["fit"] is not None
         if is_fit in self._kinds:
             return

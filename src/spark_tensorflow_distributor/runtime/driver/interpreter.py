@@ -1,4 +1,4 @@
-"""With a local master: whether the Python that Spark starts its workers with suits the driver."""
+"""Checks, with a local master, that the Python interpreter of Spark's workers suits the driver."""
 
 import functools
 import json
@@ -28,17 +28,17 @@ def check_local_python(executable: str, env: Mapping[str, str]) -> None:
         env: Additional environment variables of the workers.
 
     Raises:
-        ClusterError: The interpreter does not exist, has another version than this one, or lacks a package.
+        ClusterError: The interpreter does not exist, has a different version from this one, or lacks a package.
     """
     path = shutil.which(executable)
     if path is None:
         _refuse(executable, "which is not an executable file")
-    # Not resolved: the links of several virtual environments may point to one file.
+    # Links are not resolved: those of several virtual environments may point to the same file.
     if Path(path).absolute() == Path(sys.executable).absolute():
         return
     version, missing = _probe(path, tuple(sorted({**os.environ, **env}.items())))
     if version is None:
-        return  # the job itself shows why
+        return  # the job itself will show why
     if version != sys.version_info[:2]:
         _refuse(executable, f"which is Python {_dotted(version)}")
     if missing:
@@ -61,7 +61,7 @@ def _dotted(version: tuple[int, ...]) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _probe(path: str, env: tuple[tuple[str, str], ...]) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
-    """Return an interpreter's version, None if it does not tell, and which of the needed packages it lacks."""
+    """Return an interpreter's version, or None if it cannot be determined, and the needed packages that it lacks."""
     command = [path, "-c", _PROBE, *_NEEDED]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, env=dict(env))

@@ -1,4 +1,4 @@
-"""Interrupts of a notebook's kernel during a run."""
+"""Handles interrupts of a notebook's kernel during a run."""
 
 import contextlib
 import signal
@@ -14,8 +14,8 @@ from .control import INTERRUPT, RunControl
 def first_interrupt_stops(control: RunControl) -> Iterator[None]:
     """In a notebook, let the first interrupt stop training gracefully, and the second one cancel the run.
 
-    Elsewhere Ctrl-C keeps its usual meaning. PySpark's own handler, which cancels all jobs of the session, is replaced
-    in the meantime.
+    This replaces PySpark's own handler, which cancels all jobs of the session. Outside of notebooks, Ctrl-C keeps its
+    usual meaning.
 
     Args:
         control: The run that the caller waits for.
@@ -34,7 +34,7 @@ def first_interrupt_stops(control: RunControl) -> Iterator[None]:
         if interrupts > 1:
             control.cancel()
             raise KeyboardInterrupt
-        # It prints nothing: the interrupted code may be printing. The thread that drives the run announces it.
+        # Print nothing here: the interrupted code may be printing. The thread that drives the run announces the stop.
         control.stop(INTERRUPT)
 
     previous = signal.signal(signal.SIGINT, on_interrupt)

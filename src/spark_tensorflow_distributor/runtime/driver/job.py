@@ -1,4 +1,4 @@
-"""The Spark job of a launch, on a thread of its own."""
+"""Runs the Spark job of a launch on its own thread."""
 
 import contextlib
 import threading
@@ -23,7 +23,7 @@ class SparkJob:
 
     Attributes:
         error: What the action raised, or None.
-        rows: Its result, once it has ended.
+        rows: The action's result, once it has ended.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class SparkJob:
         """Return whether Spark is still computing the tasks' input; assumed under Connect, which does not expose it."""
         if self._gateway.is_connect:
             return True
-        # The tasks themselves start all at once and make up their whole stage.
+        # The workers' tasks start all at once and are a whole stage; any other stage that runs computes their input.
         return any(
             active and (tasks, active) != (num_tasks, num_tasks) for tasks, active in self._gateway.stages(self._tag)
         )
@@ -99,7 +99,7 @@ class SparkJob:
 
 
 def _collect(frame: Any) -> list[Row]:
-    """Collect the rows, through Arrow if possible: chunks of a large result are not copied row by row then."""
+    """Collect the rows, through Arrow if possible, because it does not copy the chunks of a large result row by row."""
     if not hasattr(frame, "toArrow"):
         return [(row[0], row[1], row[2], bytes(row[3])) for row in frame.collect()]
     columns = [column.to_pylist() for column in frame.toArrow().columns]

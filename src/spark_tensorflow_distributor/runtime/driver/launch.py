@@ -46,15 +46,15 @@ class LaunchResult:
         reports: By rank; ranks that Spark lost have none.
         failures: By rank; their ``seconds`` count from the start of the launch.
         spark_error: What Spark raised, or None.
-        cancelled: The job was cancelled by something other than this run.
+        cancelled: Whether the job was cancelled by something other than this run.
         start_timed_out: How many workers had connected when ``start_timeout`` expired; None if it did not.
         stop_reason: Why the workers were stopped, or None.
         seconds: Duration of the launch.
-        hosts: By rank, of each rank that has connected.
+        hosts: The host of each rank that has connected, by rank.
         frames: Names of the DataFrames that the launch computed.
         commits: Names of the checkpoints that were saved.
         resumed: Positions in ``fit`` at which training resumed.
-        calls_were_lost: A lost connection kept the driver from telling the workers which calls to make alone.
+        calls_were_lost: Whether a lost connection kept the driver from telling the workers which calls to make alone.
         accumulated: What each rank has added to accumulators; see ``spark_objects.accumulated``.
     """
 
@@ -91,7 +91,7 @@ class Launch:
         channel: An open channel; the caller closes it.
         console: Shows the workers' output.
         stall_timeout: See :class:`~spark_tensorflow_distributor.MirroredStrategyRunner`.
-        epochs: Takes the epochs that the workers report.
+        epochs: Handles the epochs that the workers report.
         logs: Receives the files that workers write below their ``log_dir``; None if there is no such directory.
 
     Attributes:
@@ -183,11 +183,11 @@ class Launch:
         self._take_last_pieces()
 
     def _now(self) -> float:
-        """Return the time by a clock that stands still during callbacks: messages have waited for them, too."""
+        """Return the time by a clock that stops during callbacks, because messages wait for these to return."""
         return time.monotonic() - self._epochs.seconds
 
     def _watch_computing(self, job: SparkJob, now: float) -> None:
-        """Suspend all timeouts while Spark computes the DataFrames, which may take long."""
+        """Suspend all timeouts while Spark computes the DataFrames, which can take long."""
         if not self._spec.frames or self._group.ever_connected or now < self._next_look:
             return
         self._next_look = now + _LOOK_SECONDS
@@ -330,7 +330,7 @@ class Launch:
 
     def _take_rows(self, job: SparkJob) -> None:
         for failure in self._group.failures.values():
-            self.result.failures.pop(failure.rank, None)  # the group has recorded when it arrived
+            self.result.failures.pop(failure.rank, None)  # the group's record has the time when it arrived
             self._record_failure(failure, failure.seconds)
         value: dict[int, bytes] = {}
         for rank, kind, seq, data in job.rows:

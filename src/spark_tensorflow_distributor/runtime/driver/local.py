@@ -35,7 +35,7 @@ def run_locally(
     frames: Frames,
     on_shards: Callable[[Mapping[str, Any]], None] = lambda shards: None,
 ) -> Any:
-    """Call the function here, on one worker.
+    """Call the function in this process, as the only worker.
 
     Args:
         config: The runner's arguments.
@@ -47,7 +47,7 @@ def run_locally(
     """
     from ...context import WorkerContext, set_context
 
-    # With another program's TF_CONFIG, the strategy would wait for workers that never join.
+    # With a TF_CONFIG from elsewhere, the strategy would wait for workers that never join.
     changes = {**config.env, "CUDA_VISIBLE_DEVICES": ",".join(gpus or ()), "TF_CONFIG": None}
     with environment(changes, restore_all=True):
         context = WorkerContext(0, 1, 0, 1, 0, checkpoint_dir=config.checkpoint_dir, log_dir=_log_dir(config))
@@ -76,11 +76,11 @@ def _log_dir(config: RunnerConfig) -> str | None:
 
 @contextlib.contextmanager
 def _own_modules(config: RunnerConfig) -> Iterator[None]:
-    """Make ``py_modules`` importable that are not, such as a file in another folder."""
+    """Make those ``py_modules`` importable that are not yet, such as a file in another folder."""
     files = ProgramFiles(tempfile.gettempdir())
     try:
         entries = files.unpack(pack_modules(config.py_modules))
-        sys.path += entries  # at the end: what this process can import itself is the same
+        sys.path += entries  # at the end, so that they shadow no module of this process
         try:
             yield
         finally:
@@ -96,7 +96,7 @@ def _own_modules(config: RunnerConfig) -> Iterator[None]:
 def _checkpoints(config: RunnerConfig) -> Iterator[None]:
     """Keep the function's own checkpoints in ``checkpoint_dir``, and warn about those that are not kept.
 
-    ``fit`` is not saved: that replaces functions of Keras and TensorFlow, which other threads may be using.
+    ``fit`` is not saved: this would require patching Keras and TensorFlow, which other threads may be using.
     """
     if config.checkpoint_dir is None:
         previous = set_checkpoints(_NoCheckpoints())
@@ -125,7 +125,7 @@ def _checkpoints(config: RunnerConfig) -> Iterator[None]:
     finally:
         try:
             writer.flush()
-        finally:  # an interruption ends the wait
+        finally:  # also if an interrupt ends the wait
             set_checkpoints(previous)
 
 
@@ -149,7 +149,7 @@ class _NoCheckpoints:
 
 @contextlib.contextmanager
 def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
-    """Yield the DataFrames' rows as shards, in files of this process."""
+    """Yield the DataFrames' rows as shards, which are kept in files of this process."""
     if not frames.specs:
         yield {}
         return
@@ -166,7 +166,7 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
         intake.acknowledge()
         layouts, files = intake.layout()
         shard_id = ShardId(rank=0, world_size=1, partition=0, seed=secrets.randbits(31))
-        importlib.import_module("...data.store", __package__)  # without TensorFlow, this fails with nothing open
+        importlib.import_module("...data.store", __package__)  # without TensorFlow, fail before files are open
         shards = open_shards(layouts, _duplicates(files), shard_id)
     except BrokenInputError as error:
         # Errors in the DataFrame's own plan are raised unchanged.
@@ -183,7 +183,7 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
 
 
 def _duplicates(files: Sequence[IO[bytes]]) -> list[int]:
-    """Return new descriptors of files; none are left if there are too few."""
+    """Return duplicates of the files' descriptors. If one cannot be made, close the others."""
     with contextlib.ExitStack() as opened:
         found = []
         for file in files:

@@ -36,7 +36,7 @@ class LocalRun:
         callbacks: The runner's callbacks.
 
     Attributes:
-        report: The report, which grows during the run.
+        report: The report, which is updated during the run.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class LocalRun:
 
     @contextlib.contextmanager
     def _attempt(self) -> Iterator[None]:
-        """Report the only attempt."""
+        """Add the only attempt to the report, and call its callbacks."""
         self._began = self._data_came = time.monotonic()
         began = time.time() - self.report.started_at
         self._callbacks.call("on_attempt_begin", 0)
@@ -116,7 +116,7 @@ class LocalRun:
 
 
 class LocalEpochs:
-    """Records the epochs that this process trains, and decides with the callbacks whether another one follows.
+    """Records the epochs that this process trains, and decides with the callbacks whether another epoch follows.
 
     Args:
         report: The report of the run.
@@ -135,7 +135,7 @@ class LocalEpochs:
 
     @contextlib.contextmanager
     def received(self) -> Iterator[None]:
-        """Receive the epochs of ``fit`` in this context, and what ``get_context()`` reports in this process."""
+        """Receive the epochs of ``fit``, and the metrics of ``get_context().report``, in this context."""
         self._last_report = time.monotonic()
         previous = set_custom_loop(self)
         try:
@@ -158,5 +158,5 @@ class LocalEpochs:
         """Record an entry; return whether its ``fit`` should end."""
         self._events.take(0, {"number": self._count, "entries": [entry]})
         self._count += 1
-        self._events.new_requests()  # there are no workers to inform, but it is logged
+        self._events.new_requests()  # there are no workers to inform; this logs the request
         return entry["fit"] in self._control.stops["fits"]

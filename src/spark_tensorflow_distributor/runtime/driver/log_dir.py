@@ -31,11 +31,11 @@ class LogDirectory:
 
     Names come from the workers, so they are not trusted: a path must be relative, without ``..``, and no part of it may
     be a symbolic link. Files that several ranks write under the same name do not overwrite each other: the lowest rank
-    has the name, and the file of rank 2 becomes ``name.rank2``. If a later attempt writes a file again, the earlier one
-    becomes ``name.attempt0``.
+    keeps the name, and the file of rank 2 becomes ``name.rank2``. If a later attempt writes a file again, the earlier
+    one becomes ``name.attempt0``.
 
     Args:
-        root: The directory, which is created.
+        root: The directory, which is created if it does not exist.
 
     Raises:
         ConfigurationError: The directory cannot be created.
@@ -58,12 +58,12 @@ class LogDirectory:
         os.close(self._root_fd)
 
     def write(self, rank: int, attempt: int, piece: LogPiece) -> int:
-        """Write a piece; return how many bytes the file has now.
+        """Write a piece; return the size of the file in bytes.
 
-        A piece that does not continue the file as it is here, because somebody has changed it, is not written.
+        A piece that does not continue the driver's file, because somebody has changed the file, is not written.
 
         Raises:
-            OSError: The path is not allowed, or the disk is full, for example.
+            OSError: For example, the path is not allowed, or the disk is full.
         """
         parts = _checked_parts(piece.path)
         writer = _Writer(attempt, rank)
@@ -80,7 +80,7 @@ class LogDirectory:
 
     @contextlib.contextmanager
     def _folder(self, names: list[str]) -> Iterator[int]:
-        """Open a folder below the root, step by step, so that no link can be followed."""
+        """Open a folder below the root, one level at a time, so that no symbolic link is followed."""
         fd = os.dup(self._root_fd)
         try:
             for name in names:
@@ -122,7 +122,7 @@ class LogDirectory:
 
     def _remove(self, writer: _Writer, path: str) -> None:
         name = self._names.pop((writer, path), None)
-        if name is None:  # removed before any of it was here
+        if name is None:  # removed before any of its data arrived
             return
         del self._owners[name]
         *folders, base = name.split("/")
@@ -132,7 +132,7 @@ class LogDirectory:
 
 def _checked_parts(path: str) -> list[str]:
     parts = path.split("/")
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):  # the empty one: an absolute path, too
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):  # absolute paths have an empty part
         raise PermissionError(f"{path!r} is not a path below log_dir")
     return parts
 
@@ -152,7 +152,7 @@ def _append(folder: int, name: str, piece: LogPiece) -> int:
 
 
 def _replace(folder: int, name: str, data: bytes) -> None:
-    """Start a file. Programs that are reading the replaced file keep reading it, instead of seeing it truncated."""
+    """Start a file anew. Programs that are reading the old file can continue, instead of seeing it truncated."""
     temporary = f".spark-tensorflow-distributor-{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o666, dir_fd=folder)
     with os.fdopen(fd, "wb") as file:
@@ -166,7 +166,7 @@ class LogWriter:
     Args:
         directory: Where to write.
         attempt: The number of the attempt whose pieces arrive.
-        answer: Sends a message to a rank: the receipt of every piece. Called on the thread.
+        answer: Sends a message to a rank; called with the receipt of every piece, on the writer's thread.
     """
 
     def __init__(self, directory: LogDirectory, attempt: int, answer: Callable[[int, Message], None]) -> None:
@@ -187,7 +187,7 @@ class LogWriter:
     def close(self) -> None:
         """Write all pieces that have arrived, and stop."""
         self._pieces.put(None)
-        if self._thread.ident is not None:  # it has been started
+        if self._thread.ident is not None:  # the thread has been started
             self._thread.join()
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""The caller's own modules and packages (``py_modules``): found on the driver, packed, and recommended when missing."""
+"""Finds and packs the caller's own modules and packages (``py_modules``), and gives advice on missing ones."""
 
 import importlib.util
 import io
@@ -54,7 +54,7 @@ def pack_modules(modules: Sequence[ModuleType | str | os.PathLike[str]]) -> byte
 
 
 def _files_of(module: object) -> Iterator[tuple[str, Path | bytes]]:
-    """Yield the files of a module by their names in the archive."""
+    """Yield a module's files with their names in the archive."""
     if isinstance(module, ModuleType):
         if module.__name__ == "__main__":
             raise ConfigurationError("py_modules contains __main__, whose functions travel with train_fn anyway.")
@@ -92,7 +92,7 @@ def _files_of_spec(name: str, spec: ModuleSpec | None) -> Iterator[tuple[str, Pa
         return
     folders = list((spec and spec.submodule_search_locations) or ())
     if folders:
-        for folder in reversed(folders):  # of a namespace package, several; the first one wins
+        for folder in reversed(folders):  # a namespace package has several; the first one takes precedence
             yield from _files_below(Path(folder), name)
     elif spec is not None and spec.has_location and spec.origin is not None:
         yield os.path.basename(spec.origin), Path(spec.origin)

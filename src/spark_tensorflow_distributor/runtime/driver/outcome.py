@@ -45,7 +45,7 @@ _JAVA_LINE = re.compile(
 
 
 def is_collateral(failure: Failure) -> bool:
-    """Return whether a failure looks like the consequence of another worker's."""
+    """Return whether a failure looks like the consequence of another worker's failure."""
     if failure.kind in ("stopped", "input", "peer"):
         return True
     is_tensorflows = "errors_impl" in failure.error_type
@@ -80,11 +80,13 @@ class RestartPolicy:
         self._last: tuple[str, ...] | None = None
 
     def pause(self, error: BaseException, *, calls_were_lost: bool = False) -> float | None:
-        """Return the seconds to wait before the next attempt; None for no attempt, with the reason as a note.
+        """Return the seconds to wait before the next attempt; None if there is none.
+
+        If restarts are allowed but would not help or are used up, the error gets the reason as a note.
 
         Args:
             error: The error of the attempt.
-            calls_were_lost: A lost connection kept the driver from telling the workers which calls to make alone.
+            calls_were_lost: See :class:`LaunchResult`.
         """
         if not self._most:
             return None
@@ -149,7 +151,7 @@ def error_of(result: LaunchResult, config: RunnerConfig, num_tasks: int) -> Base
     failures = result.worker_failures
     cause = failures[rank]
     own = cause.exception
-    # Python prints the cause of an exception, too.
+    # Python also prints an exception's cause.
     printable_own = None if own is None else printable_exception(own)
     if isinstance(own, DistributorError) and printable_own is own and cause.kind in ("startup", "result"):
         # The library's own errors are raised unchanged.
@@ -271,10 +273,10 @@ def _spark_error(result: LaunchResult, num_tasks: int) -> BaseException:
             "PATH. With a local master, set PYSPARK_PYTHON to sys.executable."
         )
     if result.frames and not result.hosts and not result.reports:
-        # No worker has started. Either the DataFrames' own plan failed: show the user its error.
+        # No worker has started. Either the DataFrames' own plan failed; then the user needs its error.
         if result.spark_error is not None:
             return result.spark_error
-        # Or Spark knew that there are no rows, and left out the stage.
+        # Or Spark knew that there are no rows, and skipped the stage.
         names = ", ".join(map(repr, result.frames))
         what = f"DataFrames {names} have" if len(result.frames) > 1 else f"DataFrame {names} has"
         return DataError(f"The {what} no rows. Did a filter, a join or limit(0) drop all of them?")
@@ -292,6 +294,6 @@ def _spark_error(result: LaunchResult, num_tasks: int) -> BaseException:
 
 
 def brief(text: str, longest: int = 1500) -> str:
-    """Return a Spark error's text without Java stack traces and py4j's name of the call."""
+    """Return a Spark error's text without Java stack traces and py4j's description of the call."""
     lines = [line for line in text.splitlines() if line.strip() and not _JAVA_LINE.match(line)]
     return "\n".join(lines).removeprefix(": ")[:longest]

@@ -15,15 +15,15 @@ class Peer:
     """A connection whose peer has proved that it holds the secret.
 
     Args:
-        sock: Non-blocking; this object closes it.
+        sock: The socket, non-blocking; this object closes it.
         rank: The peer's rank.
-        stream: The connection's records.
+        stream: Seals and opens the records.
         selector: The loop's selector.
 
     Attributes:
         host: The peer's host, as its hello names it.
-        outbox: What waits to be sent.
-        is_closed: The loop must no longer use it.
+        outbox: Messages that wait to be sent.
+        is_closed: Whether the loop must no longer use the connection.
     """
 
     def __init__(self, sock: socket.socket, rank: int, stream: SealedStream, selector: selectors.BaseSelector) -> None:
@@ -45,7 +45,7 @@ class Peer:
 
         Raises:
             EOFError: The peer closed the connection.
-            OSError: The connection is lost; also, ``NotAuthenticError``.
+            OSError: The connection is lost, or data is not authentic (``NotAuthenticError``).
             ValueError: The peer does not speak this protocol.
         """
         try:
@@ -59,7 +59,7 @@ class Peer:
             yield decode(record)
 
     def send(self, message: bytes) -> None:
-        """Queue an encoded message, and send as much as the socket takes.
+        """Queue an encoded message, and send as much as the socket accepts.
 
         Raises:
             OSError: The connection is lost.
@@ -69,7 +69,7 @@ class Peer:
             self.flush()
 
     def flush(self) -> None:
-        """Send as much as the socket takes, and let the loop continue."""
+        """Send as much as the socket accepts; the loop sends the rest later."""
         waits = not self.outbox.flush()
         if waits != self._waits_to_send:
             self._waits_to_send = waits
@@ -77,7 +77,7 @@ class Peer:
             self._selector.modify(self._socket, events, self._callback)
 
     def hand_over(self) -> SealedSocket:
-        """Leave the loop; return the connection for blocking use, with what has been received already."""
+        """Leave the loop; return the connection for blocking use, with the data that it has already received."""
         self.is_closed = True
         self._selector.unregister(self._socket)
         connection = SealedSocket(self._socket, self._stream)

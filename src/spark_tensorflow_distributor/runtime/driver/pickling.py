@@ -27,7 +27,7 @@ def pack_function(
     Args:
         function: The training function.
         kwargs: Its keyword arguments, with None in place of each DataFrame: the worker puts its ``DataShard`` there.
-        is_connect: The session is one of Spark Connect, which has no broadcast variables and no accumulators.
+        is_connect: Whether the session is one of Spark Connect, which has neither broadcast variables nor accumulators.
 
     Raises:
         ConfigurationError: ``function`` is not callable or does not accept these arguments.

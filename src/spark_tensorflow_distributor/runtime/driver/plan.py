@@ -101,7 +101,7 @@ def num_tasks_for(config: RunnerConfig, facts: ClusterFacts) -> int:
     """Return the number of Spark tasks for ``num_slots``.
 
     Raises:
-        GpuConfigurationError: The number of GPUs per task is not set or invalid.
+        GpuConfigurationError: The number of GPUs per task is not set, or is invalid.
     """
     if not config.use_gpu:
         return config.num_slots
@@ -114,7 +114,7 @@ def make_plan(config: RunnerConfig, facts: ClusterFacts) -> RunPlan:
     Raises:
         GpuConfigurationError: See :func:`num_tasks_for`.
         EncryptionUnsupportedError: The cluster requires encryption that is not possible.
-        ClusterError: Dynamic allocation is enabled.
+        ClusterError: Dynamic allocation is enabled, or a setting is invalid or does not fit the arguments.
     """
     num_tasks = num_tasks_for(config, facts)
     _check_dynamic_allocation(facts)
@@ -157,7 +157,7 @@ def _uses_sockets(config: RunnerConfig, facts: ClusterFacts, gpus: tuple[int, ..
     """Return whether the workers form a process group.
 
     Raises:
-        ClusterError: The setting or ``gradient_compression`` asks for what is not possible.
+        ClusterError: The setting or ``gradient_compression`` is not possible here.
     """
     uses_sockets = _chosen_engine(config, facts, gpus) == "sockets"
     if config.gradient_compression is not None and not uses_sockets:
@@ -170,7 +170,7 @@ def _uses_sockets(config: RunnerConfig, facts: ClusterFacts, gpus: tuple[int, ..
 
 
 def _chosen_engine(config: RunnerConfig, facts: ClusterFacts, gpus: tuple[int, ...]) -> str:
-    """Return what carries the collectives: by default sockets on CPUs, unless the program has its own strategy."""
+    """Return the engine of the collectives: by default sockets on CPUs, unless the program has its own strategy."""
     value = facts.conf.get(COLLECTIVES, "auto").strip().lower()
     if value not in ("auto", "sockets", "tensorflow"):
         raise ClusterError(f"{COLLECTIVES} is {value!r}; it must be auto, sockets or tensorflow.")
@@ -189,7 +189,7 @@ def _choose_protection(facts: ClusterFacts, uses_sockets: bool) -> tuple[Protect
     """Return how traffic between hosts is protected, and warnings.
 
     Raises:
-        EncryptionUnsupportedError: What the cluster requires is not possible.
+        EncryptionUnsupportedError: The cluster requires encryption that is not possible.
         ClusterError: The setting is invalid.
     """
     chosen = facts.conf.get(PROTECTION, "auto").strip().lower()
@@ -245,14 +245,14 @@ def _check_dynamic_allocation(facts: ClusterFacts) -> None:
 
 
 def check_slots(config: RunnerConfig, facts: ClusterFacts, num_tasks: int) -> InsufficientSlotsError | None:
-    """Return the error to raise if the cluster has too few slots now; None if it has enough or does not say."""
+    """Return the error to raise if the cluster has too few slots now; None if it has enough, or if that is unknown."""
     if facts.slots is None or facts.slots >= num_tasks:
         return None
     conf, name = facts.conf, config.gpu_resource_name
     keys = ["spark.master", "spark.task.cpus", "spark.executor.cores", "spark.executor.instances", "spark.cores.max"]
     if config.use_gpu:
         keys += [f"spark.task.resource.{name}.amount", f"spark.executor.resource.{name}.amount"]
-    if facts.has_profile:  # it replaces the settings of tasks
+    if facts.has_profile:  # it replaces Spark's settings for tasks
         keys = [key for key in keys if not key.startswith("spark.task.")]
     profile = f", resource_profile with {facts.profile_tasks} per task" if facts.has_profile else ""
     settings = ", ".join(f"{key}={conf.get(key, 'not set')}" for key in keys if key in conf or "instances" not in key)
@@ -308,7 +308,7 @@ def number(value: str, key: str) -> float:
     """Parse a setting that is a non-negative number.
 
     Raises:
-        ClusterError: It is not.
+        ClusterError: It is not such a number.
     """
     try:
         parsed = float(value)
@@ -320,7 +320,7 @@ def number(value: str, key: str) -> float:
 
 
 def ports(value: str, key: str) -> tuple[int, ...]:
-    """Parse a range of ports, such as ``20000-20099``, into its first port and the one after its last; unset is empty.
+    """Parse a range of ports, such as ``20000-20099``, into its first port and its last plus one; empty if unset.
 
     Raises:
         ClusterError: It is not a range of ports.

@@ -12,7 +12,7 @@ from ...training.keras_pickle import reduce_keras
 from .. import spark_objects
 from ..source_files import is_users_file
 
-# Enough for any program; what a linecache holds beyond that is generated.
+# Enough for any program; if linecache holds more, it is generated code.
 _MAX_SOURCE_CHARS = 4 << 20
 
 
@@ -21,10 +21,10 @@ class PackedProgram:
     """A pickled program.
 
     Attributes:
-        payload: Two pickles one after the other: the source texts, by file name; and ``(train_fn, kwargs)`` or
+        payload: Two consecutive pickles: the source texts, by file name; and ``(train_fn, kwargs)`` or
             ``(script name, source, args)``.
         broadcasts: The broadcast variables that the program uses, by id.
-        uses_accumulators: Whether it uses any.
+        uses_accumulators: Whether the program uses accumulators.
     """
 
     payload: bytes

@@ -1,4 +1,4 @@
-"""When each rank last made progress, from its messages. Pure: no sockets, no clock."""
+"""Tracks when each rank last made progress, from its messages. Pure: no sockets, no clock."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 # States of a trainer's process in which a signal or a debugger holds it.
 SUSPENDED = ("stopped", "traced")
-# Messages that show progress; those of steps and lines need a closer look.
+# Types of messages that always show progress; those of steps and lines of output need a closer look.
 _PROGRESS = ("phase", "progress", "epochs", "done", "join", "intake", "rows", "committed", "resumed")
 
 
@@ -17,7 +17,7 @@ class ProgressWatch:
         steps: Steps made together with the others, and the position in ``fit``, of each rank that has reported any.
         vitals: The last known state of each trainer's process.
         last: When each rank last made progress.
-        suspended_since: Since when a rank's trainer has been suspended.
+        suspended_since: When each trainer that is suspended was first seen so, by rank.
     """
 
     def __init__(self) -> None:
@@ -33,14 +33,14 @@ class ProgressWatch:
         self.last.setdefault(rank, now)
 
     def note(self, rank: int, message: Mapping[str, Any], now: float, *, waiting: Collection[int] = ()) -> None:
-        """Note what a message says about progress.
+        """Record what a message says about progress.
 
         Args:
             rank: The sender.
             message: The message.
             now: The time.
-            waiting: The ranks that may be waiting for the sender, because it is making a call by itself. Its steps are
-                none of those that all make together.
+            waiting: The ranks that may be waiting for the sender, because it is making a call by itself. Its steps then
+                do not count as steps that all ranks make together.
         """
         kind = message["type"]
         if kind == "step":
@@ -73,11 +73,11 @@ class ProgressWatch:
         return self.steps.get(rank, (0, None))[1] is not None
 
     def stalled_for(self, done: Collection[int], now: float) -> float:
-        """Return for how long no working rank, or one that is in ``fit``, has made progress."""
+        """Return how long no working rank has made progress, or a rank in ``fit`` has made none if that is longer."""
         since = {rank: now - when for rank, when in self.last.items() if rank not in done}
         in_fit = [seconds for rank, seconds in since.items() if self.is_in_fit(rank)]
         return max(max(in_fit, default=0.0), min(since.values(), default=0.0))
 
     def last_of_others(self, ranks: Collection[int]) -> float:
-        """Return when any other than these ranks last made progress; 0 if none has."""
+        """Return when a rank other than these last made progress; 0 if none has."""
         return max((when for rank, when in self.last.items() if rank not in ranks), default=0.0)

@@ -1,4 +1,4 @@
-"""What is known about a run."""
+"""Records what is known about a run."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +15,7 @@ class AttemptReport:
 
     Attributes:
         attempt: 0 for the first.
-        seconds: From submission to the end of the Spark job.
+        seconds: Duration from submission to the end of the Spark job.
         workers: Reports by rank; a rank that Spark lost has none.
         failures: Failures by rank.
         root_cause: The rank whose failure caused the others, or None.
@@ -47,14 +47,15 @@ class RunRecord:
         error: The exception in one line if it did not succeed, else "".
         stopped_by: What ended training early, such as a callback's class; "" if nothing did.
         function: Name of the training function, or of the script.
-        arguments: Its arguments by name: numbers, strings and the like as they are, others as short text.
+        arguments: Its arguments by name: values that JSON can represent, shortened if they are long; the names of the
+            types of others; and ``"..."`` for possible secrets.
         vitals: While workers train: the last known ``state``, ``cpu`` (seconds) and ``rss`` (bytes) of each trainer's
             process, by rank.
-        settings: The runner's arguments that differ from their defaults, in the same form.
+        settings: The runner's arguments that differ from their defaults, in the form of ``arguments``.
         attempts: Every launch, in order.
         dropped_lines: Log lines of the workers that were dropped because the driver could not print them fast enough.
-        history: Every epoch of every ``fit``, and what ``get_context().report`` was called with (of many thousands of
-            calls, every second, fourth, ...), in order: a list of dicts with ``fit``, ``epoch``, ``logs``, ``seconds``,
+        history: Every epoch of every ``fit``, and every call of ``get_context().report`` (of many thousands of calls,
+            only every second, fourth, ...), in order: a list of dicts with ``fit``, ``epoch``, ``logs``, ``seconds``,
             ``rows_per_second`` and ``attempt`` (see :class:`HistoryEntry`). It grows during the run.
         started_at: When the run started, in seconds since the epoch.
     """

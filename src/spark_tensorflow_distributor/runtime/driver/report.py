@@ -1,4 +1,4 @@
-"""RunReport: what is known about a run, and how to look at it."""
+"""RunReport: the record of a run, with several ways to view it."""
 
 import os
 from pathlib import Path
@@ -19,14 +19,13 @@ __all__ = ["AttemptReport", "HistoryEntry", "RunReport", "WorkerReport"]
 class RunReport(RunRecord):
     """The report of a run.
 
-    It is a table when printed, and a page in a notebook, which :meth:`to_html` saves. It grows during the run.
-
-    Attributes: see :class:`~.record.RunRecord`.
+    It is shown as a table when printed, and in a notebook as a page, which :meth:`to_html` saves. It is updated during
+    the run. For its attributes, see :class:`~.record.RunRecord`.
     """
 
     @property
     def advice(self) -> list[str]:
-        """What limits the run, in sentences with the numbers that they come from; empty if nothing stands out."""
+        """What limits the run, in sentences with the numbers behind them; empty if nothing stands out."""
         return advice_for(self)
 
     def headline(self) -> str:
@@ -47,8 +46,8 @@ class RunReport(RunRecord):
     def to_perfetto(self, path: str | os.PathLike[str]) -> None:
         """Save a trace that https://ui.perfetto.dev and ``chrome://tracing`` open.
 
-        It has a process for each rank: its phases in every attempt, and the steps that were measured, with the time
-        that each of them waited for data and spent on the other workers.
+        The trace has a process for each rank, with its phases in every attempt and its measured steps. For each step,
+        it shows the time spent waiting for data and in collectives.
 
         Args:
             path: The JSON file to write; if it ends in ``.gz``, it is compressed.

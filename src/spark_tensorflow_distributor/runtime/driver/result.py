@@ -14,7 +14,7 @@ def load_result(chunks: Sequence[bytes]) -> Any:
     """Return the value that rank 0 has pickled.
 
     Args:
-        chunks: The pickled value; empty for None.
+        chunks: The pickled value, in chunks; empty for None.
 
     Raises:
         ResultNotLoadedError: The driver cannot load it, or rank 0 could not pickle it. The error keeps the bytes.
@@ -23,7 +23,7 @@ def load_result(chunks: Sequence[bytes]) -> Any:
         return None
     data = b"".join(chunks)
     try:
-        # From a worker that has proved the secret; see docs/security.md.
+        # From a worker that has proved that it knows the secret; see docs/security.md.
         value = pickle.loads(data)  # nosec B301
     except Exception as error:
         path = _kept(data, ".pickle")
@@ -48,7 +48,7 @@ def load_result(chunks: Sequence[bytes]) -> Any:
 
 
 def _kept(data: bytes, suffix: str) -> str:
-    """Write the data to a new file; return its path, "" if that is not possible."""
+    """Write the data to a new file; return its path, or "" if that is not possible."""
     try:
         with tempfile.NamedTemporaryFile(prefix="spark-tensorflow-result-", suffix=suffix, delete=False) as file:
             file.write(data)

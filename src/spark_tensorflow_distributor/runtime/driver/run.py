@@ -1,4 +1,4 @@
-"""One run: launch the group, and launch it again as long as the restart policy allows."""
+"""Executes one run: launches the group, and relaunches it as long as the restart policy allows."""
 
 import contextlib
 import logging
@@ -43,7 +43,7 @@ _log = logging.getLogger("spark_tensorflow_distributor.run")
 _SHRINK_SECONDS = 30.0
 # How often to log that the run waits for executors.
 _WAITING_SECONDS = 30.0
-# How long after an executor has registered others may still follow it.
+# After an executor has registered, others may still follow for this long.
 _REGISTERING_SECONDS = 30.0
 
 
@@ -53,8 +53,8 @@ class Program:
 
     Attributes:
         packed: The pickled program, with the shared variables that it uses.
-        is_script: It is a script, not a function.
-        name: Shown in Spark's web UI.
+        is_script: Whether it is a script, not a function.
+        name: Its name, shown in Spark's web UI.
         frames: The DataFrames among the function's arguments.
         modules: A zip archive of the caller's own modules; empty if there are none.
     """
@@ -226,7 +226,7 @@ class Run:
             self._callbacks.call("on_attempt_begin", attempt)
             try:
                 launch.run(job)
-            finally:  # the report of an interrupted run has what was known until then
+            finally:  # for an interrupted run, report what was known until then
                 self._add_to_report(launch.result, attempt, began)
         finally:
             channel.close()

@@ -12,7 +12,7 @@ Command: TypeAlias = tuple[int | None, dict[str, Any]]
 
 
 class Shares:
-    """Merges the facts about all shares, and tells each rank which rows it hands over and which it will receive.
+    """Merges the facts about all shares, and tells each rank which rows to hand over and which it will receive.
 
     Memory is linear in the number of ranks and in the number of columns.
 
@@ -22,7 +22,7 @@ class Shares:
 
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
-        self._rows: dict[int, list[int]] = {}  # by rank, of each frame
+        self._rows: dict[int, list[int]] = {}  # by rank, one number for each frame
         self._merged: list[FrameFacts] = []
         self._transfers: dict[int, list[tuple[int, Transfer]]] = defaultdict(list)  # by rank, with the frame's number
         self._forwarded: dict[int, dict[tuple[int, int], dict[str, Any]]] = defaultdict(dict)  # by target
@@ -32,7 +32,7 @@ class Shares:
         return len(self._rows) == self._world_size
 
     def count(self, rank: int, facts: Sequence[Mapping[str, Any]]) -> list[Command]:
-        """Handle the facts about a rank's rows, a list with those of each frame."""
+        """Handle the facts about a rank's rows, one entry for each frame."""
         if rank in self._rows:
             return []
         own = list(map(FrameFacts.from_json, facts))
@@ -53,7 +53,7 @@ class Shares:
         return [(target, forwarded)]
 
     def catch_up(self, rank: int, hello: Mapping[str, Any]) -> list[Command]:
-        """Repeat what may have been lost with an earlier connection; receiving it twice does no harm."""
+        """Repeat messages that may have been lost with an earlier connection; receiving one twice does no harm."""
         commands = self.count(rank, hello["facts"]) if "facts" in hello else []
         for message in hello.get("passed", ()):
             commands += self.forward(message)

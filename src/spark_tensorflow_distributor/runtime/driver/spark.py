@@ -1,4 +1,4 @@
-"""All uses of SparkSession: facts, submission, cancellation; the same on classic Spark and Spark Connect."""
+"""Wraps the SparkSession, classic or Spark Connect: the facts about a cluster, and the operations of a run."""
 
 import inspect
 import logging
@@ -54,7 +54,7 @@ def active_session(spark: Any = None, *, creates: bool = True) -> Any:
 
     Args:
         spark: The user's session, or None.
-        creates: Create a session if none is active.
+        creates: Whether to create a session if none is active.
 
     Raises:
         ConfigurationError: ``spark`` is not a SparkSession.
@@ -114,7 +114,7 @@ def is_connect(spark: Any) -> bool:
 
 
 def unwrapped(error: BaseException) -> BaseException:
-    """Return what Spark raised, without the wrapper that ``toLocalIterator`` adds in classic PySpark."""
+    """Return Spark's error without the wrapper that ``toLocalIterator`` adds in classic PySpark."""
     java = getattr(error, "java_exception", None)
     if java is None:
         return error
@@ -182,13 +182,13 @@ class SparkGateway:
         )
 
     def check_interpreter(self, env: Mapping[str, str]) -> None:
-        """With a local master, check the Python that Spark starts its workers with.
+        """With a local master, check the Python interpreter of Spark's workers.
 
         Args:
             env: The runner's argument.
 
         Raises:
-            ClusterError: It does not exist, has another version than this one, or lacks a package.
+            ClusterError: It does not exist, has a different version from this one, or lacks a package.
         """
         if not self.is_connect and is_local_master(self.conf("spark.master")):
             check_local_python(self.spark.sparkContext.pythonExec, env)
@@ -226,7 +226,7 @@ class SparkGateway:
         return profile
 
     def _slots(self) -> int | None:
-        """Return the count by which Spark admits barrier stages; None if this version does not expose it."""
+        """Return the number of slots as Spark counts it for barrier stages; None if this version does not expose it."""
         from py4j.protocol import Py4JError
 
         context = self.spark.sparkContext._jsc.sc()
@@ -242,7 +242,7 @@ class SparkGateway:
             return None
 
     def slots(self) -> int | None:
-        """Return how many tasks of this kind the cluster can run simultaneously now; None if Spark does not say."""
+        """Return how many tasks of this kind the cluster can run simultaneously now; None if unknown."""
         return None if self.is_connect or self.is_stopped else self._slots()
 
     def heap_bytes(self) -> int | None:
@@ -258,7 +258,7 @@ class SparkGateway:
         return str(self.spark.sparkContext._jvm.java.lang.System.getProperty("java.version"))
 
     def channel_address(self) -> tuple[str, tuple[str, ...]]:
-        """Return the address to listen on, and those at which the workers may reach it."""
+        """Return the address to listen on, and the addresses at which the workers may reach it."""
         if self.is_connect:
             own = address_towards(connect_host(self.spark))
             return own, (own,)
@@ -291,7 +291,7 @@ class SparkGateway:
                 if executor.hostPort().rpartition(":")[0] == host and executor.id() != "driver":
                     context.killAndReplaceExecutor(executor.id())
                     _log.info("Gave up executor %s on %s.", executor.id(), host)
-        except Exception as error:  # Spark's internals changed, or the cluster manager cannot
+        except Exception as error:  # Spark's internals changed, or its manager cannot do this
             _log.debug("Cannot give up the executors on %s: %s", host, error)
 
     def thread(self, target: Callable[[], None], name: str, *, daemon: bool) -> threading.Thread:
@@ -323,7 +323,7 @@ class SparkGateway:
         return source.mapInArrow(task, ROW_SCHEMA, barrier=True, **options)
 
     def stages(self, tag: str) -> Iterator[tuple[int, int]]:
-        """Yield the numbers of tasks and of running tasks of each stage of the jobs with a tag."""
+        """Yield the number of tasks, and of running tasks, for each stage of the jobs with a tag."""
         if self.is_stopped:
             return
         tracker = self.spark.sparkContext._jsc.sc().statusTracker()
@@ -336,7 +336,7 @@ class SparkGateway:
 
 
 def _check_profiles(frame: Any) -> None:
-    """Return if the tasks of a DataFrame can have a resource profile.
+    """Check that the tasks of a DataFrame can have a resource profile.
 
     Raises:
         ConfigurationError: They cannot, in PySpark 3.5.

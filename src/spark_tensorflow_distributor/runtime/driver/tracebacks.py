@@ -5,7 +5,7 @@ import re
 from ..source_files import is_own_file
 
 _SECTION = "Traceback (most recent call last):"
-# The exception's name before its message, or the module before a message that begins with the class.
+# The exception's name before its message, or only its module if the message begins with the class.
 _NAME = re.compile(r"[\w.<>]+(: |\.)")
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line \d+')
 
@@ -48,5 +48,5 @@ def _shown(frames: list[list[str]]) -> list[str]:
 
 
 def _is_hidden(file: str) -> bool:
-    # The context managers of the library are entered and left by contextlib.
+    # contextlib enters and leaves the library's context managers.
     return is_own_file(file) or file.endswith("/contextlib.py")

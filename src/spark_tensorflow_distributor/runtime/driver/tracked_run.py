@@ -31,12 +31,12 @@ class TrackedRun:
         config: The runner's arguments.
         gateway: The Spark session.
         program: What the workers run.
-        run_plan: How it runs.
+        run_plan: The plan of the run.
         arguments: The arguments of the training function, for the report.
         callbacks: The runner's callbacks.
 
     Attributes:
-        report: The report, which grows during the run.
+        report: The report, which is updated during the run.
         control: The requests to end the run.
     """
 
@@ -60,7 +60,7 @@ class TrackedRun:
 
 
 def follow(report: RunReport, callbacks: CallbackList, execute: Callable[[], Any]) -> Any:
-    """Execute a run; record in the report how it ends, and call the callbacks of a run's beginning and end.
+    """Execute a run; record its outcome in the report, and call the callbacks of its beginning and end.
 
     Args:
         report: The report of the run.
@@ -108,10 +108,10 @@ def _status(error: BaseException) -> str:
 
 
 def plain(name: str, value: object) -> Any:
-    """Return a value as it is if JSON has it, else its type's name; "..." in place of what may be secret.
+    """Return a value unchanged if JSON can represent it, else its type's name; "..." replaces possible secrets.
 
-    Names that say so mark what is secret, also in nested mappings and in the arguments of a script, and so does the
-    place of the password in a URL.
+    A value may be secret if its name suggests this, also in nested mappings and in the arguments of a script, or if it
+    is a password in a URL. Long values are shortened.
     """
     if _SECRET.search(name):
         return "..."

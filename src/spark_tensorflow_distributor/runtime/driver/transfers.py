@@ -1,4 +1,4 @@
-"""Checkpoints and results: agents send and fetch them over connections of their own.
+"""Receives checkpoints and results from the agents, and sends checkpoints, over separate connections.
 
 A few threads serve these connections, because they wait for disks. A large transfer delays neither the messages of its
 worker nor those of others.
@@ -118,6 +118,6 @@ class Transfers:
 
 
 def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """Read a file that other threads read, too: without moving its position."""
+    """Read a file without moving its position, because other threads read it, too."""
     for offset in range(0, size, CHUNK_BYTES):
         yield os.pread(file.fileno(), min(CHUNK_BYTES, size - offset), offset)

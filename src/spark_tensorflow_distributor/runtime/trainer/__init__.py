@@ -1,1 +1,1 @@
-"""The child process that trains: TensorFlow, and no Spark in the data path."""
+"""The child process that trains, with TensorFlow, and without Spark in the data path."""

@@ -3,12 +3,12 @@
 import os
 import signal
 
-# Signals that end a process unless it handles them, or for which the trainer has a handler of its own.
+# Signals that end a process unless it handles them, or for which the trainer has its own handler.
 _SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 
 
 def reset_signals_in_children() -> None:
-    """Give forked children the default signal handlers, except for what the program itself has set.
+    """Give forked children the default signal handlers, except for handlers that the program itself has set.
 
     TensorFlow handles SIGTERM by waking a thread, which a forked child does not have. ``multiprocessing.Pool`` ends
     its processes with that signal, and would wait for them forever.

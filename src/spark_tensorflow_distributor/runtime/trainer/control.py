@@ -23,7 +23,7 @@ class Control:
 
     Args:
         sock: One end of a pair of local sockets.
-        waits_for_callbacks: The run has callbacks, which may stop training after an epoch.
+        waits_for_callbacks: Whether the run has callbacks, which may stop training after an epoch.
     """
 
     def __init__(self, sock: socket.socket, *, waits_for_callbacks: bool = False) -> None:
@@ -65,10 +65,10 @@ class Control:
                     return [ShardLayout.from_json(each) for each in json.load(file)], files
 
     def ask(self, call: Mapping[str, Any]) -> tuple[int, str]:
-        """Announce a call that the workers may make together; return its number and how to make it.
+        """Announce a call that the workers may make together, and wait for the driver's decision.
 
         Returns:
-            The number, for :meth:`leave`; and ``"together"`` or ``"alone"``.
+            The call's number, for :meth:`leave`; and ``"together"`` or ``"alone"``.
         """
         with self._asking:
             self._calls += 1
@@ -84,7 +84,7 @@ class Control:
 
     @contextlib.contextmanager
     def in_barrier(self, method: str, line: str) -> Iterator[None]:
-        """Announce that this worker waits for all others in Spark's barrier.
+        """Announce that, in this context, this worker waits for all others in Spark's barrier.
 
         Args:
             method: The method of BarrierTaskContext.
@@ -99,7 +99,7 @@ class Control:
 
     @contextlib.contextmanager
     def forming(self) -> Iterator[None]:
-        """Let the agent limit the time for which TensorFlow waits for the other workers."""
+        """Let the agent limit how long TensorFlow waits for the other workers in this context."""
         self.send({"type": "forming", "is_entered": True})
         try:
             yield
@@ -107,7 +107,7 @@ class Control:
             self.send({"type": "forming", "is_entered": False})
 
     def wait_for_release(self) -> bool:
-        """Wait until all workers have returned; False if the agent is gone."""
+        """Wait until all workers have returned; return False if the agent is gone."""
         with contextlib.suppress(OSError, EOFError), self._asking:  # a thread may still be in a call
             while receive(self._socket)["type"] != "release":
                 pass
@@ -115,7 +115,7 @@ class Control:
         return False
 
     def end_epoch(self, entry: dict[str, Any]) -> None:
-        """Report an epoch, and give the run's callbacks time to decide whether another one follows."""
+        """Report an epoch, and give the run's callbacks time to decide whether another epoch follows."""
         message = {"type": "epochs", "entries": [entry]}
         if not self._waits_for_callbacks:
             self.send(message)
@@ -133,7 +133,7 @@ class Control:
         return self._stops_all or fit in self._stopped_fits
 
     def _receive(self, seconds: float) -> bool:
-        """Handle the next message; return False if there is none within a time."""
+        """Handle the next message; return False if none arrives within ``seconds``."""
         with self._receiving, contextlib.suppress(OSError, EOFError):
             if select.select([self._socket], [], [], max(0.0, seconds))[0]:
                 self._note(receive(self._socket))

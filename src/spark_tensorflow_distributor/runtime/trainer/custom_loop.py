@@ -1,4 +1,4 @@
-"""What ``get_context()`` offers to training loops that do not use ``fit``, besides checkpoints."""
+"""Implements ``report`` and ``should_stop`` of ``get_context()``, for training loops that do not use ``fit``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,14 +30,14 @@ class CustomLoop:
         """Return whether training should end, the same on all ranks.
 
         Raises:
-            ConfigurationError: With ``use_custom_strategy``, it is called outside of the scope of the strategy.
+            ConfigurationError: With ``use_custom_strategy``, the call is made outside of the strategy's scope.
         """
         import tensorflow as tf
 
         from ...training.stopping import any_wants
         from ...training.tf_collectives import collectives_of
 
-        # With use_custom_strategy it is the one whose scope the caller is in.
+        # With use_custom_strategy, this is the strategy whose scope the caller is in.
         collectives = collectives_of(tf.distribute.get_strategy(), self._context.rank, self._context.world_size)
         if collectives.world_size < self._context.world_size:
             raise ConfigurationError(

@@ -60,7 +60,7 @@ def main(boot: dict[str, Any]) -> None:
 
 
 def _show_output(boot: dict[str, Any]) -> None:
-    """Print to the executor's stderr, as Spark's Python worker does.
+    """Print to the executor's stderr from now on, as Spark's Python worker does.
 
     Until then, output goes to a file that the agent shows if this process dies: TensorFlow prints lines about the
     processor and the libraries that it finds whenever it is imported.
@@ -73,7 +73,7 @@ def _show_output(boot: dict[str, Any]) -> None:
     for target in (1, 2):
         os.dup2(stderr, target)
     os.close(stderr)
-    # The old objects take what they write to for a file, which has positions.
+    # The old objects assume that they write to a seekable file.
     sys.stdout, sys.stderr = (open(target, "w", buffering=1, closefd=False) for target in (1, 2))  # noqa: SIM115
 
 
@@ -88,7 +88,7 @@ def _preload(modules: Sequence[str]) -> None:
 
 
 def _unsafe_to_fork() -> str:
-    """Return why this process must not be forked; "" if it may be."""
+    """Return why it is unsafe to fork this process; "" if it is safe."""
     if threading.active_count() > 1:
         return f"{threading.active_count() - 1} Python threads are running"
     if has_eager_context():
@@ -122,8 +122,8 @@ class Server:
         self._warm = bool(boot["preload"])
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
-        self._trainers: dict[int, socket.socket] = {}  # by pid, their agents' connections
-        self._connections: dict[socket.socket, int | None] = {}  # the pid of each one's trainer
+        self._trainers: dict[int, socket.socket] = {}  # their agents' connections, by pid
+        self._connections: dict[socket.socket, int | None] = {}  # the pid of each connection's trainer
         self._last_use = time.monotonic()
         if boot.get("listen_fd") is not None:
             self._listener = socket.socket(fileno=boot["listen_fd"])
@@ -253,7 +253,7 @@ class Server:
                 connection.close()
 
     def _drop(self, connection: socket.socket) -> None:
-        """Kill the trainer of an agent that has disconnected or requested it; the agent then receives its exit."""
+        """Kill the trainer of an agent that has disconnected or requested this; the agent then receives its exit."""
         pid = self._connections.pop(connection, None)
         self._selector.unregister(connection)
         if pid is not None and pid in self._trainers:

@@ -1,7 +1,7 @@
-"""The trainer: from a launch request to an outcome.
+"""The trainer, from its launch to its outcome.
 
-It runs in its own, freshly forked process. It receives a :class:`TrainerSpec` and open files, and returns
-messages on ``control``, the pickled value in the file ``result``, and its exit status.
+It runs in its own, freshly forked process. It receives a :class:`TrainerSpec` and open files, and returns messages on
+``control``, the pickled value in the file ``result``, and its exit status.
 """
 
 import atexit
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ...resume.fit_tracker import FitTracker  # imports TensorFlow
     from ...training.fit_hooks import Hook
 
-# Values of accumulators travel inside of a message.
+# Size limit of the accumulators' values, because they travel inside a message.
 _MAX_ACCUMULATED = 16 << 20
 
 
@@ -68,7 +68,7 @@ def run_trainer(spec: TrainerSpec, fds: Mapping[str, int]) -> int:
 
 
 def _take_over(spec: TrainerSpec, fds: Mapping[str, int]) -> None:
-    """Make this process, a fork of the fork server, look like one that was started for the purpose."""
+    """Make this process, a fork of the fork server, look like one that was started for this trainer."""
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(fds["stdout"], 1)
@@ -92,7 +92,7 @@ def _take_over(spec: TrainerSpec, fds: Mapping[str, int]) -> None:
 
 
 def _reseed() -> None:
-    """Reseed the generators: all forks of one image would otherwise draw the same numbers."""
+    """Reseed the random generators: otherwise, all forks of one image would draw the same numbers."""
     random.seed()
     numpy = sys.modules.get("numpy")
     if numpy is not None:
@@ -120,7 +120,7 @@ class Trainer:
         self._custom_loop.flush()
         if self._group is not None:
             failure = outcome.get("failure")
-            # From now on, no operation of another worker can complete.
+            # From now on, no collective operation of the other workers can complete.
             self._group.leave(failure and {"kind": "failed", "text": failure["message"]})
         return outcome
 
@@ -186,7 +186,7 @@ class Trainer:
             self._control.warn(text)
 
     def _strategy(self) -> "tf.distribute.Strategy | None":
-        """Connect to the other workers; return their strategy, None if the function makes its own."""
+        """Connect to the other workers; return the common strategy, or None if the function makes its own."""
         from ...training.port_closing import close_port
         from ...training.strategy import announce_forming, mirrored_strategy, socket_strategy
         from ...training.tf_collectives import collectives_of
@@ -242,11 +242,11 @@ class Trainer:
         spec, control = self._spec, self._control
         context = spec.context
         if context.world_size > 1:
-            # First, because the others exchange data.
+            # First, because the later hooks exchange data.
             yield announce_calls(
                 control.ask, control.leave, lambda: (user_line(), user_stack()), context.rank, context.world_size
             )
-        # It changes the epoch that later hooks see, and saves after all other callbacks.
+        # This hook changes the epoch that later hooks see, and saves after all other callbacks.
         yield self._fit_tracker().hook
         if spec.context.is_chief:
             yield progress.report_fit_progress(lambda message: control.send({"type": "progress", **message}))
@@ -316,7 +316,7 @@ class Trainer:
         return self._failed("result", SerializationError(message), message, with_traceback=False)
 
     def _exception(self, error: BaseException) -> dict[str, Any]:
-        """Return the outcome of an exception in the training function, and end the operations of the other workers."""
+        """Return the outcome of an exception in the training function, or of the group's error if that caused it."""
         broken = None if self._group is None or self._group.was_interrupted else self._group.error
         if broken is None:
             return self._failed("exception", error, one_line(error))

@@ -1,4 +1,4 @@
-"""The metrics that a training function reports itself: ``get_context().report``."""
+"""Sends the metrics that a training function reports itself, with ``get_context().report``."""
 
 import threading
 import time
@@ -48,7 +48,7 @@ class MetricReports:
                 timer.start()
 
     def flush(self) -> None:
-        """Send what is queued."""
+        """Send the queued metrics."""
         with self._lock:
             self._has_timer = False
             self._send_waiting(time.monotonic())

@@ -1,7 +1,7 @@
 """Makes ``mlflow.autolog()`` in a training function record a run once, without waiting for other ranks.
 
-All ranks call it, so each would record the run; and at the end of ``fit``, MLflow calls ``predict`` to find out the
-model's signature, in which all ranks would have to take part.
+All ranks call it, so each would record the run. At the end of ``fit``, MLflow calls ``predict`` to find out the model's
+signature, and all ranks would have to take part in this call.
 """
 
 import functools
@@ -18,7 +18,7 @@ def record_once(is_chief: bool) -> None:
 
 
 def adapt(module: Any, *, is_chief: bool) -> None:
-    """Replace ``autolog`` of one module: off on other ranks, and without ``predict`` on the chief."""
+    """Replace ``autolog`` of one module: the chief's does not call ``predict``, and that of other ranks is disabled."""
     original = getattr(module, "autolog", None)
     if original is None:
         return

@@ -1,4 +1,4 @@
-"""Pickles what the function has returned."""
+"""Pickles the function's return value."""
 
 import contextlib
 import io
@@ -21,11 +21,11 @@ class UnsendableResultError(Exception):
 def write_result(value: Any, file: BinaryIO, limit: int) -> int:
     """Pickle a value; return the size in bytes.
 
-    If there are models in a value that cannot be pickled, their weights are written instead.
+    If a value that contains models cannot be pickled, the models' weights are written instead.
 
     Args:
-        value: What the function returned.
-        file: Where to write; at its start.
+        value: The function's return value.
+        file: The file to write to, positioned at its start.
         limit: Maximum size in bytes; 0 for none.
 
     Raises:
@@ -62,7 +62,7 @@ def write_result(value: Any, file: BinaryIO, limit: int) -> int:
 
 
 def pickle_and_discard(value: Any) -> None:
-    """Pickle what this rank returned, and discard it.
+    """Pickle this rank's return value, and discard the result.
 
     Under TensorFlow's MultiWorkerMirroredStrategy (several GPUs per task, or the program's own strategy), pickling a
     model on the chief reads variables that are synchronised on reading, such as BatchNorm's moving statistics. Such a
@@ -80,7 +80,7 @@ def _weights(value: Any) -> bytes:
     import numpy as np
 
     arrays: dict[str, Any] = {}
-    with contextlib.suppress(Exception):  # the reason why the value cannot be pickled is the error to report
+    with contextlib.suppress(Exception):  # the error to report is that the value cannot be pickled
         for number, model in enumerate(_models(value)):
             for place, variable in enumerate(model.weights):
                 name = getattr(variable, "path", variable.name)

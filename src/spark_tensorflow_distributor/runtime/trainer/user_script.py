@@ -13,7 +13,7 @@ def script_call(name: str, source: str, args: Sequence[str]) -> Callable[[], Non
 
     Args:
         name: The path that was passed to ``run``, for tracebacks and ``sys.argv[0]``.
-        source: The script's text, read on the driver: the executors need not have the file.
+        source: The script's text, which the driver has read, because the executors need not have the file.
         args: Its command-line arguments.
     """
 
@@ -30,7 +30,7 @@ def script_call(name: str, source: str, args: Sequence[str]) -> Callable[[], Non
         if os.path.isdir(folder):  # for modules next to the script, if the executors share that folder
             sys.path.insert(0, folder)
         try:
-            # The user's script is what a trainer is for.
+            # Running the user's script is what a trainer is for.
             exec(code, module.__dict__)  # nosec B102
         finally:
             sys.argv[:], main, sys.path[:] = saved

@@ -1,1 +1,1 @@
-"""How a run is shown: as text, as a page, as a trace, and in words."""
+"""Presents a run as text, as a page, as a trace, and as advice."""

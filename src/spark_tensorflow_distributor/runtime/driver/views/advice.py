@@ -1,4 +1,4 @@
-"""What limits a run, in words, with the numbers that it comes from."""
+"""Says what limits a run, with the numbers behind it."""
 
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -10,14 +10,14 @@ from ..record import RunRecord
 # Fewer steps, or less time, say more about the start than about the training.
 _LEAST_STEPS = 20
 _LEAST_SECONDS = 2.0
-# What is below these fractions of the steps' time is not worth a change.
+# Smaller fractions of the steps' time are not worth a change.
 _READING = 0.15
 _NETWORK = 0.25
 # A rank that computes this much longer than the median holds up the others.
 _SLOWER = 1.2
 _START = 0.5
 
-# What helps against waiting for batches: of other datasets, and of DataFrames.
+# How to reduce the waiting for batches: of other datasets, and of DataFrames.
 _HINTS = (
     "Pass a Spark DataFrame to run(), which is read without Python; or add cache(), prefetch(tf.data.AUTOTUNE) and "
     "parallel map() calls to the dataset.",
@@ -56,7 +56,7 @@ def _reading(workers: Sequence[WorkerReport]) -> Iterator[tuple[float, str]]:
 
 
 def _network(workers: Sequence[WorkerReport]) -> Iterator[tuple[float, str]]:
-    """The rank that comes last never waits: what it spends in collectives is what they take."""
+    """Judge the network by the rank that arrives last: it never waits, so its time in collectives is what they cost."""
     if len(workers) < 2:
         return
     fastest = min(workers, key=lambda worker: worker.times["collectives"] / worker.times["loop"])
@@ -121,7 +121,7 @@ def _start(report: RunRecord) -> Iterator[tuple[float, str]]:
             key=lambda each: each[1],
         )
         yield (
-            share / 2,  # a longer training has the same start
+            share / 2,  # less weight, because longer training has the same start
             f"The start: rank {slowest.rank} began to train after {before[slowest.rank]:.1f} of {report.seconds:.1f} "
             f"s; the longest phase before was {name!r} with {seconds:.1f} s.",
         )

@@ -1,4 +1,4 @@
-"""The charts of a report: loss, metrics and throughput over the epochs."""
+"""Makes the charts of a report: loss, metrics and throughput over the epochs."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""The report as one HTML page, which needs no scripts and nothing from elsewhere."""
+"""Renders a report as one HTML page, without scripts or external resources."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from .timeline import legend, timeline
 
 _MAX_CHARTS = 24
 _MAX_WORKERS = 64
-# The root cause explains the others.
+# The root cause, which comes first, usually explains the others.
 _MAX_FAILURES = 8
 _MAX_TAILS = 8
 

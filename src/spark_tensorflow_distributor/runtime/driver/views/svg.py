@@ -1,4 +1,4 @@
-"""Small SVG charts, drawn without scripts or a plotting library."""
+"""Draws small SVG charts without scripts or a plotting library."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The report as text."""
+"""Renders a report as text."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -81,7 +81,7 @@ _KINDS = {"lost": "was lost", "signal": "was killed", "stalled": "stalled", "exi
 
 def place(position: Mapping[str, int]) -> str:
     """Return a position in training, counted from 1: ``"fit 1, epoch 3, step 12"``."""
-    words = {"fit": 1, "epoch": 1, "step": 0}  # a step counts those that are done
+    words = {"fit": 1, "epoch": 1, "step": 0}  # the number of steps that are done
     return ", ".join(f"{name} {position[name] + first}" for name, first in words.items() if name in position)
 
 

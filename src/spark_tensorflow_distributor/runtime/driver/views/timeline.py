@@ -1,4 +1,4 @@
-"""The timeline of a report: the phases of every rank in every attempt."""
+"""Draws the timeline of a report: the phases of every rank in every attempt."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ COLORS = {
     "result": "#cc79a7",
 }
 _FAILED = "#c00000"
-# More ranks than this are too many to look at; those that failed are always shown.
+# Show no more ranks than this, except that ranks that failed are added.
 _MAX_RANKS = 32
 _WIDTH, _LEFT, _ROW, _GAP, _AXIS = 800, 120, 17, 24, 22
 

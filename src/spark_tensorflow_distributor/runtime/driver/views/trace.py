@@ -1,4 +1,4 @@
-"""The report as a trace in Chrome's format, which Perfetto opens."""
+"""Writes a report as a trace in Chrome's format, which Perfetto opens."""
 
 import gzip
 import json
@@ -25,8 +25,8 @@ def write_trace(report: RunRecord, path: str | os.PathLike[str]) -> None:
 def events_of(report: RunRecord) -> list[dict[str, Any]]:
     """Return the events; times are in microseconds since the run started.
 
-    Slices of one thread do not overlap, and no time is negative: Perfetto drops what does not satisfy this, and the
-    clock of a host may be behind that of the driver.
+    Slices of one thread are cut so that they do not overlap, and times are shifted so that none is negative: Perfetto
+    drops other events, and a host's clock may be behind the driver's.
     """
     events = list(_events(report))
     timed = [event for event in events if "ts" in event]
@@ -80,7 +80,7 @@ def _steps(report: RunRecord, attempt: AttemptReport, rank: int) -> Iterator[dic
     for number, began_at, seconds, reading, collectives in () if worker is None else worker.steps:
         began = began_at - report.started_at
         own = max(0.0, seconds - reading - collectives)
-        # In this order, although collectives and the worker's own computation alternate within a step.
+        # Drawn in this order, although collectives and the worker's own computation alternate within a step.
         parts = {"waiting for rows": reading, "computing": own, "collectives": collectives}
         if worker is not None and "collectives" not in worker.times:
             parts = {"waiting for rows": reading, "computing and collectives": own}
