@@ -45,7 +45,7 @@ class Predictor:
             is_named: Whether the features' names are meaningful, rather than mere numbers.
 
         Raises:
-            DataError: The features do not fit the model.
+            DataError: If the features do not fit the model.
         """
         key = (is_single, is_named, *((rows.name, rows.dtype, rows.dims, len(rows.lengths)) for rows in features))
         if key not in self._functions:
@@ -90,7 +90,7 @@ def arrangement(inputs: Inputs, features: Sequence[Rows], is_single: bool, is_na
     """Return a function that arranges the features' tensors as the model expects them.
 
     Raises:
-        DataError: The features do not fit the model.
+        DataError: If the features do not fit the model.
     """
     if inputs.form == "unknown":
         if is_single:

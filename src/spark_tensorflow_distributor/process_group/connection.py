@@ -126,8 +126,8 @@ class Connection:
         """Send as much of ``unsent`` as the socket accepts; return whether all of it was sent.
 
         Raises:
-            PeerLostError: The peer is gone.
-            FarewellError: The peer has said why it is about to go.
+            PeerLostError: If the peer is gone.
+            FarewellError: If the peer has said why it is leaving.
         """
         if self.unsent:
             self._raise_farewell()
@@ -150,7 +150,7 @@ class Connection:
 
         Raises:
             PeerLostError: If the peer is gone, or does not speak this protocol.
-            FarewellError: The peer has said why it is about to go.
+            FarewellError: If the peer has said why it is leaving.
             DifferentOperationError: If the peer is in another operation.
         """
         self._raise_farewell()
@@ -203,7 +203,7 @@ class Connection:
         """Receive some bytes; return their number, 0 if none have arrived yet.
 
         Raises:
-            PeerLostError: The peer is gone.
+            PeerLostError: If the peer is gone.
         """
         try:
             count = self.socket.recv_into(view)
@@ -223,8 +223,8 @@ class Connection:
                 are out of step is raised now; any other one is raised by the next operation that needs the peer.
 
         Raises:
-            PeerLostError: The peer is gone.
-            FarewellError: The peer has said why it is about to go.
+            PeerLostError: If the peer is gone.
+            FarewellError: If the peer has said why it is leaving.
         """
         try:
             data = self.socket.recv(len(self._header), socket.MSG_PEEK)

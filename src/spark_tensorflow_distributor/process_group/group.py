@@ -93,7 +93,7 @@ class ProcessGroup:
                 unchanged.
 
         Raises:
-            CollectiveError: A member is gone, or in another operation.
+            CollectiveError: If a member is gone, or in another operation.
             TypeError: If the arrays have different types or a type that is not listed, or if ``scale`` is given for
                 integers.
         """
@@ -122,7 +122,7 @@ class ProcessGroup:
             purpose: What the arrays are for; the same on all members.
 
         Raises:
-            CollectiveError: A member is gone, or in another operation.
+            CollectiveError: If a member is gone, or in another operation.
         """
         array = np.asarray(array, order="C")
         _, (result,) = aligned([(self.world_size, *array.shape)], array.dtype)
@@ -150,7 +150,7 @@ class ProcessGroup:
         """Wait until every member has called this.
 
         Raises:
-            CollectiveError: A member is gone, or in another operation.
+            CollectiveError: If a member is gone, or in another operation.
         """
         with self._operation("barrier", "uint8", 0) as operation:
             self._wait(operation)

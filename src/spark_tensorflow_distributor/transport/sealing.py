@@ -121,7 +121,7 @@ class Encryption:
         key: The key of this direction, 32 bytes.
 
     Raises:
-        EncryptionUnsupportedError: The package ``cryptography`` is not installed here.
+        EncryptionUnsupportedError: If the package ``cryptography`` is not installed here.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -181,7 +181,7 @@ def require_encryption() -> None:
     """Check that this process can encrypt.
 
     Raises:
-        EncryptionUnsupportedError: The package ``cryptography`` is not installed here.
+        EncryptionUnsupportedError: If the package ``cryptography`` is not installed here.
     """
     if not can_encrypt():
         raise EncryptionUnsupportedError(
