@@ -96,7 +96,7 @@ class RowReceiver:
             Messages for the driver.
 
         Raises:
-            DataError: If the rows could not be stored.
+            DataError: If the rows could not be received or stored.
         """
         self._woken.recv(1)
         self._thread.join()

@@ -85,7 +85,7 @@ class PassOrder:
     Attributes:
         rows: Number of rows in the shard.
         seed: The seed of all orders.
-        share: The number of the shard, which tells its orders from those of other shards.
+        share: The number of the shard; different shards get different orders.
     """
 
     rows: int

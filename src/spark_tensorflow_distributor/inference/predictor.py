@@ -161,7 +161,7 @@ def _flatten(result: object, declared: Sequence[str] | None) -> list[tuple[str, 
 
 
 def describe_outputs(model: LoadedModel) -> list[Output] | None:
-    """Return the outputs of a model; None if it does not declare its inputs, or if an output's rank is unknown."""
+    """Return a model's outputs; None if the shapes of its inputs or the rank of an output are unknown."""
     if model.inputs.form == "unknown" or any(wanted.dims is None for wanted in model.inputs.inputs):
         return None
     specs = [tf.TensorSpec([None, *(wanted.dims or ())], wanted.dtype) for wanted in model.inputs.inputs]

@@ -47,7 +47,8 @@ def connect(
 
     Raises:
         RendezvousTimeoutError: If some members did not connect in time.
-        RendezvousError: If a member ended meanwhile, or a process in its place does not hold the group's secret.
+        RendezvousError: If a member ends before the group has formed, or a process in its place does not hold the
+            secret.
     """
     with contextlib.ExitStack() as listeners:
         for each in (remote_listener, local_listener):

@@ -186,7 +186,7 @@ class ProcessGroup:
         scale: float | None,
         wire: np.dtype[Any] | None,
     ) -> list[AnyArray]:
-        """Sum arrays between members of which no two share a machine."""
+        """Sum arrays in a group where every member is on a different machine."""
         dtype = np.dtype(operation.dtype)
         buffer, sums = aligned([array.shape for array in arrays], dtype)
         for array, total in zip(arrays, sums, strict=True):

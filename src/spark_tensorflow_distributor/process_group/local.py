@@ -108,7 +108,7 @@ class LocalGroup:
                 target[start:stop] = block
 
     def broadcast(self, operation: Operation, data: Array) -> None:
-        """Replace the data with that of this machine's leader."""
+        """Replace the data with the leader's data."""
         for start, stop, blocks in self._blocks_for(data.size, np.dtype(np.uint8)):
             if self.index == 0:
                 blocks[-1][:] = data[start:stop]

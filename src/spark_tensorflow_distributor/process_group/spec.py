@@ -13,7 +13,7 @@ class Member:
     Attributes:
         host: Name or address of the member's host.
         port: The port on which the member listens for members on other machines.
-        machine: Identifies the machine; members with the same one, unless it is empty, share memory.
+        machine: Identifies the machine; members with the same value, if it is not empty, share memory.
         local_name: Hexadecimal name of the local socket on which the member listens for members on the same machine.
     """
 

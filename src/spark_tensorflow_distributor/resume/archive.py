@@ -31,8 +31,8 @@ class Archive:
         data: The contents of the file.
 
     Raises:
-        CheckpointError: If the archive is not like those that this library writes. The constructor and the methods may
-            raise any other exception as well, because the data is arbitrary.
+        CheckpointError: If the archive does not have the form that this library writes. The constructor and the methods
+            may raise any other exception as well, because the data is arbitrary.
     """
 
     def __init__(self, data: bytes) -> None:

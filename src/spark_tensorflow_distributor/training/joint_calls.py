@@ -2,7 +2,7 @@
 
 Every worker announces its calls to the driver before it makes them. If the others do not join an ``evaluate`` or
 ``predict``, the worker computes it alone, which its plain variables allow. A call that needs all workers starts only
-once all of them have announced it; otherwise, the library's own collectives detect the mismatch.
+once all of them have announced it, except on the library's own collectives, which detect different calls themselves.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ _last: tuple[Any, list[Any], dict[str, Any]] = (None, [], {})
 
 
 def _compiled(model: Any) -> list[Any]:
-    """Return the objects that Keras 3 and tf_keras create anew in each ``compile``."""
+    """Return the objects that Keras 3 and tf_keras recreate in each ``compile``."""
     return [
         getattr(model, name, None) for name in ("_loss_tracker", "_compile_metrics", "_compile_loss", "compiled_loss")
     ]

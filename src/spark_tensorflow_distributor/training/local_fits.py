@@ -38,7 +38,7 @@ _follower: contextvars.ContextVar[_Follower | None] = contextvars.ContextVar("fo
 
 @contextlib.contextmanager
 def follow_fits(end_epoch: EndEpoch) -> Iterator[None]:
-    """Report every epoch of every ``fit`` in this context, also of Keras packages that are imported meanwhile.
+    """Report every epoch of every ``fit`` in this context, even with a Keras package that is imported later.
 
     A ``fit`` that is called by a callback of another ``fit`` is part of the outer one.
 

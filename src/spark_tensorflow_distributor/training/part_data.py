@@ -214,7 +214,8 @@ def has_marked_rows(dataset: Any) -> bool:
 def has_equal_batches(dataset: tf.data.Dataset, collectives: Collectives) -> bool:
     """Return whether every rank's batches of a shard have the same number of rows at each step.
 
-    Shards may differ by a row, so a rank cannot tell from its own. Every rank must call this for a shard's dataset.
+    Shards may differ by a row, so a rank cannot infer this from its own. Every rank must call this for a shard's
+    dataset.
     """
     states = shard_states_of(dataset)
     if not states:

@@ -131,7 +131,7 @@ class _FitReporter:
 
 
 def floats_of(logs: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return those of the logs that Keras passes to callbacks that are numbers, as floats."""
+    """Return the numeric ones among the logs that Keras passes to callbacks, as floats."""
     numbers = {}
     for name, value in (logs or {}).items():
         with contextlib.suppress(Exception):  # a vector, a string, or whatever a callback has added

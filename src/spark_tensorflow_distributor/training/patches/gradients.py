@@ -24,8 +24,9 @@ _variables_in_own_loops: set[tuple[str, ...]] = set()
 def gradients(keras: ModuleType) -> None:
     """Combine gradients when ``apply`` begins.
 
-    Keras sums them at the last moment. By then, each worker has clipped its own gradient, whose norm is not that of the
-    whole batch's gradient, and has checked only its own gradient for overflow, so a single worker might skip a step.
+    Keras sums them at the last moment. By then, each worker has clipped its own gradient, whose norm differs from the
+    norm of the whole batch's gradient, and has checked only its own gradient for overflow, so a single worker might
+    skip a step.
     """
     for owner in (KERAS_OPTIMIZER.load().BaseOptimizer, keras.optimizers.LossScaleOptimizer):
         owner.apply = _combining(owner.apply)
