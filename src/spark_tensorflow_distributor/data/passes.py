@@ -70,7 +70,8 @@ def batch_bounds(step: Any, steps: Any, rows: Any, shift: Any, batch: int, xp: A
     The batch is empty after the last step.
 
     Args:
-        step: The step, or an array of steps. steps, rows, shift, batch: The attributes of a :class:`PassPlan`.
+        step: The step, or an array of steps.
+        steps, rows, shift, batch: The attributes of a :class:`PassPlan`.
         xp: The module to compute with: TensorFlow in a dataset's graph, or NumPy.
     """
     last_start = rows - shift

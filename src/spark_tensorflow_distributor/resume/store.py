@@ -122,8 +122,8 @@ def open_store(
 
     Args:
         settings: Where checkpoints are kept.
-        files: File descriptors of the checkpoints that the driver sent, by name. is_chief: Whether this is rank 0,
-            which verifies the folder.
+        files: File descriptors of the checkpoints that the driver sent, by name.
+        is_chief: Whether this is rank 0, which verifies the folder.
         send_file: Sends a checkpoint's name and file to the driver.
 
     Raises:

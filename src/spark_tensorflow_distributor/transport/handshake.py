@@ -109,8 +109,8 @@ class Handshake:
             proof_deadline: When to give up waiting for the other end's proof, if later than ``deadline``.
 
         Raises:
-            NotAuthenticError: If the other end does not hold the secret. OSError, EOFError: If the connection is lost,
-                or the time is up.
+            NotAuthenticError: If the other end does not hold the secret.
+            OSError, EOFError: If the connection is lost, or the time is up.
         """
         answer = self.answer(receive_exactly(sock, CHALLENGE_BYTES, deadline), acceptor)
         sock.sendall(answer.data)

@@ -1,4 +1,4 @@
-"""Averages the state of layers that each worker computes from its own rows rather than trains by gradients."""
+"""Averages the state of layers that is not trained by gradients, and that each worker computes from its own rows."""
 
 import json
 import zlib

@@ -19,7 +19,8 @@ from ..replica_step import current_step, share_of
 def average_loss() -> None:
     """Correct ``tf.nn.compute_average_loss(..., global_batch_size=...)`` in Keras' steps.
 
-    It divides the sum over the replica's rows by the number of rows on all replicas, so its result is not a mean.
+    It divides the sum over the replica's rows by the number of rows on all replicas, so its result is not a mean over
+    rows.
     """
     original = tf.nn.compute_average_loss
 

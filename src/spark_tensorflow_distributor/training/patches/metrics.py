@@ -1,4 +1,4 @@
-"""Patches for metrics: each worker updates its own part of a metric's state, and reading the metric adds them up."""
+"""Patches for metrics: each worker updates its part of a metric's state, and reading the metric adds up the parts."""
 
 from __future__ import annotations
 
