@@ -336,5 +336,5 @@ def test_mistakes_are_reported_with_their_cause(plants, features, classifier):
 
     with pytest.raises(TrainingFailedError, match="The model is not compiled"):
         KerasClassifier(modelFn=uncompiled).fit(features)
-    with pytest.raises(ConfigurationError, match="The model is not compiled"):  # an error that the driver can see
+    with pytest.raises(ConfigurationError, match="The model is not compiled"):  # the driver has the model
         KerasClassifier(model=uncompiled()).fit(features)

@@ -17,7 +17,7 @@ class Checks:
     Args:
         store: This worker's rows, and the facts about all rows.
         what: The DataFrame's name, for messages.
-        total: Number of rows on all workers.
+        total: Its rows on all workers.
     """
 
     def __init__(self, store: "MappedRows", what: str, total: int) -> None:
