@@ -17,7 +17,7 @@ _PROGRAMS = Path(__file__).parent / "programs"
 
 
 def run_program(program, *args, conf=None, timeout=200):
-    """Run a program of tests/programs with a session of its own; return its result, and all that it printed."""
+    """Run a program of tests/programs with its own session; return its result and everything that it printed."""
     command = [sys.executable, str(_PROGRAMS / program), json.dumps(conf or {}), *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -26,11 +26,11 @@ def run_program(program, *args, conf=None, timeout=200):
 
 
 class StandaloneCluster:
-    """A master and workers with four cores each, by default two, on 127.0.0.1 and 127.0.0.2.
+    """A master and, by default, two workers with four cores each, on 127.0.0.1 and 127.0.0.2.
 
     Args:
-        folder: Logs and work directories.
-        worker_conf: Settings of the workers (mainly GPU resources).
+        folder: The folder for logs and work directories.
+        worker_conf: Settings for the workers (mainly GPU resources).
         hosts: The workers' addresses.
     """
 
@@ -74,7 +74,7 @@ class StandaloneCluster:
         return found[1] if found.groups() else found[0]
 
     def drive(self, program, *args, conf=None, timeout=180, env=None, check=True):
-        """Run a program of tests/programs as a driver; returns what it printed after "RESULT" as JSON."""
+        """Run a program of tests/programs as a driver; return the JSON that it printed after "RESULT"."""
         done = self.start_driver(program, *args, conf=conf, env=env)
         out, _ = done.communicate(timeout=timeout)
         if check:
@@ -97,7 +97,7 @@ class StandaloneCluster:
         return driver
 
     def close(self):
-        for driver in self._drivers:  # any that a failed test has left
+        for driver in self._drivers:  # those that a failed test has left running
             if driver.poll() is None:
                 driver.kill()
                 driver.communicate()

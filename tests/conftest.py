@@ -1,4 +1,4 @@
-"""Fixtures of all tests: one Spark session per process, and a check of what each test leaves behind."""
+"""Fixtures for all tests: one Spark session per process, and a check of what each test leaves behind."""
 
 import importlib.metadata
 import os
@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-# Tests kill processes, mainly JVMs, before they can clean up. In /tmp itself their files would stay forever.
+# Tests kill processes, mainly JVMs, before these can clean up. In /tmp itself, their files would stay forever.
 os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="stfd-tests-")
 tempfile.tempdir = None
-# Workers write what they would write at a user's.
+# Let workers write the same files as on a user's cluster.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from helpers import QUICK_JVM, wait_until  # noqa: E402 (it passes this directory to JVMs)
@@ -21,7 +21,7 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
 # The machine's own name need not resolve, and nothing here is used from other machines.
 os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-# Of drivers, and of Spark's masters and workers.
+# The options of drivers, and of Spark's masters and workers.
 for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
     os.environ.setdefault(name, QUICK_JVM)
 
@@ -79,10 +79,10 @@ def spark():
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
-    """A test must leave the environment, the working directory and our threads as they were."""
+    """Check that a test leaves the environment, the working directory and our threads as they were."""
     environment, folder = dict(os.environ), os.getcwd()
     yield
-    own = "PYTEST_CURRENT_TEST"  # set by pytest; its value has changed
+    own = "PYTEST_CURRENT_TEST"  # pytest changes its value
     assert {**os.environ, own: ""} == {**environment, own: ""}
     assert os.getcwd() == folder
     assert wait_until(lambda: not [t.name for t in threading.enumerate() if t.name.startswith("spark-tensorflow-")])

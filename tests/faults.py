@@ -21,7 +21,7 @@ CONF = {
     "spark.executor.memory": "1g",
     "spark.executor.cores": "1",
     "spark.cores.max": "3",
-    # ENGINE=tensorflow runs the matrix on TensorFlow's collectives, with the filter and the closing of its ports.
+    # ENGINE=tensorflow runs the matrix on TensorFlow's collectives, whose ports are then filtered and closed.
     "tensorflow.spark.distributor.collectives": os.environ.get("ENGINE", "auto"),
 }
 
@@ -44,7 +44,7 @@ class Driver:
         self.open()
 
     def open(self):
-        """Start it, unless it is running."""
+        """Start the program, unless it is running."""
         if self.process is not None:
             return
         settings = {"spark.master": self.hosts.master, "spark.driver.host": self.hosts.address(0), **CONF}
@@ -91,7 +91,7 @@ class Driver:
         return self._kept.pop(id)
 
     def probe(self, slots, seconds=80):
-        """Return how many slots a job gets at once."""
+        """Return how many slots a job gets at the same time."""
         self._count += 1
         self._send({"id": f"probe{self._count}", "probe": slots})
         return self.result(f"probe{self._count}", seconds)["slots"]
@@ -100,12 +100,12 @@ class Driver:
         return "".join(self.lines[-last:])
 
     def kill(self):
-        """Kill its Python process and its JVM, as if its host had died."""
+        """Kill the driver's Python process and its JVM, as if its host had died."""
         self.hosts.kill_processes(0, "fault_driver")
         self.hosts.kill_processes(0, "SparkSubmit")
 
     def interrupt(self):
-        """Send Ctrl-C to all its processes, as a terminal does."""
+        """Send Ctrl-C to all of the driver's processes, as a terminal does."""
         for pid, line in self.hosts.pids(0, "fault_driver").items():
             if line.startswith(sys.executable):
                 os.kill(pid, signal.SIGINT)
@@ -128,10 +128,10 @@ def order_of(id, events, rows=None, conf=None, **kwargs):
     """Return the request for a run.
 
     Args:
-        id: Its name.
-        events: The folder of its events.
-        rows: Seconds that each part of a DataFrame takes; None to train on arrays.
-        conf: Settings of Spark for this run.
+        id: The run's name.
+        events: The folder for the run's events.
+        rows: Seconds that each part of the DataFrame takes to arrive; None to train on arrays.
+        conf: Spark's settings for this run.
         kwargs: Arguments of the runner or, by name, of the training function.
     """
     of_function = {"epochs", "watch", "pause", "faults", "value_kills", "dropout"}

@@ -1,4 +1,4 @@
-"""Helpers for tests in several folders; importable on the workers, too (see ``WORKER_PATH``)."""
+"""Helpers for tests in several folders; workers can import them, too (see ``WORKER_PATH``)."""
 
 import os
 import re
@@ -13,9 +13,9 @@ STUBS = str(_HERE / "stubs")
 # PYTHONPATH of workers that train with the stand-in for TensorFlow.
 WORKER_PATH = os.pathsep.join([STUBS, str(_HERE)])
 
-# Java options: no JVM here lives long enough to benefit from the optimising compiler or the parallel collector.
+# Java options: no JVM here lives long enough to benefit from the optimising compiler or a parallel collector.
 QUICK_JVM = f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Djava.io.tmpdir={tempfile.gettempdir()}"
-# scripts/test makes this archive. A JVM that it does not fit ignores it, and would say so in its output.
+# scripts/test creates this archive. A JVM that it does not fit ignores it, and would say so in its output.
 _CLASSES = Path(sys.prefix) / "spark-classes.jsa"
 if _CLASSES.exists() and " " not in str(_CLASSES):
     QUICK_JVM += f" -XX:SharedArchiveFile={_CLASSES} -Xlog:disable"
@@ -30,7 +30,7 @@ class OwnError(Exception):
 
 
 def processes(pattern: str) -> dict[int, str]:
-    """Return the running processes, without zombies, whose command line matches the regular expression."""
+    """Return the running processes, except zombies, whose command line matches a regular expression."""
     found = {}
     for line in subprocess.run(["ps", "-wweo", "pid=,stat=,args="], capture_output=True, text=True).stdout.splitlines():
         pid, state, args = line.split(None, 2)
@@ -40,7 +40,7 @@ def processes(pattern: str) -> dict[int, str]:
 
 
 def clock_of(monkeypatch, module, now: float = 100.0):
-    """Stop the monotonic clock of a module; return a function that advances it by some seconds."""
+    """Stop a module's monotonic clock; return a function that advances it by a number of seconds."""
     time_now = [now]
     monkeypatch.setattr(module.time, "monotonic", lambda: time_now[0])
 

@@ -1,4 +1,4 @@
-"""Process groups for tests: each member is a thread of this process, or a process of its own."""
+"""Process groups for tests: each member is a thread of this process, or a separate process."""
 
 import contextlib
 import multiprocessing
@@ -12,7 +12,7 @@ from spark_tensorflow_distributor.process_group.spec import GroupSpec, Member
 
 
 def make_members(machines):
-    """Return the specs of a group, and each member's listeners; ``machines`` has a name for each rank."""
+    """Return the specs of a group and each member's listeners; ``machines`` names the machine of each rank."""
     members, listeners = [], []
     for machine in machines:
         remote = socket.create_server(("127.0.0.1", 0))
@@ -26,7 +26,7 @@ def make_members(machines):
 
 
 def run_threads(machines, work, seconds=30):
-    """Call ``work(group)`` on each member, in threads; return the results, or the exceptions raised."""
+    """Call ``work(group)`` on each member, in threads; return the results or the exceptions raised."""
     specs, listeners = make_members(machines)
     results = [None] * len(machines)
 

@@ -1,4 +1,4 @@
-"""A relay between two ends of a connection: it sees, and can change, everything that they send to each other."""
+"""A relay between two ends of a connection, which sees and can change everything that they send to each other."""
 
 import contextlib
 import select
@@ -7,15 +7,16 @@ import threading
 
 
 class Relay:
-    """Listens on a port, and connects whoever comes there to the target.
+    """Listens on a port, and relays each connection to the target.
 
     Args:
         target: The address of the other end.
-        change: Called as ``change(direction, data, passed)`` with what has arrived, and the number of bytes passed on
-            before; returns what to pass on. ``direction`` is ``"up"`` towards the target, else ``"down"``.
+        change: Called as ``change(direction, data, passed)`` with the data that has arrived and the number of bytes
+            passed on before; returns the data to pass on. ``direction`` is ``"up"`` towards the target, otherwise
+            ``"down"``.
 
     Attributes:
-        seen: All bytes by direction, before they were changed.
+        seen: All bytes by direction, before any change.
     """
 
     def __init__(self, target, change=lambda direction, data, passed: data):
@@ -28,7 +29,7 @@ class Relay:
         self._threads[0].start()
 
     def inject(self, direction, data):
-        """Speak for one end, on the last connection."""
+        """Send data in the name of one end, on the last connection."""
         self._ends[-1][direction == "down"].sendall(data)
 
     def close(self):

@@ -18,7 +18,7 @@ _ORDER = (
     "Spark Connect",
     "tests/unit/",
 )
-# Files whose tests share nothing but the Spark session, so that only the cases of one function stay together.
+# Files whose tests share nothing but the Spark session: only the cases of one function must stay together.
 _BY_FUNCTION = (
     "tests/spark/test_endings.py",
     "tests/spark/test_run.py",
@@ -31,7 +31,7 @@ _BY_FUNCTION = (
 def scope_of(test: str) -> str:
     """Return the name of a test's group, which runs in one process."""
     path = test.partition("::")[0]
-    for folder in ("tests/cluster/", "tests/unit/"):  # one set of hosts; many files that take no time
+    for folder in ("tests/cluster/", "tests/unit/"):  # the former share hosts, the latter take no time
         if path.startswith(folder):
             return folder
     if "connect" in test:  # its server has a fixed port

@@ -1,4 +1,4 @@
-"""Three hosts with Spark, and a driver on a fourth, for all tests of this folder."""
+"""Three hosts with Spark, and a driver on a fourth one, for all tests in this folder."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ def hosts(tmp_path_factory):
     if reason:
         pytest.skip(f"no hosts here: {reason}")
     folder = tmp_path_factory.mktemp("hosts")
-    # Small disks that can be filled. The hosts do not see later mounts.
+    # Small disks that tests can fill. Mounted now, because the hosts do not see later mounts.
     disks = {folder / f"h{host}" / "local": "64m" for host in (1, 2, 3)} | {folder / "small": "64k"}
     for disk, size in disks.items():
         disk.mkdir(parents=True)
@@ -64,10 +64,10 @@ def reference(shared_driver, tmp_path_factory):
 
 @pytest.fixture
 def driver(hosts, shared_driver):
-    """A driver; before and after each test, all slots are free and no trainer remains."""
+    """A driver. Before and after each test, all slots are free and no trainer remains."""
     shared_driver.open()
     yield shared_driver
-    # All slots are free, and no trainer remains: only fork servers run besides Spark.
+    # Besides Spark, only fork servers may be running.
     assert shared_driver.probe(3) == 3
     wait_until(lambda: not trainers(hosts), 10)
     assert trainers(hosts) == {}
@@ -80,7 +80,7 @@ def driver(hosts, shared_driver):
 
 @pytest.fixture
 def free_hosts(hosts, shared_driver, reference):
-    """Hosts whose slots are all free: the shared driver's application would hold them."""
+    """Hosts whose slots are all free: the shared driver, whose application would hold them, is closed."""
     reference()
     shared_driver.close()
     return hosts

@@ -103,7 +103,7 @@ def test_a_link_is_down_for_five_seconds(hosts, driver, events, reference):
     outcome = driver.result(run)
     check_same(events, outcome, reference)
     assert len(outcome["attempts"]) == 1
-    # Every line that a worker has written below its log_dir, on a host of its own, is on the driver.
+    # Every line that a worker wrote below its log_dir, on its own host, has reached the driver.
     logs = {path.name: list(map(int, path.read_text().split())) for path in (events / "logs").iterdir()}
     assert logs == {f"rank{rank}": list(range(1, 57)) for rank in range(3)}
 
@@ -117,7 +117,7 @@ def test_a_poor_link(hosts, driver, events, reference):
 
 @pytest.mark.parametrize("stall_timeout", [15, None])  # the first two steps trace, on a busy machine
 def test_a_trainer_is_stopped(driver, events, reference, stall_timeout):
-    """The driver names the suspended rank; the other workers only wait."""
+    """The driver names the suspended rank; the other workers are only waiting."""
     run = driver.start(events, **OPTIONS, stall_timeout=stall_timeout)
     os.kill(int(wait_for(events, "step-0-1")), signal.SIGSTOP)
     outcome = driver.result(run)
@@ -127,7 +127,7 @@ def test_a_trainer_is_stopped(driver, events, reference, stall_timeout):
 
 
 def test_a_rank_hangs(driver, events):
-    """Runs without restarts, to check the error. On a busy machine the first step, which traces, takes many seconds."""
+    """Run without restarts, to check the error. On a busy machine, the first step, which traces, takes many seconds."""
     run = driver.start(events, stall_timeout=20, faults=[{"rank": 2, "at": 20, "do": "hang"}])
     outcome = driver.result(run)
     assert outcome["error"] == "TrainingFailedError"
@@ -179,7 +179,7 @@ def test_the_disk_of_the_checkpoints_is_full(hosts, driver, events, reference):
     check_same(events, outcome, reference)
     (attempt,) = outcome["attempts"]
     assert any("could not be written: OSError: [Errno 28]" in text for text in attempt["warnings"])
-    # The first one still exists, and no partial file does.
+    # The first checkpoint still exists, and there is no partial file.
     assert sorted(os.listdir(small_disk)) == ["stfd-finished.json", "stfd-fit0-00000000.npz"]
 
 

@@ -1,4 +1,4 @@
-"""The table's rows in which the driver itself ends; each test starts its own drivers."""
+"""The rows of the fault table in which the driver itself ends; each test starts its own drivers."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def once(hosts, events, **kwargs):
 def test_the_driver_is_killed_and_restarted(free_hosts, events, reference, tmp_path):
     folder = tmp_path / "checkpoints"
     options = {"checkpoint_dir": str(folder), "checkpoint_every": "5 steps"}
-    named = None  # the checkpoint that was damaged last
+    named = None  # the last checkpoint that was damaged
     for watch, damage in ((20, None), (32, truncated), (44, with_a_bit_flipped)):
         # Slow steps: killing a driver takes seconds on a busy machine, and the training must not end before that.
         driver = once(free_hosts, events, watch=watch, pause=0.4, **options)
@@ -30,7 +30,7 @@ def test_the_driver_is_killed_and_restarted(free_hosts, events, reference, tmp_p
         driver.close()
         assert wait_until_free(free_hosts) == {}
         places = re.findall(r"Resuming fit\(\) 1 at epoch (\d+), step (\d+) from", "".join(driver.lines))
-        # Twelve steps since the driver was last killed, and ten that a damaged checkpoint may cost.
+        # At least twelve steps after the driver was last killed, less ten that a damaged checkpoint may cost.
         assert [watch - 22 < 14 * (int(epoch) - 1) + int(step) for epoch, step in places] == [True] * (watch > 20)
         check_skipped([line for line in driver.lines if "Skipping checkpoint" in line], named)
         kept = sorted(folder.glob("stfd-fit0-*.npz"))
@@ -49,7 +49,7 @@ def test_the_driver_is_killed_and_restarted(free_hosts, events, reference, tmp_p
 
 
 def check_skipped(warnings, name):
-    """Check that the damaged checkpoint, and no other, is named once."""
+    """Check that the warnings name the damaged checkpoint once, and no other."""
     assert len(warnings) == (name is not None), warnings
     assert all(name in text for text in warnings)
 
@@ -77,7 +77,7 @@ def test_ctrl_c(free_hosts, events):
 
 
 def test_executors_that_come_late(hosts, shared_driver, events, reference):
-    """While another application holds all slots, a run waits for its first executor."""
+    """A run waits for its first executor while another application holds all slots."""
     reference()
     shared_driver.open()
     assert shared_driver.probe(3) == 3

@@ -1,4 +1,4 @@
-"""Hosts with two networks, and with proxies in the environment."""
+"""Runs on hosts with two networks, and with proxies in the environment."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Strangers at the ports of TensorFlow's servers, on hosts that do not belong to the group."""
+"""Connections to the ports of TensorFlow's servers from hosts that do not belong to the group."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def test_only_the_hosts_of_the_group_reach_tensorflow(hosts, shared_driver, tmp_
     try:
         for name in RUNS:
             ports = [wait_for(tmp_path / name, f"port-{rank}") for rank in range(3)]
-            # Host 0 has the driver. It is a stranger to the workers' ports.
+            # Host 0 runs the driver, and is not allowed to connect to the workers' ports.
             reached[name] = [(connects(hosts, 0, port), connects(hosts, 1, port)) for port in ports]
             (tmp_path / name / "go").touch()
         output, _ = process.communicate(timeout=120)
@@ -50,8 +50,8 @@ def test_only_the_hosts_of_the_group_reach_tensorflow(hosts, shared_driver, tmp_
     assert [each["run"] for each in results] == list(RUNS), output[-3000:]
     assert all(not each["warnings"] for each in results)
     assert len({each["loss"] for each in results[:2]}) == 1
-    # Without a listening socket there is no filter either: the kernel refuses whoever comes.
+    # Without a listening socket, there is no filter either: the kernel refuses every connection.
     assert reached["closed"] == [("refused", "refused")] * 3
-    # The function builds its strategy when it wants: its port stays open to the group.
+    # A function may build its own strategy at any time, so its port stays open to the group.
     assert reached["filtered"] == reached["custom"] == [("dropped", "connects")] * 3
     assert reached["open"] == [("connects", "connects")] * 3

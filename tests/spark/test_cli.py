@@ -16,7 +16,7 @@ def call(name, *words, cwd):
     env = {name: value for name, value in os.environ.items() if name != "SPARK_HOME"}
     command = [sys.executable, "-m", "spark_tensorflow_distributor", name, "--cpu", "--conf", "spark.ui.enabled=false"]
     done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=500, env=env, cwd=cwd)
-    if name == "doctor":  # the workers of a run print what the stub causes
+    if name == "doctor":  # the workers of a run print warnings, because of the stub
         assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done
 
@@ -43,7 +43,7 @@ def test_doctor_on_a_cluster_with_too_few_slots_and_no_tensorflow(tmp_path):
     problems = [finding["text"] for finding in found["findings"] if finding["status"] == "problem"]
     assert problems[0].startswith("InsufficientSlotsError: The run needs 3 Spark tasks")
     assert all("TensorFlow cannot be imported on" in text for text in problems[1:])
-    # The slots that there are have been looked at.
+    # The available slots have been examined.
     assert [task["rank"] for task in found["tasks"]] == [0, 1]
     assert all(task["driver"] and not task["unreachable"] and not task["listener"] for task in found["tasks"])
     hosts = {task["host"] for task in found["tasks"]}

@@ -1,4 +1,4 @@
-"""Runs that end in different ways leave no processes and no files, and the session still works."""
+"""Runs that end in various ways leave neither processes nor files, and the session still works."""
 
 import json
 import os
@@ -17,7 +17,7 @@ PROGRAMS = Path(__file__).parent.parent / "programs"
 
 @pytest.fixture
 def drive(tmp_path):
-    """Return a function that starts a long run on a local master with its own TMPDIR, and waits until it trains."""
+    """Return a function that starts a long run on a local master with a separate TMPDIR, and waits until it trains."""
     started = []
 
     def start(conf=None, *arguments):
@@ -114,13 +114,13 @@ def test_a_killed_driver_or_executor_on_a_cluster(tmp_path):
         driver.stdout.close()
         driver.wait()
 
-        # A killed executor, like a lost host: the driver notices within seconds, and no trainer is left.
+        # Killing the executors resembles losing their hosts: the driver notices within seconds, and no trainer is left.
         for path in pids.iterdir():
             path.unlink()
         driver = cluster.start_driver("long_run.py", str(pids), conf=conf)
         assert wait_until(lambda: len(os.listdir(pids)) == 6 or driver.poll() is not None, 90)
         running = [int(pid) for pid in os.listdir(pids)]
-        apps = os.listdir(tmp_path / "work")  # other clusters on this machine may have executors, too
+        apps = os.listdir(tmp_path / "work")  # tells these executors from other clusters' on this machine
         executors = [pid for app in apps for pid in processes(f"CoarseGrainedExecutorBackend.*--app-id {app}")]
         assert len(executors) == 2, driver.communicate(timeout=60)[0]
         os.kill(max(executors), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What the training function finds on a worker: Spark's own objects, the caller's modules, source lines."""
+"""What the training function finds on a worker: Spark's objects, the caller's modules and source lines."""
 
 import linecache
 import sys
@@ -40,7 +40,7 @@ def test_broadcast_variables_files_and_accumulators(runner, spark, tmp_path):
             return table.value["a"], sum(numbers.value), file.read()
 
     assert runner(max_restarts=1).run(train, numbers=numbers) == (1, 6, "one two")
-    assert counted.value == 2  # once a rank, in the attempt that succeeded
+    assert counted.value == 2  # once per rank, in the attempt that succeeded
     assert weighed.value == 11.0
 
 

@@ -1,4 +1,4 @@
-"""GPU scheduling on a real standalone cluster of two workers, with a discovery script for imaginary GPUs."""
+"""GPU scheduling on a real standalone cluster of two workers, with a discovery script that invents GPUs."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_exactly_num_slots_gpus_are_used(cluster, amount, num_slots, gpus_by_ran
             assert set(chosen) <= set(each["addresses"])
             assert len(each["addresses"]) == int(amount)
             assert each["asked"].get("options") is None
-        # No executor uses a GPU twice.
+        # No executor uses the same GPU twice.
         used = [(each["executor"], gpu) for each, chosen in zip(run, visible, strict=True) for gpu in chosen]
         assert len(set(used)) == num_slots
 
@@ -91,7 +91,7 @@ def test_too_few_gpus_are_rejected(cluster):
 
 
 def test_a_resource_profile_of_tasks(cluster):
-    """It replaces the settings of tasks, without dynamic allocation."""
+    """A profile replaces the settings for tasks, without dynamic allocation."""
     result, out = cluster.drive("gpu_run.py", "3", "1", "1", "2", conf=conf("1"))
     assert result["tasks"] == 2, out
     (run,) = result["runs"]

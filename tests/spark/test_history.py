@@ -1,4 +1,4 @@
-"""What a training function reports itself, over restarts and in runs that fail or are interrupted."""
+"""Metrics that a training function itself reports, across restarts and in runs that fail or are interrupted."""
 
 import os
 import signal

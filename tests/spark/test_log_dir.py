@@ -1,4 +1,4 @@
-"""Files below the workers' log_dir appear below the driver's, with a stub for TensorFlow."""
+"""Files below the workers' log_dir appear below the driver's, with a stub in place of TensorFlow."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ ENV = {"PYTHONPATH": WORKER_PATH, "TF_USE_LEGACY_KERAS": "1"}
 
 @pytest.fixture
 def run(spark, tmp_path):
-    """Return a function that runs another one with a log_dir, and returns its value and the report."""
+    """Return a function that runs a training function with a log_dir, and returns its value and the report."""
 
     def start(train, num_slots=2, **options):
         made = MirroredStrategyRunner(
@@ -89,7 +89,7 @@ def test_a_killed_trainer_leaves_whole_files_and_its_successor_keeps_them(run, t
         Path(context.log_dir, "log").write_text(f"rank {context.rank} attempt {context.attempt}\n" * 100_000)
         if context.attempt == 0:
             if context.rank == 0:
-                os.kill(os.getpid(), signal.SIGKILL)  # at once: nothing can have been sent
+                os.kill(os.getpid(), signal.SIGKILL)  # so early that nothing can have been sent
             time.sleep(300)
 
     _, report = run(train, max_restarts=1)
@@ -131,7 +131,7 @@ def test_files_survive_lost_connections(run, tmp_path, monkeypatch):
             wait_until(lambda: _files(tmp_path / "logs"), 60)
             time.sleep(0.8)
             for peer in list(made[0]._peers.values()):
-                with contextlib.suppress(OSError):  # already cut, but not yet removed
+                with contextlib.suppress(OSError):  # cut already, but not yet removed
                     peer._socket.shutdown(2)
 
     thread = threading.Thread(target=cut)

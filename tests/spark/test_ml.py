@@ -1,4 +1,4 @@
-"""What the estimators compute in Spark: names of checkpoint folders, probabilities and numbers of classes."""
+"""What estimators compute in Spark: names of checkpoint folders, probabilities and numbers of classes."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_the_text_of_a_plan_has_no_numbers_of_the_session(spark):
 
 
 def test_softmax_costs_time_that_is_linear_in_the_classes(spark):
-    classes = 3000  # with time that is cubic, it would take minutes
+    classes = 3000  # in cubic time, this would take minutes
     logits = F.transform(F.sequence(F.lit(0), F.lit(classes - 1)), lambda each: each % 7 + F.col("id") * 500.0)
     rows = spark.range(0, 3, 1, 1).select(probabilities_of(logits, None, are_logits=True).alias("p")).collect()
     powers = np.exp(np.arange(classes) % 7)

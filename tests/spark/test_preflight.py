@@ -1,4 +1,4 @@
-"""Runs that are rejected immediately, before a job is started, and their errors."""
+"""Runs that are rejected immediately, before a job starts, and their errors."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Runs on real Spark barrier tasks, with a stub for TensorFlow: values, errors, output, failures."""
+"""Runs in real Spark barrier tasks, with a stub in place of TensorFlow: values, errors, output, failures."""
 
 import contextlib
 import json
@@ -413,7 +413,7 @@ def test_a_cold_start(spark, runner):
 def test_an_unreachable_driver_falls_back_to_all_gather(runner, monkeypatch):
     from spark_tensorflow_distributor.runtime.driver.spark import SparkGateway
 
-    # No process listens at this address, like behind a firewall that rejects connections.
+    # No process listens at this address, as if behind a firewall that rejects connections.
     monkeypatch.setattr(SparkGateway, "channel_address", lambda self: ("127.0.0.1", ("127.0.0.9",)))
     made = runner()
     assert made.run(lambda: "done") == "done"
@@ -438,7 +438,7 @@ def test_a_lost_channel_does_not_disturb_training(runner, monkeypatch):
         show(self, rank, kind, message)
         if kind == "log":
             for peer in list(self._channel._peers.values()):
-                with contextlib.suppress(OSError):  # already cut, but not yet removed
+                with contextlib.suppress(OSError):  # cut already, but not yet removed
                     peer._socket.shutdown(2)
 
     monkeypatch.setattr(launch.Launch, "_show", cut)
@@ -502,7 +502,7 @@ def for_rank_1(monkeypatch):
 
 
 def test_one_worker_cannot_reach_the_driver(runner, for_rank_1):
-    """If only rank 1 cannot reach it, all ranks join and end through Spark."""
+    """If only rank 1 cannot reach the driver, all ranks join and end through Spark."""
 
     def refusing(connect):
         def refuse(address, *args, **kwargs):
@@ -517,7 +517,7 @@ def test_one_worker_cannot_reach_the_driver(runner, for_rank_1):
 
 
 def test_a_late_worker_costs_nobody_the_channel(runner, for_rank_1, monkeypatch):
-    """The others have gone to allGather, where all say that they can reach the driver."""
+    """The other ranks are already in allGather, where all report that they can reach the driver."""
 
     def late(connect):
         def wait(address, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Sessions that are stopped, executors that come late, and DataFrames without rows."""
+"""Stopped sessions, executors that register late, and DataFrames without rows."""
 
 import time
 

@@ -61,7 +61,7 @@ def test_20_000_columns_are_planned_in_seconds(spark):
     started = time.monotonic()
     _, frames = frames_of({"train": wide, "test": wide})
     source = frames.source(2)
-    # Each of the many ways in which this was quadratic took more than ten minutes.
+    # Each of the several causes of quadratic time made this take more than ten minutes.
     source.mapInArrow(lambda batches: batches, source.schema)
     assert time.monotonic() - started < 200
     assert [field.name for field in source.schema.fields] == ["row", "frame", "columns"]

@@ -1,7 +1,7 @@
 """A group of workers within one process: a thread for each replica, and collectives through memory.
 
-Hundreds of small trainings need minutes only, because nothing is started for any of them. Keras' own state,
-TensorFlow's default graphs, strategies and the state of steps are all kept per thread.
+Hundreds of small trainings take only minutes, because no process has to start. Keras' own state, TensorFlow's default
+graphs, strategies and the state of steps are all kept per thread.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from spark_tensorflow_distributor.training.collectives import Collectives
 from spark_tensorflow_distributor.training.replica import ReplicaStrategy
 from spark_tensorflow_distributor.training.socket_collectives import SocketCollectives
 
-# A collective in a graph occupies one of these threads until all replicas have arrived. TensorFlow reads the number
-# when it is first used, which no test does while tests are being collected.
+# A collective in a graph occupies one of these threads until all replicas have arrived. TensorFlow reads this number
+# when it is first used, and no test uses it while tests are collected.
 tf.config.threading.set_inter_op_parallelism_threads(16)
-# Seconds that replicas wait for one that does not arrive. Tracing a model takes seconds if the machine is busy.
+# How many seconds replicas wait for one that does not arrive. Tracing a model takes seconds on a busy machine.
 _PATIENCE = 60
 
 
@@ -32,11 +32,11 @@ class OutOfStep(AssertionError):
 
 
 class Group:
-    """The place where the replicas of a group meet.
+    """The point where the replicas of a group meet.
 
-    Only one of them runs at a time, until it waits for the others. More would get in each other's way, since Python
-    runs one thread at a time and may take milliseconds to hand over to the next, and nothing that threads share can
-    change while one of them uses it.
+    Only one replica runs at a time, until it waits for the others. Several would slow each other down, since Python
+    runs one thread at a time and may take milliseconds to switch. And nothing that the threads share can change while
+    one of them uses it.
 
     Args:
         size: The number of replicas.
@@ -55,7 +55,7 @@ class Group:
         with self.waiting():
             self._barrier.wait()
             brought = list(self._brought)
-            self._barrier.wait()  # all have read what is overwritten next
+            self._barrier.wait()  # until all have read the arrays, which are overwritten next
         if any(kind != brought[0][0] for kind, _ in brought):
             self.fail(OutOfStep(f"the replicas called {[kind for kind, _ in brought]}"))
             raise threading.BrokenBarrierError
@@ -63,13 +63,13 @@ class Group:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Run while no other replica does."""
+        """Run while no other replica is running."""
         with self._turn:
             yield
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        # In a graph, this is another thread than the one that took the lock, but the replica's all the same.
+        # In a graph, this thread is not the one that took the lock, but it works for the same replica.
         self._turn.release()
         try:
             yield
@@ -77,17 +77,17 @@ class Group:
             self._turn.acquire()
 
     def fail(self, error: BaseException) -> None:
-        """End the group; the first error is the one that counts."""
+        """End the group; only the first error counts."""
         self.error = self.error or error
         self._barrier.abort()
 
 
 class InProcessCollectives(Collectives):
-    """The collectives of a replica that is a thread.
+    """The collectives of a replica that runs in a thread.
 
     Args:
-        group: Where it meets the others.
-        rank: Its rank.
+        group: Where the replica meets the others.
+        rank: The replica's rank.
     """
 
     def __init__(self, group: Group, rank: int) -> None:
@@ -102,7 +102,7 @@ class InProcessCollectives(Collectives):
 
     def _through(self, combine: Callable[[list[Any]], Any], call: str, tensor: tf.Tensor, shape: Any) -> tf.Tensor:
         def exchange(array: np.ndarray) -> np.ndarray:
-            # A copy, because TensorFlow may use the memory of its tensor for something else.
+            # A copy, because TensorFlow may reuse the memory of its tensor.
             arrays = self._group.exchange(self.rank, call, np.array(array))
             return np.asarray(combine(arrays), array.dtype)
 
@@ -113,11 +113,11 @@ class InProcessCollectives(Collectives):
 
 
 class SocketsInProcess(SocketCollectives):
-    """The collectives of a replica that is a thread, over a process group.
+    """The collectives of a replica that runs in a thread, over a process group.
 
     Args:
         turns: Lets the other replicas run while this one waits for them.
-        group: Connects it to the others.
+        group: Connects the replica to the others.
     """
 
     def __init__(self, turns: Group, group: ProcessGroup) -> None:
@@ -132,13 +132,13 @@ class SocketsInProcess(SocketCollectives):
         return super()._call(waiting, tensors, shapes)
 
 
-# Two replicas share the memory of a machine, and one has a machine of its own.
+# Two replicas share a machine's memory, and the third is on another machine.
 _MACHINES = ("a", "b", "a")
 
 
 @functools.cache
 def patch_this_process() -> None:
-    """Apply what a trainer applies. Models outside of a ReplicaStrategy's scope train as they did before."""
+    """Apply the patches and hooks of a trainer. Models outside of a ReplicaStrategy's scope train as before."""
     patches.patch_tensorflow()
     patches.apply_patches()
     fit_hooks.hook_methods(keras_api.keras_packages(), replica_hooks.HOOKS)
@@ -149,9 +149,9 @@ def on_replicas(count: int, build: Callable[[], Any], train: Callable[[Any], Any
 
     Args:
         count: The number of replicas; 0 for one process without a strategy.
-        build: Makes a model; one replica after the other calls it, for it may use the process' random generators.
+        build: Makes a model; replicas call it one after another, because it may use the process's random generators.
         train: Trains the model, on all replicas at the same time.
-        engine: What carries the collectives: ``memory`` of this process, or ``sockets``.
+        engine: How collectives travel: through the ``memory`` of this process, or over ``sockets``.
 
     Raises:
         BaseException: The error of the replica that failed first.

@@ -1,7 +1,7 @@
 """Groups of plain processes on this machine: no Spark, only TF_CONFIG, Keras and the code under test.
 
-Run as a program, it is the server that forks these processes, so that TensorFlow is imported once per environment
-rather than once per process. It reads one JSON request per line from stdin, and ends when stdin closes.
+Run as a program, this module is the server that forks these processes, so that TensorFlow is imported once per
+environment rather than once per process. It reads one JSON request per line from stdin, and ends when stdin closes.
 """
 
 import atexit
@@ -30,7 +30,7 @@ _PORT_TAKEN = "Could not start gRPC server"
 
 
 class GroupFailed(AssertionError):
-    """A process of the group failed or timed out; the message has the end of each process's output."""
+    """A process of the group failed or timed out; the message shows the end of each process's output."""
 
 
 def run_group(
@@ -48,19 +48,19 @@ def run_group(
     Args:
         function: ``"module:name"``; the module may be in the folder of this file.
         workers: Number of processes; 1 means no group, and TensorFlow's default ``strategy``.
-        timeout: Seconds for the whole group, after which it is killed, as it is when one process fails.
-        env: Added to the environment.
-        without: Patches to leave out.
-        engine: What carries the collectives: ``sockets``, ``tensorflow``, or ``mirrored`` for TensorFlow's own
-            strategy, which workers with several devices have.
-        arguments: Serialisable as JSON.
+        timeout: Seconds after which the whole group is killed, as also happens when one process fails.
+        env: Environment variables to add.
+        without: Names of patches to leave out.
+        engine: How collectives travel: ``sockets``, ``tensorflow``, or ``mirrored`` for TensorFlow's own strategy, as
+            on workers with several devices.
+        arguments: The function's arguments, which must be serialisable as JSON.
     """
     request = {"function": function, "without": list(without), "engine": engine, "arguments": arguments}
     for attempt in (1, 2, 3):
         try:
             return _run_once(request, workers, timeout, env or {})
         except GroupFailed as error:
-            # Another program took the port after it was chosen.
+            # Another program took a port after it was chosen.
             if attempt == 3 or _PORT_TAKEN not in str(error):
                 raise
     raise AssertionError("not reached")
@@ -102,7 +102,7 @@ def _wait(processes: "list[_Process]", directory: str, timeout: float) -> None:
 
 
 class _Process:
-    """A process that a server forks; its output, pid and exit status are files at ``path`` with a suffix."""
+    """A process that a server forks; its output, pid and exit status are in files named ``path`` plus a suffix."""
 
     def __init__(self, server: "subprocess.Popen[str]", path: str, request: dict[str, Any]) -> None:
         self._server, self._path = server, path
@@ -113,7 +113,7 @@ class _Process:
             server.stdin.flush()
 
     def poll(self) -> int | None:
-        """The exit status, negative for a signal; None while the process runs."""
+        """Return the exit status, negative for a signal; None while the process is running."""
         status = self._read("exit")
         if status is None and self._server.poll() is not None:
             return self._server.returncode or 1
@@ -127,7 +127,7 @@ class _Process:
             time.sleep(0.02)
 
     def _read(self, what: str) -> int | None:
-        with contextlib.suppress(FileNotFoundError, ValueError):  # not written yet, or only partly
+        with contextlib.suppress(FileNotFoundError, ValueError):  # not written yet, or only in part
             return int(Path(f"{self._path}.{what}").read_text())
         return None
 
@@ -164,15 +164,15 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _serve() -> None:
-    """Fork a process for each request; end those that still run at the end of stdin."""
+    """Fork a process for each request; at the end of stdin, kill those that are still running."""
     import tensorflow as tf
 
-    assert tf.keras.Model  # imports Keras, the one that the environment selects
+    assert tf.keras.Model  # imports the Keras package that the environment selects
     gc.freeze()  # a collection in a process would otherwise copy every page of the server
     running: dict[int, str] = {}
 
     def reap(*_: object) -> None:
-        # May interrupt itself, so it does not wait for a specific pid.
+        # This handler may interrupt itself, so it does not wait for a specific pid.
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 path = running.pop(ended[0])
@@ -214,7 +214,7 @@ def _run_forked(request: dict[str, Any]) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        # TensorFlow's exit waits for threads of the collectives, and sometimes hangs.
+        # At exit, TensorFlow waits for the collectives' threads, and sometimes hangs.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -244,7 +244,7 @@ def _main(request: dict[str, Any]) -> None:
 
 
 def _strategy(engine: str, rank: int) -> Any:
-    """Return the strategy of a process, which TF_CONFIG describes."""
+    """Return the strategy of this process, which TF_CONFIG describes."""
     import tensorflow as tf
 
     from spark_tensorflow_distributor.process_group.group import ProcessGroup

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 from random_models import HEADS, LAYERS_OF_SERIES, LAYERS_OF_VECTORS, LOSSES, METRICS, OPTIMIZERS, SUMMARIES, Training
 
-# The sign of a gradient decides, however small it is; some gradients of these layers are sums that cancel out.
+# Only the sign of a gradient counts, however small it is; some gradients of these layers are sums that cancel out.
 ONLY_SIGNS = ("Lion", "Adafactor")
 CANCELLING = {"batch norm", "layer norm", "attention"}
 CLIPPING = [("clipnorm", 0.1), ("global_clipnorm", 0.2), ("clipvalue", 0.05)]
@@ -12,7 +12,7 @@ EXTRAS = [("gradient_accumulation_steps", 2), ("use_ema", True), ("loss_scale_fa
 
 @st.composite
 def trainings(draw: st.DrawFn) -> Training:
-    """Draw a training that computes in one process what it computes on several replicas, according to the docs."""
+    """Draw a training that, according to the docs, computes the same on several replicas as in one process."""
     inputs = draw(st.sampled_from(["features", "series", "words", "masked words"]))
     layers = _draw_layers(draw, inputs)
     is_by_step = layers[-1:] == ("each",)
@@ -27,9 +27,7 @@ def trainings(draw: st.DrawFn) -> Training:
     if weighting == "classes" and (second or is_by_step or head == "numbers"):
         weighting = "none"
     losses = sorted(LOSSES[head])
-    if (
-        weighting == "rows" or inputs == "masked words"
-    ):  # what Keras multiplies a single number by, is no mean over rows
+    if weighting == "rows" or inputs == "masked words":  # Keras' factor for a single number is not a mean over rows
         losses = [name for name in losses if name != "number"]
     names = sorted(METRICS[head])
     if is_by_step:
@@ -37,11 +35,11 @@ def trainings(draw: st.DrawFn) -> Training:
     metrics = tuple(draw(st.lists(st.sampled_from(names), max_size=2, unique=True)))
     eager = draw(st.sampled_from([True, True, True, False]))
     if data not in ("arrays", "dataset") and (second or "scalar" in metrics):
-        eager = True  # In a graph, Keras counts the step that finds no more data in a mean of numbers.
+        eager = True  # In a graph, the step that finds no more data counts in Keras' mean of numbers.
     if "positions" in layers:
-        eager, data = False, "arrays"  # Only a graph shows which lookups no row chooses.
+        eager, data = False, "arrays"  # Only a graph shows which lookups do not depend on the rows.
     if data == "own rows" and {"dropout", "noise", "spatial dropout"} & {*layers}:
-        data = "dataset"  # Rows that only one replica has are at no position in a global batch.
+        data = "dataset"  # Rows that only one replica has have no position in a global batch.
     return Training(
         replicas=draw(st.sampled_from([2, 3, 4, 2, 3, 1])),
         batch=batch,
@@ -73,7 +71,7 @@ def _draw_layers(draw: st.DrawFn, inputs: str) -> tuple[str, ...]:
     if inputs == "features":
         return tuple(vectors)
     names = sorted(LAYERS_OF_SERIES)
-    if inputs == "masked words":  # layers that know what a mask means, or leave it alone
+    if inputs == "masked words":  # use layers that support masks, or ignore them
         names = [name for name in names if name not in ("convolution", "batch norm")]
     series = draw(st.lists(st.sampled_from(names), max_size=2))
     summary = draw(st.sampled_from(sorted(SUMMARIES)))

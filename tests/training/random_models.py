@@ -1,4 +1,4 @@
-"""Small trainings: what one consists of, and how it is built and run."""
+"""Small trainings: their choices, and how one is built and run."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ STEPS, WORDS, CLASSES = 4, 7, 3
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Training:
-    """One training. Each field is a choice; the defaults are the simplest ones."""
+    """One training. Each field is a choice; the defaults are the simplest choices."""
 
     replicas: int = 2
     batch: int = 4
@@ -76,7 +76,7 @@ class SelfAttention(keras.layers.Layer):
 
 
 class AddedLoss(keras.layers.Layer):
-    """Adds a loss: a mean over the rows, a number for each of them, or one that no row enters."""
+    """Adds a loss: a mean over the rows, a number per row, or a number that does not depend on the rows."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class AddedLoss(keras.layers.Layer):
 
 
 class Largest(keras.metrics.Metric):
-    """A metric of a program: the sum of squares of the predictions, per row."""
+    """A custom metric: the sum of squares of the predictions, per row."""
 
     def __init__(self, name: str = "squares") -> None:
         super().__init__(name=name)
@@ -188,7 +188,7 @@ HEADS: dict[str, tuple[int, str]] = {
     "classes": (CLASSES, "softmax"),
     "one hot": (CLASSES, "softmax"),
 }
-# Epsilons that are not tiny keep the last digit of a gradient near zero from deciding about an update.
+# Epsilons that are not tiny, so that the last digit of a gradient near zero does not determine an update.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {"learning_rate": 0.1, "momentum": 0.9},
     "Adam": {"learning_rate": 0.05, "epsilon": 1e-2},
@@ -240,7 +240,7 @@ def build(training: Training) -> Any:
 
 
 def rows_of(training: Training, rows: int, seed: int) -> tuple[Any, Any, Any]:
-    """Return inputs, labels, and weights of the rows or None."""
+    """Return inputs, labels, and the weights of the rows (None without weights)."""
     random = np.random.default_rng(seed)
     shape = [rows, STEPS] if training.layers[-1:] == ("each",) else [rows]
     if training.inputs == "features":
@@ -249,7 +249,7 @@ def rows_of(training: Training, rows: int, seed: int) -> tuple[Any, Any, Any]:
         x = random.normal(size=(rows, STEPS, 3)).astype("float32")
     else:
         x = random.integers(0, WORDS, (rows, STEPS)).astype("int32")
-        x[:, 0] = np.maximum(x[:, 0], 1)  # a row of padding alone has no mean
+        x[:, 0] = np.maximum(x[:, 0], 1)  # a row with nothing but padding has no mean
     y = {
         "numbers": lambda: random.normal(size=(*shape, 2)).astype("float32"),
         "binary": lambda: random.integers(0, 2, (*shape, 1)).astype("float32"),
@@ -290,8 +290,8 @@ def _data(training: Training, rows: tuple[Any, Any, Any], batch: int) -> dict[st
 
 
 def _own_rows(training: Training, elements: Any, batch: int) -> tf.data.Dataset:
-    """Return rows that this replica alone has, or for one process the batches that all replicas have together."""
-    # The first replica has more rows than the others, which run out of them earlier.
+    """Return the rows of this replica alone or, for one process, the batches of all replicas together."""
+    # The first replica has more rows than the others, which run out earlier.
     rows, replicas = len(elements[0]), training.replicas
     counts = [1 + (rows - replicas) // 2 // replicas] * replicas
     counts[0] += rows - sum(counts)
@@ -308,7 +308,7 @@ def _own_rows(training: Training, elements: Any, batch: int) -> tf.data.Dataset:
     taken = [tree.map_structure(lambda array: array[step], elements) for step in steps]  # noqa: B023
     spec = tf.data.Dataset.from_tensor_slices(elements).batch(batch).element_spec
     dataset = tf.data.Dataset.from_generator(lambda: iter(taken), output_signature=spec)
-    return dataset.apply(tf.data.experimental.assert_cardinality(len(taken)))  # else, Keras counts a step more
+    return dataset.apply(tf.data.experimental.assert_cardinality(len(taken)))  # else, Keras counts an extra step
 
 
 def run(training: Training, model: Any) -> dict[str, Any]:

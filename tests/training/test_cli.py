@@ -1,4 +1,4 @@
-"""The command line as in the documentation, with TensorFlow."""
+"""The command line as documented, with TensorFlow."""
 
 import os
 import subprocess

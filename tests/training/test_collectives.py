@@ -14,12 +14,12 @@ from mwms import GroupFailed, run_group
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8", "bool", "complex64")
 LENGTHS = (0, 1, 2, 999, 1000, 1001, 70_000)
 DATA = bytes(range(256)) * 300
-# Shapes of tensors that are reduced together; some exceed what the test allows for a pack.
+# Shapes of tensors that are reduced together; some exceed the maximum size of a pack in this test.
 SHAPES = [(), (3,), (0, 2), (40,), (2, 3), (5,)]
 
 
 def values(rank, dtype, rows=2):
-    """Return a rank's rows of three, exact in the type and such that a narrower one would not do."""
+    """Return a rank's rows of three values, which are exact in this type but not in a narrower one."""
     base = np.arange(3 * rows).reshape(rows, 3) + 1 + rank
     if dtype == "bool":
         return base % 2 == 0
@@ -35,7 +35,7 @@ def rows_of(rank):
 
 
 def call_collectives(strategy, **_):
-    """Return what each call returned in this process."""
+    """Return the result of each call in this process."""
     import tensorflow as tf
 
     from spark_tensorflow_distributor.training import collectives, tf_collectives
@@ -48,7 +48,7 @@ def call_collectives(strategy, **_):
         for name, call in calls(tf, group).items():
             rows = rows_of(rank) if name == "gather_rows" else 2
             tensor = tf.cast(tf.constant(values(rank, dtype, rows)), dtype)
-            # A function knows the shape or, as of a batch, does not.
+            # With and without a static shape: the shape of a batch is often unknown.
             functions = {
                 "eager": call,
                 "function": tf.function(call),
@@ -95,7 +95,7 @@ def bytes_and_arrays(group):
 
 
 def arrays(rank):
-    """Return arrays of which those of each rank differ, but for their shapes and types."""
+    """Return arrays whose values differ between ranks; shapes and types are the same."""
     return [
         np.full((3, 700), rank + 0.25),
         np.float32(rank),
@@ -108,7 +108,7 @@ def arrays(rank):
 
 @functools.cache
 def group_of(workers, engine):
-    """Run a group once, and return its results or how it failed."""
+    """Run a group once, and return its results or its error."""
     try:
         return run_group("test_collectives:call_collectives", workers=workers, timeout=90, engine=engine)
     except GroupFailed as error:
@@ -190,7 +190,7 @@ def test_means_keep_their_type(workers, engine):
 
 
 def call_in_control_flow(strategy):
-    """Return the sums of operations whose order only the program gives: none of them needs another's result."""
+    """Return the sums of operations that only the program puts in order: none of them needs another's result."""
     import tensorflow as tf
 
     collectives = strategy.collectives
@@ -205,7 +205,7 @@ def call_in_control_flow(strategy):
     def program(x):
         sums = [collectives.all_reduce(x + number) for number in range(6)]
         total = tf.zeros(())
-        for number in tf.range(5):  # a loop of TensorFlow, with a condition and a call
+        for number in tf.range(5):  # a TensorFlow loop, with a condition and a call
             if number % 2 == 0:
                 total += collectives.all_reduce(tf.cast(number, tf.float32))
             else:
@@ -221,7 +221,7 @@ def call_in_control_flow(strategy):
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_operations_of_a_graph_keep_the_order_of_the_program(workers):
-    """TensorFlow would otherwise execute them as their inputs become available, in another order on each worker."""
+    """Otherwise TensorFlow would execute each one when its inputs are ready, in another order on each worker."""
     ranks = sum(range(workers))
     for found in run_group("test_collectives:call_in_control_flow", workers=workers, timeout=90):
         for repeat, (sums, gathered) in enumerate(zip(found["sums"], found["gathered"], strict=True)):

@@ -1,4 +1,4 @@
-"""Data that differs among the workers, and models that cannot work on a part of a batch."""
+"""Data that differs between workers, and models that cannot compute a part of a batch."""
 
 import sys
 from pathlib import Path
@@ -29,7 +29,7 @@ def regression(keras):
 
 
 def own_rows(strategy, counts, policy):
-    """Train on other rows on each worker, of which they have different numbers."""
+    """Train on different rows on each worker, and on a different number of them."""
     import tensorflow as tf
 
     with strategy.scope():
@@ -43,7 +43,7 @@ def own_rows(strategy, counts, policy):
 
 
 def own_files(strategy, folder):
-    """Train on files, of which TensorFlow gives every other one to each of two workers."""
+    """Train on files that TensorFlow deals out alternately to two workers."""
     import tensorflow as tf
 
     def parse(line):
@@ -60,7 +60,7 @@ def own_files(strategy, folder):
 
 
 def merged(strategy, counts):
-    """Train on the rows of all workers in one process, in the batches that they make together."""
+    """Train on the rows of all workers in one process, in the same global batches."""
     import tensorflow as tf
 
     part = -(-BATCH // len(counts))
@@ -99,7 +99,7 @@ def test_workers_with_files_of_their_own_train_on_all_of_them(tmp_path):
 
 
 def generators(strategy, counts):
-    """Train on a generator that should yield the same on all workers; return the error."""
+    """Train on a generator that should yield the same rows on all workers; return the error."""
     import tensorflow as tf
 
     with strategy.scope():

@@ -1,4 +1,4 @@
-"""DataFrames in local mode, over Connect and on a cluster, and failures on their way to the workers."""
+"""DataFrames in local mode, over Connect and on a cluster, and failures while rows travel to the workers."""
 
 import importlib.util
 import json
@@ -248,7 +248,7 @@ print("RESULT", runner.run(lambda data: data.total_rows, data=wide.limit(5)))
 
 
 def test_a_full_disk(tmp_path):
-    """On a disk of 24 MiB, the run fails before it starts if Spark knows the rows, else when the disk is full."""
+    """On a disk of 24 MiB, a run fails before rows arrive if Spark knows their number, else when the disk is full."""
     if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)]).returncode:
         pytest.skip("needs to mount a file system, as root")
     try:

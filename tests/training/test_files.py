@@ -1,4 +1,4 @@
-"""Files that TensorFlow writes: AutoGraph's generated code, and checkpoints on its file systems."""
+"""Files that TensorFlow writes: the code that AutoGraph generates, and checkpoints on TensorFlow's file systems."""
 
 import inspect
 import os
@@ -16,7 +16,7 @@ from spark_tensorflow_distributor.training.autograph_files import keep_no_genera
 
 @pytest.fixture
 def temporary(monkeypatch, tmp_path):
-    """The temporary directory, with AutoGraph's loader patched as in a trainer."""
+    """A new temporary directory, with AutoGraph's loader patched as in a trainer."""
     monkeypatch.setattr(loader, "load_source", loader.load_source)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
@@ -45,8 +45,8 @@ def test_errors_in_generated_code_show_the_source_line(temporary):
     with pytest.raises(ValueError, match="in user code") as info:
         fails(tf.constant(1.0))
     text = "".join(traceback.format_exception(info.value))
-    assert 'raise ValueError("in a graph")' in text  # the user's line, which AutoGraph adds
-    assert "ag__.if_stmt" in text  # and the generated one
+    assert 'raise ValueError("in a graph")' in text  # the user's line, which AutoGraph adds to the traceback
+    assert "ag__.if_stmt" in text  # and the generated line
     assert os.listdir(temporary) == []
 
 

@@ -1,4 +1,4 @@
-"""The progress reports and the printed output of a fit on two workers."""
+"""Progress reports and printed output of a fit on two workers."""
 
 import contextlib
 import gc
@@ -21,7 +21,7 @@ BATCH = 64
 ROWS = 512
 
 
-# ---- what the processes run
+# ---- Functions that the processes run.
 
 
 def digits():
@@ -57,7 +57,7 @@ def run_all(strategy):
 
 
 def report_progress(strategy):
-    """Record what fit reports, and what the reporting leaves behind."""
+    """Record what fit reports, and what traces the reporting leaves."""
     import tensorflow as tf
 
     from spark_tensorflow_distributor.training.fit_hooks import hook_methods
@@ -139,7 +139,7 @@ def count_lines(strategy):
     return printed
 
 
-# ---- the tests
+# ---- Tests.
 
 with_tf_keras = pytest.mark.skipif(not find_spec("tf_keras"), reason="tf_keras is not installed")
 PACKAGES = pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The history of runs whose ``fit`` is interrupted and resumed, against the one that Keras returns."""
+"""The history of runs whose ``fit`` is interrupted and resumed, compared with the history that Keras returns."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Calls that only some of the workers make: the chief may evaluate and predict by itself, but not fit."""
+"""Calls that only some workers make: the chief may evaluate and predict by itself, but not fit."""
 
 import time
 
@@ -59,7 +59,7 @@ def test_the_chief_evaluates_and_predicts_alone(runner):
     np.testing.assert_allclose(found["alone"], found["together"], rtol=1e-5)
     np.testing.assert_allclose(found["together"], plain["together"], rtol=1e-6)
     for weights, expected in zip(found["weights"], plain["weights"], strict=True):
-        np.testing.assert_array_equal(weights, expected)  # the chief's calls have changed nothing, nor any order
+        np.testing.assert_array_equal(weights, expected)  # the chief's calls have changed neither state nor order
     assert [each.shape for each in found["predicted"]] == [(5, 1)] * 3
     assert found["last"].shape == (40, 1)
     assert len(found["sample"]) == 2

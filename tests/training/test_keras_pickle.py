@@ -1,4 +1,4 @@
-"""Models with classes and functions of the user's own travel, in both directions."""
+"""Models with the user's own classes and functions travel in both directions."""
 
 import io
 import os
@@ -42,7 +42,7 @@ def own_module(tmp_path, monkeypatch):
 
 
 def make_model(shift_class):
-    """Return a model with a class in a module, classes and functions of this function, and all nested ones."""
+    """Return a model that uses a class from a module, and classes and functions that are local to this function."""
 
     class Scale(keras.layers.Layer):
         def __init__(self, inner, **options):

@@ -64,7 +64,7 @@ def line(num_features, outputs=1):
 
 @pytest.fixture(scope="module")
 def plants(spark):
-    """240 rows of three kinds that two numbers tell apart."""
+    """240 rows of three kinds, which two numbers distinguish."""
     kind = F.col("id") % 3
     rows = spark.range(0, 240, 1, 3).select(
         "id",
@@ -317,7 +317,8 @@ def test_mistakes_are_reported_with_their_cause(plants, features, classifier):
         KerasRegressor().fit(features)
     with pytest.raises(ConfigurationError, match="contains no Keras model"):
         KerasRegressionModel().transform(features)
-    # What only the workers see: three classes for two outputs, labels that are no classes, a loss for one-hot labels.
+    # Errors that only workers can see: three classes for two outputs, labels that are not classes, a loss for one-hot
+    # labels.
     with pytest.raises(
         DataError, match="label column 'label' contains 2; a classifier's labels are whole numbers from 0"
     ):

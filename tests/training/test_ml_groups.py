@@ -1,4 +1,4 @@
-"""One model for each group: the numbers of a new model for each, failures by key, and predictions."""
+"""One model per group: each has the numbers of a newly built model; failures by key, and predictions."""
 
 import numpy as np
 import pytest
@@ -251,7 +251,7 @@ def keras():
 
 @pytest.fixture(scope="module")
 def df(spark):
-    """Stores 0 to 7 with 12 rows each; 6 has NaN in its labels, 7 a null among its features."""
+    """Stores 0 to 7 with 12 rows each; store 6 has NaN in its labels, store 7 a null among its features."""
     from pyspark.sql import functions as F
 
     store = (F.col("id") % 8).cast("int")
@@ -325,7 +325,7 @@ def test_partitions_do_not_matter(df, groups):
 
 @pytest.fixture(params=["arrow", "pandas"])
 def transport(request, monkeypatch):
-    """Functions based on Arrow, and those based on pandas as before PySpark 4.1."""
+    """Functions based on Arrow, and functions based on pandas as before PySpark 4.1."""
     if request.param == "pandas":
         monkeypatch.delattr("pyspark.sql.functions.arrow_udf", raising=False)
 
@@ -356,7 +356,7 @@ def test_columns_of_other_names(df, groups):
 
 @pytest.fixture(scope="module")
 def large_keys(spark):
-    """Rows of keys that float64 cannot tell apart, with a feature of whole numbers."""
+    """Rows with keys that float64 cannot distinguish, and a feature of whole numbers."""
     rows = [(key, number, float(number * factor)) for key, factor in LARGE.items() for number in range(8)]
     return spark.createDataFrame(rows, "key bigint, n int, y double")
 
@@ -433,7 +433,7 @@ def test_wrong_columns_fail_before_the_job(df):
 
 @pytest.fixture(scope="module")
 def regions(df):
-    """Regions and stores, with classes 0 and 1; the store 9 has a label that is no class."""
+    """Regions and stores, with classes 0 and 1; store 9 has a label that is not a class."""
     from pyspark.ml.feature import VectorAssembler
     from pyspark.sql import functions as F
 

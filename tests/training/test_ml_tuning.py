@@ -1,4 +1,4 @@
-"""CrossValidator and TrainValidationSplit: trainings side by side on parts of the cluster."""
+"""CrossValidator and TrainValidationSplit: parallel trainings on parts of the cluster."""
 
 import sys
 import threading
@@ -65,7 +65,7 @@ def rows(spark):
 
 
 def test_trainings_share_the_cluster_and_wait_for_each_other(rows, tmp_path):
-    # Of four slots, two trainings of two take all; the third has to wait, for longer than its start_timeout if need be.
+    # Two trainings take two slots each, which are all; the third must wait, if need be longer than its start_timeout.
     regressor = KerasRegressor(modelFn=line, epochs=2, batchSize=16, numSlots=2, runCallbacks=[Overlap()])
     pipeline = Pipeline(stages=[VectorAssembler(inputCols=["x", "z"], outputCol="features"), regressor])
     grid = ParamGridBuilder().addGrid(regressor.modelParams, [{"rate": rate} for rate in (1e-9, 0.1, 1e-8)]).build()
@@ -97,7 +97,7 @@ def test_a_split_with_checkpoints_of_their_own(rows, tmp_path):
     )  # fmt: skip
     model = split.fit(features)
     assert model.validationMetrics[0] < model.validationMetrics[1]
-    # Neither resumed the other's checkpoint, which would have skipped its only epoch.
+    # Neither training resumed from the other's checkpoint, which would have skipped its only epoch.
     assert all(len(each.history["loss"]) == 1 for each in model.subModels)
     assert len(list((tmp_path / "logs").iterdir())) == 3
     model.save(str(tmp_path / "split"))

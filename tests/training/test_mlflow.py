@@ -1,4 +1,4 @@
-"""Runs that are recorded in a real MLflow, with its sqlite store."""
+"""Runs that are recorded in a real MLflow with an SQLite store."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from spark_tensorflow_distributor import MirroredStrategyRunner, MLflowCallback,
 
 mlflow = pytest.importorskip("mlflow")
 
-# MLflow and its store use what their own dependencies have deprecated.
+# MLflow and its store use features that their own dependencies have deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(autouse=True)
 def environment():
-    """TensorFlow and MLflow leave variables in the environment of the process that imports them."""
+    """Restore the environment, in which TensorFlow and MLflow leave variables when they are imported."""
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -98,7 +98,7 @@ def test_a_run_with_a_restart_and_a_model(spark, store, frame, monkeypatch):
     text = Path(store.download_artifacts(callback.run_id, "report.txt")).read_text(encoding="utf-8")
     assert text.startswith("Run succeeded after")
 
-    # The model, as a user of MLflow finds it.
+    # Load the model as a user of MLflow would.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
     udf = mlflow.pyfunc.spark_udf(spark, f"runs:/{callback.run_id}/model", result_type="double", env_manager="local")
     first = frame.limit(5)
@@ -154,7 +154,7 @@ def test_autolog_in_the_function_records_one_run(spark, store, legacy):
 
 @pytest.mark.parametrize(("engine", "predicts"), [("sockets", False), ("sockets", True), ("tensorflow", True)], ids=str)
 def test_autolog_on_the_chief_alone(spark, store, engine, predicts):
-    """MLflow's own function predicts a few rows after fit, to find the model's signature; the others do not join."""
+    """After fit, MLflow predicts a few rows to infer the model's signature; the other workers do not join."""
     experiment = store.create_experiment(f"chief-{engine}-{predicts}")
 
     def train(predicts):
@@ -177,7 +177,7 @@ def test_autolog_on_the_chief_alone(spark, store, engine, predicts):
         return losses
 
     env = {"MLFLOW_TRACKING_URI": store.uri, "MLFLOW_EXPERIMENT_ID": experiment}
-    env["MLFLOW_REQUIREMENTS_INFERENCE_TIMEOUT"] = "1"  # for which it would start Python and import TensorFlow
+    env["MLFLOW_REQUIREMENTS_INFERENCE_TIMEOUT"] = "1"  # inference would start a Python that imports TensorFlow
     spark.conf.set("tensorflow.spark.distributor.collectives", engine)
     try:
         runner = MirroredStrategyRunner(num_slots=2, use_gpu=False, spark=spark, env=env)

@@ -15,7 +15,7 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent.parent / "examples" / "notebook
 
 @pytest.fixture
 def kernel_of_this_environment(monkeypatch, tmp_path):
-    """A kernel with this interpreter and this package, whichever kernels are installed."""
+    """A kernel with this interpreter and this package, no matter which kernels are installed."""
     from ipykernel.kernelspec import write_kernel_spec
 
     source = str(Path(__file__).parent.parent.parent / "src")

@@ -1,4 +1,4 @@
-"""Each patch is needed: without it, a case fails. If one is not, upstream has fixed the fault."""
+"""Each patch is needed: without it, a case fails. If the case passes, upstream has fixed the fault."""
 
 import contextlib
 import functools
@@ -36,7 +36,7 @@ NEEDED_BY = {
     "keras": {**NEEDED, "jit_compile": "jit_compile", "callbacks": "tensorboard"},
     "tf_keras": {**NEEDED, "callbacks": "csv_logger"},
 }
-# They have tests of their own: here, and in test_runner_training.py those of timed steps.
+# These patches have separate tests, in this file or, for timed steps, in test_runner_training.py.
 SHOWN_ELSEWHERE = {
     "keras": {"saved_models", "downloads", "mirrored"},
     "tf_keras": {"saved_models", "downloads", "timed_steps"},
@@ -72,7 +72,7 @@ def run_whole_table(package, workers):
 
 
 def whole_table(package, workers):
-    """Return the results of all cases with all patches, by rank; they run once."""
+    """Return the results of all cases with all patches, by rank; the cases run only once."""
     found = run_whole_table(package, workers)
     if isinstance(found, GroupFailed):
         raise found
@@ -101,12 +101,12 @@ def test_a_case_fails_without_the_patch(package, patch, name, tmp_path):
     try:
         found = run_group("test_patches:run", workers=2, without=[patch], **arguments)
     except GroupFailed:
-        return  # it raises, or hangs
+        return  # the case raises or hangs
     assert not is_right(package, name, found), f"{package} needs no {patch}"
 
 
 def save_interrupted(strategy, folder):
-    """Interrupt a worker while it saves a model, and load what is there then."""
+    """Interrupt a worker while it saves a model, and then load the file."""
     import tensorflow as tf
 
     with strategy.scope():
@@ -133,7 +133,7 @@ def save_interrupted(strategy, folder):
         for load in (lambda: tf.keras.models.load_model(whole).get_weights(), loaded_weights):
             try:
                 is_kept.append(all((one == old).all() for one, old in zip(load(), before, strict=True)))
-            except Exception:  # of any type: it is not a whole file
+            except Exception:  # of any type: the file is not complete
                 is_kept.append(False)
     return {"is_kept": is_kept}
 
@@ -150,7 +150,7 @@ def test_a_models_file_appears_as_a_whole_or_not_at_all(package, without, is_kep
 
 
 def fetch(strategy, url, folder):
-    """Let all ranks ask for a file at once, and return what they find."""
+    """Let all ranks request a file at the same time, and return what they get."""
     import tensorflow as tf
 
     strategy.collectives.wait()
@@ -160,7 +160,7 @@ def fetch(strategy, url, folder):
 
 @pytest.fixture
 def slow_file():
-    """The address of a file that takes a second to arrive, its content, and a list with an item for each request."""
+    """The URL of a file that takes a second to arrive, its content, and a list with an item for each request."""
     data, requests = b"0123456789" * 1000, []
 
     class Handler(http.server.BaseHTTPRequestHandler):

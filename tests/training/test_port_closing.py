@@ -1,4 +1,4 @@
-"""Closing TensorFlow's port, with collectives and a context that stand for TensorFlow's."""
+"""Closing TensorFlow's port, with stand-ins for TensorFlow's collectives and context."""
 
 import socket
 
@@ -9,7 +9,7 @@ from spark_tensorflow_distributor.training import port_closing
 
 
 class Collectives:
-    """Two workers: this one and another, of which it is given whether it could connect."""
+    """Two workers: this one, and another of which the test says whether it could connect."""
 
     rank, world_size = 0, 2
 
@@ -38,7 +38,7 @@ def listener(monkeypatch):
 
 
 def closes(monkeypatch, listener, context, other_is_connected=True):
-    """Call it; return whether the port is closed, and the warnings."""
+    """Call ``close_port``; return whether the port is closed, and the warnings."""
     loader = type("Loader", (), {"load": staticmethod(lambda: type("Module", (), {"context": lambda: context}))})
     monkeypatch.setattr(port_closing, "EAGER_CONTEXT", loader)
     warnings = []

@@ -1,4 +1,4 @@
-"""Predictions on the cluster equal those of ``model.predict`` on the same rows."""
+"""Predictions on the cluster equal the results of ``model.predict`` on the same rows."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ COLUMNS = ["a", "b", "c"]
 
 @pytest.fixture(scope="module")
 def keras():
-    """Keras in the test's own process, which acts as a driver whose user has a model."""
+    """Keras in the test's own process, which plays a driver whose user has a model."""
     import keras
 
     return keras
@@ -88,7 +88,7 @@ def test_files(numbers, dense, tmp_path):
         scored = predict(numbers, str(path), COLUMNS, stack=True, output_column="p")
         assert scored.schema["p"].dataType.simpleString() == "float"
         close([row.p for row in scored.collect()], wanted)
-        spec = ModelSpec("url", "key", url=str(path))  # the way executors load it from storage
+        spec = ModelSpec("url", "key", url=str(path))  # as executors load it from storage
         loaded = Predictor(loading.load(spec, bytes))([Rows("x", np.ones((2, 3), np.float32))], True, False)
         close(loaded[0].data, dense.predict(np.ones((2, 3)), verbose=0))
     left = [name for name in os.listdir(tempfile.gettempdir()) if name not in before]
@@ -195,7 +195,7 @@ def test_nulls(spark, dense):
 
 
 def test_custom_classes_and_one_load_per_worker(numbers, keras, tmp_path):
-    """The classes exist only in this function. Each load writes the process id to a file."""
+    """The classes exist only in this function. Each load writes the process's id to a file."""
 
     def twice(x):
         return x * 2
@@ -215,7 +215,7 @@ def test_custom_classes_and_one_load_per_worker(numbers, keras, tmp_path):
 
     log = str(tmp_path / "log")
     model = keras.Sequential([keras.Input((3,)), Scale(log), keras.layers.Dense(2, activation=twice)])
-    for _ in range(4):  # more often than there are workers, so that some are reused
+    for _ in range(4):  # more tasks than workers, so that some workers are reused
         rows = predict(numbers, model, COLUMNS, stack=True).collect()
         close([row.prediction for row in rows], model.predict(matrix(rows), verbose=0))
     loads = [pid for pid in Path(log).read_text().split() if pid != str(os.getpid())]

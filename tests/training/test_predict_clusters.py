@@ -1,4 +1,4 @@
-"""Predictions with separate driver and executors: over Spark Connect, and on a standalone cluster."""
+"""Predictions with driver and executors apart: over Spark Connect, and on a standalone cluster."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""What TensorFlow makes of a trainer's process, and what a user sees of it."""
+"""How TensorFlow configures a trainer's process, and what a user sees of this."""
 
 import time
 

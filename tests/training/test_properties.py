@@ -1,4 +1,4 @@
-"""Random small trainings compute the same on several replicas as in one process."""
+"""Random small trainings compute the same numbers on several replicas as in one process."""
 
 import functools
 import os
@@ -16,8 +16,8 @@ from in_process import OutOfStep, on_replicas
 from random_draws import trainings
 from random_models import Training, build, run
 
-# How many trainings are drawn. The usual number takes about a minute and always draws the same ones; any other number
-# that the environment asks for draws others each time.
+# How many trainings are drawn. The usual number takes about a minute and always draws the same trainings; any other
+# number from the environment draws different ones each time.
 _USUAL = 20
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", _USUAL))
 
@@ -47,7 +47,7 @@ def differences(training: Training, engine: str = "memory") -> list[str]:
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(training=trainings())
-# Every replica has the whole batch, whose sparse gradient counts once.
+# Every replica has the whole batch, whose sparse gradient must count once.
 @example(Training(replicas=3, batch=1, rows=1, inputs="words", layers=("average",), optimizer="Adam"))
 @example(Training(batch=4, rows=5, inputs="words", layers=("average",), options=(("clipnorm", 0.1),), eager=False))
 # Each replica has one row.
@@ -56,8 +56,8 @@ def differences(training: Training, engine: str = "memory") -> list[str]:
 # The second replica's rows do not fill a batch, and it runs out of them before the first one.
 @example(Training(batch=3, rows=9, data="own rows", layers=("batch norm",)))
 @example(Training(batch=3, rows=9, data="own rows", inputs="words", layers=("average",), optimizer="Adam"))
-# Of the validation's batches, the replicas have two rows and one. Keras counts a single output's loss by these numbers
-# in a graph that knows them, which must not serve for the one row that each has in evaluate.
+# In validation, the replicas have two rows and one row of a batch. In a graph that knows these numbers, Keras weights a
+# single output's loss by them; evaluate, where each replica has one row, must not reuse this graph.
 @example(Training(eager=False, second_output=True, validation_rows=6, data="dataset", then="evaluate"))
 def test_a_training_computes_the_same_on_several_replicas(training):
     assert not differences(training)
@@ -91,7 +91,7 @@ def test_the_same_lookup_in_a_graph():
 
 
 def test_a_wrong_share_is_noticed(monkeypatch):
-    """A property test must fail if replicas are wrong: here each of them counts equally, however many rows it has."""
+    """The property test must fail if replicas are wrong: here, each one counts equally, however many rows it has."""
     from spark_tensorflow_distributor.training.replica_step import ReplicaStep
 
     monkeypatch.setattr(ReplicaStep, "_compute_share", lambda step: tf.constant(1 / step.replicas))

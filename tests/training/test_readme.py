@@ -1,4 +1,4 @@
-"""The programs in README.md run as they are printed there, with the library installed from its wheel."""
+"""The programs in README.md run exactly as printed there, with the library installed from its wheel."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def programs(section):
 
 @pytest.fixture(scope="module")
 def clean_python(tmp_path_factory):
-    """A Python with the wheel and, instead of downloading them again, this environment's other packages."""
+    """A Python with the wheel and this environment's other packages, which need not be downloaded again."""
     pytest.importorskip("build")
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("clean")
@@ -34,7 +34,7 @@ def clean_python(tmp_path_factory):
     packages = Path(subprocess.run([python, "-c", show], capture_output=True, text=True, timeout=60).stdout.strip())
     (wheel,) = folder.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(packages)
-    # Python does not follow the .pth files in these directories, by which the library itself is installed there.
+    # Python ignores .pth files in these directories, and one of those makes this source tree importable.
     others = [path for path in sys.path if path in site.getsitepackages() or path.endswith("site-packages")]
     (packages / "others.pth").write_text("\n".join(others) + "\n")
     return python

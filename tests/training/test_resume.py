@@ -1,4 +1,4 @@
-"""Training that is interrupted and resumed ends with the result of uninterrupted training."""
+"""Training that is interrupted and resumed ends with the same result as uninterrupted training."""
 
 import csv
 import zipfile
@@ -19,9 +19,9 @@ def runner(spark):
 
 
 def program():
-    """A training function with many kinds of data and callbacks, which the last rank's death may interrupt.
+    """Return a training function with many kinds of data and callbacks, which may kill its last rank.
 
-    It is nested, so that it is pickled by value.
+    The function is nested, so that it is pickled by value.
     """
 
     def train(
@@ -48,9 +48,9 @@ def program():
         context = get_context()
 
         class Kill(tf.keras.callbacks.Callback):
-            """Kills the last rank in the first attempt: at a step, or in the evaluation of the second epoch."""
+            """Kills the last rank in the first attempt, at a step or in the evaluation of the second epoch."""
 
-            seen = evaluated = 0  # over all calls of fit
+            seen = evaluated = 0  # over all calls to fit
 
             def on_train_batch_end(self, batch, logs=None):
                 Kill.seen += 1
@@ -73,7 +73,7 @@ def program():
             tf.keras.mixed_precision.set_global_policy("mixed_float16")
 
         class TwoOptimizers(tf.keras.Sequential):
-            """Trains its first layer and the others with optimizers of their own, as GANs do."""
+            """Trains its first layer and the others with separate optimizers, as GANs do."""
 
             first = second = None
 
@@ -109,7 +109,7 @@ def program():
             return model
 
         class Shuffled(getattr(tf.keras.utils, "PyDataset", tf.keras.utils.Sequence)):
-            """Has a new order in each epoch; Keras also shuffles its batches."""
+            """Draws a new order for each epoch; Keras also shuffles the batches."""
 
             order = np.arange(1024)
 
@@ -159,7 +159,7 @@ def program():
             )
         )
         histories = [model.fit(**arguments, epochs=epochs, callbacks=given)]
-        if again:  # another model, which starts from the result of the first
+        if again:  # train another model, which starts from the result of the first
             first, model = model, build()
             model.set_weights([weight * 0.5 for weight in first.get_weights()])
             histories.append(model.fit(**arguments, epochs=2, callbacks=[Kill()]))
@@ -237,7 +237,7 @@ def test_tf_keras(runner, data, kill):
 
 @pytest.mark.parametrize("legacy", ["0", "1"])
 def test_a_failure_during_evaluation(runner, legacy):
-    """After the last step of an epoch, at which a checkpoint was due, and before the end of the epoch."""
+    """The failure comes after an epoch's last step, at which a checkpoint was due, and before the epoch ends."""
     options = {"env": {"TF_USE_LEGACY_KERAS": legacy}}
     whole = runner(**options).run(program(), special="evaluation", data="shuffled arrays")
     interrupted = runner(**options)
@@ -270,8 +270,8 @@ def test_callbacks_keep_their_state(runner, tmp_path):
     whole = runner().run(program(), epochs=9, callbacks=wanted, log=str(tmp_path / "whole.csv"))
     interrupted = runner().run(program(), epochs=9, callbacks=wanted, log=str(tmp_path / "log.csv"), kill=41)
     check_same(interrupted, whole)
-    assert len(whole["epochs"][0]) == 4  # stopped early, by the loss of the first epoch
-    assert interrupted["rates"] == whole["rates"][2:]  # those of the second attempt
+    assert len(whole["epochs"][0]) == 4  # stopped early, because of the loss of the first epoch
+    assert interrupted["rates"] == whole["rates"][2:]  # the rates of the second attempt
     with open(tmp_path / "log.csv") as mine, open(tmp_path / "whole.csv") as theirs:
         actual, expected = list(csv.DictReader(mine)), list(csv.DictReader(theirs))
     assert len(actual) == len(expected) == 4
@@ -372,7 +372,7 @@ def test_checkpoints_of_another_model_are_rejected(runner, tmp_path):
 
 
 def test_a_folder_that_hosts_do_not_share_is_an_error(runner, tmp_path):
-    """A checkpoint that the driver knows of is missing: the run fails instead of starting from scratch."""
+    """If a checkpoint that the driver knows of is missing, the run fails instead of starting from scratch."""
 
     def train(folder):
         import os
@@ -388,7 +388,7 @@ def test_a_folder_that_hosts_do_not_share_is_an_error(runner, tmp_path):
         model.compile("sgd", "mse")
         model.fit(np.zeros((8, 2)), np.zeros((8, 1)), batch_size=8, epochs=3)
         if get_context().is_chief:
-            while any(name.startswith(".") for name in os.listdir(folder)):  # one that is still being written
+            while any(name.startswith(".") for name in os.listdir(folder)):  # a file that is still being written
                 time.sleep(0.05)
             shutil.rmtree(folder)
             os.makedirs(folder)

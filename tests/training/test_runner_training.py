@@ -21,7 +21,7 @@ def runner(spark):
 
 
 def digits_program():
-    """A function in the form of a 1.0.0 program; nested, so that it is pickled by value."""
+    """Return a function in the form of a 1.0.0 program; nested, so that it is pickled by value."""
 
     def train(optimizer="adam", epochs=3):
         import tensorflow as tf
@@ -61,7 +61,7 @@ def test_two_workers_train_the_model_of_one(runner, optimizer):
     two = made.run(digits_program(), optimizer=optimizer)
     for worker in made.report.workers.values():
         times = worker.times
-        assert 40 <= times["steps"] <= 42 + 14  # all of fit and evaluate but those that were traced
+        assert 40 <= times["steps"] <= 42 + 14  # all steps of fit and evaluate, except those that were traced
         assert 0 < times["reading"] + times["collectives"] < times["loop"] < worker.seconds["train"]
         assert times["bytes"] > 40 * 4 * 2410  # the gradients of each step
         assert len(worker.steps) == times["steps"]
@@ -86,7 +86,7 @@ def test_steps_of_tf_keras_and_on_the_collectives_of_tensorflow_are_timed(spark,
 
         def rows():
             for number in range(40):
-                time.sleep(0.05)  # the input is slow, even beside steps on a busy machine
+                time.sleep(0.05)  # the input is slow, even compared with steps on a busy machine
                 yield [float(number)] * 3, 1.0
 
         spec = (tf.TensorSpec((3,)), tf.TensorSpec(()))
@@ -104,7 +104,7 @@ def test_steps_of_tf_keras_and_on_the_collectives_of_tensorflow_are_timed(spark,
         spark.conf.unset("tensorflow.spark.distributor.collectives")
     for worker in made.report.workers.values():
         times = worker.times
-        assert 27 <= times["steps"] <= 29  # all but those that were traced
+        assert 27 <= times["steps"] <= 29  # all steps except those that were traced
         assert 0.4 * times["loop"] < times["reading"] < times["loop"]
         assert ("collectives" in times) == (engine == "sockets")
         assert times.get("collectives", 1) > 0
@@ -171,7 +171,7 @@ def test_a_custom_strategy(runner):
 
 
 def test_unseeded_random_numbers_differ_between_runs_and_ranks(runner, tmp_path):
-    """All trainers are forks of one image."""
+    """All trainers are forks of the same process."""
 
     def draw(folder):
         import tensorflow as tf
@@ -193,7 +193,7 @@ def test_the_second_run_does_not_import_tensorflow_again(runner):
     made = runner(2)
     started = time.monotonic()
     made.run(lambda: None)
-    # Importing TensorFlow takes several seconds of processor time, a fork a few hundredths.
+    # Importing TensorFlow takes several seconds of CPU time, a fork a few hundredths of a second.
     assert made.report.workers[0].seconds["import"] < 1.5
     assert time.monotonic() - started < 20
 
@@ -279,7 +279,7 @@ def test_local_mode():
 
 
 def test_a_program_in_the_form_of_1_0_0(spark):
-    """Loads a data set, batches globally, auto-shards and calls fit; only the imports are new."""
+    """The program loads a data set, uses global batches and auto-sharding, and calls fit; only its imports are new."""
 
     def program():
         import uuid
@@ -317,7 +317,7 @@ def test_a_program_in_the_form_of_1_0_0(spark):
         return model.fit(x=data, epochs=3, steps_per_epoch=15).history["loss"]
 
     def served():
-        """The program with real digits as its data set, repeated to the original size."""
+        """Run the program with real digits as its data set, repeated to the original size."""
         import tensorflow as tf
         from sklearn.datasets import load_digits
 
@@ -397,7 +397,7 @@ def listening_program():
         model.fit(np.ones((8, 3), "float32"), np.ones((8, 1), "float32"), verbose=0)
         own, found = set(), []
         for fd in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):  # that of the listing itself
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself
                 own.add(os.readlink(f"/proc/self/fd/{fd}").strip("socket:[]"))
         for name in ("tcp", "tcp6"):
             with open(f"/proc/self/net/{name}") as file:
@@ -420,4 +420,4 @@ def test_no_port_is_open_during_training_on_cpus(spark, runner):
     finally:
         for name in settings:
             spark.conf.unset(f"tensorflow.spark.distributor.{name}")
-    assert len(found) >= 1  # the test would notice an open port
+    assert len(found) >= 1  # shows that the test would find an open port

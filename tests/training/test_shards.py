@@ -1,11 +1,11 @@
-"""DataFrames in the training function: every row is read once, and training gives the model of one process."""
+"""DataFrames in the training function: every row is read once, and training yields the model of one process."""
 
 import sys
 
 import numpy as np
 import pytest
 from pyspark import cloudpickle
-from sklearn.datasets import load_digits  # here, since its import sets environment variables
+from sklearn.datasets import load_digits  # imported here, because the import sets environment variables
 
 import spark_tensorflow_distributor as std
 from spark_tensorflow_distributor import MirroredStrategyRunner
@@ -15,7 +15,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def layouts(spark):
-    """DataFrames of an ``id`` and a ``label``, partitioned in twenty ways."""
+    """Return DataFrames of an ``id`` and a ``label`` with various partitions."""
     from pyspark.sql import functions as F
 
     def numbers(count, partitions=1, first=0):
@@ -77,7 +77,7 @@ def seen(request, spark):
     return runner.run(see_all, **layouts(spark)), request.param
 
 
-# The number of rows of each, with ids from 0.
+# The number of rows of each DataFrame; ids count from 0.
 ROWS = {
     "one_partition": 997,
     "many": 997,
@@ -116,7 +116,7 @@ def test_every_row_is_read_exactly_once(seen, name):
     rows = [rank["rows"][0] for rank in ranks]
     assert max(rows) - min(rows) <= 1
     assert {rank["rows"][1] for rank in ranks} == {len(wanted)}
-    # Without shuffling, each shard is in the DataFrame's order, if it has one, except for the few rows at its end that
+    # Without shuffling, each shard is in the DataFrame's order if that has one, except for a few rows at the end that
     # another worker handed over.
     assert sorted(v for rank in ranks for v in rank["raw"]) == wanted
     if name in ("one_partition", "many", "sorted", "skewed"):
@@ -145,7 +145,7 @@ def digits(spark, rows=1003):
 
 
 def train_digits(optimizer, data, test, weighted, in_one, epochs=3, batch=96, together=None):
-    """Train on shards in their own order, or in one process on arrays in exactly that order."""
+    """Train on shards in their own order, or in one process on arrays in exactly the same order."""
     import json
 
     import tensorflow as tf
@@ -197,7 +197,7 @@ def test_workers_train_the_model_of_one_process(spark, workers, optimizer, weigh
     test = frame.where("id < 400")  # not divisible by the batch, nor by three
     runner = MirroredStrategyRunner(num_slots=workers, use_gpu=False, env=env)
     many = runner.run(train_digits, optimizer=optimizer, data=frame, test=test, weighted=weighted, in_one=None)
-    # The rows of all ranks at each step; the last step has equally many of each.
+    # The rows of all ranks at each step; the last step also has equally many from each rank.
     steps = []
     for parts in zip(*many["order"], strict=True):
         least = min(map(len, parts))
@@ -215,7 +215,7 @@ def test_workers_train_the_model_of_one_process(spark, workers, optimizer, weigh
 
 
 def test_fit_reads_equal_parts_and_leaves_out_different_rows_each_epoch(spark):
-    """The steps of fit see equally many rows on every rank, and miss fewer rows than there are workers."""
+    """Each step of fit reads equally many rows on every rank; an epoch leaves out fewer rows than there are workers."""
 
     def train(data):
         import json
@@ -244,7 +244,7 @@ def test_fit_reads_equal_parts_and_leaves_out_different_rows_each_epoch(spark):
         epochs = int(data.steps(8))
         seen, model.seen = model.seen, []
         endless = data.to_tf(["id"], "label", batch_size=8, stack=True, repeat=True)
-        for _ in range(2):  # the second call must cut its passes like the first one
+        for _ in range(2):  # the second call must shorten its passes like the first one
             model.fit(endless, steps_per_epoch=epochs)
             assert {len(part) for part in model.seen} == {2}
         model.seen = seen
@@ -255,7 +255,7 @@ def test_fit_reads_equal_parts_and_leaves_out_different_rows_each_epoch(spark):
     frame = spark.range(0, 51, 1, 3).withColumn("label", F.lit(0.0))
     ranks = MirroredStrategyRunner(num_slots=4, use_gpu=False).run(train, data=frame)
     (steps,) = {steps for _, steps in ranks}
-    assert steps == 6  # of two rows on each of four workers; the three left over are fewer than workers
+    assert steps == 6  # of two rows on each of four workers; the three remaining rows are fewer than the workers
     left_out = []
     for epoch in range(3):
         parts = [seen[epoch * steps : (epoch + 1) * steps] for seen, _ in ranks]
@@ -353,7 +353,7 @@ def test_the_seed_determines_the_order(spark):
 
 
 def test_evaluate_and_predict_read_every_row_once(spark):
-    """With 101 rows, or one, on three workers the last batches are uneven or empty."""
+    """With 101 rows, or a single one, on three workers, the last batches are uneven or empty."""
 
     def train(data, tiny):
         import json

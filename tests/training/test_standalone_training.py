@@ -8,7 +8,7 @@ from clusters import StandaloneCluster
 def test_two_executors_train_the_same_model_as_one(tmp_path):
     cluster = StandaloneCluster(tmp_path)
     try:
-        # One core per executor, so that each worker has an executor and a fork server of its own.
+        # One core per executor, so that each worker has its own executor and fork server.
         conf = {"spark.executor.cores": "1", "spark.cores.max": "2", "spark.executor.memory": "512m"}
         result, out = cluster.drive("train_run.py", conf=conf)
     finally:
@@ -16,7 +16,7 @@ def test_two_executors_train_the_same_model_as_one(tmp_path):
     assert result["rendezvous"] == "channel", out
     for one, two in zip(result["one"], result["two"], strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
-    # Each executor's log has its own worker's output.
+    # Each executor's log contains the output of its own worker.
     logs = [path.read_text() for path in (tmp_path / "work").rglob("stderr")]
     assert len(logs) == 2
     assert any("Epoch 3/3" in log for log in logs)

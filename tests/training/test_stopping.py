@@ -1,4 +1,4 @@
-"""Training that callbacks at the driver, or a handle, stop before its last epoch."""
+"""Training that callbacks on the driver, or a handle, stop before the last epoch."""
 
 import threading
 
@@ -8,7 +8,7 @@ from spark_tensorflow_distributor import MirroredStrategyRunner, RunCallback, Ru
 
 
 class Recorder(RunCallback):
-    """Records the calls, and stops a fit after an epoch."""
+    """Records the calls, and stops a fit after a given epoch."""
 
     def __init__(self, stop_after):
         self.calls, self.threads, self.stop_after = [], set(), stop_after

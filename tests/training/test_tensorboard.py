@@ -58,14 +58,14 @@ def test_tensorboard_shows_the_run_of_all_ranks_and_attempts(spark, tmp_path):
     runner = MirroredStrategyRunner(num_slots=2, use_gpu=False, spark=spark, log_dir=tmp_path, max_restarts=1)
     losses = runner.run(program())
     assert len(runner.report.attempts) == 2
-    # In a process of its own, because TensorBoard imports TensorFlow, which changes the environment.
+    # In a separate process, because TensorBoard imports TensorFlow, which changes the environment.
     tags = json.dumps({"train": "epoch_loss", "rank0": "rank", "rank1": "rank"})
     done = subprocess.run([sys.executable, "-c", READER, str(tmp_path), tags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout.splitlines()[-1])
     assert shown["train"] == [[epoch, pytest.approx(loss)] for epoch, loss in enumerate(losses)]
     for rank in range(2):
-        # The first attempt's values are whole, although its rank 1 ended itself after writing them.
+        # The first attempt's values are complete, although its rank 1 killed itself after writing them.
         assert len(list((tmp_path / f"rank{rank}").iterdir())) == 2
         assert shown[f"rank{rank}"][-1000:] == [[step, rank] for step in range(1000)]
     assert list((tmp_path / "train" / "plugins" / "profile").rglob("*.xplane.pb"))

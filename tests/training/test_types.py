@@ -22,7 +22,7 @@ MICROSECOND = datetime.timedelta(microseconds=1)
 
 
 def table():
-    """name: (Spark's type, the value in row i, the value in TensorFlow, its type, the shape of a row)."""
+    """Return (Spark's type, the value in row i, the value in TensorFlow, its type, the shape of a row) by name."""
     from pyspark.ml.linalg import Vectors
 
     def sparse(i):
@@ -115,7 +115,7 @@ def frame_of(spark):
 
 
 def read_all(data, names):
-    """Return the spec and the values by id of each column, as every rank reads them."""
+    """Return each column's spec, and its values by id, as every rank reads them."""
     import base64
     import pickle
 
@@ -136,7 +136,7 @@ def read_all(data, names):
 
 @pytest.fixture(scope="module")
 def read(spark):
-    # The values must not depend on the time zone: this one has a half-hour offset and daylight saving.
+    # The values must not depend on the time zone; this one has a half-hour offset and daylight saving time.
     zone = spark.conf.get("spark.sql.session.timeZone")
     spark.conf.set("spark.sql.session.timeZone", "Australia/Adelaide")
     try:

@@ -1,7 +1,7 @@
-"""Equalises the workers' shards, and merges their facts. Pure.
+"""Plans how to equalise the workers' shards, and merges their facts. Pure.
 
-Spark's shuffle distributes each of its partitions evenly, so the shards differ by a few rows. Workers hand these rows
-over to each other until no two shards differ by more than one row, so that no worker runs out of rows early.
+Spark's shuffle distributes the rows of each partition evenly, so the shards differ by a few rows only. Workers hand
+over such rows to each other until no two shards differ by more than one, so that no worker runs out of rows early.
 """
 
 from collections import deque
@@ -20,13 +20,13 @@ class Transfer(NamedTuple):
 
 
 def plan_transfers(rows: Sequence[int]) -> list[Transfer]:
-    """Return the fewest transfers that make all shards equal, to within one row.
+    """Return transfers that make all shards equal to within one row, moving as few rows as possible.
 
     Args:
         rows: The number of rows of each rank.
     """
     least, extra = divmod(sum(rows), len(rows))
-    # The larger shards keep the extra row.
+    # The extra rows stay with the largest shards.
     by_size = sorted(range(len(rows)), key=lambda rank: (-rows[rank], rank))
     wanted = {rank: least + (position < extra) for position, rank in enumerate(by_size)}
     surplus = deque([rank, rows[rank] - wanted[rank]] for rank in range(len(rows)) if rows[rank] > wanted[rank])
@@ -44,10 +44,10 @@ def plan_transfers(rows: Sequence[int]) -> list[Transfer]:
 
 
 def plan_frames(rows: Sequence[Sequence[int]]) -> list[tuple[int, Transfer]]:
-    """Return the transfers of all DataFrames, each with the number of its frame.
+    """Return the transfers for all DataFrames, each with the number of its frame.
 
     Args:
-        rows: The number of rows of each rank, by frame.
+        rows: For each rank, the number of its rows in each frame.
     """
     return [
         (frame, transfer) for frame, counts in enumerate(zip(*rows, strict=True)) for transfer in plan_transfers(counts)
@@ -55,7 +55,7 @@ def plan_frames(rows: Sequence[Sequence[int]]) -> list[tuple[int, Transfer]]:
 
 
 def merge_facts(facts: Sequence[FrameFacts]) -> FrameFacts:
-    """Combine the facts of all workers into those of the whole DataFrame."""
+    """Combine the facts about each worker's rows into facts about the whole DataFrame."""
     columns = zip(*(each.columns for each in facts), strict=True)
     return FrameFacts(sum(each.rows for each in facts), tuple(map(_merge_column, columns)))
 

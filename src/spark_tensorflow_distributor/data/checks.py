@@ -1,4 +1,4 @@
-"""Rejects invalid calls of ``to_tf``. Pure; based on facts about all workers' rows, so all ranks agree."""
+"""Rejects invalid calls to ``to_tf``. Pure; uses facts about all workers' rows, so all ranks agree."""
 
 from collections.abc import Mapping
 from numbers import Integral
@@ -15,7 +15,7 @@ class Checks:
     """The checks of one DataFrame.
 
     Args:
-        store: Its rows.
+        store: This worker's rows, and the facts about all rows.
         what: The DataFrame's name, for messages.
         total: Its rows on all workers.
     """
@@ -108,10 +108,10 @@ class Checks:
 
 
 def known_column(store: "MappedRows", what: str, name: str) -> Column:
-    """Return the column of this name.
+    """Return the column with a name.
 
     Raises:
-        DataError: There is no such column.
+        DataError: If there is no such column.
     """
     if name not in store.columns:
         hint = nearest(name, store.columns) or f"; it has {', '.join(store.columns)}."
@@ -120,7 +120,7 @@ def known_column(store: "MappedRows", what: str, name: str) -> Column:
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether the value is an integer, of NumPy or Python; True and False are not."""
+    """Return whether a value is an integer of Python or NumPy; booleans do not count."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

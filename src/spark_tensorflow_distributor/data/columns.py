@@ -1,7 +1,7 @@
 """The table of column types, and the conversion of Arrow arrays to plain NumPy arrays.
 
-The driver reads a DataFrame's schema with :func:`columns_of`, which rejects types without a counterpart in TensorFlow.
-Spark's Python workers split each Arrow array with :func:`split_array`. See docs/data.md for the table.
+The driver reads a DataFrame's schema with :func:`columns_of`, which rejects types that have no counterpart in
+TensorFlow. Spark's Python workers split each Arrow array with :func:`split_array`. See docs/data.md for the table.
 """
 
 import difflib
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Maps a Spark type, as named in a schema's JSON, to the type of its values here.
+# Maps a Spark type, as named in a schema's JSON, to ``Column.dtype``.
 _SCALARS = {
     "boolean": "bool",
     "byte": "int8",
@@ -45,13 +45,13 @@ class Column:
     """One column of a DataFrame, or one field of a struct column.
 
     Attributes:
-        name: The column's name; ``outer.inner`` for a field of a struct.
+        name: The column's name; ``outer.inner`` for a field in a struct.
         path: The parts of the name.
-        spark_type: Spark's name of the type, for messages and rules.
-        dtype: NumPy's name of the values' type, or ``"string"`` or ``"binary"``.
-        depth: Levels of arrays around the values; 0 for a plain column.
-        conversion: What Spark does before it sends the column: ``"vector"`` (convert to an array of float32), a type
-            to cast to, or ``""``.
+        spark_type: Spark's name for the type, for messages and checks.
+        dtype: NumPy's name for the type of the values, or ``"string"`` or ``"binary"``.
+        depth: Number of levels of arrays around the values; 0 for a plain column.
+        conversion: How Spark converts the column before sending it: ``"vector"`` (to an array of float32), a type to
+            cast to, or ``""`` for no conversion.
     """
 
     name: str
@@ -82,14 +82,14 @@ class Column:
 
     @property
     def travels_as(self) -> str:
-        """Spark's name of the type in which the column leaves Spark."""
+        """Spark's name for the type in which the column leaves Spark."""
         if self.conversion:
             return "array<float>" if self.conversion == "vector" else self.conversion
         return re.sub(r"\b(var)?char\(\d+\)", "string", self.spark_type)
 
     @property
     def storage(self) -> str:
-        """NumPy's name of the type in which the values are stored: bytes for booleans and text."""
+        """NumPy's name for the type in which the values are stored; uint8 for booleans and byte strings."""
         return "uint8" if self.dtype == "bool" or self.is_bytes else self.dtype
 
 
@@ -98,10 +98,11 @@ def columns_of(schema: Mapping[str, Any], what: str) -> tuple[Column, ...]:
 
     Args:
         schema: The result of ``DataFrame.schema.jsonValue()``.
-        what: The owner of the schema, for messages: "The DataFrame 'train_data'".
+        what: What has this schema, for messages, such as "The DataFrame 'train_data'".
 
     Raises:
-        DataError: A column's type has no counterpart in TensorFlow, or two columns have the same name.
+        DataError: If a column's type has no counterpart in TensorFlow, two columns have the same name, or there are no
+            columns.
     """
     columns = tuple(_leaves(schema["fields"], (), what))
     seen: set[str] = set()
@@ -183,7 +184,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def by_column(argument: str, value: T | Mapping[str, T] | None, names: Sequence[str]) -> dict[str, T]:
-    """Return the values by column of an argument that is one value for all columns, a dict by column, or None.
+    """Return an argument's values by column, given one value for all columns, a dict by column, or None.
 
     Args:
         argument: The argument's name, for the message.
@@ -191,7 +192,7 @@ def by_column(argument: str, value: T | Mapping[str, T] | None, names: Sequence[
         names: The columns that the call uses.
 
     Raises:
-        ConfigurationError: The dict names another column.
+        ConfigurationError: If the dict names any other column.
     """
     if value is None:
         return {}
@@ -210,9 +211,9 @@ class Values:
 
     Attributes:
         data: All values in sequence, of type ``Column.storage``: numbers, or the bytes of all strings.
-        lengths: For each level of arrays, outermost first, the length of every item; for strings one more level with
-            their sizes in bytes. Empty for a plain number.
-        nulls: A mask of the null rows, or None if there are none.
+        lengths: For each level of arrays, outermost first, the length of every item; for strings, one more level with
+            their sizes in bytes. Empty for plain numbers.
+        nulls: A mask of the null rows, bool ``[rows]``; None if there are none.
         inner_nulls: The number of null values inside arrays.
     """
 
@@ -225,7 +226,7 @@ class Values:
 def split_array(array: "pa.Array", column: Column) -> Values:
     """Split an Arrow array of the column into NumPy arrays, without a copy if Arrow's layout allows it.
 
-    The values of null rows are arbitrary numbers, or empty.
+    In null rows, the values are arbitrary numbers, or empty.
     """
     nulls = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
     lengths: list[npt.NDArray[np.int64]] = []
@@ -248,7 +249,7 @@ def _list_parts(array: "pa.Array") -> tuple["npt.NDArray[np.int64]", "pa.Array"]
     offsets = array.offsets.to_numpy()
     lengths = np.diff(offsets).astype(np.int64)
     if array.null_count and lengths[hidden := array.is_null().to_numpy(zero_copy_only=False)].any():
-        lengths[hidden] = 0  # Arrow allows values under a null; flatten() leaves them out
+        lengths[hidden] = 0  # Arrow allows values behind a null; flatten() leaves them out
         return lengths, array.flatten()
     return lengths, array.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
 
@@ -281,7 +282,7 @@ def _numbers(array: "pa.Array", column: Column) -> "npt.NDArray[Any]":
         array = array.cast(pa.uint8())
     elif not pa.types.is_primitive(array.type) or pa.types.is_decimal(array.type):
         raise DataError(f"The column {column.name!r} arrived as {array.type}, but {expected} was expected.")
-    if array.type.bit_width // 8 != expected.itemsize:  # such as a date in milliseconds
+    if array.type.bit_width // 8 != expected.itemsize:  # for example, a date in milliseconds
         array = array.cast(pa.from_numpy_dtype(expected))
     # Read from the buffer: to_numpy() would turn integers with nulls into floats.
     return np.frombuffer(array.buffers()[1], expected)[array.offset : array.offset + len(array)]

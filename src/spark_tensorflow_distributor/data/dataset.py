@@ -1,8 +1,9 @@
 """Builds the ``tf.data.Dataset`` of a shard.
 
-A batch is computed from the step's number alone: the numbers of its rows in the order of the pass (a keyed permutation,
-so no list of rows exists), their positions in the files, and one gather per file. All of it runs in TensorFlow's
-threads, several batches at a time. Python runs once per pass, to provide the plan of the pass.
+A batch is computed from the number of its step alone. The order of a pass is a keyed permutation, so no list of rows is
+needed: it yields the numbers of the batch's rows, these yield positions in the files, and one gather per file reads the
+rows. All of this runs in TensorFlow's threads, several batches at a time. Python runs once per pass, to provide the
+plan of the pass.
 """
 
 import os
@@ -18,7 +19,7 @@ from .store import MappedRows, Tensor
 
 # One component of a dataset's elements: a tensor, or a dict of tensors by column.
 Component: TypeAlias = Tensor | dict[str, Tensor]
-# Reads the component of a batch from the rows at these positions of the files.
+# Reads a component of a batch, given the positions of its rows in the files.
 ReadComponent: TypeAlias = Callable[[tf.Tensor], Component]
 
 _BATCHES_AHEAD = 4
@@ -29,8 +30,8 @@ class ColumnReader:
     """Reads columns of mapped rows as a dataset's components.
 
     Args:
-        store: The rows.
-        fill: Values for nulls, by column.
+        store: This worker's rows.
+        fill: The values that replace nulls, by column.
         shapes: The shape of each column's rows; None for a ragged column.
         pad_value: The value that padding adds.
     """
@@ -98,7 +99,7 @@ class ColumnReader:
 
 
 def _column_order(have: Sequence[str], want: Sequence[str], widths: Mapping[str, int]) -> list[int] | None:
-    """Return where each column of the result is in the stacked parts; None if they are in order already."""
+    """Return the index of each wanted column in the stacked parts; None if the parts are already in order."""
     if list(have) == list(want):
         return None
     starts, start = {}, 0
@@ -127,11 +128,11 @@ def build_dataset(
     """Build the dataset of a shard.
 
     Args:
-        components: How to read features, labels and weights.
-        file_positions: Maps rows' numbers in the order of the DataFrame to their positions in the files.
+        components: Functions that read features, labels and weights.
+        file_positions: Maps row numbers, in the DataFrame's order, to positions in the files.
         state: Provides the plan of each pass.
-        order: The order of the rows; None for the DataFrame's.
-        repeat: Repeat the passes without end.
+        order: The random order of the rows; None for the DataFrame's order.
+        repeat: Whether to repeat the passes without end.
     """
     batch = state.whole.batch
     is_static = state.equal.is_even and state.whole.is_even
@@ -155,12 +156,12 @@ def build_dataset(
         lambda _: tf.ensure_shape(tf.numpy_function(begin_pass, [], tf.int64), (5,))
     )
     plans = plans.flat_map(lambda plan: tf.data.Dataset.from_tensors(plan).repeat())
-    # The plan repeats without end, which TensorFlow cannot know; the number of steps limits the pass.
+    # TensorFlow cannot know that the plan repeats without end; the number of steps limits the pass.
     plans = plans.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     dataset = tf.data.Dataset.zip((tf.data.Dataset.range(state.whole.steps), plans))
     if repeat:
         dataset = dataset.repeat()
-    # AutoGraph has nothing to convert here; it would only take time and write files.
+    # AutoGraph has nothing to convert here, and would only take time and write files.
     function = tf.autograph.experimental.do_not_convert(read_batch)
     threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
     calls = min(max(2, threads), _MAX_PARALLEL_CALLS)
@@ -174,9 +175,10 @@ def build_dataset(
 def dataset_options() -> tf.data.Options:
     """Return the options of a shard's datasets.
 
-    TensorFlow's graph rewriting copies the tensors that a graph captures, and would thus load whole mapped files into
-    memory. Autotuning sometimes delays the end of an iterator by up to half a minute, because it waits for the tuning
-    thread. Both were observed in TensorFlow 2.21. The parallelism is set here, so neither is needed.
+    TensorFlow's graph rewriting copies the tensors that a graph captures, and would therefore load whole mapped files
+    into memory. Autotuning can delay the destruction of an iterator by up to half a minute, because it waits for the
+    tuning thread. Both were observed in TensorFlow 2.21. Neither is needed, because ``build_dataset`` sets the
+    parallelism itself.
     """
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False

@@ -1,13 +1,14 @@
 """Turns DataFrame arguments into the input of the barrier stage.
 
 All DataFrames of a run travel through one stage. A union stacks them in one wide schema, in which columns of the same
-type share a position; frames of the same schema therefore cost nothing, and positions that a frame has no column for
-are null. One shuffle then distributes the rows over the workers.
+type share a position. Frames with the same schema therefore add no positions, and positions for which a frame has no
+column are null. One shuffle then distributes the rows over the workers.
 
 The distribution is Spark's round robin with two differences. Each group of ``n`` consecutive rows goes to the ``n``
-workers in an order that changes from group to group, so that a pattern in the rows (such as every second one being
-positive) does not end up on one worker. And it is computed as a column, so that Spark does not sort each partition
-first, as it does for its own round robin (SPARK-23207) to make tasks repeatable; a barrier stage repeats none.
+workers in an order that changes from group to group, so that rows that follow a pattern (such as every second one being
+positive) do not all reach the same worker. And it is computed as a column, so that Spark does not sort each partition
+first, which it does for its own round robin to make tasks repeatable (SPARK-23207); a barrier stage never repeats
+single tasks.
 """
 
 import itertools
@@ -36,7 +37,7 @@ class Frames:
     """The DataFrames among a run's arguments.
 
     Attributes:
-        specs: What the agents need to know about each.
+        specs: What the agents need to know about each DataFrame.
         frames: The DataFrames themselves, in the same order.
     """
 
@@ -46,14 +47,14 @@ class Frames:
     def source(self, num_tasks: int) -> "DataFrame":
         """Return the rows of all DataFrames as one DataFrame of ``num_tasks`` partitions.
 
-        Its columns are the row's id (see ``ROW_BITS``), the number of its frame, and a struct of those of the wide
-        schema: ``mapInArrow`` takes time that is quadratic in the number of columns. The same rows in the same
-        partitions are always distributed in the same way.
+        Its columns are the row's id (see ``ROW_BITS``), the number of the row's frame, and a struct of the wide
+        schema's columns, because ``mapInArrow`` takes time that is quadratic in the number of columns. The same rows in
+        the same partitions are always distributed in the same way.
         """
         return self._union().repartition(num_tasks, _partition_key(num_tasks))
 
     def local_batches(self) -> "Iterator[pa.RecordBatch]":
-        """Yield the same rows as Arrow batches in this process, partition by partition, in order."""
+        """Yield the same rows in this process, as Arrow batches, partition by partition and in order."""
         import pyarrow as pa
 
         def pack(batches: Iterator[Any]) -> Iterator[Any]:
@@ -85,22 +86,22 @@ class Frames:
         spec, frame = self.specs[number], self.frames[number]
         expressions = {position: f"CAST(NULL AS {kind})" for position, kind in types.items()}
         for position, column in zip(spec.positions, spec.columns, strict=True):
-            if column.conversion == "vector":  # which SQL does not know
+            if column.conversion == "vector":  # SQL has no function for it
                 name = f"spark_tensorflow_distributor_vector_{position}"
                 frame = frame.withColumn(name, column_expression(column))
                 expressions[position] = name
             else:
                 expressions[position] = f"CAST({quoted_path(column)} AS {column.travels_as})"
-        # One text for all columns: objects of PySpark would be several calls to the JVM for each.
+        # One SQL text for all columns: as PySpark objects, each column would take several calls to the JVM.
         fields = ", ".join(f"{expressions[position]} AS c{position}" for position in range(len(types)))
         return frame.select(F.lit(number).cast("short").alias("frame"), F.expr(f"struct({fields})").alias("columns"))
 
 
 def plan_text(df: "DataFrame") -> str:
-    """Return a DataFrame's analysed plan as text: the same for the same DataFrame in another session.
+    """Return a DataFrame's analysed plan as text, which is the same for the same DataFrame in another session.
 
-    Spark's numbers of expressions and the random ids of ``pyspark.ml`` objects are replaced by their order. The text
-    shows neither the code of Python functions nor rows that come from this process.
+    Spark's expression numbers and the random ids of ``pyspark.ml`` objects are replaced by numbers in order of
+    appearance. The text shows neither the code of Python functions nor rows that come from this process.
     """
     if hasattr(df, "_jdf"):
         text = str(df._jdf.queryExecution().analyzed().toString())
@@ -115,11 +116,12 @@ def frames_of(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Frames]:
     """Separate the DataFrames from the other arguments.
 
     Returns:
-        The arguments, in their order and with None in place of each DataFrame; and the DataFrames.
+        The arguments, in the same order and with None in place of each DataFrame; and the DataFrames.
 
     Raises:
-        DataError: A column's type has no counterpart in TensorFlow, or DataFrames are in a list or dict.
-        ConfigurationError: A frame is a stream, or belongs to pandas on Spark.
+        DataError: If a column's type has no counterpart in TensorFlow, or a list, tuple, set or dict contains
+            DataFrames.
+        ConfigurationError: If a frame is a stream, or belongs to pandas on Spark.
     """
     others = dict(kwargs)
     specs: list[FrameSpec] = []
@@ -147,11 +149,11 @@ def frames_of(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Frames]:
 
 
 def _refuse_container(name: str, value: object) -> None:
-    """Refuse DataFrames inside another argument: only an argument of its own becomes a ``DataShard``."""
+    """Reject DataFrames in a container: only a DataFrame that is itself an argument becomes a ``DataShard``."""
     if not isinstance(value, list | tuple | set | Mapping):
         return
     items = value.values() if isinstance(value, Mapping) else value
-    if not any(map(is_dataframe, {type(each): each for each in items}.values())):  # a list may be long
+    if not any(map(is_dataframe, {type(each): each for each in items}.values())):  # once per type: lists may be long
         return
     if isinstance(value, Mapping):
         names = [str(key) if str(key).isidentifier() else f"{name}_{number}" for number, key in enumerate(value, 1)]
@@ -166,19 +168,19 @@ def _refuse_container(name: str, value: object) -> None:
 
 
 def is_pandas_on_spark(value: object) -> bool:
-    """Whether the value belongs to pandas on Spark. Does not import it."""
+    """Return whether a value belongs to pandas on Spark, without importing it."""
     return type(value).__module__.startswith("pyspark.pandas.")
 
 
 def is_dataframe(value: object) -> bool:
-    """Whether the value is a Spark DataFrame, classic or Connect. Does not import PySpark."""
+    """Return whether a value is a Spark DataFrame, classic or Connect, without importing PySpark."""
     return any(
         base.__module__.startswith("pyspark.sql.") and base.__name__ == "DataFrame" for base in type(value).__mro__
     )
 
 
 def assign_positions(specs: Sequence[FrameSpec]) -> tuple[FrameSpec, ...]:
-    """Give every column the first position in the wide schema that has its type and is free in its frame."""
+    """Assign every column the first position of its type in the wide schema that is still free in its frame."""
     by_type: dict[str, list[int]] = {}
     width = itertools.count()
     assigned = []
@@ -203,13 +205,13 @@ def column_expression(column: Column) -> "SparkColumn":
     if column.conversion == "vector":
         from pyspark.ml.functions import vector_to_array
 
-        # vector_to_array fails on a null; as a null array, it is counted and reported with the column's name.
+        # vector_to_array fails on nulls; as null arrays, they are counted and reported with the column's name.
         return F.when(value.isNotNull(), vector_to_array(value, "float32"))
     return value
 
 
 def quoted_path(column: Column) -> str:
-    """Return the column's name as SQL."""
+    """Return the column's name, quoted for SQL."""
     return ".".join("`" + part.replace("`", "``") + "`" for part in column.path)
 
 
@@ -218,7 +220,7 @@ def _partition_key(num_tasks: int) -> "SparkColumn":
     from pyspark.sql import functions as F
 
     number = F.col("row").bitwiseAND(F.lit((1 << ROW_BITS) - 1))
-    # The hash of group and partition rotates the workers of each group of n rows.
+    # A hash of group and partition rotates the order of the workers for each group of num_tasks rows.
     group = F.floor(number / F.lit(num_tasks))
     rotation = F.hash(group, F.shiftright("row", ROW_BITS))
     worker = F.pmod(number + rotation, F.lit(num_tasks)).cast("int")
@@ -227,7 +229,7 @@ def _partition_key(num_tasks: int) -> "SparkColumn":
 
 
 def partition_keys(num_tasks: int) -> list[int]:
-    """Return for each of ``num_tasks`` partitions an integer that Spark's hash partitioning sends there."""
+    """Return, for each of ``num_tasks`` partitions, an integer that Spark's hash partitioning sends there."""
     keys: dict[int, int] = {}
     for key in itertools.count():
         keys.setdefault(spark_hash(key) % num_tasks, key)
@@ -253,12 +255,12 @@ def spark_hash(value: int) -> int:
 
 
 def row_count(frame: "DataFrame") -> int | None:
-    """Return the number of rows if Spark knows it without counting: for cached and local DataFrames, and ranges."""
+    """Return the number of rows if Spark knows it without counting (cached or local data, ranges); otherwise None."""
     plan = getattr(frame, "_jdf", None)
-    if plan is None:  # Spark Connect does not expose it
+    if plan is None:  # Spark Connect does not expose the plan
         return None
     node = plan.queryExecution().optimizedPlan()
-    while node.nodeName() == "Project":  # it keeps the rows, but Spark only reports its bytes
+    while node.nodeName() == "Project":  # it keeps all rows, but Spark reports only its size in bytes
         node = node.children().head()
     count = node.stats().rowCount()
     return int(str(count.get())) if count.isDefined() else None

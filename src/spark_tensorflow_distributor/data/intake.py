@@ -1,7 +1,7 @@
 """Receives a worker's rows from Spark: writes Arrow batches to files, and equalises the shards.
 
 A thread reads Spark's batches, so that the agent can watch the trainer in the meantime. Once all batches have arrived,
-the workers exchange their numbers of rows and hand over the few by which their shards differ.
+the workers exchange the sizes of their shards, and hand over the few rows by which these differ.
 """
 
 import base64
@@ -40,11 +40,11 @@ class RowReceiver:
         batches: Spark's Arrow batches: row id, frame number, and a struct of the columns of the wide schema.
         rank: This worker's rank.
         world_size: The number of workers.
-        directory: Where the files are written.
+        directory: Where to write the files.
         local_world_size: The number of workers that write to the same disk.
 
     Attributes:
-        error: Why receiving failed, or None.
+        error: The error with which receiving failed; None if it has not failed.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class RowReceiver:
         self._rank, self._world_size, self._local_world_size = rank, world_size, local_world_size
         self._directory = directory
         self._merged: list[FrameFacts] | None = None  # the facts about all workers' rows, by frame
-        self._transfers: list[tuple[int, Transfer]] | None = None  # those that concern this worker, with their frames
-        self._expected: set[tuple[int, int]] | None = None  # frame and source of rows to come; None: not known yet
+        self._transfers: list[tuple[int, Transfer]] | None = None  # this worker's transfers, with their frames
+        self._expected: set[tuple[int, int]] | None = None  # frame and source of rows to come; None if not known yet
         self._received: dict[tuple[int, int], str] = {}
         self._reported_at = 0.0
         self._is_closing = False
@@ -76,7 +76,7 @@ class RowReceiver:
         self._thread.start()
 
     def fileno(self) -> int:
-        """Return a descriptor that becomes readable once all batches have arrived, or one has failed."""
+        """Return a descriptor that becomes readable once all batches have arrived or receiving has failed."""
         return self._woken.fileno()
 
     @property
@@ -90,13 +90,13 @@ class RowReceiver:
         return sum(spool.bytes for spool in self._spools)
 
     def acknowledge(self) -> list[Message]:
-        """Conclude receiving; call this once the descriptor is readable.
+        """End the reception of batches; call this once the descriptor is readable.
 
         Returns:
             Messages for the driver.
 
         Raises:
-            DataError: The rows could not be received.
+            DataError: If the rows could not be received or stored.
         """
         self._woken.recv(1)
         self._thread.join()
@@ -119,7 +119,7 @@ class RowReceiver:
         """Handle a message from the driver; return messages for it."""
         if message["type"] == "passed":
             self._receive(message)
-        if self._expected is not None:  # the others are repeated after a reconnect
+        if self._expected is not None:  # the other messages are repeated after a reconnect
             return []
         if message["type"] == "facts":
             self._merged = list(map(FrameFacts.from_json, message["facts"]))
@@ -148,7 +148,7 @@ class RowReceiver:
         return self._expected is not None and self._expected <= self._received.keys()
 
     def layout(self) -> tuple[list[ShardLayout], list[BinaryIO]]:
-        """Return the layout of each DataFrame's files, and the files of all of them in order."""
+        """Return the layout of each DataFrame's files, and the files of all DataFrames in order."""
         for (number, _), data in sorted(self._received.items()):
             with self._explaining_full_disk():
                 self._spools[number].receive(base64.b64decode(data))
@@ -162,7 +162,7 @@ class RowReceiver:
         return layouts, files
 
     def close(self) -> None:
-        """Release files and thread. What Spark still sends is not read."""
+        """Release the files and the thread. Batches that Spark still sends are not read."""
         self._is_closing = True
         self._thread.join(1.0)
         for spool in self._spools:
@@ -170,10 +170,10 @@ class RowReceiver:
         self._wake.close()
         self._woken.close()
 
-    # Equal shards.
+    # Equalising the shards.
 
     def _balance(self) -> list[Message]:
-        """Hand over this worker's surplus rows, and note which ones to expect."""
+        """Hand over this worker's surplus rows, and note which rows to expect."""
         assert self._transfers is not None
         outgoing: list[Message] = []
         self._expected = set()
@@ -186,7 +186,7 @@ class RowReceiver:
         return outgoing
 
     def _receive(self, message: Mapping[str, Any]) -> None:
-        # Kept by source, and not appended yet: a message may arrive twice, or before the facts.
+        # Kept by frame and source, and appended later: a message may arrive twice, or before the facts.
         self._received[message["frame"], message["from"]] = message["data"]
 
     # The thread.
@@ -203,7 +203,7 @@ class RowReceiver:
         except Exception as error:
             self.error = error
         finally:
-            with contextlib.suppress(OSError):  # the agent has closed this receiver
+            with contextlib.suppress(OSError):  # this receiver is closed already
                 self._wake.send(b".")
 
     def _guarded(self, batches: Iterator["pa.RecordBatch"]) -> Iterator["pa.RecordBatch"]:
@@ -215,7 +215,7 @@ class RowReceiver:
     def _add(self, batch: "pa.RecordBatch") -> None:
         ids, numbers = batch.column(0).to_numpy(), batch.column(1).to_numpy()
         columns = batch.column(2)  # a struct without nulls
-        # The rows of a frame are contiguous, or nearly so.
+        # The rows of a frame are mostly contiguous.
         breaks = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
         starts = [0, *breaks.tolist()] if len(numbers) else []
         for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
@@ -230,7 +230,7 @@ class RowReceiver:
     # The disk.
 
     def _check_space(self) -> None:
-        """Reject rows that cannot fit before receiving them, if Spark knows their number."""
+        """Reject rows that cannot fit on the disk before receiving them, if Spark knows their number."""
         needed = self._needed()
         free = shutil.disk_usage(self._directory).free
         if needed > free:
@@ -240,7 +240,7 @@ class RowReceiver:
             )
 
     def _needed(self) -> int:
-        """Return the least number of bytes that the workers write to this disk; 0 if Spark does not know the rows."""
+        """Return the least number of bytes that workers will write to this disk; 0 if the number of rows is unknown."""
         total = 0
         for frame in self._frames:
             width = sum(np.dtype(column.storage).itemsize for column in frame.columns if column.is_plain)

@@ -1,6 +1,6 @@
 """Descriptions of a DataFrame, of its rows on each worker, and of the files that hold them.
 
-They travel as plain JSON between the workers, and from an agent to its trainer.
+These descriptions travel as plain JSON between the workers, and from an agent to its trainer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# A row's id: the number of its partition above these bits, its number within the partition below (Spark's
+# A row's id has the row's number within its partition in these low bits, and the partition's number above them (Spark's
 # monotonically_increasing_id).
 ROW_BITS = 33
 
 Json: TypeAlias = dict[str, Any]
-# Consecutive rows of a shard: where they begin in the files, and how many there are.
+# Consecutive rows of a shard: the position of the first one in the files, and the number of rows.
 Run: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class FrameSpec:
-    """A DataFrame among the arguments of a run, as the agents need to know it.
+    """What the agents need to know about a DataFrame among the arguments of a run.
 
     Attributes:
         name: The argument's name.
         columns: The DataFrame's columns, with structs split into their fields.
         positions: The position of each column in the wide schema of the stage's input.
         schema: Spark's schema, as ``StructType.jsonValue()``.
-        expected_rows: The total number of rows, if Spark knows it.
+        expected_rows: The total number of rows if Spark knows it; otherwise None.
     """
 
     name: str
@@ -43,13 +43,13 @@ class FrameSpec:
 
 @dataclass(frozen=True)
 class ColumnFacts:
-    """Statistics that decide whether, and how, a column can be used.
+    """Statistics that decide whether and how a column can be used.
 
     Attributes:
-        nulls: Null rows.
-        inner_nulls: Null values inside arrays.
-        nans: Values that are NaN, except for those in null rows.
-        lengths: For arrays and strings, the least and the greatest length at each level; -1 if there is no item.
+        nulls: Number of null rows.
+        inner_nulls: Number of null values inside arrays.
+        nans: Number of values that are NaN, not counting null rows.
+        lengths: For arrays and strings, the least and the greatest length at each level; -1 if there are no items.
     """
 
     nulls: int = 0
@@ -60,7 +60,7 @@ class ColumnFacts:
 
 @dataclass(frozen=True)
 class FrameFacts:
-    """The number of rows of a DataFrame, and the facts about its columns: of one worker, or of all."""
+    """The number of a DataFrame's rows and the facts about its columns, on one worker or on all of them."""
 
     rows: int
     columns: tuple[ColumnFacts, ...]
@@ -79,12 +79,12 @@ class FrameFacts:
 
 @dataclass(frozen=True)
 class LevelLayout:
-    """One level of arrays, or the bytes of strings.
+    """One level of arrays, or the level of strings, whose items consist of bytes.
 
     Attributes:
         items: The number of items, which are arrays or strings.
         length: The length of every item, if there is no file of offsets.
-        offsets: The file of the ``items + 1`` offsets, int64; None if all items have the same length.
+        offsets: The file with the ``items + 1`` offsets, int64; None if all items have the same length.
     """
 
     items: int
@@ -94,11 +94,11 @@ class LevelLayout:
 
 @dataclass(frozen=True)
 class PlainLayout:
-    """A column with one number per row: it is a column of a matrix, which it shares with others of its type.
+    """A column with one number per row, stored in a matrix that all such columns of a type share.
 
     Attributes:
         file: The file of the matrix, ``[rows, width]``.
-        width: Columns of the matrix.
+        width: Number of columns in the matrix.
         index: The column's index in the matrix.
     """
 
@@ -114,7 +114,7 @@ class NestedLayout:
     Attributes:
         file: The file of the values, or of the bytes of all strings.
         values: The number of values in the file.
-        levels: The levels of arrays, outermost first; for strings one more with their sizes in bytes.
+        levels: The levels of arrays, outermost first; for strings, one more level with their sizes in bytes.
     """
 
     file: int
@@ -130,11 +130,11 @@ class FrameLayout:
     """The files that hold one worker's rows of a DataFrame. Files are referred to by number.
 
     Attributes:
-        rows: Rows of the shard.
-        stored: Rows in the files, including those that were handed over to other workers.
-        runs: The rows of the files in the order of the DataFrame. Only the first ``rows`` of them are the shard's.
+        rows: Number of rows in the shard.
+        stored: Number of rows in the files, including rows that were handed over to other workers.
+        runs: The rows in the files, in the DataFrame's order. Only the first ``rows`` of them belong to the shard.
         columns: The layout of each column.
-        null_file: The file of the null masks, uint8 ``[stored, columns]``; None if nothing is null.
+        null_file: The file with the null masks, uint8 ``[stored, columns]``; None if nothing is null.
     """
 
     rows: int
@@ -191,9 +191,9 @@ class ShardLayout:
 
 
 def run_offsets(runs: Sequence[Run]) -> tuple["npt.NDArray[np.int64]", "npt.NDArray[np.int64]"]:
-    """Return for each run the number of the row after its last one, and the distance from row numbers to positions.
+    """Return, for each run, the number of the row after its last one, and the distance from row numbers to positions.
 
-    A row's number counts the rows in the order of the DataFrame, its position the rows in the files.
+    Row numbers count rows in the DataFrame's order; positions count rows in the files.
     """
     import numpy as np
 
@@ -203,7 +203,7 @@ def run_offsets(runs: Sequence[Run]) -> tuple["npt.NDArray[np.int64]", "npt.NDAr
 
 
 def file_positions(runs: Sequence[Run], numbers: "npt.NDArray[np.int64]") -> "npt.NDArray[np.int64]":
-    """Return the positions in the files of the rows with these numbers in the order of the DataFrame."""
+    """Return the positions in the files of the rows with these numbers in the DataFrame's order."""
     import numpy as np
 
     if not len(numbers):

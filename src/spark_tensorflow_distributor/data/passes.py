@@ -14,9 +14,9 @@ class PassPlan:
 
     Attributes:
         steps: The number of batches, the same on every rank.
-        batch: Rows in each of this rank's batches, except for the last one.
-        rows: Rows of the shard that the pass uses. The order of rows changes, so each pass leaves out different rows.
-        shift: Rows that the last batch takes from the one before it because it would otherwise be empty.
+        batch: Number of rows in each of this rank's batches except the last one.
+        rows: Number of the shard's rows that the pass uses. The order changes, so each pass leaves out different rows.
+        shift: Number of rows that the last batch takes from the one before it, because it would otherwise be empty.
     """
 
     steps: int
@@ -31,13 +31,13 @@ class PassPlan:
 
 
 def whole_pass(rows: int, total: int, world_size: int, batch: int) -> PassPlan:
-    """Plan a pass that uses every row once: for evaluation and prediction.
+    """Plan a pass that uses every row once, for evaluation and prediction.
 
-    The ranks' last batches may differ by a row. One is empty only if there are fewer rows than workers, or if a batch
-    is a single row.
+    The ranks' last batches may differ by one row. A batch is empty only if there are fewer rows than workers, or if a
+    batch is a single row.
 
     Args:
-        rows: Rows of this rank.
+        rows: Number of rows on this rank.
         total: Rows of all ranks.
         world_size: The number of ranks.
         batch: Rows per rank and step.
@@ -48,16 +48,16 @@ def whole_pass(rows: int, total: int, world_size: int, batch: int) -> PassPlan:
 
 
 def equal_pass(total: int, world_size: int, batch: int, *, drop_remainder: bool) -> PassPlan:
-    """Plan a pass in which every rank uses the same number of rows at every step: for training.
+    """Plan a pass in which every rank uses the same number of rows at every step, for training.
 
-    Gradients are averaged over the ranks, so rows would have unequal weights if the ranks' batches differed. The pass
-    leaves out fewer than ``world_size`` rows in total, or with ``drop_remainder`` fewer than a global batch.
+    Gradients are averaged over the ranks, so rows would have unequal weights if the ranks' batches differed in size.
+    The pass leaves out fewer than ``world_size`` rows in total, or with ``drop_remainder``, fewer than a global batch.
 
     Args:
         total: Rows of all ranks.
         world_size: The number of ranks.
         batch: Rows per rank and step.
-        drop_remainder: Leave out a smaller final batch.
+        drop_remainder: Whether to leave out a smaller final batch.
     """
     steps, left = divmod(total, batch * world_size)
     last = 0 if drop_remainder else left // world_size
@@ -65,14 +65,14 @@ def equal_pass(total: int, world_size: int, batch: int, *, drop_remainder: bool)
 
 
 def batch_bounds(step: Any, steps: Any, rows: Any, shift: Any, batch: int, xp: Any) -> tuple[Any, Any]:
-    """Return the first row of the batch at a step and the row after its last one, in the order of the pass.
+    """Return the first row of a step's batch and the row after its last one, in the order of the pass.
 
     The batch is empty after the last step.
 
     Args:
         step: The step, or an array of steps.
-        steps, rows, shift, batch: See :class:`PassPlan`.
-        xp: The module that computes: TensorFlow in a dataset's graph, or NumPy.
+        steps, rows, shift, batch: The attributes of a :class:`PassPlan`.
+        xp: The module to compute with: TensorFlow in a dataset's graph, or NumPy.
     """
     last_start = rows - shift
     end = xp.where(step < steps - 1, xp.minimum((step + 1) * batch, last_start), rows)
@@ -84,9 +84,9 @@ class PassOrder:
     """A random order of a shard's rows for every pass.
 
     Attributes:
-        rows: Rows of the shard.
+        rows: Number of rows in the shard.
         seed: The seed of all orders.
-        share: The number of the shard.
+        share: The number of the shard; different shards get different orders.
     """
 
     rows: int
@@ -101,18 +101,18 @@ class PassOrder:
 
 @dataclass
 class ShardState:
-    """The state of a shard's dataset; it can be found from any dataset that derives from it.
+    """The state of a shard's dataset, which :func:`shard_states_of` finds in any dataset derived from it.
 
     Attributes:
         name: The name of the shard.
-        global_batch: Rows per step on all workers together.
+        global_batch: Number of rows per step on all workers together.
         whole: The plan of passes that use every row; the same as ``equal`` for a dataset that only trains.
         equal: The plan of passes in which all ranks use equally many rows.
         is_training: Whether the next pass follows ``equal`` rather than ``whole``.
         first_pass: The number of the first pass.
         next_pass: The number of the next pass.
-        epoch: The epoch of ``fit`` that the next pass belongs to, which determines the number of that pass. None
-            outside ``fit``, and if the dataset repeats without end.
+        epoch: The epoch of ``fit`` that the next pass belongs to, which determines the pass's number. None outside of
+            ``fit``, and with ``steps_per_epoch``.
     """
 
     name: str
@@ -133,7 +133,7 @@ class ShardState:
 
 
 def shard_states_of(dataset: Any) -> list[ShardState]:
-    """Return the states of the shards from which a dataset derives, through any number of transformations."""
+    """Return the states of the shards from which a dataset derives through any number of transformations."""
     found: list[ShardState] = []
     waiting, seen = [dataset], set()
     while waiting:

@@ -1,7 +1,7 @@
 """Sets up preprocessing layers from the rows of all workers, identically on every rank.
 
 Keras' own ``adapt`` sees the rows of one worker only, so every rank would end up with a different vocabulary or mean.
-Here each rank counts its own shard, the ranks exchange their counts, and each of them merges all counts.
+Here, each rank counts the values of its own shard, the ranks exchange their counts, and each rank merges all of them.
 """
 
 import json
@@ -27,9 +27,17 @@ _ROWS_AT_ONCE = 1 << 18
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of a column of numbers, without its nulls. The variance is the population's (divided by the count).
+    """Statistics of a column of numbers, without its nulls.
 
-    Two of them add up by the formula of Chan, Golub and LeVeque (1979), which stays exact even if the mean is large.
+    Statistics are added by the formula of Chan, Golub and LeVeque (1979), which stays accurate even if the mean is
+    large.
+
+    Attributes:
+        count: The number of values.
+        mean: Their mean; 0 without values.
+        variance: Their population variance (divided by ``count``).
+        minimum: The least value; infinity without values.
+        maximum: The greatest value; minus infinity without values.
     """
 
     count: int = 0
@@ -60,7 +68,7 @@ class Adapter:
     Args:
         store: The shard's rows.
         name: The DataFrame's name, for messages.
-        total: Its rows on all ranks.
+        total: Number of the DataFrame's rows on all ranks.
         world_size: The number of ranks.
     """
 
@@ -96,7 +104,7 @@ class Adapter:
         return layer
 
     def _check_nulls(self, names: Sequence[str], fill: Mapping[str, Any]) -> None:
-        """Apply the rule of ``to_tf``: a layer that was set up without the nulls would be given them afterwards."""
+        """Reject nulls by the rule of ``to_tf``: a layer that was set up without nulls would meet them in training."""
         checks = Checks(self._store, self._what, self._total)
         checks.rows()
         for name in names:
@@ -110,7 +118,7 @@ class Adapter:
         return self._numbers(name, None)
 
     def statistics(self, names: Sequence[str], fill: Mapping[str, Any] | None = None) -> list[Statistics]:
-        """Return the statistics of each column; for arrays, of all their values. Nulls count only if filled."""
+        """Return each column's statistics, which cover all values in arrays. Nulls count only if filled."""
         for name in names:
             column = self._column(name)
             if not column.is_number:
@@ -145,7 +153,7 @@ class Adapter:
             raise DataError(f"{self._what}: a column for the Normalization layer has no values.")
         mean = np.array([each.mean for each in statistics])
         deviation = np.sqrt([each.variance for each in statistics])
-        # Two rows with exactly this mean and variance, from which any release's own adapt() computes them.
+        # The adapt() of any release of Keras computes exactly this mean and variance from these two rows.
         rows = np.stack([mean - deviation, mean + deviation]).astype("float32")
         layer.adapt(rows if is_stacked or getattr(layer, "axis", None) not in (None, ()) else rows[:, 0])
         return layer
@@ -157,7 +165,7 @@ class Adapter:
         return f"{self._what}, column {column.name!r}: it is of type {column.spark_type}"
 
     def _numbers(self, name: str, fill: Mapping[str, Any] | None) -> Iterator[npt.NDArray[Any]]:
-        """Yield the column's numbers, with nulls filled or left out, a few rows at a time."""
+        """Yield the column's numbers, with nulls filled or left out, a limited number of rows at a time."""
         for values, nulls in self._store.numbers(name, _ROWS_AT_ONCE):
             if nulls is None:
                 yield values
@@ -180,7 +188,7 @@ class Adapter:
                 yield [text_of_null if null else text for text, null in pairs]
 
     def _all_gather(self, value: object) -> list[Any]:
-        """Return the value of each rank, in order, as JSON gives it back."""
+        """Return the values of all ranks, in rank order and after a round trip through JSON."""
         text = json.dumps(value)
         if self._world_size == 1:
             return [json.loads(text)]

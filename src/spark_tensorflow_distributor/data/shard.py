@@ -1,6 +1,6 @@
-"""DataShard: a worker's part of a DataFrame, as datasets.
+"""DataShard: a worker's part of a DataFrame, from which it makes datasets.
 
-The driver imports this module for its class, so TensorFlow is only imported where rows are read.
+The driver imports this module for the class, so TensorFlow is imported only where rows are read.
 """
 
 import logging
@@ -33,9 +33,10 @@ class ShardId:
     """Identifies a shard of a DataFrame.
 
     Attributes:
-        rank, world_size: The worker's.
-        partition: The number of the Spark partition that holds the shard. After a restart it may have another rank,
-            but it has the same rows.
+        rank: The worker's rank.
+        world_size: The number of workers.
+        partition: The number of the Spark partition that holds the shard. After a restart, a partition may belong to
+            another rank, but it has the same rows.
         seed: The run's seed.
     """
 
@@ -48,12 +49,13 @@ class ShardId:
 class DataShard:
     """This worker's rows of a DataFrame that was passed to ``run``.
 
-    The shards of all workers are disjoint, random, and equal to within one row; together they are the whole DataFrame.
+    The shards of all workers are disjoint, random, and equal in size to within one row; together they make up the
+    DataFrame.
 
     Attributes:
-        name: The name of the argument.
-        num_rows: Rows of this shard.
-        total_rows: Rows of the DataFrame.
+        name: The name of the argument of ``run`` (str).
+        num_rows: The number of rows in this shard (int).
+        total_rows: The number of rows in the DataFrame (int).
     """
 
     def __init__(self, layout: ShardLayout, store: "MappedRows", shard_id: ShardId) -> None:
@@ -73,7 +75,7 @@ class DataShard:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names that ``to_tf`` accepts: the DataFrame's columns, with a struct's fields as ``outer.inner``."""
+        """The names that ``to_tf`` accepts: the DataFrame's columns, with fields of structs as ``outer.inner``."""
         return tuple(self._store.columns)
 
     @property
@@ -103,35 +105,41 @@ class DataShard:
     ) -> "tf.data.Dataset":
         """Return this shard as a ``tf.data.Dataset``.
 
-        One pass over the dataset is one epoch of this shard: it has every row once, and the same number of batches on
-        every rank. In ``fit``, each pass leaves out fewer than ``world_size`` rows of the DataFrame, different ones
+        One pass over the dataset is one epoch: it yields every row of this shard once, and the same number of batches
+        on every rank. In ``fit``, each pass leaves out fewer than ``world_size`` rows of the DataFrame, different ones
         each time, so that all ranks have the same number of rows at every step.
 
         Args:
-            feature_columns: One name gives one tensor; a list gives a dict of tensors by name.
-            label_columns: The same for the labels; None for features alone.
-            batch_size: The global batch: rows per step on all workers together, divided among them.
-            weight_column: The weights of the rows, converted to float32; requires labels.
-            stack: Concatenate a list of numeric columns into one float32 tensor ``[batch, k]`` instead of a dict.
-                A plain column becomes one column of it, an array of fixed length n becomes n.
-            shuffle: Use a new order for every pass; otherwise the DataFrame's.
-            seed: Determines the orders. Default: derived from the run's seed, which all attempts of a run share.
+            feature_columns: The features. A name gives a tensor, a list of names a dict of tensors by name; the first
+                dimension of each tensor is the batch.
+            label_columns: The labels, in the same form; None for features alone.
+            batch_size: The global batch size: the number of rows per step on all workers together. Each worker takes
+                ``batch_size // world_size`` rows.
+            weight_column: The column with the rows' weights, which are converted to float32; requires labels.
+            stack: Concatenate a list of numeric columns into one float32 tensor ``[batch, k]`` instead of a dict. A
+                plain column becomes one column of the tensor, an array of fixed length n becomes n columns.
+            shuffle: Use a new random order for every pass; otherwise, the DataFrame's order.
+            seed: Determines the orders. By default, it is derived from the run's seed, which all attempts of a run
+                share.
             drop_remainder: Leave out a smaller final batch; all batches then have a static size.
             repeat: Repeat without end, for ``steps_per_epoch``.
-            first_pass: The number of the first pass, which determines its order. A dataset with ``first_pass=e`` and
-                the same seed that skips k steps continues where another one was in pass e after k steps.
-            fill_value: Replaces nulls in plain columns, strings included: a value, or a dict by column.
-            ragged: How to treat arrays of different lengths: ``"ragged"`` (return a ``tf.RaggedTensor``), ``"pad"``
-                (to the longest on any worker), or a number (pad or truncate to it); or a dict of these by column.
-            pad_value: The value that padding adds; strings are padded with "" instead of 0.
+            first_pass: The number of the first pass, which determines its order. To continue where a dataset was after
+                k steps of pass e, create one with ``first_pass=e`` and the same seed, and skip k steps.
+            fill_value: The value that replaces nulls in plain columns of numbers or strings, or a dict of values by
+                column. Default: nulls raise an error.
+            ragged: How to treat arrays of different lengths: ``"ragged"`` (return a ``tf.RaggedTensor``), ``"pad"`` (to
+                the longest on any worker), or a number (pad or truncate to this length); or a dict of these by column.
+                Default: such arrays raise an error.
+            pad_value: The value that padding adds to numbers; strings are always padded with "".
             refuse_nan: Reject columns that contain NaN.
 
         Returns:
             A dataset of ``x``, ``(x, y)`` or ``(x, y, weights)``.
 
         Raises:
-            DataError: A column is missing, null, NaN, ragged or of an unsuitable type, or there are no rows.
-            ConfigurationError: An argument is invalid, such as a ``batch_size`` below the number of workers.
+            DataError: If a column is missing or of an unsuitable type, or has nulls, NaN or arrays of different lengths
+                that no argument allows, or if there are no rows.
+            ConfigurationError: If an argument is invalid, such as a ``batch_size`` below the number of workers.
         """
         from .dataset import build_dataset
 
@@ -145,62 +153,76 @@ class DataShard:
         return build_dataset(components, self._store.file_positions(), state, order, repeat=repeat)
 
     def steps(self, batch_size: int, *, drop_remainder: bool = False) -> int:
-        """Return the steps per epoch of ``fit``: the ``steps_per_epoch`` of a dataset with ``repeat=True``."""
+        """Return the number of steps per epoch in ``fit``: ``steps_per_epoch`` for a dataset with ``repeat=True``.
+
+        Args:
+            batch_size: The global batch size, as in :meth:`to_tf`.
+            drop_remainder: Leave out a smaller final batch.
+
+        Raises:
+            ConfigurationError: If ``batch_size`` is not an integer, or is below the number of workers.
+        """
         return self._new_state(batch_size, drop_remainder).equal.steps
 
     def adapt(self, layer: Any, columns: str | Sequence[str], *, fill_value: Any = None) -> Any:
         """Set up a Keras preprocessing layer from the rows of all workers, identically on every rank.
 
-        All ranks must call this, in the same order. With several workers, each call takes about a second.
+        All ranks must make the same calls in the same order. With several workers, each call takes about a second.
 
         Args:
-            layer: A ``Normalization``, ``StringLookup`` or ``IntegerLookup``.
-            columns: A column; or for ``Normalization`` the list that ``to_tf`` stacks.
-            fill_value: Value that replaces nulls, or a dict of values by column: the one passed to ``to_tf``, so that
-                the layer is set up for the values that it will see. Default: nulls raise an error, as in ``to_tf``.
+            layer: A ``Normalization``, ``StringLookup`` or ``IntegerLookup`` layer.
+            columns: The name of a column, or for ``Normalization`` also the list of columns that ``to_tf`` stacks.
+            fill_value: The value that replaces nulls, or a dict of values by column. Pass the same as to ``to_tf``, so
+                that the layer is set up for the values that it will see. Default: nulls raise an error.
 
         Returns:
             The layer.
 
         Raises:
-            DataError: A column does not suit the layer, or has nulls and no ``fill_value``.
-            ConfigurationError: The layer is of another type.
+            DataError: If a column is missing, does not suit the layer, or has nulls and no ``fill_value``.
+            ConfigurationError: If the layer is of another type, or an argument or setting is not supported for it.
         """
         return self._adapter().adapt(layer, columns, fill_value)
 
     def vocabulary(self, column: str, max_tokens: int | None = None) -> list[Any]:
-        """Return the values of a column on all workers, the most frequent first; ties are sorted by value.
+        """Return the distinct values of a column on all workers, the most frequent first; ties are sorted by value.
 
         Nulls are not counted. All ranks must call this, as for :meth:`adapt`.
 
         Args:
             column: A column of strings, integers or booleans.
-            max_tokens: The maximum number of values; None for all.
+            max_tokens: The maximum number of values to return; None for all of them.
+
+        Raises:
+            DataError: If there is no such column, or it holds floats or arrays of strings.
         """
         return self._adapter().vocabulary(column, max_tokens)
 
     def statistics(self, column: str) -> "Statistics":
-        """Return count, mean, variance, minimum and maximum of a numeric column on all workers, without nulls.
+        """Return count, mean, variance, minimum and maximum of a numeric column's values on all workers, without nulls.
 
         All ranks must call this, as for :meth:`adapt`.
+
+        Raises:
+            DataError: If there is no such column, or it is not numeric.
         """
         return self._adapter().statistics([column])[0]
 
     def numbers(self, column: str) -> "Iterator[npt.NDArray[Any]]":
-        """Yield the values of a numeric column in this worker's rows, without nulls, many rows at a time.
+        """Yield the values of a numeric column in this worker's rows, without nulls, as 1-D arrays of many rows each.
 
-        For arrays, yields all of their values.
+        Of a column of arrays, yields all values.
 
         Raises:
-            DataError: There is no such column, or it is not numeric.
+            DataError: If there is no such column, or it is not numeric.
         """
         return self._adapter().numbers(column)
 
     def width_of(self, column: str) -> int | None:
-        """Return how many numbers a row has in a column; None for texts, and for arrays of different lengths.
+        """Return how many numbers each row has in a column; None for texts, and for arrays of different lengths.
 
         Raises:
-            DataError: There is no such column.
+            DataError: If there is no such column.
         """
         shape = self._store.fixed_shape(known_column(self._store, f"The DataFrame {self.name!r}", column).name)
         return None if shape is None or self._store.columns[column].is_bytes else math.prod(shape)
@@ -224,7 +246,7 @@ class DataShard:
         pad_value: float,
         refuse_nan: bool,
     ) -> "list[ReadComponent]":
-        """Check the columns, and return how to read features, labels and weights."""
+        """Check the columns, and return functions that read features, labels and weights."""
         from .dataset import ColumnReader
 
         features, labels, weights = _names(columns[0]), _names(columns[1]), _names(weight_column)
@@ -283,11 +305,11 @@ def _names(columns: str | Sequence[str] | None) -> list[str]:
 
 
 def open_shards(layouts: Sequence[ShardLayout], files: Sequence[int], shard_id: ShardId) -> dict[str, DataShard]:
-    """Return a worker's shards, by the names of their arguments.
+    """Return a worker's shards by the names of the arguments.
 
     Args:
         layouts: The layouts of the shards.
-        files: The descriptors of all their files, in order.
+        files: The file descriptors of all shards, in order.
         shard_id: Identifies the shards.
     """
     from .store import MappedRows

@@ -2,7 +2,7 @@
 
 Plain numbers are stored row by row, with all columns of one type in one file, so that a shuffled batch reads each row
 from one place. Arrays and strings are stored as consecutive values plus offsets; if all of them have the same length,
-there are no offsets and the file is a matrix, too. The files have no names, so they cannot be left behind.
+there are no offsets, and the file is a matrix, too. The files have no names, so none can be left behind.
 """
 
 import io
@@ -31,7 +31,7 @@ from .layout import (
 
 Array = npt.NDArray[Any]
 _OFFSETS_AT_ONCE = 1 << 18
-# The ids of received rows sort after all of this worker's own.
+# The ids of received rows sort after the ids of all of this worker's own rows.
 _FIRST_RECEIVED_ID = 1 << 62
 
 
@@ -40,12 +40,12 @@ class FrameSpool:
 
     Args:
         columns: The columns of the DataFrame.
-        directory: Where the files are.
+        directory: Where to create the files.
 
     Attributes:
-        stored: Rows in the files.
-        rows: Rows of the shard: those in the files, less those that were handed over to other workers.
-        bytes: The bytes written so far.
+        stored: Number of rows in the files.
+        rows: Number of rows in the shard: the rows in the files, less the rows that were handed over to other workers.
+        bytes: Number of bytes written so far.
     """
 
     def __init__(self, columns: Sequence[Column], directory: str) -> None:
@@ -77,7 +77,7 @@ class FrameSpool:
             ids: The ids of the rows, int64.
 
         Raises:
-            OSError: The disk is full.
+            OSError: If a file cannot be written, for example because the disk is full.
         """
         rows = len(ids)
         if not rows:
@@ -155,7 +155,7 @@ class FrameSpool:
         self.add(values, _FIRST_RECEIVED_ID + self.stored + np.arange(rows))
 
     def layout(self) -> tuple[FrameLayout, list[BinaryIO]]:
-        """Return the layout of the files, and the files by their numbers in it."""
+        """Return the layout of the files, and the files in the order of their numbers in it."""
         columns: dict[int, ColumnLayout] = {number: column.layout() for number, column in self._nested.items()}
         for _, members, file in self._matrices:
             for index, number in enumerate(members):
@@ -196,7 +196,7 @@ Read = Callable[[int, "np.dtype[Any]"], Array]
 
 
 def _updated(facts: ColumnFacts, column: Column, values: Values) -> ColumnFacts:
-    """Return the facts about a column after some more of its rows."""
+    """Return the facts about a column, updated by more of its rows."""
     nans = 0
     if column.storage.startswith("float") and np.isnan(values.data.sum()):
         valid = values.data if values.nulls is None or column.depth else values.data[~values.nulls]
@@ -239,7 +239,7 @@ class _NestedColumn:
 
 
 class _Level:
-    """The lengths of the items at one level. It gets a file of offsets as soon as two of them differ."""
+    """The lengths of the items at one level, with a file of offsets as soon as two lengths differ."""
 
     def __init__(self, new_file: Callable[[], int], write: Write) -> None:
         self._new_file, self._write = new_file, write
@@ -272,10 +272,10 @@ class _Level:
 
 
 class _Runs:
-    """Records which rows came from which of Spark's partitions.
+    """Records the order in which rows of Spark's partitions arrived.
 
-    A shuffle delivers the partitions in any order, but each one whole and in its own order. A short list of runs is
-    therefore enough to put the rows into an order that is the same whenever the DataFrame is computed again.
+    A shuffle delivers the partitions in any order, but the rows of each partition together and in order. Therefore a
+    short list of runs is enough to put the rows into an order that stays the same if the DataFrame is computed again.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Maps a shard's files as tensors, and reads rows of them as batches, with TensorFlow's own operations throughout.
+"""Maps a shard's files as tensors, from which TensorFlow's own operations read rows as batches.
 
 A file is mapped into memory and passed to TensorFlow without a copy (DLPack), so a shard may be larger than memory: the
 kernel reads the pages that a batch needs, and drops them when memory runs short.
@@ -21,8 +21,8 @@ Array: TypeAlias = npt.NDArray[Any]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Tensor: TypeAlias = tf.Tensor | tf.RaggedTensor
 
-# Above this mean length, slicing every string out of the file costs less than joining it byte by byte: 10 us per row
-# and 0.1 ns per byte, against 0.6 us per row and 20 ns per byte.
+# Above this mean length, slicing each string out of the file costs less than joining it byte by byte: 10 us per row and
+# 0.1 ns per byte, compared with 0.6 us per row and 20 ns per byte.
 _LONG_BYTES = 400
 
 
@@ -30,12 +30,12 @@ class MappedRows:
     """A shard's rows, mapped from its files.
 
     Args:
-        shard: The layout of the files.
-        files: Their descriptors, which this object now owns.
+        shard: Describes the shard and its files.
+        files: The descriptors of the files, which this object owns from now on.
 
     Attributes:
         columns: The columns by name.
-        rows: Rows of the shard.
+        rows: Number of rows in the shard.
     """
 
     def __init__(self, shard: ShardLayout, files: Sequence[int]) -> None:
@@ -49,16 +49,16 @@ class MappedRows:
         self._mapped: dict[tuple[int, tuple[int, ...]], tf.Tensor] = {}
 
     def close(self) -> None:
-        """Close the files. Tensors that map them stay valid."""
+        """Close the files. Tensors that map them remain valid."""
         for file in self._files:
             file.close()
 
     def facts(self, name: str) -> ColumnFacts:
-        """Return the facts about a column, of the rows of all workers."""
+        """Return the facts about a column in the rows of all workers."""
         return self._facts[name]
 
     def fixed_shape(self, name: str) -> tuple[int, ...] | None:
-        """Return the shape of a column's rows on all workers; None if they differ."""
+        """Return the shape of a column's rows on all workers; None if it differs between rows."""
         lengths = self.facts(name).lengths[: self.columns[name].depth]
         if any(least != most for least, most in lengths):
             return None
@@ -67,7 +67,7 @@ class MappedRows:
     # Batches, as tensors.
 
     def file_positions(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Return a function from rows' numbers in the order of the DataFrame to their positions in the files."""
+        """Return a function that maps row numbers, in the DataFrame's order, to positions in the files."""
         ends, shifts = run_offsets(self._layout.runs)
         if not shifts.any():
             return lambda numbers: numbers
@@ -75,11 +75,11 @@ class MappedRows:
         return lambda numbers: numbers + tf.gather(shifts, tf.searchsorted(ends, numbers, side="right"))
 
     def reader(self, names: Sequence[str], fill: Mapping[str, Any]) -> Callable[[tf.Tensor], dict[str, Tensor]]:
-        """Return a function from positions in the files to the values of columns; ragged ones as RaggedTensors.
+        """Return a function that reads columns at positions in the files; arrays of different lengths as RaggedTensors.
 
         Args:
             names: The columns.
-            fill: Values for nulls, by column.
+            fill: The values that replace nulls, by column.
         """
         groups = self.matrices([name for name in names if self.columns[name].is_plain])
         nested = {name: self._nested_reader(name) for name in names if not self.columns[name].is_plain}
@@ -98,7 +98,7 @@ class MappedRows:
         return read
 
     def matrices(self, names: Sequence[str]) -> list[tuple[tf.Tensor, dict[str, int]]]:
-        """Return the matrices that hold plain columns, each with the indexes of the columns in it."""
+        """Return the matrices that hold plain columns, each with the indexes of its columns."""
         by_file: dict[int, tuple[tf.Tensor, dict[str, int]]] = {}
         for name in names:
             layout = self._layouts[name]
@@ -136,7 +136,7 @@ class MappedRows:
     def _nested_reader(self, name: str) -> Callable[[tf.Tensor], Tensor]:
         column, layout, shape = self.columns[name], self._nested(name), self.fixed_shape(name)
         if shape and 0 not in shape and not column.is_bytes:
-            # All arrays have one length: the file is a matrix, and each row is contiguous.
+            # All arrays have the same length: the file is a matrix, and each row is contiguous.
             matrix = self._tensor(layout.file, column.storage, (self._layout.stored, *shape))
             return lambda rows: self._typed(name, tf.gather(matrix, rows))
         levels = [self._level_bounds(level) for level in layout.levels]
@@ -166,7 +166,7 @@ class MappedRows:
         return layout
 
     def _level_bounds(self, level: LevelLayout) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-        """Return a function from items of a level to where they begin and end at the next one."""
+        """Return a function that maps items of a level to their begin and end at the next level."""
         if level.offsets is None:
             length = tf.constant(level.length, tf.int64)
             return lambda items: (items * length, (items + 1) * length)
@@ -176,9 +176,9 @@ class MappedRows:
     # Whole columns, as NumPy arrays.
 
     def numbers(self, name: str, max_rows: int) -> Iterator[tuple[Array, Mask | None]]:
-        """Yield the values of a column of numbers, and which of them are null (None: none), a few rows at a time.
+        """Yield a numeric column's values and a mask of its nulls (None if there are none), ``max_rows`` at a time.
 
-        For arrays, yields all of their values; these have no nulls.
+        Of a column of arrays, yields all values, which include no nulls.
         """
         column, layout = self.columns[name], self._layouts[name]
         for start, end in self._segments(max_rows):
@@ -192,7 +192,7 @@ class MappedRows:
             yield self._array(layout.file, column.storage, (layout.values,))[bounds[0] : bounds[1]], None
 
     def texts(self, name: str, max_rows: int) -> Iterator[tuple[list[str], Mask | None]]:
-        """Yield the values of a column of plain strings in the same way."""
+        """Yield the values of a column of plain strings, as :meth:`numbers` does for numbers."""
         if self.columns[name].depth:
             raise DataError(f"The column {name!r} holds arrays of strings, which are not counted. Explode it in Spark.")
         layout = self._nested(name)
@@ -205,7 +205,7 @@ class MappedRows:
             yield texts, self._null_mask(name, start, end)
 
     def _segments(self, max_rows: int) -> Iterator[tuple[int, int]]:
-        """Yield ranges of rows in the files, without those that were handed over to other workers."""
+        """Yield ranges of positions in the files, without rows that were handed over to other workers."""
         stored = self._layout.stored
         handed_over = np.sort(file_positions(self._layout.runs, np.arange(self.rows, stored)))
         start = 0
@@ -218,7 +218,7 @@ class MappedRows:
         """Map a file as an array."""
         if 0 in shape:
             return np.zeros(shape, dtype)
-        # Copy-on-write, because DLPack only exports writable memory; nothing ever writes to it.
+        # Copy-on-write, because DLPack exports only writable memory; nothing ever writes to it.
         array: Array = np.memmap(self._files[file], dtype, "c", shape=shape)
         return array
 
@@ -240,7 +240,7 @@ def _empty_arrays(dtype: tf.DType, rows: tf.Tensor, shape: tuple[int, ...]) -> t
 
 
 def _short_strings(data: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
-    """Join all strings at once from their bytes, each of which is looked up as a string of one byte."""
+    """Join all strings at once from their bytes, each of which is looked up as a one-byte string."""
     count = tf.size(starts)
     letters = tf.gather(
         tf.constant([bytes([byte]) for byte in range(256)]),
@@ -251,7 +251,7 @@ def _short_strings(data: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor) -> tf.Te
 
 
 def _long_strings(data: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
-    """Slice strings out one by one: a serialised tensor of bytes ends with these bytes in one piece."""
+    """Slice strings out one by one, using that a serialised tensor of bytes ends with these bytes."""
 
     def cut(bounds: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         length = tf.cast(bounds[1] - bounds[0], tf.int32)

@@ -1,1 +1,1 @@
-"""Batch inference: a model as a function of columns."""
+"""Batch inference: applies a model to columns of a DataFrame."""

@@ -16,9 +16,10 @@ class Input:
     """One input of a model.
 
     Attributes:
-        name: Its name, or ``""`` if it has none.
-        dims: Its shape without the batch dimension, with None for a variable size; or None if it accepts any shape.
-        dtype: TensorFlow's name of its type, or ``""`` if it accepts any type.
+        name: The input's name, or ``""`` if it has none.
+        dims: The input's shape without the batch dimension, with None for a variable size; None if it accepts any
+            shape.
+        dtype: TensorFlow's name for the input's type, or ``""`` if it accepts any type.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Inputs:
     """The inputs of a model.
 
     Attributes:
-        form: What the model is called with: one tensor, a list of tensors, a dict of tensors, or unknown.
+        form: The argument with which to call the model: one tensor, a list of tensors, a dict of tensors, or unknown.
         inputs: The inputs; empty if the form is unknown.
     """
 
@@ -47,10 +48,10 @@ class Inputs:
 
 
 def feature_names(features: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return the column names in ``feature_columns``, which is a name or a list of names.
+    """Return the column names in ``feature_columns``, which is one name or a list of names.
 
     Raises:
-        ConfigurationError: It is neither, is empty, or repeats a name.
+        ConfigurationError: If it is neither, is empty, or repeats a name.
     """
     names = (features,) if isinstance(features, str) else tuple(features or ())
     if not names or not all(isinstance(name, str) for name in names):
@@ -62,7 +63,7 @@ def feature_names(features: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def select_columns(schema: Mapping[str, Any], names: Sequence[str], argument: str = "feature_columns") -> list[Column]:
-    """Return the named columns. Only their types are checked, not those of other columns.
+    """Return the named columns, and check their types; other columns may be of any type.
 
     Args:
         schema: The result of ``DataFrame.schema.jsonValue()``.
@@ -70,7 +71,7 @@ def select_columns(schema: Mapping[str, Any], names: Sequence[str], argument: st
         argument: The argument that names them, for messages.
 
     Raises:
-        DataError: A column does not exist, or TensorFlow has no equivalent for its type.
+        DataError: If a column does not exist, or TensorFlow has no equivalent for its type.
     """
     return [_select_column(schema["fields"], name, argument) for name in names]
 
@@ -99,10 +100,10 @@ def _shorten(names: Sequence[str]) -> str:
 
 
 def check_stackable(columns: Sequence[Column]) -> None:
-    """Check that the columns can be put side by side in one float32 tensor.
+    """Check that columns can be put side by side in one float32 tensor.
 
     Raises:
-        DataError: A column is not numeric.
+        DataError: If a column is neither numeric nor a flat array of numbers.
     """
     for column in columns:
         if not column.is_number or column.depth > 1:
@@ -113,18 +114,18 @@ def check_stackable(columns: Sequence[Column]) -> None:
 
 
 def match_inputs(names: Sequence[str], is_single: bool, inputs: Inputs) -> list[int]:
-    """Return, for each input of the model, the position of the feature to feed it.
+    """Return, for each input of the model, the position of the feature to feed to it.
 
-    Features are matched to inputs by name. If no names agree, they are matched by order, except for a model that is
-    called with a dict.
+    Features are matched to inputs by name. If no names agree, they are matched by order, unless the model is called
+    with a dict.
 
     Args:
         names: Names of the features.
-        is_single: Whether they form one tensor instead of a collection of tensors.
-        inputs: The model's inputs; not of unknown form.
+        is_single: Whether the features form one tensor instead of a collection of tensors.
+        inputs: The model's inputs, whose form must be known.
 
     Raises:
-        DataError: The features do not match the inputs.
+        DataError: If the features do not match the inputs.
     """
     wanted = [each.name for each in inputs.inputs]
     given = f"feature_columns gives {len(names)} ({_shorten(names)})"
@@ -157,16 +158,16 @@ def match_inputs(names: Sequence[str], is_single: bool, inputs: Inputs) -> list[
 def reshape_dims(name: str, dims: Dims, dtype: str, wanted: Input) -> Dims | None:
     """Return the dimensions to which to reshape a feature's rows for an input, or None if they already fit.
 
-    The result has -1 for the size that follows from the others.
+    The result has -1 for a size that follows from the others.
 
     Args:
         name: Name of the feature, for messages.
-        dims: Dimensions of its rows, with None for a ragged one.
-        dtype: TensorFlow's name of its type.
-        wanted: The input.
+        dims: Dimensions of the feature's rows, with None for ragged ones.
+        dtype: TensorFlow's name for the feature's type.
+        wanted: The input to feed.
 
     Raises:
-        DataError: They cannot be made to fit.
+        DataError: If the rows cannot be reshaped to fit.
     """
     if wanted.dtype and (wanted.dtype == "string") != (dtype == "string"):
         raise DataError(_mismatch(name, dims, dtype, wanted, "Convert the column in Spark."))

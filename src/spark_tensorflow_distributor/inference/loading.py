@@ -25,13 +25,13 @@ from .model import ModelSpec, archive_library
 
 @dataclass
 class LoadedModel:
-    """A model, independent of the format it was saved in.
+    """A model, independent of the format in which it was saved.
 
     Attributes:
-        call: A function from a tensor, or a list or dict of tensors, to the model's result.
+        call: Calls the model with a tensor, or a list or dict of tensors, and returns its result.
         inputs: The model's inputs.
-        output_names: The names that the model declares for its outputs, if any.
-        owner: The object to keep alive together with ``call``.
+        output_names: The names that the model declares for its outputs; None if it declares none.
+        owner: An object that must stay alive as long as ``call`` is used.
         autograph: Whether TensorFlow should convert Python's ``if`` and ``while`` in the model, as ``model.predict``
             does in tf_keras but not in Keras 3.
     """
@@ -48,10 +48,10 @@ def load(spec: ModelSpec, read: Callable[[], bytes]) -> LoadedModel:
 
     Args:
         spec: The description of the model.
-        read: Returns its bytes.
+        read: Returns the model's bytes.
 
     Raises:
-        SerializationError: The model cannot be loaded.
+        SerializationError: If the model cannot be loaded.
     """
     try:
         if spec.kind == "url":
@@ -73,7 +73,7 @@ def load(spec: ModelSpec, read: Callable[[], bytes]) -> LoadedModel:
 
 
 def _load_url(spec: ModelSpec) -> LoadedModel:
-    """Load a model from storage with TensorFlow's file systems, as Keras supports only some of them."""
+    """Load a model through TensorFlow's file systems, only some of which Keras supports."""
     if tf.io.gfile.isdir(spec.url):
         return _load_saved_model(spec.url)
     with tf.io.gfile.GFile(spec.url, "rb") as file:
@@ -85,10 +85,10 @@ def _load_url(spec: ModelSpec) -> LoadedModel:
 
 
 def load_keras(spec: ModelSpec, data: bytes) -> Any:
-    """Load the content of a ``.keras`` file as a model of Keras, compiled as it was saved.
+    """Load the content of a ``.keras`` file as a Keras model, compiled if it was saved so.
 
     Raises:
-        SerializationError: It cannot be loaded.
+        SerializationError: If the file cannot be loaded.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="spark-tensorflow-") as folder:
@@ -109,7 +109,7 @@ def _load_model(spec: ModelSpec, folder: str, data: bytes, *, is_compiled: bool)
     with open(path, "wb") as file:
         file.write(data)
     keras = _import_keras(spec.library or ("keras" if spec.kind == "keras" else _h5_library(path)))
-    # From the driver, in the Spark task.
+    # The pickle comes from the driver, as part of the Spark task.
     custom_objects = pickle.loads(spec.custom_objects) if spec.custom_objects else {}  # nosec B301
     options = {"safe_mode": spec.safe_mode} if spec.kind == "keras" else {}
     with keras.saving.custom_object_scope(custom_objects):
@@ -117,7 +117,7 @@ def _load_model(spec: ModelSpec, folder: str, data: bytes, *, is_compiled: bool)
 
 
 def _h5_library(path: str) -> str:
-    """Return the package that wrote an .h5 file, from the version that the file contains."""
+    """Return the package that wrote an .h5 file, according to the version in the file."""
     import h5py  # type: ignore[import-untyped]
 
     with h5py.File(path) as file:
@@ -127,9 +127,9 @@ def _h5_library(path: str) -> str:
 
 
 def _import_keras(name: str) -> ModuleType:
-    """Import tf_keras if it is requested and installed, otherwise Keras 3 with the TensorFlow backend."""
+    """Import tf_keras if it is requested and installed; otherwise, Keras 3 with the TensorFlow backend."""
     if name == "tf_keras":
-        with contextlib.suppress(ImportError):  # Keras 3 can read many of its files
+        with contextlib.suppress(ImportError):  # Keras 3 can read many of tf_keras' files
             import tf_keras
 
             return tf_keras  # type: ignore[no-any-return]
@@ -154,11 +154,11 @@ def _keras_inputs(model: Any) -> Inputs:
         return Inputs("unknown")
     try:
         structure = model.input
-    except (AttributeError, ValueError):  # some kinds of models do not have it
+    except (AttributeError, ValueError):  # some kinds of models have no single input structure
         structure = None
     if isinstance(structure, dict):
         if not all(hasattr(each, "shape") for each in structure.values()):
-            return Inputs("unknown")  # nested dicts, to which column names cannot be matched
+            return Inputs("unknown")  # column names cannot be matched to nested dicts
         return Inputs("dict", tuple(_input(name, tensor) for name, tensor in structure.items()))
     inputs = tuple(_input(tensor.name.split(":")[0], tensor) for tensor in tensors)
     return Inputs("tensor" if len(inputs) == 1 else "list", inputs)

@@ -1,6 +1,6 @@
 """Packs a model on the driver to send it to the executors.
 
-This module does not import TensorFlow: a caller that has a model object has already imported it.
+This module does not import TensorFlow: a caller with a model object has already imported it.
 """
 
 import hashlib
@@ -31,11 +31,11 @@ class ModelSpec:
 
     Attributes:
         kind: ``"keras"`` (a .keras archive), ``"h5"``, ``"saved_model"`` (a zipped directory) or ``"url"``.
-        key: A string that is equal for equal models.
-        library: The package that wrote the file, ``"keras"`` or ``"tf_keras"``, or ``""`` if unknown.
-        url: Where the executors find the model, for the kind ``"url"``.
+        key: A string that is the same for equal models.
+        library: The package that wrote the file, ``"keras"`` or ``"tf_keras"``; ``""`` if unknown.
+        url: The URL from which the executors load the model, for the kind ``"url"``.
         custom_objects: The pickled dict of custom objects by name, or ``b""``.
-        safe_mode: Whether Keras must refuse to run Python code in the file (Lambda layers).
+        safe_mode: Whether Keras must refuse to run Python code in the file (``Lambda`` layers).
     """
 
     kind: str
@@ -48,18 +48,18 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A model as bytes, with their description; :func:`pack` returns it as it is."""
+    """A model as bytes, and its description; :func:`pack` returns both unchanged."""
 
     spec: ModelSpec
     data: bytes
 
 
 def packed_keras(archive: bytes, library: str, custom_objects: bytes) -> PackedModel:
-    """Return the content of a ``.keras`` file as a packed model that is trusted.
+    """Return the content of a trusted ``.keras`` file as a packed model.
 
     Args:
-        archive: The content.
-        library: The package that wrote it.
+        archive: The content of the file.
+        library: The package that wrote the file, ``"keras"`` or ``"tf_keras"``.
         custom_objects: The pickled dict of custom objects by name, or ``b""``.
     """
     content = _fingerprint("keras", archive) + custom_objects + library.encode()
@@ -68,16 +68,16 @@ def packed_keras(archive: bytes, library: str, custom_objects: bytes) -> PackedM
 
 
 def pack(model: Any, custom_objects: Mapping[str, Any] | None, safe_mode: bool) -> tuple[ModelSpec, bytes]:
-    """Return the description and the bytes of a model; a URL has no bytes.
+    """Return the description and the bytes of a model; for a URL, the bytes are empty.
 
     Args:
-        model: A Keras model, the path or URL of a saved one, or a ``PackedModel``.
-        custom_objects: Classes and functions that the model uses; those of a model object are found without it.
+        model: A Keras model, the path or URL of a saved model, or a ``PackedModel``.
+        custom_objects: Custom classes and functions that the model uses, by name; not needed for a model object.
         safe_mode: See ``ModelSpec``.
 
     Raises:
-        ConfigurationError: The argument is not a model, or the file is missing or of an unknown format.
-        SerializationError: The model or one of its custom objects cannot be serialised.
+        ConfigurationError: If ``model`` is not a model, or the file is missing or of an unknown format.
+        SerializationError: If the model or one of its custom objects cannot be serialised.
     """
     if isinstance(model, PackedModel):
         return model.spec, model.data
@@ -95,7 +95,7 @@ def pack(model: Any, custom_objects: Mapping[str, Any] | None, safe_mode: bool) 
         custom = {**custom_objects_of(model, library), **(custom_objects or {})}
         safe_mode = False  # the user's own object, from this process
     pickled = _pickle(custom) if custom else b""
-    # The driver cannot see whether the content of a URL has changed, so each call loads it again.
+    # The driver cannot see whether the content of a URL has changed, so each call loads the model again.
     content = _fingerprint(kind, data) if data else f"{url} {uuid.uuid4()}".encode()
     key = hashlib.sha256(content + pickled + f"{kind} {library} {safe_mode}".encode()).hexdigest()
     return ModelSpec(kind, key, library, url, pickled, safe_mode), data
@@ -147,11 +147,11 @@ def _fingerprint(kind: str, data: bytes) -> bytes:
 
 
 def _selected_library() -> str:
-    return "tf_keras" if selected_keras() == "tf_keras" else ""  # else the file itself says
+    return "tf_keras" if selected_keras() == "tf_keras" else ""  # otherwise the file itself shows it
 
 
 def archive_library(data: bytes) -> str | None:
-    """Return the package that wrote a .keras archive, or None if the data is not such an archive."""
+    """Return the package that wrote a .keras archive; None if the data is not such an archive."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             version = json.loads(archive.read("metadata.json")).get("keras_version", "")
@@ -199,7 +199,7 @@ def custom_objects_of(model: Any, library: str) -> dict[str, Any]:
 
 
 def _classes_and_functions(model: Any) -> Iterator[Any]:
-    """Yield those of the model, its layers, and their attributes."""
+    """Yield the classes and functions of the model, of its layers, and of their attributes."""
     for layer in model._flatten_layers():
         for value in (layer, *vars(layer).values()):
             is_function = isinstance(value, FunctionType)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..errors import DataError
 from .features import Dims, shape_text
 
-# TensorFlow's type names to Spark's. Half floats and unsigned integers, which Spark lacks, become the next larger type.
+# Maps TensorFlow's types to Spark's. Half floats and unsigned integers, which Spark lacks, become the next larger type.
 SPARK_TYPES = {
     "bool": "boolean",
     "int8": "tinyint",
@@ -30,9 +30,9 @@ class Output:
     """One output of a model.
 
     Attributes:
-        name: Its name.
-        dims: Its shape without the batch dimension, with None for a variable size.
-        dtype: TensorFlow's name of its type.
+        name: The output's name.
+        dims: The output's shape without the batch dimension, with None for a variable size.
+        dtype: TensorFlow's name for the output's type.
     """
 
     name: str
@@ -41,15 +41,15 @@ class Output:
 
     @property
     def depth(self) -> int:
-        """Levels of arrays in Spark: 0 for ``[batch]`` and for ``[batch, 1]``."""
+        """Number of levels of arrays in Spark: 0 for ``[batch]`` and for ``[batch, 1]``."""
         return 0 if self.dims == (1,) else len(self.dims)
 
 
 def spark_type(outputs: Sequence[Output]) -> str:
-    """Return the Spark type of a prediction as a DDL string: that of a single output, or a struct of several.
+    """Return the Spark type of a prediction as a DDL string: the type of a single output, or a struct of several.
 
     Raises:
-        DataError: Spark has no equivalent for an output's type.
+        DataError: If Spark has no equivalent for an output's type.
     """
     if len(outputs) == 1:
         return _type_of(outputs[0])
@@ -71,8 +71,8 @@ def output_names(count: int, keys: Sequence[str] | None, declared: Sequence[str]
 
     Args:
         count: Number of outputs.
-        keys: The keys, if the model returns a dict.
-        declared: The names that the model declares, if any.
+        keys: The keys of the dict that the model returns; None if it does not return a dict.
+        declared: The names that the model declares; None if it declares none.
     """
     if keys is not None:
         return list(keys)

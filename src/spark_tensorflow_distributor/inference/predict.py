@@ -1,4 +1,4 @@
-"""``predict`` and ``predict_udf``: a model as a column of predictions. Runs on the driver."""
+"""``predict`` and ``predict_udf``: add a column with a model's predictions. Runs on the driver."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Larger models are broadcast.
 _MAX_INLINE = 1 << 20
-# Below the largest message of a Spark Connect server, 128 MiB (spark.connect.grpc.maxInboundMessageSize).
+# Leaves room below a Spark Connect server's limit for messages, 128 MiB (spark.connect.grpc.maxInboundMessageSize).
 _CONNECT_LIMIT = 120 << 20
 
 
@@ -49,38 +49,43 @@ def predict(
 ) -> "DataFrame":
     """Return a DataFrame with an additional column that holds a model's predictions.
 
-    The predictions are computed on the cluster when the result is. All other columns, the partitions and the order
-    of the rows stay unchanged, and the other columns never leave the JVM. Executors need TensorFlow, but not this
-    library. Filter rows before calling this function, because Spark does not move a filter below the predictions.
+    The predictions are computed lazily, on the cluster, when the result is used. All other columns, the partitions and
+    the order of the rows stay unchanged, and columns that are not features never leave the JVM. Executors need
+    TensorFlow, but not this library. Filter rows before calling this function, because Spark does not move a later
+    filter in front of the predictions.
 
     Args:
-        df: A DataFrame of classic Spark or Spark Connect, batch or streaming. A streaming one requires ``output_type``
-            if the model does not declare the shapes of its inputs.
-        model: A Keras model (Keras 3 or tf_keras), or the path of a saved one on the driver: a ``.keras`` or ``.h5``
-            file or a SavedModel directory. TensorFlow reads a URL (``gs://``, ``s3://``, ``hdfs://``) on the executors.
-        feature_columns: A name, or a list of names; ``outer.inner`` is a field of a struct. With one name, the model
-            gets a tensor ``[batch]``, or ``[batch, k]`` for arrays and vectors; with a list, one tensor per name. Rows
-            are reshaped to the model's input if their number of values fits. Arrays of different lengths become a
-            RaggedTensor.
+        df: A DataFrame of classic Spark or Spark Connect, batch or streaming. A streaming DataFrame requires
+            ``output_type`` if the model does not declare the shapes of its inputs.
+        model: A Keras model (Keras 3 or tf_keras), or the path of a saved model on the driver: a ``.keras`` or ``.h5``
+            file, or a SavedModel directory. A URL (``gs://``, ``s3://``, ``hdfs://``) is read by TensorFlow on the
+            executors.
+        feature_columns: A name or a list of names; ``outer.inner`` is a field of a struct. With one name, the model
+            gets a tensor ``[batch]``, or ``[batch, k]`` for arrays and vectors; with a list, it gets one tensor per
+            name. Rows are reshaped to the model's input if the number of values fits. Arrays of different lengths
+            become a ``tf.RaggedTensor``.
         stack: Whether to put all columns (numbers, flat arrays and vectors) side by side in one float32 tensor
             ``[batch, k]``. Default: False.
-        output_column: Name of the new column; an existing column of that name is replaced. Default: ``"prediction"``.
-        batch_size: Largest number of rows in one call of the model. Default: 4096.
-        output_type: Spark type of the column, as a DDL string or DataType. Default: derived from the model's output:
-            ``[batch]`` and ``[batch, 1]`` become scalars, ``[batch, k]`` arrays, and several outputs a struct.
-        fill_value: Value that replaces nulls, including those inside flat arrays, or a dict of values by column.
+        output_column: Name of the new column, which replaces any existing column of that name. Default:
+            ``"prediction"``.
+        batch_size: Maximum number of rows per call of the model. Default: 4096.
+        output_type: Spark type of the column, as a DDL string or a ``DataType``. By default, it is derived from the
+            model's output: ``[batch]`` and ``[batch, 1]`` become scalars, ``[batch, k]`` arrays, and several outputs a
+            struct.
+        fill_value: The value that replaces nulls, including nulls inside flat arrays, or a dict of values by column.
             Default: nulls raise an error.
-        custom_objects: Custom classes and functions by name that a saved model uses. A model object does not need it.
-        safe_mode: Whether Keras refuses to run Python code in the file (Lambda layers); model objects are always
-            trusted. Default: True.
-        gpu_resource_name: Name of the resource through which Spark assigns GPUs to tasks; tasks without one use the
+        custom_objects: Custom classes and functions that a saved model uses, by name; not needed for a model object.
+        safe_mode: Whether Keras refuses to run Python code in a ``.keras`` file (``Lambda`` layers); model objects are
+            always trusted. Default: True.
+        gpu_resource_name: Name of the resource through which Spark assigns GPUs to tasks; tasks without a GPU use the
             CPU. Default: ``"gpu"``.
 
     Raises:
-        ConfigurationError: An argument is invalid, or the model does not exist.
-        DataError: A column is missing, or the type of a column or of the model's output has no equivalent.
-        SerializationError: The model cannot be saved or loaded.
-        ClusterError: The executors do not have TensorFlow.
+        ConfigurationError: If an argument is invalid, or the model does not exist.
+        DataError: If ``df`` is not a Spark DataFrame, a column is missing, the features do not fit the model, or the
+            type of a column or of the model's output has no equivalent.
+        SerializationError: If the model cannot be saved or loaded, or is too large for Spark Connect.
+        ClusterError: If the executors do not have TensorFlow.
     """
     _check(batch_size, output_column)
     _check_frame(df)
@@ -111,24 +116,24 @@ def predict_udf(
     gpu_resource_name: str = "gpu",
     spark: Any = None,
 ) -> Any:
-    """Return a model as a function of columns, for ``select``, ``withColumn`` and, with ``spark.udf.register``, SQL.
+    """Return a model as a function of columns, for ``select``, ``withColumn`` and, by ``spark.udf.register``, SQL.
 
-    It is an ordinary user-defined function of Spark. Spark considers it deterministic, so it may compute a column again
-    for each use; ``asNondeterministic()`` prevents that. Wrap vector arguments in ``vector_to_array`` and nullable ones
-    in ``coalesce``, and pass structs field by field.
+    The result is an ordinary user-defined function of Spark. Spark considers it deterministic, so it may compute a
+    column again for each use; ``asNondeterministic()`` prevents that. Wrap vector arguments in ``vector_to_array`` and
+    nullable arguments in ``coalesce``, and pass structs field by field.
 
     Args:
         model: See :func:`predict`.
-        feature_columns: Names for the arguments, in order: those of the model's inputs, or of columns. A single name
-            stands for one argument, which becomes the model's only tensor. Default: no names; a single argument becomes
-            the model's tensor, and several become its inputs in order.
+        feature_columns: Names for the arguments, in order: the names of the model's inputs, or of columns. A single
+            name stands for one argument, which becomes the model's only tensor. Default: no names; a single argument
+            becomes the model's only tensor, and several arguments become the model's inputs in order.
         stack: See :func:`predict`; applies to all arguments.
         batch_size: See :func:`predict`.
         output_type: See :func:`predict`. Required if the model does not declare the shapes of its inputs.
         custom_objects: See :func:`predict`.
         safe_mode: See :func:`predict`.
         gpu_resource_name: See :func:`predict`.
-        spark: The SparkSession. Default: the active one.
+        spark: The ``SparkSession``. Default: the active session.
 
     Raises:
         ConfigurationError, DataError, SerializationError, ClusterError: See :func:`predict`.
@@ -171,8 +176,8 @@ def _arguments(
 ) -> "tuple[tuple[tuple[str, ...], ...], list[SparkColumn]]":
     """Return the names and expressions of the function's arguments.
 
-    Spark combines numbers that are to be stacked into one array, whose values form the tensor without a copy; separate
-    columns would have to be interleaved.
+    Spark combines neighbouring numbers that are to be stacked into one array, whose values form the tensor without a
+    copy; separate columns would have to be interleaved.
     """
     import pyspark.sql.functions as F
 
@@ -206,10 +211,10 @@ def _expression(column: Column, fill: Any, stack: bool) -> "SparkColumn":
 
 
 def payload_of(spark: Any, data: bytes) -> bytes | Broadcast:
-    """Return the model's bytes, or a broadcast of them: a Python worker that has cached the model never reads it.
+    """Return the model's bytes, or a broadcast of them, which Python workers that have cached the model never read.
 
     Raises:
-        SerializationError: The model is too large for Spark Connect.
+        SerializationError: If the model is too large for Spark Connect.
     """
     if is_connect(spark) and len(data) > _CONNECT_LIMIT:
         raise SerializationError(
@@ -230,7 +235,7 @@ def _output_type(
     payload: bytes | Broadcast,
     sample: "DataFrame | None",
 ) -> "DataType":
-    """Return the DataType of the predictions: as given, from the model object, or as found by an executor."""
+    """Return the DataType of the predictions: as given, derived from the model object, or found by an executor."""
     if given is not None:
         return _parse_type(given)
     if isinstance(model, str | os.PathLike | PackedModel):
@@ -258,7 +263,7 @@ def _type_of_object(model: Any) -> str | None:
 
 
 def _probe(frame: "DataFrame", spec: PredictSpec, payload: bytes | Broadcast, has_arguments: bool) -> str | None:
-    """Return the type that an executor finds; None if the model does not declare its inputs, or there is no row."""
+    """Return the type that an executor finds; None if the model does not declare its inputs, or there are no rows."""
     task = shipped("inference.worker", "run_probe", pickle.dumps(spec), payload, has_arguments)
     rows = frame.mapInArrow(task, "found string").collect()
     if not rows:
@@ -284,7 +289,7 @@ def _parse_type(given: "str | DataType") -> "DataType":
 
 
 def _udf(spec: PredictSpec, payload: bytes | Broadcast, kind: "DataType") -> Any:
-    """Return Spark's user-defined function, based on Arrow (PySpark 4.1 and newer) or on pandas."""
+    """Return a user-defined function of Spark, based on Arrow (PySpark 4.1 and newer) or on pandas."""
     packed = pickle.dumps(replace(spec, output_type=kind.json()))
     return column_function(shipped("inference.worker", "run_function", packed, payload), kind)
 
@@ -293,7 +298,7 @@ def column_function(body: "Body", kind: "DataType") -> Any:
     """Return a function over batches of Arrow arrays as a user-defined function of Spark.
 
     Args:
-        body: Takes an iterator of one tuple of arrays for each batch, and yields one array for each.
+        body: Takes an iterator that yields a tuple of arrays for each batch, and yields one array for each.
         kind: The type of the column.
     """
     import pyspark.sql.functions as F

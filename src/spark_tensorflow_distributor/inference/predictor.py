@@ -1,4 +1,4 @@
-"""Calls a model with NumPy arrays, through graphs that are traced once."""
+"""Calls a model with NumPy arrays, through graphs that are traced only once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Tensor: TypeAlias = Any
 # Builds the argument of a model's call from the tensors of the features.
 Arrangement: TypeAlias = Callable[[Sequence[Tensor]], object]
 
-# Number of graphs that are traced for exact shapes; for further shapes, the sizes are left open.
+# Number of graphs that are traced for exact shapes; for further shapes, sizes are left open.
 _MAX_EXACT = 4
 
 
 class Predictor:
-    """Calls a model with NumPy arrays. It traces a graph for each kind of features.
+    """Calls a model with NumPy arrays, and traces a graph for each combination of feature types and shapes.
 
     Args:
         model: The loaded model.
@@ -42,15 +42,15 @@ class Predictor:
         Args:
             features: The features.
             is_single: Whether the model gets one tensor instead of a collection of tensors.
-            is_named: Whether the features' names are meaningful.
+            is_named: Whether the features' names are meaningful, rather than mere numbers.
 
         Raises:
-            DataError: The features do not fit the model.
+            DataError: If the features do not fit the model.
         """
         key = (is_single, is_named, *((rows.name, rows.dtype, rows.dims, len(rows.lengths)) for rows in features))
         if key not in self._functions:
             is_exact = len(self._functions) < _MAX_EXACT
-            if not is_exact:  # every batch may have its own length: leave the sizes open from now on
+            if not is_exact:  # every batch may have different lengths: leave sizes open from now on
                 key = (is_single, is_named, *((r.name, r.dtype, len(r.dims), len(r.lengths)) for r in features))
             if key not in self._functions:
                 self._functions[key] = self._trace(features, is_single, is_named, is_exact)
@@ -59,7 +59,7 @@ class Predictor:
         return [_to_rows(name, tensor) for name, tensor in zip(names, outputs, strict=True)]
 
     def describe(self) -> list[Output] | None:
-        """Return the outputs of the model, or None if it does not declare its inputs."""
+        """Return the outputs of the model; see :func:`describe_outputs`."""
         return describe_outputs(self._model)
 
     def _trace(
@@ -87,10 +87,10 @@ class Predictor:
 
 
 def arrangement(inputs: Inputs, features: Sequence[Rows], is_single: bool, is_named: bool) -> Arrangement:
-    """Return a function that arranges the features' tensors as the model takes them.
+    """Return a function that arranges the features' tensors as the model expects them.
 
     Raises:
-        DataError: The features do not fit the model.
+        DataError: If the features do not fit the model.
     """
     if inputs.form == "unknown":
         if is_single:
@@ -141,14 +141,14 @@ def _to_rows(name: str, tensor: Tensor) -> Rows:
 
 
 def _spark_compatible(tensor: Tensor) -> Tensor:
-    """Convert a tensor to a type that Spark has."""
+    """Convert a tensor to a type and form that Spark supports."""
     if tensor.dtype.name in ("float16", "bfloat16"):
         return tf.cast(tensor, tf.float32)
     return tf.sparse.to_dense(tensor) if isinstance(tensor, tf.SparseTensor) else tensor
 
 
 def _flatten(result: object, declared: Sequence[str] | None) -> list[tuple[str, Tensor]]:
-    """Return a model's outputs with their names."""
+    """Return a model's outputs, each with its name."""
     keys = list(result) if isinstance(result, dict) else None
     values = list(result.values()) if isinstance(result, dict) else result
     tensors = list(values) if isinstance(values, list | tuple) else [values]
@@ -161,7 +161,7 @@ def _flatten(result: object, declared: Sequence[str] | None) -> list[tuple[str, 
 
 
 def describe_outputs(model: LoadedModel) -> list[Output] | None:
-    """Return the outputs of a model, or None if it does not declare its inputs."""
+    """Return a model's outputs; None if the shapes of its inputs or the rank of an output are unknown."""
     if model.inputs.form == "unknown" or any(wanted.dims is None for wanted in model.inputs.inputs):
         return None
     specs = [tf.TensorSpec([None, *(wanted.dims or ())], wanted.dtype) for wanted in model.inputs.inputs]

@@ -20,8 +20,8 @@ class Rows:
 
     Attributes:
         name: Name of the feature or output.
-        data: The values, ``[rows, *dims]``; if they are ragged, all values in sequence.
-        lengths: If the values are ragged, the length of every item at each level of arrays, outermost first; else
+        data: The values, ``[rows, *dims]``; if they are ragged, all values in sequence, 1-D.
+        lengths: If the values are ragged, the length of every item at each level of arrays, outermost first; otherwise
             empty.
     """
 
@@ -36,7 +36,7 @@ class Rows:
 
     @property
     def dtype(self) -> str:
-        """TensorFlow's name of the type."""
+        """TensorFlow's name for the type of the values."""
         return "string" if self.data.dtype.hasobject else str(self.data.dtype)
 
     def slice(self, start: int, stop: int) -> "Rows":
@@ -57,12 +57,12 @@ def rows_from_arrow(
 
     Args:
         array: The array that Spark passed to the function.
-        names: Its name, or the names of the columns that Spark has combined into one array, in this order.
-        subject: What errors call a column that is not one of features, such as ``"The weight column 'w'"``.
-        has_fill_value: Whether the user's call takes ``fill_value``, for errors.
+        names: The array's name, or the names of the columns that Spark has combined into one array, in this order.
+        subject: How errors refer to a column that is not a feature, such as ``"The weight column 'w'"``.
+        has_fill_value: Whether the user can pass ``fill_value``, for errors.
 
     Raises:
-        DataError: The array contains nulls, or TensorFlow has no equivalent for its type.
+        DataError: If the array contains nulls, or TensorFlow has no equivalent for its type.
     """
     column = column_from_arrow(array, names[0])
     if column.conversion:
@@ -80,10 +80,10 @@ def rows_from_arrow(
 
 
 def column_from_arrow(array: "pa.Array", name: str) -> Column:
-    """Return the column that an Arrow array stands for, as a DataFrame's schema would describe it.
+    """Return the description of an Arrow array's column, as derived from a DataFrame's schema.
 
     Raises:
-        DataError: The array contains structs, or TensorFlow has no equivalent for its type.
+        DataError: If the array contains structs, or TensorFlow has no equivalent for its type.
     """
     import pyarrow as pa
     from pyspark.sql.pandas.types import from_arrow_type
@@ -115,7 +115,7 @@ def _null_text(
     if len(names) > 1 and values.inner_nulls:
         import numpy as np
 
-        # Spark has put the columns side by side, so an element's position gives its column.
+        # Spark has put the columns side by side, so an element's position determines its column.
         columns = np.flatnonzero(array.values.is_null().to_numpy(zero_copy_only=False)) % len(names)
         counts = {names[index]: int((columns == index).sum()) for index in np.unique(columns)}
         name, count = next(iter(counts.items()))
@@ -131,7 +131,7 @@ def _null_text(
 
 
 def _byte_strings(values: Values) -> "npt.NDArray[Any]":
-    """Return byte strings as NumPy objects, the form that TensorFlow accepts."""
+    """Return byte strings as an array of Python objects, the form that TensorFlow accepts."""
     import numpy as np
     import pyarrow as pa
 
@@ -147,7 +147,7 @@ def stack(parts: Sequence[Rows]) -> Rows:
     """Put features side by side in one ``[rows, k]`` array of float32.
 
     Raises:
-        DataError: A feature is not numeric, or has arrays of different lengths.
+        DataError: If a feature is not numeric, has arrays of different lengths, or has nested arrays.
     """
     import numpy as np
 
@@ -176,7 +176,7 @@ def rows_to_arrow(pieces: Sequence[Rows], kind: "pa.DataType") -> "pa.Array":
         kind: The Arrow type.
 
     Raises:
-        DataError: The output does not have the type's levels of arrays.
+        DataError: If the output and the type differ in their levels of arrays.
     """
     import pyarrow as pa
 

@@ -11,10 +11,10 @@ from ..training.autograph_files import keep_no_generated_files
 
 
 def start_tensorflow(gpu_resource_name: str) -> None:
-    """Import TensorFlow and, if that is its first import in this process, assign the task's CPUs and GPUs to it.
+    """Import TensorFlow and, on its first import in this process, assign the task's CPUs and GPUs to it.
 
     Raises:
-        ClusterError: TensorFlow cannot be imported.
+        ClusterError: If TensorFlow cannot be imported.
     """
     from pyspark import TaskContext
 
@@ -24,7 +24,8 @@ def start_tensorflow(gpu_resource_name: str) -> None:
     addresses = resources.get(gpu_resource_name, [])
     gpus = visible_devices(addresses, len(addresses), os.environ.get("CUDA_VISIBLE_DEVICES"))
     is_first = "tensorflow" not in sys.modules
-    # TensorFlow reads these variables only while it starts. Afterwards they are restored, as the process is Spark's.
+    # TensorFlow reads these variables only while it starts. They are restored afterwards, because Spark owns the
+    # process.
     defaults = {key: value for key, value in DEFAULT_ENV.items() if key not in os.environ}
     with environment({**defaults, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}):
         try:
@@ -34,7 +35,7 @@ def start_tensorflow(gpu_resource_name: str) -> None:
             raise ClusterError(missing_tensorflow(error)) from error
         if is_first:
             _configure(cpus)
-        if context is not None:  # Spark ends its Python workers without running their exit handlers
+        if context is not None:  # Spark's Python workers end without running their exit handlers
             keep_no_generated_files()
 
 

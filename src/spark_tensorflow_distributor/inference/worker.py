@@ -1,4 +1,4 @@
-"""The prediction function, as it runs in Spark's Python worker."""
+"""The part of the prediction function that runs in Spark's Python workers."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MAX_CACHED = 2
 
-# Predictors by their model's key. Spark reuses its Python workers, so each of them loads a model once.
+# Predictors by model key. Spark reuses its Python workers, so each of them loads a model only once.
 _predictors: "OrderedDict[str, Predictor]" = OrderedDict()
 
 
@@ -38,14 +38,14 @@ class PredictSpec:
 
     Attributes:
         model: The description of the model.
-        arguments: For each argument, the name of its column, or the names of the columns that Spark has combined into
-            one array; empty if the arguments have no names.
+        arguments: For each argument, the name of its column, or the names of the columns that Spark combined into one
+            array; empty if the arguments have no names.
         is_single: Whether the user gave a single name, so that the model gets one tensor instead of a collection.
         stack: Whether to put all arguments side by side in one tensor.
-        batch_size: Largest number of rows in one call of the model.
+        batch_size: Maximum number of rows per call of the model.
         gpu_resource_name: Name of the GPU resource in Spark's settings.
-        output_type: Spark's type of the column as JSON, or ``""`` while it is unknown.
-        has_fill_value: Whether the user's call takes ``fill_value``, for errors about nulls.
+        output_type: The Spark type of the column as JSON, or ``""`` while it is unknown.
+        has_fill_value: Whether the user can pass ``fill_value``, for errors about nulls.
     """
 
     model: ModelSpec
@@ -71,13 +71,13 @@ def run_function(
     from pyspark.sql.pandas.types import to_arrow_type
     from pyspark.sql.types import _parse_datatype_json_string
 
-    # From the driver, in the Spark task.
+    # The pickle comes from the driver, as part of the Spark task.
     spec: PredictSpec = pickle.loads(packed)  # nosec B301
     kind = to_arrow_type(_parse_datatype_json_string(spec.output_type))
     predictor: Predictor | None = None
     for batch in batches:
         arrays = batch if isinstance(batch, tuple) else (batch,)
-        if predictor is None and len(arrays[0]):  # an empty partition does not load the model
+        if predictor is None and len(arrays[0]):  # do not load the model for an empty partition
             predictor = _predictor(spec, model)
         yield _predict(predictor, spec, arrays, kind)
 
@@ -153,22 +153,22 @@ def _outputs(predictor: "Predictor", spec: PredictSpec, arrays: "Sequence[pa.Arr
 def run_probe(
     packed: bytes, model: bytes | Broadcast, has_arguments: bool, batches: "Iterator[pa.RecordBatch]"
 ) -> "Iterator[pa.RecordBatch]":
-    """Run the body of a one-row Spark job that finds the type of the predictions.
+    """Run in a Spark job of at most one row, to find the type of the predictions.
 
-    It yields one row with JSON: ``{"type": DDL}``, with null if the type is unknown, or
-    ``{"error": class, "message": text}``.
+    Yields one row with JSON: ``{"type": DDL}``, with null if the type is unknown, or ``{"error": class, "message":
+    text}``.
 
     Args:
         packed: A pickled ``PredictSpec``.
         model: The model's bytes.
-        has_arguments: Whether the row holds arguments with which to call the model.
-        batches: The row.
+        has_arguments: Whether the input row holds arguments with which to call the model.
+        batches: The batches with the input row.
     """
     import pyarrow as pa
 
-    for batch in batches:  # to the end, because Spark only reuses Python workers that have read all their input
+    for batch in batches:  # to the end, because Spark reuses only Python workers that have read all of their input
         if batch.num_rows:
-            # The same.
+            # This pickle, too, comes from the driver.
             found = json.dumps(_probe(pickle.loads(packed), model, batch.columns if has_arguments else None))  # nosec B301
             yield pa.RecordBatch.from_arrays([pa.array([found])], ["found"])
 

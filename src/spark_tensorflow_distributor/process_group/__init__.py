@@ -1,1 +1,1 @@
-"""Collectives between the trainers of a group, over sockets and shared memory; free of TensorFlow."""
+"""Collectives between the trainers of a group, over sockets and shared memory, without TensorFlow."""

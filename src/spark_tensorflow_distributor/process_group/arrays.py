@@ -1,4 +1,4 @@
-"""Several arrays, handled as if they were one."""
+"""Handles several arrays as if they were one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALIGNMENT = 64
 
 
 def working_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the type in which values of ``dtype`` are summed and sent: float32 for those with two bytes."""
+    """Return the type in which values of ``dtype`` are summed and sent: float32 for types of two bytes."""
     return np.dtype(np.float32) if dtype.name in ("float16", "bfloat16") else dtype
 
 
@@ -33,14 +33,14 @@ class Sequential:
         self.size = self._begins[-1]
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[AnyArray, int]]:
-        """Yield the parts of the arrays that lie between two elements, and how far from ``start`` each begins."""
+        """Yield the parts of the arrays between two elements, each with its distance from ``start`` in elements."""
         for array, begin in zip(self._flat, self._begins, strict=False):
             first, last = max(start, begin), min(stop, begin + array.size)
             if first < last:
                 yield array[first - begin : last - begin], first - start
 
     def read(self, start: int, stop: int, target: AnyArray, scale: float | None = None) -> None:
-        """Copy elements, times ``scale``, to the beginning of ``target``, which may have another type."""
+        """Copy elements, multiplied by ``scale``, to the beginning of ``target``, which may have another type."""
         for piece, offset in self.pieces(start, stop):
             part = target[offset : offset + piece.size]
             if scale is None:
@@ -57,7 +57,7 @@ class Sequential:
 
 
 def aligned(shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> tuple[AnyArray, list[AnyArray]]:
-    """Return a buffer, and arrays of the given shapes in it, each of them aligned for TensorFlow.
+    """Return a buffer, and arrays of the given shapes in it that are aligned for TensorFlow.
 
     The gaps between the arrays are zeroed; the arrays are not initialised.
     """

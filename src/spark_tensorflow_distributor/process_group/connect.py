@@ -23,7 +23,7 @@ from .local import BLOCK_BYTES, MULTI_MACHINE_BLOCK_BYTES, LocalGroup, memory_by
 from .remote import RemoteGroup
 from .spec import GroupSpec, Member
 
-# Maximum number of unauthenticated connections; beyond it, the oldest is closed.
+# Maximum number of unauthenticated connections; beyond it, the oldest one is closed.
 _MAX_STRANGERS = 64
 _RETRY_SECONDS = 0.05
 _TICK_SECONDS = 0.1
@@ -34,20 +34,21 @@ _ATTEMPT_SECONDS = 10.0
 def connect(
     spec: GroupSpec, remote_listener: socket.socket | None, local_listener: socket.socket | None, seconds: float
 ) -> tuple[LocalGroup, RemoteGroup | None]:
-    """Connect to the other members; return the groups of this machine and, on its leader, of the leaders.
+    """Connect to the other members; return this machine's group and, on the machine's leader, the group of leaders.
 
-    Members with higher ranks connect to those with lower ranks. The listeners are closed at the end: nobody can connect
-    to a group that has been formed.
+    Members connect to members with lower ranks. The listeners are closed at the end, so that nobody can connect to a
+    group that has formed.
 
     Args:
         spec: The group.
         remote_listener: Listens at the member's host and port.
-        local_listener: Listens at the member's local name; None if it has none.
+        local_listener: Listens at the member's local name; None if the member has none.
         seconds: Time limit.
 
     Raises:
-        RendezvousTimeoutError: Some members did not connect in time.
-        RendezvousError: A member rejected the connection.
+        RendezvousTimeoutError: If some members did not connect in time.
+        RendezvousError: If a member ends before the group has formed, or a process in its place does not hold the
+            secret.
     """
     with contextlib.ExitStack() as listeners:
         for each in (remote_listener, local_listener):
@@ -94,7 +95,7 @@ class _Formation:
         return local_group, RemoteGroup(leaders.index(rank), len(leaders), remote)
 
     def _sealers(self, peer: int) -> tuple[Sealer, Sealer]:
-        if self._sockets[peer].family == socket.AF_UNIX:  # what is sent does not leave the machine
+        if self._sockets[peer].family == socket.AF_UNIX:  # the data does not leave the machine
             return NoSealer(), NoSealer()
         return make_sealers(self._keys[peer], self._spec.protection)
 
@@ -103,7 +104,7 @@ class _Formation:
         return BLOCK_BYTES if len(self._topology.leaders) == 1 else MULTI_MACHINE_BLOCK_BYTES
 
     def _connect(self, peer: int, *, is_local: bool) -> socket.socket:
-        """Connect to a member that is listening or about to listen."""
+        """Connect to a member that is listening or will listen soon."""
         member = self._spec.members[peer]
         while True:
             try:
@@ -137,7 +138,7 @@ class _Formation:
         return sock
 
     def _accept(self, expected: set[int], listener: socket.socket | None) -> None:
-        """Accept the connections of the expected members, and drop everybody else's."""
+        """Accept connections from the expected members, and drop all others."""
         if not expected:
             return
         assert listener is not None
@@ -158,13 +159,13 @@ class _Formation:
                 doorway.close()
 
     def _admit(self, sock: socket.socket, rank: int, keys: SessionKeys) -> None:
-        if rank in self._sockets:  # the member did not receive the proof, and has connected again
+        if rank in self._sockets:  # the member did not receive the proof and connected again
             self._sockets[rank].close()
         sock.setblocking(True)
         self._sockets[rank], self._keys[rank] = sock, keys
 
     def _share_memory(self) -> mmap.mmap:
-        """Map the memory that the leader of this machine makes for its members."""
+        """Map the memory that this machine's leader creates for the members on the machine."""
         group = self._topology.group_of(self._spec.rank)
         size = memory_bytes(len(group), self._block_bytes)
         if len(group) == 1:

@@ -1,4 +1,4 @@
-"""One member's connection to another, and the failures that it can report."""
+"""One member's connection to another, and the errors that it can raise."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .frames import (
     parse_header,
 )
 
-# The kernel gives up a peer that has been silent for this long. The driver is quicker; a link that is down for some
-# seconds must not end a run.
+# The kernel gives up on a peer that has been silent for this long. The driver notices lost workers sooner; a link that
+# is down for a few seconds must not end a run.
 _SILENT_SECONDS = 30
 # Time limit for sending or receiving a farewell.
 _FAREWELL_SECONDS = 5.0
@@ -36,8 +36,8 @@ class PeerLostError(CollectiveError):
     """A peer failed or disappeared, so an operation cannot be completed.
 
     Args:
-        message: What is known about it.
-        reason: The farewell to send to the other members.
+        message: What is known about the failure.
+        reason: The farewell to send to the other members; see :class:`FarewellError`.
     """
 
     def __init__(self, message: str, reason: Mapping[str, Any]) -> None:
@@ -49,12 +49,12 @@ class PeerLostError(CollectiveError):
 
 
 class DifferentOperationError(Exception):
-    """A peer is in another operation than this member.
+    """A peer is in a different operation from this member.
 
     Args:
         connection: The connection to the peer.
         theirs: The peer's operation.
-        unread: Bytes of data that follow the header that was read.
+        unread: Number of bytes of data that follow the header that was read.
     """
 
     def __init__(self, connection: Connection, theirs: Operation, unread: int) -> None:
@@ -67,7 +67,7 @@ class FarewellError(Exception):
 
     Args:
         connection: The connection to the peer.
-        reason: What it said: ``kind`` is ``"failed"``, ``"lost"``, ``"returned"`` or ``"out of step"``.
+        reason: The contents of the farewell: ``kind`` is ``"failed"``, ``"lost"``, ``"returned"`` or ``"out of step"``.
     """
 
     def __init__(self, connection: Connection, reason: Mapping[str, Any]) -> None:
@@ -84,7 +84,7 @@ class Connection:
     Args:
         sock: The socket; this object closes it.
         rank: The peer's rank.
-        sealers: Protect what is sent, and what is received.
+        sealers: Protect outgoing and incoming data.
     """
 
     def __init__(self, sock: socket.socket, rank: int, sealers: tuple[Sealer, Sealer]) -> None:
@@ -98,22 +98,22 @@ class Connection:
         self._header = bytearray(HEADER_BYTES + self._incoming.tag_bytes())
         self._header_view = memoryview(self._header)
         self._header_bytes = 0
-        self._peeked: Header | None = None  # authenticated, but not read from the socket yet
-        self._is_inside_frame = False  # its header has been read, its data not completely
-        self._farewell: dict[str, Any] | None = None  # one that came after the data that was needed
+        self._peeked: Header | None = None  # authenticated, but not yet read from the socket
+        self._is_inside_frame = False  # a header has been read, but not all of its data
+        self._farewell: dict[str, Any] | None = None  # received, but not raised yet
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
     def lost(self, error: object = "it closed the connection") -> PeerLostError:
-        """Return the error that says that this peer is gone."""
+        """Return the error to raise because this peer is gone."""
         return PeerLostError(
             f"The connection to rank {self.rank} was lost: {error}.",
             {"kind": "lost", "rank": self.rank, "text": str(error)},
         )
 
     def queue(self, operation: Operation, data: memoryview | None = None) -> None:
-        """Make a frame of the operation, with data, the next one to send; ``unsent`` must be empty."""
+        """Queue a frame of the operation, with data if given; ``unsent`` must be empty."""
         size = 0 if data is None else len(data)
         self._queue(self._outgoing.seal(data_header(operation, size)))
         if data is not None:
@@ -126,8 +126,8 @@ class Connection:
         """Send as much of ``unsent`` as the socket accepts; return whether all of it was sent.
 
         Raises:
-            PeerLostError: The peer is gone.
-            FarewellError: The peer has said why it is about to go.
+            PeerLostError: If the peer is gone.
+            FarewellError: If the peer has said why it is leaving.
         """
         if self.unsent:
             self._raise_farewell()
@@ -137,7 +137,7 @@ class Connection:
             except BlockingIOError:
                 return False
             except OSError as error:
-                self.check()  # its farewell may be waiting
+                self.check()  # the peer's farewell may be waiting
                 raise self.lost(error) from error
             while self.unsent and count >= len(self.unsent[0]):
                 count -= len(self.unsent.pop(0))
@@ -149,9 +149,9 @@ class Connection:
         """Read the next header; return the length of its data, or None if it has not arrived yet.
 
         Raises:
-            PeerLostError: The peer is gone, or does not speak this protocol.
-            FarewellError: The peer has said why it is about to go.
-            DifferentOperationError: The peer is in another operation.
+            PeerLostError: If the peer is gone, or does not speak this protocol.
+            FarewellError: If the peer has said why it is leaving.
+            DifferentOperationError: If the peer is in another operation.
         """
         self._raise_farewell()
         while self._header_bytes < len(self._header):
@@ -172,14 +172,14 @@ class Connection:
         return header.length
 
     def tag_bytes(self, size: int) -> int:
-        """Return how many bytes follow the data of a frame, which must be passed to :meth:`open`."""
+        """Return the size of the tag that follows the data of a frame, and that :meth:`open` needs."""
         return self._incoming.tag_bytes(bulk=size > BULK_BYTES) if size else 0
 
     def open(self, data: memoryview, tag: memoryview) -> None:
         """Authenticate the data of a frame, and decrypt it in place.
 
         Raises:
-            PeerLostError: The data is not what the peer has sent.
+            PeerLostError: If the data is not what the peer sent.
         """
         self._is_inside_frame = False
         if data:
@@ -189,10 +189,10 @@ class Connection:
                 raise self.lost(_reason(error)) from error
 
     def _open_header(self, sealed: memoryview) -> Header:
-        """Parse a received header, unless that has been done before it was read.
+        """Parse a received header, unless :meth:`check` has already done so.
 
         Raises:
-            NotAFrameError, NotAuthenticError: The peer has not sent it.
+            NotAFrameError, NotAuthenticError: If the peer has not sent this header.
         """
         header, self._peeked = self._peeked, None
         if header is None:
@@ -200,10 +200,10 @@ class Connection:
         return header
 
     def receive_into(self, view: memoryview) -> int:
-        """Receive some bytes; return how many, 0 if there are none yet.
+        """Receive some bytes; return their number, 0 if none have arrived yet.
 
         Raises:
-            PeerLostError: The peer is gone.
+            PeerLostError: If the peer is gone.
         """
         try:
             count = self.socket.recv_into(view)
@@ -219,12 +219,12 @@ class Connection:
         """Look for a farewell without reading anything else; return whether to stop looking.
 
         Args:
-            is_needed: The current operation needs this peer. Otherwise only a farewell because of that operation is
-                raised; another one is raised by the next operation.
+            is_needed: Whether the current operation needs this peer. If not, only a farewell that says that the members
+                are out of step is raised now; any other one is raised by the next operation that needs the peer.
 
         Raises:
-            PeerLostError: The peer is gone.
-            FarewellError: The peer has said why it is about to go.
+            PeerLostError: If the peer is gone.
+            FarewellError: If the peer has said why it is leaving.
         """
         try:
             data = self.socket.recv(len(self._header), socket.MSG_PEEK)
@@ -253,10 +253,10 @@ class Connection:
             raise FarewellError(self, self._farewell)
 
     def wait_for_farewell(self, unread: int) -> dict[str, Any]:
-        """Skip whatever arrives until the farewell; return the farewell, empty if none arrives in time.
+        """Skip everything that arrives before the farewell; return the farewell, empty if none arrives in time.
 
         Args:
-            unread: Bytes of data that belong to the header that was read last.
+            unread: Number of bytes of data that belong to the header that was read last.
         """
         end = time.monotonic() + _FAREWELL_SECONDS
         try:
@@ -266,7 +266,7 @@ class Connection:
                 if header.operation is None:
                     return parse_farewell(self._read_record(header.length, end))
                 unread = header.length
-        except (OSError, EOFError, NotAFrameError):  # also NotAuthenticError
+        except (OSError, EOFError, NotAFrameError):  # NotAuthenticError is an OSError
             pass
         return {}
 
@@ -275,7 +275,7 @@ class Connection:
 
         Args:
             reason: See :class:`FarewellError`.
-            deadline: When to give up, by ``time.monotonic()``; by default, after some seconds.
+            deadline: When to give up, by ``time.monotonic()``; by default, after 5 s.
         """
         for part in farewell(reason):
             self._queue(self._outgoing.seal(part))
@@ -285,14 +285,14 @@ class Connection:
         with contextlib.suppress(OSError):
             self.socket.settimeout(left)
             self.socket.sendall(frame)
-        # Not closed yet: unread data would turn that into a reset, which discards the farewell.
+        # Not closed yet: with unread data, closing would send a reset, which discards the farewell.
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_WR)
         with contextlib.suppress(OSError):
             self.socket.setblocking(False)
 
     def break_off(self) -> None:
-        """End the connection at once, also for a thread that is using it."""
+        """End the connection at once, even while another thread is using it."""
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
@@ -304,11 +304,11 @@ class Connection:
             return parse_farewell(self._read_record(length, time.monotonic() + _FAREWELL_SECONDS))
         except EOFError as error:
             raise self.lost() from error
-        except (OSError, NotAFrameError) as error:  # also NotAuthenticError
+        except (OSError, NotAFrameError) as error:  # NotAuthenticError is an OSError
             raise self.lost(_reason(error)) from error
 
     def _read_record(self, length: int, end: float, *, bulk: bool = False) -> bytes:
-        """Read the data of a frame; that of a farewell is never bulk data."""
+        """Read the data of a frame; a farewell's data is never bulk data."""
         if not length:
             return b""
         sealed = memoryview(self._read_exactly(length + self._incoming.tag_bytes(bulk=bulk), end))
@@ -331,4 +331,5 @@ def _configure_tcp(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_SECONDS // 3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _SILENT_SECONDS // 6)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
-        # Not TCP_USER_TIMEOUT: it also ends connections to peers that are alive but busy, and do not read for a while.
+        # Not TCP_USER_TIMEOUT, which would also end connections to peers that are alive but too busy to read for a
+        # while.

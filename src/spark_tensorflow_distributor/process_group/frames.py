@@ -1,7 +1,7 @@
 """Frames on the connections between the members of a process group.
 
-Every frame begins with a header that names the operation it belongs to, so that members who call different operations
-notice with the first frame instead of waiting for each other.
+Every frame begins with a header that identifies its operation, so that members that call different operations notice
+this at the first frame instead of waiting for each other.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..transport.sealing import Buffer
 # Frame type; the operation's kind, dtype, number, checksum of its details and size in bytes; length of the data.
 _HEADER = struct.Struct(">4sBBxxIIQI")
 HEADER_BYTES = _HEADER.size
-# The largest frame: small enough that sending, receiving and adding overlap.
+# Maximum size of a frame's data: small enough that sending, receiving and adding overlap.
 FRAME_BYTES = 256 << 10
-# A frame of an operation with more data than this is bulk data: in practice gradients, weights and checkpoints.
+# A frame with more data than this is bulk data: in practice, gradients, weights and checkpoints.
 BULK_BYTES = 16 << 10
 _MAX_FAREWELL = 64 << 10
-# Maximum length of a text in a farewell, in characters; JSON takes up to twelve bytes for one.
+# Maximum length of a text in a farewell, in characters, each of which may take twelve bytes in JSON.
 _MAX_TEXT = 2000
 
 _DATA, _FAREWELL = b"STDd", b"STDf"
@@ -40,15 +40,14 @@ class NotAFrameError(Exception):
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation of a group; all its members must call the same ones in the same order.
+    """An operation of a group; all members must call the same operations in the same order.
 
     Attributes:
         number: How many operations preceded it.
         kind: One of ``KINDS``.
         dtype: One of ``DTYPES``.
-        nbytes: Size of a member's data.
-        details: What else must be the same on all members: shapes, and what the operation is for. Only its checksum
-            travels.
+        nbytes: Size of a member's data in bytes.
+        details: What else must be the same on all members: the shapes and the purpose. Only their checksum travels.
         checksum: The checksum of ``details``.
     """
 
@@ -77,8 +76,8 @@ class Header:
     """The header of a frame.
 
     Attributes:
-        operation: What the data belongs to; None for a farewell.
-        length: Bytes of data that follow.
+        operation: The operation that the data belongs to; None for a farewell.
+        length: Number of bytes of data that follow.
     """
 
     operation: Operation | None
@@ -92,7 +91,7 @@ def data_header(operation: Operation, length: int) -> bytes:
 
 
 def farewell(reason: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    """Return header and data of a frame that ends the connection, with the reason."""
+    """Return the header and the data of a frame that ends the connection and gives the reason."""
     shortened = {key: value[:_MAX_TEXT] if isinstance(value, str) else value for key, value in reason.items()}
     data = json.dumps(shortened).encode()
     return _HEADER.pack(_FAREWELL, 0, 0, 0, 0, 0, len(data)), data
@@ -102,7 +101,7 @@ def parse_header(data: Buffer) -> Header:
     """Parse the header of a frame.
 
     Raises:
-        NotAFrameError: The data is not a header.
+        NotAFrameError: If the data is not a header.
     """
     magic, kind, dtype, number, checksum, nbytes, length = _HEADER.unpack(data)
     if magic == _FAREWELL and length <= _MAX_FAREWELL:
@@ -116,7 +115,7 @@ def parse_farewell(data: bytes) -> dict[str, Any]:
     """Parse the data of a farewell.
 
     Raises:
-        NotAFrameError: The data is not a farewell.
+        NotAFrameError: If the data is not a farewell.
     """
     try:
         reason = json.loads(data)

@@ -35,13 +35,13 @@ _LEAVE_SECONDS = 5.0
 class ProcessGroup:
     """All members of a group, as seen by one of them.
 
-    Every member must call the same operations in the same order. An operation that fails on one member fails on all of
-    them, and so do all later ones.
+    Every member must call the same operations in the same order. If an operation fails on one member, it fails on all
+    of them, and so do all later operations.
 
     Args:
         spec: The group.
-        local: The members on this machine.
-        remote: The leaders of all machines, None if this member is not one of them.
+        local: The group of the members on this machine.
+        remote: The group of the leaders of all machines; None if this member is not a leader.
         place: Returns the line of the user's program that is being executed, for error messages.
     """
 
@@ -55,9 +55,9 @@ class ProcessGroup:
         self._number = 0
         #: Why the group ended; None while it is usable.
         self.error: CollectiveError | None = None
-        #: Whether an exception on this member ended it in the middle of an operation.
+        #: Whether an exception on this member ended the group in the middle of an operation.
         self.was_interrupted = False
-        #: Called after each operation with its seconds and the bytes that this member put into it.
+        #: Called after each operation with its duration in seconds and the size of this member's data in bytes.
         self.observer: Callable[[float, int], None] | None = None
 
     @classmethod
@@ -81,19 +81,21 @@ class ProcessGroup:
         purpose: str = "",
         wire: np.dtype[Any] | None = None,
     ) -> list[AnyArray]:
-        """Return the sums of several arrays over all members; their bits are the same on all members.
+        """Return the sums of several arrays over all members, bit for bit the same on all of them.
 
         Args:
-            arrays: Of one type: float16, bfloat16 (both summed in float32), float32, float64, int32 or int64; the same
-                shapes on all members.
+            arrays: Arrays of one type: float16, bfloat16 (both summed in float32), float32, float64, int32 or int64;
+                the same shapes on all members.
             scale: Factor for this member's arrays; None for 1.
             purpose: What the sum is for; the same on all members.
-            wire: The type in which float32 arrays travel between machines, float16 or bfloat16 (of ``ml_dtypes``); by
-                default their own. Each machine on the way adds in float32 and rounds. Small arrays are sent unchanged.
+            wire: The type in which float32 arrays travel between machines, float16 or bfloat16 (from ``ml_dtypes``); by
+                default, float32. Each machine on the way adds in float32 and then rounds. Small arrays are sent
+                unchanged.
 
         Raises:
-            CollectiveError: A member is gone, or in another operation.
-            TypeError: The arrays have different types or one that is not in the list; or integers are to be scaled.
+            CollectiveError: If a member is gone, or in another operation.
+            TypeError: If the arrays have different types or a type that is not listed, or if ``scale`` is given for
+                integers.
         """
         dtype = working_type(arrays[0].dtype)
         if dtype.name not in SUMMED or any(array.dtype != arrays[0].dtype for array in arrays):
@@ -116,11 +118,11 @@ class ProcessGroup:
         """Return the arrays of all members, ``[world_size, *shape]``.
 
         Args:
-            array: Of any type; the same shape on all members.
+            array: An array of any type; the same shape on all members.
             purpose: What the arrays are for; the same on all members.
 
         Raises:
-            CollectiveError: A member is gone, or in another operation.
+            CollectiveError: If a member is gone, or in another operation.
         """
         array = np.asarray(array, order="C")
         _, (result,) = aligned([(self.world_size, *array.shape)], array.dtype)
@@ -148,18 +150,18 @@ class ProcessGroup:
         """Wait until every member has called this.
 
         Raises:
-            CollectiveError: A member is gone, or in another operation.
+            CollectiveError: If a member is gone, or in another operation.
         """
         with self._operation("barrier", "uint8", 0) as operation:
             self._wait(operation)
 
     def leave(self, reason: Mapping[str, Any] | None = None) -> None:
-        """Tell the other members that this one calls no more operations.
+        """Tell the other members that this one will call no more operations.
 
         Args:
-            reason: Why; by default, because its program has returned. ``text`` is shown to the others.
+            reason: The farewell; by default, that the program has returned. The other members show its ``text``.
         """
-        if not self._lock.acquire(timeout=_LEAVE_SECONDS):  # another thread waits in an operation
+        if not self._lock.acquire(timeout=_LEAVE_SECONDS):  # another thread is waiting in an operation
             self.error = CollectiveError("This worker has left the group.")
             for connection in self._connections():
                 connection.break_off()
@@ -184,7 +186,7 @@ class ProcessGroup:
         scale: float | None,
         wire: np.dtype[Any] | None,
     ) -> list[AnyArray]:
-        """Sum arrays if no two members share a machine."""
+        """Sum arrays in a group where every member is on a different machine."""
         dtype = np.dtype(operation.dtype)
         buffer, sums = aligned([array.shape for array in arrays], dtype)
         for array, total in zip(arrays, sums, strict=True):
@@ -224,7 +226,7 @@ class ProcessGroup:
             self._number += 1
             began = time.perf_counter()
             try:
-                with np.errstate(all="ignore"):  # an overflow is the program's, and shows in the result
+                with np.errstate(all="ignore"):  # an overflow comes from the program's data, and shows in the result
                     yield operation
             except FarewellError as error:
                 raise self._end(self._explain_farewell(operation, error)) from None
@@ -269,7 +271,7 @@ class ProcessGroup:
         peer, here = difference.connection, self._here(operation)
         peer.say_farewell({"kind": "out of step", "rank": self.rank, "here": here})
         reason = peer.wait_for_farewell(difference.unread)
-        if reason and "here" not in reason:  # it has ended because of another member
+        if reason and "here" not in reason:  # the peer left for another reason
             return self._explain_farewell(operation, FarewellError(peer, reason))
         return self._out_of_step({self.rank: here, peer.rank: reason.get("here") or str(difference.theirs)})
 
@@ -292,7 +294,7 @@ class ProcessGroup:
 
 
 def _leave_to_parent(reference: weakref.ref[ProcessGroup]) -> None:
-    """In a forked child, close the copies of the connections, which would keep them open after the parent's end."""
+    """Close a forked child's copies of the connections, which would keep them open after the parent's end."""
     group = reference()
     if group is not None:
         group.error = CollectiveError("Operations between the workers are not possible in a forked process.")

@@ -16,30 +16,30 @@ from .transfers import Array, Receiver, Sender, transfer
 
 # Data passes through the memory in blocks that fit into a core's cache.
 BLOCK_BYTES = 1 << 20
-# Larger blocks pay off if each block also waits for other machines.
+# If each block also waits for other machines, larger blocks pay off.
 MULTI_MACHINE_BLOCK_BYTES = 8 << 20
-# Up to this size, each worker sums the whole block: summing one segment each would need a second barrier.
+# Up to this size, each worker sums the whole block, because summing one segment each would need a second barrier.
 _SMALL_BYTES = 32 << 10
 
 
 def memory_bytes(size: int, block_bytes: int) -> int:
-    """Return the size of the shared memory for a number of workers."""
+    """Return the size of the shared memory for ``size`` workers, in bytes."""
     return 2 * (size + 1) * block_bytes
 
 
 class LocalGroup:
     """The workers of a machine, as seen by one of them.
 
-    The memory has two halves, used in turn, each with a block of every worker and one for their sum. One barrier per
+    The memory has two halves, used in turn, each with a block for every worker and one for their sum. One barrier per
     block, after writing, is enough: a worker writes to a half again only after the barrier of the other half, which no
-    worker reaches before it has read this half.
+    worker reaches before it has finished reading this half.
 
     Args:
         index: The index of this worker.
         size: The number of workers.
         connections: By index of the worker at the other end; see ``Topology.local_peers``.
         memory: ``memory_bytes`` of memory that all workers share.
-        block_bytes: Size of a block.
+        block_bytes: Size of a block in bytes.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class LocalGroup:
             source: This worker's arrays.
             target: Where to put the sums.
             scale: Factor for this worker's arrays; None for 1.
-            between: On the leader, called with the sums of this machine to replace them with those of all machines;
-                None if there are no others. The other workers pass any function.
+            between: Called on the leader with this machine's sums, to replace them with the sums over all machines;
+                None if there are no other machines. The other workers may pass any function.
         """
         dtype = np.dtype(operation.dtype)
         for start, stop, blocks in self._blocks_for(source.size, dtype):
@@ -100,7 +100,7 @@ class LocalGroup:
             target.write(start, stop, total)
 
     def all_gather(self, operation: Operation, row: Array, rows: list[Array]) -> None:
-        """Copy the row of every worker of this machine; all rows have the same number of bytes."""
+        """Gather the rows of all workers of this machine, which have the same number of bytes, into ``rows``."""
         for start, stop, blocks in self._blocks_for(row.size, np.dtype(np.uint8)):
             blocks[self.index][:] = row[start:stop]
             self.barrier(operation)
@@ -108,7 +108,7 @@ class LocalGroup:
                 target[start:stop] = block
 
     def broadcast(self, operation: Operation, data: Array) -> None:
-        """Replace bytes by those of this machine's leader."""
+        """Replace the data with the leader's data."""
         for start, stop, blocks in self._blocks_for(data.size, np.dtype(np.uint8)):
             if self.index == 0:
                 blocks[-1][:] = data[start:stop]
@@ -117,7 +117,7 @@ class LocalGroup:
                 data[start:stop] = blocks[-1]
 
     def _blocks_for(self, size: int, dtype: np.dtype[Any]) -> Iterator[tuple[int, int, list[Array]]]:
-        """Yield ranges of elements, with the workers' parts and the sum of the next block."""
+        """Yield ranges of elements, each with views of the next blocks: the workers' and the one for the sum."""
         step = self._block_bytes // dtype.itemsize
         for start in range(0, size, step) if size else [0]:
             stop = min(start + step, size)

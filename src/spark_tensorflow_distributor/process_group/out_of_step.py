@@ -1,4 +1,4 @@
-"""The error of workers that make different calls, and what to do about it."""
+"""The error for workers that make different calls, and what to do about it."""
 
 from ..errors import CollectiveError
 

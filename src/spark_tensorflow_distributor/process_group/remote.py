@@ -33,12 +33,12 @@ class RemoteGroup:
         transfer(senders, receivers, self._watched)
 
     def all_reduce(self, operation: Operation, array: Array, wire: np.dtype[Any] | None = None) -> None:
-        """Replace an array by the sum of all leaders' arrays; its bits are the same on all of them.
+        """Replace an array by the sum of all leaders' arrays, bit for bit the same on all of them.
 
         Args:
             operation: The operation.
             array: The array.
-            wire: The type in which a large array is sent; by default its own.
+            wire: The type in which a large array is sent; by default, the array's own.
         """
         if self.size == 1:
             return
@@ -54,7 +54,7 @@ class RemoteGroup:
             self._reduce_by_doubling(operation, array)
 
     def all_gather(self, operation: Operation, blocks: list[Array]) -> None:
-        """Fill the blocks of the other leaders; the sizes of blocks are known to all and may differ."""
+        """Fill the blocks of the other leaders; block sizes may differ, but every leader knows them."""
         if self.size > 1:
             steps = range(self.size - 1)
             self._begin(operation)
@@ -65,23 +65,24 @@ class RemoteGroup:
             )
 
     def _begin(self, operation: Operation) -> None:
-        """Exchange a byte in the pattern that all operations begin with.
+        """Exchange a byte in the pattern with which all operations begin.
 
-        Leaders that are not all connected to each other could otherwise wait in a circle, each in another operation
-        with other neighbours, and none of them would see that.
+        Otherwise, leaders that are not all connected to each other could wait in a circle, each for a neighbour that is
+        in a different operation, and none of them would notice.
         """
         if self.size > FULL_MESH:
             self._reduce_by_doubling(operation, np.zeros(1, np.uint8))
 
     def _reduce_in_ring(self, operation: Operation, own: Array, sums: Array) -> None:
-        """Reduce-scatter, then all-gather in a ring: each leader sends and receives twice the array, less two segments.
+        """Reduce-scatter and all-gather in a ring: each leader sends and receives twice the array, less two segments.
 
         Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms for clusters of workstations, 2009.
 
         Args:
             operation: The operation.
             own: This leader's values.
-            sums: The same values, in the type that is sent; replaced by the sums. It may be the same array.
+            sums: The same values in the type that is sent, to be replaced by the sums. May be the same array as
+                ``own``.
         """
         bounds = segments(own.size, self.size)
         terms, parts = ([array[begin:end] for begin, end in bounds] for array in (own, sums))

@@ -8,13 +8,13 @@ from .topology import Topology
 
 @dataclass(frozen=True)
 class Member:
-    """How the others reach a member.
+    """How other members reach a member.
 
     Attributes:
-        host: Name or address of its host.
-        port: The port on which it listens for members on other machines.
-        machine: Members share memory if theirs is the same and not empty.
-        local_name: Hexadecimal name of the local socket on which it listens for members on the same machine.
+        host: Name or address of the member's host.
+        port: The port on which the member listens for members on other machines.
+        machine: Identifies the machine; members with the same value, if it is not empty, share memory.
+        local_name: Hexadecimal name of the local socket on which the member listens for members on the same machine.
     """
 
     host: str
@@ -25,12 +25,12 @@ class Member:
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """A group, as one of its members forms it.
+    """What a member must know to form a group.
 
     Attributes:
         rank: The rank of this member.
         members: All members, by rank.
-        secret: Hexadecimal; known to the members only.
+        secret: The group's secret, in hexadecimal; known only to the members.
         epoch: Sequence number of the group; a relaunch forms the next one.
         protection: How traffic between hosts is protected.
     """
@@ -43,5 +43,5 @@ class GroupSpec:
 
     @property
     def topology(self) -> Topology:
-        # A member that shares memory with nobody is a machine of its own.
+        # A member that shares no memory counts as a separate machine.
         return Topology(tuple(each.machine or f"rank {rank}" for rank, each in enumerate(self.members)))

@@ -6,20 +6,20 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-# Up to this many leaders are all connected to each other.
+# Up to this number, all leaders are connected to each other.
 FULL_MESH = 8
 
 
 @dataclass(frozen=True)
 class Topology:
-    """The workers of a group by machine.
+    """The workers of a group, by machine.
 
-    The workers of one machine exchange data through shared memory. One of them, the machine's leader, exchanges it with
-    the leaders of the other machines, so that a machine sends what a single worker would send.
+    The workers of a machine exchange data through shared memory. One of them, the machine's leader, exchanges data with
+    the leaders of the other machines, so that a machine sends no more than a single worker would.
 
     Attributes:
-        machines: The machine of each rank; workers share memory if theirs is the same.
-        groups: The ranks of each machine, machines in the order of their lowest rank.
+        machines: The machine of each rank; workers on the same machine share memory.
+        groups: The ranks of each machine; machines are ordered by their lowest rank.
         leaders: The lowest rank of each machine, in the same order.
     """
 
@@ -39,13 +39,13 @@ class Topology:
         return len(self.machines)
 
     def group_of(self, rank: int) -> tuple[int, ...]:
-        """Return the ranks on the machine of a rank, itself included."""
+        """Return the ranks on the same machine as a rank, including that rank."""
         return next(group for group in self.groups if rank in group)
 
     def local_peers(self, rank: int) -> set[int]:
         """Return the ranks on the same machine to which a rank is connected."""
         group = self.group_of(rank)
-        if rank == group[0]:  # the leader gives the shared memory to all others
+        if rank == group[0]:  # the leader passes the shared memory to all others
             return set(group[1:])
         return _ranks(group, barrier_partners(group.index(rank), len(group))) | {group[0]}
 
@@ -67,22 +67,23 @@ def _ranks(group: Sequence[int], indices: Iterable[int]) -> set[int]:
 def distances(size: int) -> list[int]:
     """Return the distances of a dissemination barrier's rounds: 1, 2, 4, ... below ``size``.
 
-    In each round a member notifies the one that far ahead, and waits for the one that far behind. After the last round,
-    everybody has heard from everybody (Hensgen, Finkel and Manber, Two algorithms for barrier synchronization, 1988).
+    In each round, a member notifies the member that far ahead, and waits for the member that far behind. After the last
+    round, everyone has heard from everyone (Hensgen, Finkel and Manber, Two algorithms for barrier synchronization,
+    1988).
     """
     return list(itertools.takewhile(lambda distance: distance < size, (1 << k for k in itertools.count())))
 
 
 def barrier_partners(index: int, size: int) -> set[int]:
-    """Return whom a member of a dissemination barrier notifies or waits for."""
+    """Return the members that a member of a dissemination barrier notifies or waits for."""
     return {(index + sign * distance) % size for distance in distances(size) for sign in (1, -1)}
 
 
 def doubling_partners(index: int, size: int) -> list[int]:
     """Return the partners of a member in recursive doubling, in order.
 
-    Members beyond the largest power of two hand their data to a member within it first, and get the result last
-    (Thakur, Rabenseifner and Gropp, Optimization of collective communication operations in MPICH, 2005).
+    Members beyond the largest power of two first pass their data to a member below it, and get the result last (Thakur,
+    Rabenseifner and Gropp, Optimization of collective communication operations in MPICH, 2005).
     """
     power = largest_power(size)
     if index >= power:

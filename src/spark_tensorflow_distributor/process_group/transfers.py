@@ -1,4 +1,4 @@
-"""Transfers of one operation: what a member sends and receives at the same time, in a single thread."""
+"""The transfers of an operation, in which a member sends and receives at the same time in a single thread."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Sender:
         connection: The connection to the peer.
         operation: The operation that they belong to.
         arrays: In order. If there is no data at all, one empty frame is sent.
-        follows: If given, the arrays after the first one are those that this receiver fills, in the same order; each
-            byte is sent only after it has been received and added.
+        follows: The receiver that fills the arrays after the first one, in the same order; each of their bytes is sent
+            only after it has been received and added. None if all data is ready.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Sender:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether the socket must take data before this can continue."""
+        """Whether the socket must accept data before this can continue."""
         return bool(self.connection.unsent)
 
     def advance(self) -> None:
-        """Send as much as the socket takes."""
+        """Send as much as the socket accepts."""
         while self.connection.send() and self._views:
             view = self._views[0]
             if not view:
@@ -72,12 +72,12 @@ class Receiver:
         connection: The connection to the peer.
         operation: The operation that they belong to.
         arrays: Where to put them, in order.
-        terms: Arrays of the same sizes, to whose values those received are added. If there are fewer of them, the
-            remaining arrays take the received values. Their type may be wider; a sum is then computed in that type and
-            rounded.
+        terms: Arrays of the same sizes, whose values are added to the received ones. If there are fewer terms than
+            arrays, the remaining arrays take the received values. Terms may be of a wider type; sums are then computed
+            in that type and rounded.
 
     Attributes:
-        received: Bytes received and added so far.
+        received: Number of bytes received and added so far.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class Receiver:
         pairs = itertools.zip_longest(arrays, terms)
         self._targets = [(array, term) for array, term in pairs if array.size]
         self._staging = np.empty(FRAME_BYTES if terms else 0, np.uint8)
-        self._place = 0  # where the next frame begins in the first target, in elements
+        self._place = 0  # where the next frame begins in the first target, in elements of the array
         self._frame: memoryview | None = None  # where the data of the current frame goes
         self._tag = memoryview(bytearray(TAG_BYTES))
-        self._missing: list[memoryview] = []  # the parts of the data and its tag that have not arrived
+        self._missing: list[memoryview] = []  # the parts of the data and of its tag that have not arrived
         self._size = 0  # of the current frame
         self._awaits_empty_frame = not self._targets
 
@@ -163,14 +163,14 @@ def transfer(senders: Sequence[Sender], receivers: Sequence[Receiver], watched: 
     """Run transfers until all of them are complete.
 
     Args:
-        senders: What to send.
-        receivers: What to receive.
-        watched: Further connections. A peer that aborts the current operation sends a farewell on all its connections.
+        senders: The arrays to send.
+        receivers: The arrays to receive.
+        watched: Connections to watch for farewells: a peer that aborts the operation sends one on all its connections.
 
     Raises:
-        PeerLostError: A peer is gone.
-        FarewellError: A peer has said why it is about to go.
-        DifferentOperationError: A peer is in another operation.
+        PeerLostError: If a peer is gone.
+        FarewellError: If a peer has said why it is leaving.
+        DifferentOperationError: If a peer is in another operation.
     """
     poller, masks = select.poll(), dict[Connection, int]()
     unwatched: set[Connection] = set()

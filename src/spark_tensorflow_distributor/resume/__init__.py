@@ -1,1 +1,1 @@
-"""Saves training, and resumes it after a failure."""
+"""Saves the progress of training, and resumes it after a failure."""

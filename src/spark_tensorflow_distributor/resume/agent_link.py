@@ -18,7 +18,7 @@ class AgentLink(Protocol):
         """Send a message with an open file."""
 
     def end_epoch(self, entry: Message) -> None:
-        """Report an epoch, and give the run's callbacks time to decide whether another one follows."""
+        """Report an epoch, and give the run's callbacks time to decide whether to train another one."""
 
     def should_stop(self, fit: int | None) -> bool:
-        """Return whether the driver has asked to end this ``fit``, without waiting."""
+        """Return, without waiting, whether the driver has asked to end this ``fit``."""

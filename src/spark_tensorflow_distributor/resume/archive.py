@@ -1,8 +1,8 @@
 """Reads the members of an untrusted checkpoint file.
 
-Anyone with write access to ``checkpoint_dir`` can put any file there. Members are not compressed, and the sum of their
-sizes is at most the size of the file. Memory use is therefore limited by the size of the file, and every size is
-checked before its memory is allocated.
+Anyone with write access to ``checkpoint_dir`` can put any file there. Members must not be compressed, and their sizes
+must not add up to more than the size of the file. Memory use is therefore limited by the size of the file, and every
+size is checked before memory is allocated.
 """
 
 import json
@@ -17,9 +17,10 @@ from ..errors import CheckpointError
 
 # Size limit for JSON members: once parsed, their values take up to twenty times as much memory as the text.
 MAX_TEXT_BYTES = 64 << 20
-# A sign, a number or a text, as ``np.dtype.kind``; no Python objects and no structures.
+# Values of ``np.dtype.kind`` for booleans, numbers, times and texts; neither Python objects nor structures.
 _KINDS = "?biufcmMSU"
-# The sizes of a member follow its data; its name is UTF-8. Other flags mean encryption, patches and the like.
+# These flags mean that a member's sizes follow its data, and that its name is UTF-8. Others mean encryption, patches
+# and the like.
 _HARMLESS_FLAGS = 0x0808
 
 
@@ -30,8 +31,8 @@ class Archive:
         data: The contents of the file.
 
     Raises:
-        CheckpointError: It is not an archive like those that this library writes. Methods may raise anything: what they
-            read is arbitrary.
+        CheckpointError: If the archive does not have the form that this library writes. The constructor and the methods
+            may raise any other exception as well, because the data is arbitrary.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -55,12 +56,12 @@ class Archive:
         return json.loads(self._archive.read(name))
 
     def array(self, number: int) -> np.ndarray:
-        """Read an array, which is possible once: a small file could otherwise use a large array many times."""
+        """Read an array; each one only once, or a small file could have a large array read many times."""
         name = f"{int(number)}.npy"
         self._unread.remove(name)
         with self._archive.open(name) as part:
             value = _read_array(part, self._archive.getinfo(name).file_size)
-            part.read()  # the checksum is verified at the end
+            part.read()  # zipfile verifies the checksum at the end
         return value
 
 

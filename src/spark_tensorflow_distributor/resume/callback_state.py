@@ -15,8 +15,8 @@ CallbackState = TypedDict("CallbackState", {"class": str, "state": dict[str, obj
 
 _SIMPLE = (type(None), bool, int, float, str, np.ndarray, np.generic)
 
-# A callback's attributes that belong to its process; and min_delta, whose sign EarlyStopping and ReduceLROnPlateau
-# flip when they first see the metric.
+# Attributes that belong to the callback's process, and min_delta, whose sign EarlyStopping and ReduceLROnPlateau flip
+# when they first see the metric.
 _NOT_STATE = ("model", "_model", "params", "validation_data", "append", "append_header", "min_delta")
 
 
@@ -27,8 +27,8 @@ def callback_states(
 
     Args:
         callbacks: The callbacks of a ``fit``.
-        baseline: What this function returned when training began. Attributes that have not changed since are left
-            out: they are constructor arguments, which may differ between ranks.
+        baseline: The result of this function when training began. Attributes that have not changed since are left out:
+            they are constructor arguments, which may differ between ranks.
     """
     states: list[CallbackState] = []
     before = [each["state"] for each in baseline or ()]
@@ -42,8 +42,8 @@ def callback_states(
 def restore_callbacks(callbacks: Sequence[Callback], states: Sequence[CallbackState]) -> None:
     """Restore what :func:`callback_states` returned.
 
-    Callbacks are matched by class, and by order within a class: some may exist on rank 0 only, such as those that
-    write files.
+    Callbacks are matched by class, and within a class by order: some may exist on rank 0 only, such as those that write
+    files.
     """
     waiting = list(states)
     for callback in callbacks:
@@ -71,7 +71,7 @@ def history_of(model: Any, ended: tuple[int, Logs] | None) -> tuple[dict[str, li
 
 
 def restore_history(model: Any, history: Mapping[str, list[object]], epochs: Sequence[int]) -> None:
-    """Put back what :func:`history_of` returned, in front of what was recorded since; calling it again is harmless."""
+    """Put a result of :func:`history_of` in front of what was recorded since; calling this again is harmless."""
     recorded = model.history
     recorded.epoch[:0] = [each for each in epochs if each not in recorded.epoch]
     for name, values in history.items():

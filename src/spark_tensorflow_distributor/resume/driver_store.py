@@ -17,10 +17,10 @@ class DriverCheckpointStore:
         self._files: dict[str, BinaryIO] = {}
 
     def put(self, name: str, pieces: Iterable[bytes]) -> None:
-        """Store a checkpoint, completely or not at all.
+        """Store a checkpoint completely or not at all.
 
         Raises:
-            OSError: The disk is full.
+            OSError: If the file cannot be written, for example because the disk is full.
         """
         file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (kept)
         try:
@@ -43,7 +43,8 @@ class DriverCheckpointStore:
     def for_rank(self, rank: int) -> list[tuple[str, BinaryIO]]:
         """Return the checkpoints that a rank needs when it starts.
 
-        Every rank reads the function's own; those of ``fit`` go to rank 0, which broadcasts them.
+        Every rank reads the checkpoints that the training function saves itself; those of ``fit`` go to rank 0 only,
+        which broadcasts them.
         """
         with self._lock:
             return [(name, file) for name, file in self._files.items() if rank == 0 or lane_of(name) == MANUAL_LANE]

@@ -1,4 +1,4 @@
-"""A directory on a local or remote file system, in which a file is either complete or absent.
+"""A directory on a local or remote file system, where a file is either complete or absent.
 
 Every file is written under a temporary name and then renamed.
 """
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 from ..errors import CheckpointError
 from ..formatting import sentence
 
-# Prefix of files that are being written, or were when a process was killed.
+# Prefix of files that are being written, or were being written when a process was killed.
 TEMPORARY_PREFIX = ".stfd-"
 _BLOCK_BYTES = 16 << 20
 
@@ -51,14 +51,14 @@ def open_filesystem(path: str) -> Filesystem:
     """Return the directory at a path or URL.
 
     Raises:
-        CheckpointError: Neither TensorFlow nor fsspec supports the URL's scheme.
+        CheckpointError: If neither TensorFlow nor fsspec supports the URL's scheme.
     """
     scheme, separator, rest = path.partition("://")
     if not separator:
         return LocalFilesystem(path)
     if scheme == "file":
         return LocalFilesystem("/" + rest.lstrip("/"))
-    import tensorflow as tf  # local paths work without it
+    import tensorflow as tf  # imported late, because local paths work without it
 
     if scheme in tf.io.gfile.get_registered_schemes():
         return TensorFlowFilesystem(path)
@@ -131,7 +131,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 class _RemoteFilesystem:
-    """Writes a file locally first and then uploads it as a whole; downloads a file as a whole to read it.
+    """Writes a file locally and then uploads it as a whole; to read a file, downloads it as a whole.
 
     The local files have no name, so nothing is left behind when this process is killed.
     """
@@ -169,7 +169,7 @@ class _RemoteFilesystem:
 
 
 class TensorFlowFilesystem(_RemoteFilesystem):
-    """A directory that ``tf.io.gfile`` supports."""
+    """A directory on a file system that ``tf.io.gfile`` supports."""
 
     def __init__(self, url: str) -> None:
         import tensorflow as tf
@@ -204,11 +204,11 @@ class TensorFlowFilesystem(_RemoteFilesystem):
 
 
 class FsspecFilesystem(_RemoteFilesystem):
-    """A directory that fsspec supports.
+    """A directory on a file system that fsspec supports.
 
     Args:
         system: An ``fsspec.AbstractFileSystem``.
-        path: The directory's path in it.
+        path: The directory's path in that file system.
     """
 
     def __init__(self, system: Any, path: str) -> None:

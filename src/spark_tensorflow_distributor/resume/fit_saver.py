@@ -25,8 +25,8 @@ class Checkpointing:
     """How this process saves checkpoints.
 
     Attributes:
-        store: Where they are kept.
-        writer: Writes them to the store.
+        store: Keeps the checkpoints.
+        writer: Writes checkpoints to the store.
         interval: How often ``fit`` saves one.
         run_id: Identifies the run.
     """
@@ -45,8 +45,8 @@ class FitSaver:
         context: This worker's context.
         collectives: The group's collectives.
         model_state: The model in training.
-        position: Where the fit is; changes as it proceeds.
-        data_use: How much of its data it has consumed; changes as it proceeds.
+        position: The current position of the fit; changes as it proceeds.
+        data_use: How much of its data the fit has consumed; changes as it proceeds.
 
     Attributes:
         sequence: Number of the next checkpoint.
@@ -69,13 +69,14 @@ class FitSaver:
         self.sequence = 0
 
     def begin(self, callbacks: Sequence[Callback]) -> None:
-        """Include these callbacks in checkpoints; called as training begins, before a checkpoint is restored."""
+        """Include these callbacks in checkpoints; call this when training begins, before a checkpoint is restored."""
         self._callbacks, self._callback_baseline = callbacks, callback_states(callbacks)
 
     def after_step(self, count: int, *, is_last: bool) -> None:
         """Save a checkpoint between two steps if one is due.
 
-        Nothing is saved after an epoch's last step: its end is saved next, and resuming there would lose its logs.
+        Nothing is saved after an epoch's last step: the end of the epoch is saved next, and a resume from before it
+        would lose the epoch's logs.
         """
         self._clock.advance(count)
         if not is_last and self._clock.is_sync_due:

@@ -1,4 +1,4 @@
-"""One call of ``fit``: restores it from its last checkpoint, and saves it as it proceeds."""
+"""One call to ``fit``: restores it from its last checkpoint, and saves it as it proceeds."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -28,19 +28,19 @@ _log = logging.getLogger(__name__)
 
 
 class FitSession:
-    """One call of ``fit``.
+    """One call to ``fit``.
 
     Args:
         number: Number of the call in this process, from 0.
-        arguments: The arguments of the call by name; ``self`` is the model.
+        arguments: The arguments of the call by name; ``self`` is the model. ``resume`` may change them.
         context: This worker's context.
         agent: The connection to the agent.
-        checkpointing: How to save checkpoints; None to save and resume nothing.
+        checkpointing: How to save checkpoints; None to neither save nor resume.
 
     Attributes:
-        position: Where the fit is.
-        data_use: How much of its data it has consumed.
-        resume_epoch: The epoch with which Keras must begin, if a checkpoint was found.
+        position: The current position of the fit.
+        data_use: How much of its data the fit has consumed.
+        resume_epoch: The epoch with which Keras must begin; None if no checkpoint was found.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class FitSession:
         self.data_use.epoch_steps = facts.epoch_steps
         self.position.epoch, self.position.step = facts.epoch, facts.step
         self.resume_epoch = self._epochs if facts.complete else facts.epoch
-        if keras_of(self._model) == "keras":  # tf_keras asks for it later
+        if keras_of(self._model) == "keras":  # tf_keras asks for the epoch later
             self._arguments["initial_epoch"] = self.resume_epoch
         for callback in self._callbacks:
             if hasattr(callback, "append") and hasattr(callback, "append_header"):
-                callback.append = True  # a CSVLogger would otherwise overwrite its file
+                callback.append = True  # otherwise, a CSVLogger would overwrite its file
         if self._context.is_chief:
             call = f"fit() {self.position.fit + 1}"
             if facts.complete:
@@ -110,7 +110,8 @@ class FitSession:
         if self._context.is_chief and self._checkpointing is not None and self._saver is not None:
             store, lane = self._checkpointing.store, f"fit{self.position.fit}"
             found = newest_checkpoint(store, lane, ResumePoint.decode, self._agent.warn)
-            # New ones replace those that were skipped. If all were, they follow them: older ones are deleted.
+            # New checkpoints take the numbers of those that were skipped. If all were skipped, the new ones get higher
+            # numbers, because lower ones would be deleted as older.
             last = last_sequence(store.names(), lane) if found is None else sequence_of(found.name)
             self._saver.sequence = last + 1
         data = self._collectives.broadcast_bytes(None if found is None else found.data)
@@ -119,7 +120,7 @@ class FitSession:
         return found.content if found else ResumePoint.decode(data)
 
     def begin(self) -> None:
-        """Restore the model, its callbacks and the random generators, as training begins."""
+        """Restore the model, its callbacks and the random generators when training begins."""
         self._unclaimed_loops = {"fit"}
         if self._saver is None:
             return
@@ -137,14 +138,14 @@ class FitSession:
                 "or remove its files, to train from the beginning."
             ) from None
         state.weights = []  # frees the memory
-        if hasattr(self._model, "_initial_epoch"):  # a BackupAndRestore may have set it to an earlier epoch
+        if hasattr(self._model, "_initial_epoch"):  # BackupAndRestore may have set it to an earlier epoch
             self._model._initial_epoch = self.resume_epoch
         restore_callbacks(self._callbacks, state.callbacks)
         is_same_size = len(state.random) == self._context.world_size
         self._random = RandomReplay(state.random[self._context.rank] if is_same_size else None)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Restore metrics and history, as Keras begins an epoch and has reset them."""
+        """Restore metrics and history when Keras begins an epoch, after it has reset them."""
         self.prepare_data(epoch)
         self._clock.begin()
         self._unclaimed_loops.add("epoch")
@@ -158,7 +159,7 @@ class FitSession:
         self._restore_history()
 
     def _restore_history(self) -> None:
-        """Keras clears the history after every other callback has begun, so this is called late and repeatedly."""
+        """Restore the history late and repeatedly: Keras clears it after every other callback has begun."""
         if self._resume_point is not None:
             state = self._resume_point.state
             restore_history(self._model, state.history, state.epochs)
@@ -166,13 +167,13 @@ class FitSession:
     # Skipping the data that was consumed before the checkpoint.
 
     def claim_loop(self, kind: str) -> bool:
-        """Return whether the loop that begins now, over an ``"epoch"`` or a whole ``"fit"``, is this session's."""
+        """Return whether the loop that begins, over an ``"epoch"`` or a whole ``"fit"``, belongs to this session."""
         is_expected = kind in self._unclaimed_loops
         self._unclaimed_loops.discard(kind)
         return is_expected
 
     def prepare_data(self, epoch: int) -> None:
-        """Announce the epoch that the next iterator is for: it determines the order of a shard's rows."""
+        """Announce the epoch that the next iterator is for, which determines the order of a shard's rows."""
         if not self._arguments.get("steps_per_epoch"):
             for state in self._shard_states():
                 state.epoch = epoch
@@ -195,14 +196,14 @@ class FitSession:
                 self._random.begin_skipping()
             return steps, skip_epochs(epochs, self.data_use.epoch_steps) + steps
         if not steps_per_epoch:
-            return steps, steps  # the order of a shard's rows depends on the epoch's number only
+            return steps, steps  # the order of a shard's rows depends only on the epoch's number
         consumed = epochs * int(steps_per_epoch) + steps
         for state in shard_states:
             state.next_pass = state.first_pass + consumed // state.whole.steps
         return steps, consumed % shard_states[0].whole.steps
 
     def arrive(self) -> None:
-        """End the skipping; the data is where it was at the checkpoint."""
+        """Note that skipping is complete: the data is at the same position as at the checkpoint."""
         if self._random is not None:
             self._random.end_skipping(mid_epoch=self.position.step > 0)
         self._clock.skipped()
@@ -222,9 +223,9 @@ class FitSession:
     def end_epoch(self, epoch: int, logs: Logs | None) -> None:
         """Report an epoch, stop if the driver asks for it, and save a checkpoint.
 
-        This follows all other callbacks but the history.
+        Keras calls this after all other callbacks except the history.
         """
-        if self._context.is_chief:  # before the checkpoint: no epoch that a later attempt skips may be missing
+        if self._context.is_chief:  # reported before it is saved, or a later attempt could skip an unreported epoch
             self._agent.end_epoch(self._clock.entry(self.position.fit, epoch, logs))
         self.data_use.epoch_steps = self.position.step
         is_last = epoch + 1 >= self._epochs
@@ -234,7 +235,7 @@ class FitSession:
             self._saver.end_epoch(epoch, logs or {})
 
     def end(self) -> None:
-        """Save a last checkpoint, as training ends."""
+        """Save a last checkpoint when training ends."""
         self._restore_history()
         if self._resume_point is not None and self._resume_point.facts.complete:
             self._consume_orders(self._resume_point.facts.iterators)
@@ -244,9 +245,10 @@ class FitSession:
             state.epoch = None
 
     def _consume_orders(self, iterators: int) -> None:
-        """Make as many iterators as the complete fit did.
+        """Create as many iterators as the complete fit did.
 
-        A shuffled dataset draws an order for each iterator, and a later fit with that dataset must get the same orders.
+        A shuffled dataset draws a new order for each iterator, and a later fit with this dataset must get the same
+        orders.
         """
         data: Any = self._arguments.get("x")
         if hasattr(data, "element_spec") and not self._shard_states():

@@ -1,7 +1,7 @@
 """Saves every ``fit`` of a training function as it proceeds, and resumes it where an earlier attempt was interrupted.
 
-A function may call ``fit`` several times; a later attempt finds the checkpoints of a call by its number. A call that
-was complete does not train again: its model gets the saved weights, and the call returns the history.
+A function may call ``fit`` several times; a later attempt finds the checkpoints of a call by the call's number. A call
+that was complete does not train again: the model gets the saved weights, and the call returns the history.
 """
 
 import contextlib
@@ -33,17 +33,17 @@ def track_fits(
     """Track every ``fit`` of this process, and save checkpoints if the settings say so.
 
     Args:
-        settings: Where checkpoints are kept, and how often one is saved.
-        files: File descriptors of the checkpoints that came from the driver, by name.
+        settings: Where checkpoints are kept, and how often ``fit`` saves one.
+        files: File descriptors of the checkpoints that the driver sent, by name.
         context: This worker's context.
         agent: The connection to the agent.
 
     Raises:
-        CheckpointError: The folder of the settings cannot be used.
+        CheckpointError: If the folder in the settings cannot be used.
     """
 
     def report_written(details: Message) -> None:
-        # The driver records the checkpoints that it keeps itself, as they arrive.
+        # The driver records checkpoints that it keeps itself when they arrive.
         agent.send({"type": "written" if settings.folder is None else "committed", **details})
 
     def send_file(name: str, file: BinaryIO) -> None:
@@ -61,7 +61,7 @@ def track_fits(
 
 
 class FitTracker:
-    """Follows the calls of ``fit`` in this process, one at a time.
+    """Follows the calls to ``fit`` in this process, one at a time.
 
     Args:
         context: This worker's context.
@@ -79,12 +79,12 @@ class FitTracker:
         self._has_trailing_report = False
 
     def install(self) -> None:
-        """Follow the steps of every Keras of this process."""
+        """Follow the steps of every Keras package in this process."""
         self._can_save_fits &= hook_step_loops(self)
 
     @property
     def position(self) -> dict[str, int] | None:
-        """The fit, epoch and step that training is in, or was in when it failed; None outside of ``fit``."""
+        """The current fit, epoch and step, or those at which training failed; None outside of ``fit``."""
         position = self._failed_at if self._current is None else self._current.position
         return None if position is None else position.to_json()
 
@@ -102,8 +102,8 @@ class FitTracker:
                 self._checkpointing.store.finish()
 
     def hook(self, call: MethodCall) -> contextlib.AbstractContextManager[None]:
-        """Follow a call of ``fit``; a hook for ``hook_methods``."""
-        if call.name != "fit" or self._current is not None:  # called by a callback of another fit, which covers it
+        """Follow a call to ``fit``; a hook for ``hook_methods``."""
+        if call.name != "fit" or self._current is not None:  # a fit inside another fit is part of the outer one
             return contextlib.nullcontext()
         return self._follow(call)
 
@@ -166,7 +166,7 @@ class FitTracker:
             self._last_report = now
             self._report_steps()
         elif not self._has_trailing_report:
-            # If training stalls now, the driver still learns of the last steps.
+            # Without this, the driver would not learn of the last steps if training stalled now.
             self._has_trailing_report = True
             timer = threading.Timer(_REPORT_SECONDS, self._report_trailing_steps)
             timer.daemon = True
@@ -184,7 +184,7 @@ class FitTracker:
 class _SessionCallback:
     """Forwards events to the session; combined with the ``Callback`` class of the Keras in use."""
 
-    async_safe = True  # no hook is called for each batch
+    async_safe = True  # it has no hooks for batches
     _supports_tf_logs = True
 
     def __init__(self, session: FitSession) -> None:

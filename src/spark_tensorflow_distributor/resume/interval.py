@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-# Checkpoints may take at most this fraction of the time: training pauses meanwhile, or shares a core with the writer.
+# Checkpoints may take at most this fraction of the time, in which training pauses or shares a core with the writer.
 _MAX_COST = 0.01
 
 
 @dataclass(frozen=True)
 class CheckpointInterval:
-    """The time between two checkpoints of ``fit``; exactly one of the attributes is set.
+    """The distance between two checkpoints of ``fit``; exactly one of the attributes is set.
 
     Attributes:
         seconds: Seconds between two checkpoints, approximately.
@@ -23,7 +23,7 @@ class CheckpointInterval:
         """Parse the runner's ``checkpoint_every``: seconds, or a string such as ``"500 steps"``.
 
         Raises:
-            ValueError: The value is neither.
+            ValueError: If the value is neither, or not positive.
         """
         if isinstance(value, str):
             count, _, unit = value.strip().partition(" ")
@@ -37,7 +37,7 @@ class CheckpointInterval:
     def is_due(self, elapsed: float) -> bool:
         """Return whether to save a checkpoint now, ``elapsed`` seconds after the last one.
 
-        With an interval in steps it is always due: the ranks synchronise at those steps only.
+        With an interval in steps, a checkpoint is always due: the ranks synchronise only at those steps.
         """
         return self.steps is not None or elapsed >= 0.9 * (self.seconds or 0.0)
 
@@ -45,7 +45,7 @@ class CheckpointInterval:
         """Return the number of steps until the next checkpoint.
 
         Args:
-            seconds_per_step: The present speed of training.
+            seconds_per_step: The current time per training step.
             elapsed: Seconds since the last checkpoint.
             cost: Seconds that the last checkpoint took, from capturing the state until the file was written.
         """

@@ -1,4 +1,4 @@
-"""Checkpoints that a training function saves itself: ``get_context().save_checkpoint`` and ``latest_checkpoint``."""
+"""Checkpoints that a training function saves itself, with ``save_checkpoint`` and ``latest_checkpoint``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +10,11 @@ from .writer import CheckpointWriter
 
 
 class ManualCheckpoints:
-    """Saves and loads the training function's own checkpoints.
+    """Saves and loads the checkpoints of the training function itself.
 
     Args:
-        store: Where they are kept.
-        writer: Writes them to the store.
+        store: Keeps the checkpoints.
+        writer: Writes checkpoints to the store.
         is_chief: Whether this is rank 0, the only one that writes.
         warn: Called with a message for the driver.
     """
@@ -29,7 +29,7 @@ class ManualCheckpoints:
         """Copy the state and queue it for writing.
 
         Raises:
-            CheckpointError: The state holds something that a checkpoint cannot.
+            CheckpointError: If the state contains a value that a checkpoint cannot hold.
         """
         copied = snapshot.copy_state(state)
         if not self._is_chief:

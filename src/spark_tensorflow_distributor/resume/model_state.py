@@ -1,7 +1,7 @@
 """The variables of a model in training, as plain arrays, and how to restore them.
 
-A variable is either a copy of the same value on every rank, or partial: each rank has its own part of a metric, and the
-value is the sum of the parts. Under TensorFlow's own strategy, moving statistics are partial, too.
+A variable either has the same value on every rank, or is partial: each rank has its own part of a metric, and the value
+is the sum of the parts. Under TensorFlow's own strategy, moving statistics are partial, too.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class ModelState:
 
     Args:
         model: A model of Keras 3 or tf_keras.
-        is_chief: Whether this is rank 0, which holds the whole of a restored sum.
+        is_chief: Whether this is rank 0, which gets the whole value when a sum is restored.
     """
 
     def __init__(self, model: Any, is_chief: bool) -> None:
@@ -38,14 +38,14 @@ class ModelState:
         self._is_chief = is_chief
 
     def build(self, data: Any) -> None:
-        """Create the model's variables, as Keras would otherwise in the first step.
+        """Create the model's variables, which Keras would otherwise create in the first step.
 
         Args:
             data: The ``x`` of ``fit``; only shapes and types matter.
         """
         if not self.model.built:
             inputs = _example_inputs(data)
-            # A model that has a step of its own and no call method has built its parts itself.
+            # A model with its own train_step and no call method has built its parts itself.
             with self._strategy.scope(), contextlib.suppress(NotImplementedError):
                 self.model(inputs, training=False)
 
@@ -62,14 +62,14 @@ class ModelState:
     def average_layer_state(self) -> None:
         """Make the state of layers the same on all ranks; every rank must call this.
 
-        Each rank has its own moving statistics. Averaging them over the ranks once more in mid-epoch does not change
+        Each rank has its own moving statistics. Averaging them over the ranks in mid-epoch as well does not change
         their average at the end of the epoch.
         """
         average_state(self.model)
 
     @property
     def weights(self) -> list[Variable]:
-        """Variables of model and optimizer, including random seeds, in an order that is the same in each process."""
+        """Variables of model and optimizer, including random seeds, in the same order in every process."""
         optimizer = getattr(self.model, "optimizer", None)
         variables = [*self.model.variables, *optimizer_variables(optimizer), *global_seed(self.model)]
         variables += _loss_scale(optimizer)
@@ -80,7 +80,7 @@ class ModelState:
 
     @property
     def metrics(self) -> list[Variable]:
-        """Variables of the metrics, which Keras resets in each epoch."""
+        """Variables of the metrics, which Keras resets every epoch."""
         return _unique(variable for metric in self.model.metrics for variable in metric.variables)
 
     def local_part(self) -> list[np.ndarray]:
@@ -91,7 +91,7 @@ class ModelState:
         """Return the values of :attr:`weights` and :attr:`metrics`.
 
         Args:
-            parts: What :meth:`local_part` returned on each rank.
+            parts: The results of :meth:`local_part` on all ranks.
         """
         values = iter([list(of_ranks) for of_ranks in zip(*parts, strict=True)])
 
@@ -109,7 +109,7 @@ class ModelState:
         """Set the variables of the model's optimizers other than ``model.optimizer``, now or when they are created.
 
         Raises:
-            CheckpointError: The values belong to other optimizers.
+            CheckpointError: If the values belong to other optimizers.
         """
 
         def assign(optimizer: Any, values: Sequence[np.ndarray]) -> None:
@@ -122,10 +122,11 @@ class ModelState:
         """Set the variables of model and optimizer.
 
         Raises:
-            CheckpointError: The values belong to another model.
+            CheckpointError: If the values belong to another model.
         """
         if len(self.weights) < len(saved):
-            # An optimizer that a model's own step does not use had no variables when the checkpoint was saved.
+            # Create the optimizer's variables only if some were saved: an optimizer that the model's train_step does
+            # not use has none.
             self._build_optimizer()
         variables = self.weights
         present = describe(variables)
@@ -139,7 +140,7 @@ class ModelState:
 
         Args:
             values: The values.
-            after_a_step: Whether the metrics hold the result of the first step, to which the values are added.
+            after_a_step: Whether the metrics already hold the result of a step, to which the values are added.
         """
         variables = self.metrics
         if len(variables) != len(values):
@@ -201,7 +202,7 @@ def _unique(variables: Iterable[Variable]) -> list[Variable]:
 
 
 def _tf_variable(variable: Variable) -> Variable:
-    """Return TensorFlow's variable inside Keras 3's."""
+    """Return the TensorFlow variable inside a Keras 3 variable."""
     return variable if _is_tensorflows(variable) else variable.value
 
 
@@ -211,12 +212,12 @@ def _without_autocast(variable: Variable) -> Variable:
 
 
 def _loss_scale(optimizer: Any) -> list[Variable]:
-    """Return what a LossScaleOptimizer of tf_keras keeps outside of its variables."""
+    """Return the variables that tf_keras' LossScaleOptimizer does not list among its own."""
     return list(getattr(getattr(optimizer, "_loss_scale", None), "_weights", {}).values())
 
 
 def _is_tensorflows(variable: Variable) -> bool:
-    # By its type: reading an attribute that a distributed variable lacks may read its value, which is a collective.
+    # By type, because looking up an attribute that a distributed variable lacks may read its value, with a collective.
     return type(variable).__module__.startswith("tensorflow.")
 
 

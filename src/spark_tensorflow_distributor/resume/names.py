@@ -1,7 +1,7 @@
 """The names of checkpoints, and which of them are outdated. Pure.
 
-A lane is a series of checkpoints that replace one another: one for each call of ``fit``, and one for the checkpoints
-that the training function saves itself.
+A lane is a series of checkpoints, each of which replaces earlier ones. There is a lane for each call to ``fit``, and
+one for the checkpoints that the training function saves itself.
 """
 
 import re
@@ -12,12 +12,12 @@ MANUAL_LANE = "manual"
 
 
 def checkpoint_name(lane: str, sequence: int) -> str:
-    """Return a name like ``fit0-00000012``; within a lane, names sort by age."""
+    """Return a name like ``fit0-00000012``; within a lane, newer names sort last."""
     return f"{lane}-{sequence:08d}"
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Return whether a name is one of those that :func:`checkpoint_name` makes."""
+    """Return whether :func:`checkpoint_name` could have made a name."""
     return re.fullmatch(rf"(fit[0-9]{{1,9}}|{MANUAL_LANE})-[0-9]{{8}}", name) is not None
 
 
@@ -32,15 +32,15 @@ def sequence_of(name: str) -> int:
 
 
 def last_sequence(names: Iterable[str], lane: str) -> int:
-    """Return the greatest number in a lane; -1 if it has no checkpoint."""
+    """Return the highest number in a lane; -1 if the lane has no checkpoint."""
     return max((sequence_of(name) for name in names if lane_of(name) == lane), default=-1)
 
 
 def outdated(names: Iterable[str]) -> list[str]:
-    """Return the checkpoints that can be deleted: all but the last two of each lane.
+    """Return the checkpoints that can be deleted: in general, all but the last two of each lane.
 
-    The older of the two is the fallback if the newer turns out to be damaged. A ``fit`` that was followed by another
-    one keeps only its last checkpoint, which restores its model.
+    The older of the two is the fallback if the newer one turns out to be damaged. A ``fit`` that was followed by
+    another one keeps only its last checkpoint, from which its model is restored.
     """
     lanes: dict[str, list[str]] = {}
     for name in sorted(names):

@@ -1,4 +1,4 @@
-"""A model's optimizers other than the one it was compiled with, such as the two of a GAN."""
+"""A model's optimizers other than the one that it was compiled with, such as the two of a GAN."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,8 +18,8 @@ def own_optimizers(model: Any) -> dict[str, Any]:
         model: A model of Keras 3 or tf_keras.
 
     Returns:
-        The optimizers by expression, such as ``generator_optimizer`` or ``optimizers[0]``, in an order that is the same
-        in each process.
+        The optimizers by expression, such as ``generator_optimizer`` or ``optimizers[0]``, in the same order in every
+        process.
     """
     kinds = tuple(package.optimizers.Optimizer for package in keras_packages())
     found: dict[str, Any] = {}
@@ -35,15 +35,15 @@ def own_optimizers(model: Any) -> dict[str, Any]:
 def restore(
     optimizers: Mapping[str, Any], saved: OptimizerStates, assign: Callable[[Any, Sequence[np.ndarray]], None]
 ) -> None:
-    """Give the optimizers their saved state, now or as soon as their first step has created their variables.
+    """Restore the state of optimizers, now or as soon as their first step has created their variables.
 
     Args:
         optimizers: The result of :func:`own_optimizers`.
-        saved: Their state.
-        assign: Assigns values to the variables of an optimizer.
+        saved: The saved state of each optimizer.
+        assign: Assigns values to an optimizer's variables.
 
     Raises:
-        CheckpointError: The state belongs to other optimizers.
+        CheckpointError: If the state belongs to other optimizers.
     """
     if optimizers.keys() != saved.keys():
         raise CheckpointError(
@@ -61,14 +61,14 @@ def restore(
 def _restore_when_built(
     optimizer: Any, values: Sequence[np.ndarray], assign: Callable[[Any, Sequence[np.ndarray]], None]
 ) -> None:
-    # An attribute of the object hides the method of its class until it has been called.
+    # This attribute of the object hides the class's method until it is called once.
     method = optimizer.build
 
     def build(*args: Any, **kwargs: Any) -> Any:
         del optimizer.build
         result = method(*args, **kwargs)
         _check(type(optimizer).__name__, optimizer, values)
-        with tf.init_scope():  # the variables exist although their first step may still be traced
+        with tf.init_scope():  # the first step may still be traced, but the variables exist already
             assign(optimizer, values)
         return result
 

@@ -7,13 +7,14 @@ from ..training.random_state import random_state, restore_random_state
 
 
 class RandomReplay:
-    """Restores the random generators, and lets skipped epochs consume what they consumed originally.
+    """Restores the random generators, and lets skipped epochs draw the same random numbers as originally.
 
-    A PyDataset, for example, draws its order from Python's or NumPy's generator in each epoch. To skip epochs in their
-    original order, the generators go back to the state in which this process began training.
+    A PyDataset, for example, may draw the order of each epoch from Python's or NumPy's generator. To skip epochs in
+    their original order, the generators return to the state in which this process began training.
 
     Args:
-        saved: This rank's generators in the checkpoint; None if it was saved by another number of workers.
+        saved: The state of this rank's generators in the checkpoint; None if the checkpoint is from a different number
+            of workers.
     """
 
     def __init__(self, saved: Mapping[str, Any] | None) -> None:
@@ -23,15 +24,15 @@ class RandomReplay:
         self._restore()
 
     def begin_skipping(self) -> None:
-        """Go back to the state at the beginning of training."""
+        """Return to the state at the beginning of training."""
         self._current = random_state()
         restore_random_state(self._initial)
 
     def end_skipping(self, *, mid_epoch: bool) -> None:
-        """Return to the current state, if epochs have been skipped since the last call.
+        """Return to the state before :meth:`begin_skipping`, if it was called.
 
         Args:
-            mid_epoch: Whether training resumes within an epoch. Then the checkpoint's state already includes what
+            mid_epoch: Whether training resumes within an epoch. The checkpoint's state then already includes what
                 callbacks draw at the beginning of that epoch.
         """
         if self._current is None:

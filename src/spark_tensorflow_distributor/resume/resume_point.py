@@ -1,4 +1,4 @@
-"""The facts and the state in a checkpoint of ``fit``."""
+"""The facts and the state that a checkpoint of ``fit`` contains."""
 
 import itertools
 from dataclasses import asdict, dataclass, field, fields
@@ -13,12 +13,12 @@ from . import snapshot
 from .callback_state import CallbackState
 from .snapshot import Facts
 
-# The values of an optimizer's variables, by where its model has it.
+# The values of each optimizer's variables, by the expression under which the model holds the optimizer.
 OptimizerStates: TypeAlias = dict[str, list[np.ndarray]]
 
 
 class VariableSpec(NamedTuple):
-    """A variable's name, shape and type; names may differ between two processes that build the same model."""
+    """A variable's name, shape and type; names may differ between processes that build the same model."""
 
     name: str
     shape: list[int]
@@ -27,11 +27,11 @@ class VariableSpec(NamedTuple):
 
 @dataclass
 class Position:
-    """Where a ``fit`` is.
+    """The position of a ``fit``.
 
     Attributes:
         fit: Number of the call, from 0.
-        epoch: From 0.
+        epoch: The epoch, from 0.
         step: Steps completed in this epoch.
     """
 
@@ -49,7 +49,7 @@ class DataUse:
 
     Attributes:
         epoch_steps: Steps of the last complete epoch; 0 before its end.
-        iterators: Iterators that Keras has made of the training data.
+        iterators: Number of iterators that Keras has created over the training data.
     """
 
     epoch_steps: int = 0
@@ -58,17 +58,17 @@ class DataUse:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """The facts in a checkpoint of ``fit``.
+    """The metadata in a checkpoint of ``fit``.
 
     Attributes:
         run: Identifies the run.
-        fit: Number of the call of ``fit``, from 0.
+        fit: Number of the call to ``fit``, from 0.
         epoch: The epoch in which to resume, from 0.
         step: Steps completed in that epoch.
         epoch_steps: See :class:`DataUse`.
         iterators: See :class:`DataUse`.
         sequence: Number of the checkpoint within its lane.
-        complete: Whether the ``fit`` had ended.
+        complete: Whether the ``fit`` is complete.
         world_size: Number of workers.
         variables: The model's and the optimizer's variables, in the order of ``FitState.weights``.
     """
@@ -104,7 +104,7 @@ class FitState:
         callbacks: The state of each callback.
         history: The history's values by name.
         epochs: The history's epoch numbers.
-        optimizers: Variables of the optimizers that the model has besides the one it was compiled with.
+        optimizers: Variables of the model's optimizers other than the one that it was compiled with.
     """
 
     weights: list[np.ndarray]
@@ -128,11 +128,11 @@ class ResumePoint:
     def decode(cls, data: bytes) -> "ResumePoint":
         """Decode the contents of a file.
 
-        Everything that this library relies on later is checked here, on rank 0, where the checkpoint before this one
-        can still take its place.
+        Everything that this library relies on later is checked here, on rank 0, which can still fall back to the
+        previous checkpoint.
 
         Raises:
-            CheckpointError: It is damaged, or not a checkpoint of ``fit``.
+            CheckpointError: If the file is damaged, or is not a checkpoint of ``fit``.
         """
         facts, state = snapshot.read(data)
         try:
@@ -141,7 +141,7 @@ class ResumePoint:
             _check_state(point.state, point.facts.variables)
         except CheckpointError:
             raise
-        except Exception as error:  # its values may be of any type
+        except Exception as error:  # the values in a file may be of any type
             raise CheckpointError(f"it is not a checkpoint of fit() by this version: {one_line(error)}") from error
         return point
 

@@ -1,7 +1,7 @@
 """Decides at which steps the ranks synchronise, and whether they save a checkpoint there. Pure.
 
-All ranks must save at the same step, but their clocks differ. So at each sync, rank 0 converts the
-remaining seconds into steps and announces the step of the next sync.
+All ranks must save at the same step, but their clocks differ. So at each sync, rank 0 converts the remaining seconds
+into steps, and announces the step of the next sync.
 """
 
 import time
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from .interval import CheckpointInterval
 
-# Steps until the first sync of a fit, whose speed is not known yet.
+# Steps until the first sync of a fit, when its speed is not known yet.
 _FIRST_STEPS = 10
 # The speed of training may change, so the distance between syncs grows by at most this factor each time.
 _MAX_GROWTH = 8
@@ -19,7 +19,7 @@ class SaveClock:
     """Paces the checkpoints of one ``fit``.
 
     Args:
-        interval: How often checkpoints are wanted.
+        interval: How often to save.
         now: A monotonic clock, in seconds.
     """
 
@@ -57,15 +57,15 @@ class SaveClock:
         return is_due, steps
 
     def schedule(self, steps: int) -> None:
-        """End a sync; the next one is after this number of steps."""
+        """End a sync; the next one follows after this number of steps."""
         self._last_sync, self._last_sync_step = self._now(), self._steps_done
         self._next_sync = self._steps_done + steps
 
     def saved(self, capture_seconds: float) -> None:
-        """Record that a checkpoint was captured just now, at a sync or at the end of an epoch."""
+        """Record that a checkpoint has just been captured, at a sync or at the end of an epoch."""
         self._last_save, self._capture_seconds = self._now(), capture_seconds
 
     def epoch_saved(self) -> None:
-        """Count an interval in steps from the checkpoint at the end of an epoch."""
+        """Restart an interval in steps from the checkpoint at the end of an epoch."""
         if self._interval.steps is not None:
             self._next_sync = self._steps_done + self._interval.steps

@@ -15,7 +15,7 @@ Report: TypeAlias = Callable[[Message], None]
 class CheckpointSettings:
     """Where checkpoints are kept, and how often ``fit`` saves one.
 
-    Without a ``folder`` and with ``at_driver`` False nothing is saved.
+    If ``folder`` is None and ``at_driver`` is False, nothing is saved.
 
     Attributes:
         folder: The runner's ``checkpoint_dir``, or None.

@@ -1,9 +1,9 @@
-"""A checkpoint as one file: a nested structure of plain values and arrays, with facts about it.
+"""A checkpoint as one file: a nested structure of plain values and arrays, and its metadata.
 
 The file is a zip archive like NumPy's own ``.npz``: ``facts.json``, ``state.json`` and one ``.npy`` per array. Every
 member has a checksum, the archive's directory comes last, and nothing is ever unpickled: a truncated, damaged or
-foreign file is recognised before any of it is used. ``numpy.load`` and any zip tool can open it. Bytes and texts are
-arrays, too, unless they are short: the JSON is small, and :mod:`.archive` limits it.
+foreign file is recognised before any of it is used. ``numpy.load`` and any zip tool can open it. Long byte strings and
+arrays of texts are stored as arrays, too, so the JSON stays small; :mod:`.archive` limits its size.
 """
 
 import base64
@@ -24,9 +24,9 @@ Facts: TypeAlias = Mapping[str, Any]
 
 _FACTS, _STATE = "facts.json", "state.json"
 _PLAIN = (type(None), bool, int, float, str)
-# Longer bytes are saved as an array.
+# Longer byte strings are saved as arrays.
 _INLINE_BYTES = 1024
-# Parsers of JSON nest as deeply as the text does.
+# Limits the recursion of JSON parsers, which is as deep as the text is nested.
 _MAX_DEPTH = 100
 
 
@@ -40,8 +40,8 @@ def write(file: BinaryIO, facts: Facts, state: object) -> None:
             ``numpy()`` method, such as a TensorFlow tensor or variable, is saved as an array.
 
     Raises:
-        CheckpointError: The state holds something else.
-        OSError: The file cannot be written.
+        CheckpointError: If the state contains any other value, or takes too much JSON.
+        OSError: If the file cannot be written.
     """
     arrays: list[np.ndarray] = []
     texts = {_FACTS: json.dumps({**facts, "format": FORMAT}), _STATE: json.dumps(_flatten(state, arrays, "state"))}
@@ -50,7 +50,8 @@ def write(file: BinaryIO, facts: Facts, state: object) -> None:
             f"The numbers, strings and lists of the state take {size >> 20} MiB as JSON; the limit is "
             f"{MAX_TEXT_BYTES >> 20} MiB. Save long lists as NumPy arrays."
         )
-    # Not compressed: weights hardly shrink, compression takes time, and what is read takes no more than its file.
+    # Not compressed: weights hardly shrink, compression takes time, and reading never takes more memory than the file
+    # has.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, text in texts.items():
             archive.writestr(name, text)
@@ -63,7 +64,7 @@ def copy_state(state: object) -> Any:
     """Return a copy of the state, made of plain values and NumPy arrays.
 
     Raises:
-        CheckpointError: It holds something that a checkpoint cannot.
+        CheckpointError: If the state contains a value that a checkpoint cannot hold.
     """
     arrays: list[np.ndarray] = []
     skeleton = _flatten(state, arrays, "state")
@@ -72,13 +73,13 @@ def copy_state(state: object) -> Any:
 
 
 def read(data: bytes) -> tuple[Facts, Any]:
-    """Read facts and state, and verify every checksum.
+    """Read metadata and state, and verify every checksum.
 
     Args:
-        data: The contents of a file, which may be anything.
+        data: The contents of a file; they may be arbitrary.
 
     Raises:
-        CheckpointError: It is not a checkpoint, or is damaged.
+        CheckpointError: If the file is not a checkpoint, or is damaged.
     """
     try:
         archive = Archive(data)
@@ -132,7 +133,7 @@ def _flatten_array(array: np.ndarray, arrays: list[np.ndarray], where: str, *, i
     if is_scalar:
         entry["scalar"] = True
     if array.dtype.type.__module__ != "numpy":
-        # NumPy's format does not know bfloat16 and similar types: save the bytes as integers, and name the type.
+        # NumPy's format does not support bfloat16 and similar types: save the bytes as integers, and name the type.
         entry["dtype"] = array.dtype.name
         array = array.view(f"u{array.dtype.itemsize}")
     elif array.dtype.kind == "V":

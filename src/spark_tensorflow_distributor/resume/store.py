@@ -1,7 +1,7 @@
 """Stores checkpoints in a folder that all hosts share, or on the driver.
 
-A checkpoint is one file, so it is either complete or absent. Within a lane, names sort by age (``fit0-00000012``); see
-``names.outdated`` for how many are kept.
+A checkpoint is one file, so it is either complete or absent. See ``names`` for how checkpoints are named and how many
+are kept.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ T = TypeVar("T")
 _PREFIX, _SUFFIX = "stfd-", ".npz"
 _FINISHED = "stfd-finished.json"
 _FINISHED_BYTES = 10_000
-# The limit of a container, where Linux shows one: of the second and the first version of cgroups.
+# Where Linux shows a container's memory limit, in cgroups v2 and v1.
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -37,10 +37,10 @@ class CheckpointStore(Protocol):
         """Open a checkpoint for reading."""
 
     def put(self, name: str, write: Write) -> None:
-        """Store a checkpoint, and delete those that are outdated.
+        """Store a checkpoint, and delete outdated ones.
 
         Raises:
-            OSError: It could not be written.
+            OSError: If the checkpoint cannot be written.
         """
 
     def describe(self, name: str) -> str:
@@ -55,9 +55,9 @@ class StoredCheckpoint(Generic[T]):
     """A checkpoint that was read.
 
     Attributes:
-        name: Its name.
-        data: The contents of its file.
-        content: The same, decoded.
+        name: The checkpoint's name.
+        data: The contents of the file.
+        content: The decoded contents.
     """
 
     name: str
@@ -71,9 +71,9 @@ def newest_checkpoint(
     """Read the newest undamaged checkpoint of a lane.
 
     Args:
-        store: Where the checkpoints are.
-        lane: Which of them to consider.
-        decode: Decodes the contents of a file, and raises for what cannot be used.
+        store: Holds the checkpoints.
+        lane: The lane to search.
+        decode: Decodes the contents of a file; raises if they cannot be used.
         warn: Called with a message for each checkpoint that is skipped.
     """
     for name in sorted((each for each in store.names() if lane_of(each) == lane), reverse=True):
@@ -81,7 +81,7 @@ def newest_checkpoint(
             with store.open(name) as file:
                 data = _read_whole(file)
             return StoredCheckpoint(name, data, decode(data))
-        except Exception as error:  # whatever is wrong with it, the one before it may be intact
+        except Exception as error:  # whatever is wrong, the previous checkpoint may be intact
             reason = str(error) if isinstance(error, CheckpointError | OSError) else one_line(error)
             warn(
                 f"Skipping checkpoint {store.describe(name)}: {sentence(reason)} Using the one before it, if there is "
@@ -91,11 +91,11 @@ def newest_checkpoint(
 
 
 def _read_whole(file: BinaryIO) -> bytes:
-    """Read a file, unless it is larger than the memory of this machine or container.
+    """Read a file, unless it is larger than the memory of this host or container.
 
     Raises:
-        CheckpointError: It is larger.
-        OSError: It cannot be read.
+        CheckpointError: If the file is larger.
+        OSError: If the file cannot be read.
     """
     size, limit = file.seek(0, os.SEEK_END), _memory_bytes()
     if size > limit:
@@ -107,7 +107,7 @@ def _read_whole(file: BinaryIO) -> bytes:
 def _memory_bytes() -> int:
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in _CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError), open(path) as file:  # "max" without a limit
+        with contextlib.suppress(OSError, ValueError), open(path) as file:  # "max" if there is no limit
             limits.append(int(file.read()))
     return min(limits)
 
@@ -122,12 +122,12 @@ def open_store(
 
     Args:
         settings: Where checkpoints are kept.
-        files: File descriptors of the checkpoints that came from the driver, by name.
+        files: File descriptors of the checkpoints that the driver sent, by name.
         is_chief: Whether this is rank 0, which verifies the folder.
         send_file: Sends a checkpoint's name and file to the driver.
 
     Raises:
-        CheckpointError: The folder cannot be used, or lacks a checkpoint that an earlier attempt saved.
+        CheckpointError: If the folder cannot be used, or lacks a checkpoint that an earlier attempt saved.
     """
     if settings.folder is None:
         return DriverStore(files, send_file) if settings.at_driver else None
@@ -150,7 +150,7 @@ class FolderStore:
         run_id: Identifies the run, so that a later run does not resume from one that has finished.
 
     Raises:
-        CheckpointError: The directory cannot be used.
+        CheckpointError: If the directory cannot be used.
     """
 
     def __init__(self, path: str, run_id: str) -> None:
@@ -187,7 +187,7 @@ class FolderStore:
             self._filesystem.write(_FINISHED, lambda file: file.write(text))
 
     def _holds_a_finished_run(self) -> bool:
-        """Whether the checkpoints belong to another run, which has finished."""
+        """Return whether the checkpoints belong to another run, which has finished."""
         if self._is_claimed or _FINISHED not in self._filesystem.list():
             return False
         with self._filesystem.read(_FINISHED) as file, contextlib.suppress(ValueError, RecursionError):

@@ -25,12 +25,12 @@ class CheckpointWriter:
 
     Args:
         store: Receives the checkpoints.
-        report: Called after each write with the checkpoint's name, its size in bytes, the seconds the write took, and
-            its position in ``fit``.
+        report: Called after each write with the checkpoint's name, its size in bytes, the seconds that the write took,
+            and its position in ``fit``.
         warn: Called with a message when a write fails.
 
     Attributes:
-        seconds: How long the last write took.
+        seconds: Duration of the last successful write, in seconds; 0 before it.
     """
 
     def __init__(self, store: CheckpointStore, report: Report, warn: Callable[[str], None]) -> None:
@@ -39,12 +39,12 @@ class CheckpointWriter:
         self.seconds = 0.0
 
     def put(self, name: str, facts: snapshot.Facts, state: object) -> None:
-        """Queue a checkpoint; it replaces one of the same lane that is still waiting.
+        """Queue a checkpoint; it replaces a waiting checkpoint of the same lane.
 
         Args:
-            name: Its name.
-            facts: Its metadata, as JSON; its name and the time are added.
-            state: Its contents (see ``snapshot.write``); must not change any more.
+            name: The checkpoint's name.
+            facts: The checkpoint's metadata, as JSON; the name and the time are added.
+            state: The checkpoint's contents (see ``snapshot.write``), which must not change any more.
         """
         checkpoint = _Checkpoint(name, {**facts, "name": name, "time": time.time()}, state)
         self._background.put(lane_of(name), checkpoint)

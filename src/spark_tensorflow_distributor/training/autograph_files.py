@@ -1,8 +1,8 @@
 """Removes the files of code that TensorFlow's AutoGraph generates.
 
 AutoGraph writes each function that it converts into a file in the temporary directory, loads it as a module, and
-removes the file, but not the bytecode next to it, when the interpreter exits. A killed process removes nothing: dozens
-of files from each trainer of a failed run, and from each of Spark's Python workers, would fill a host's temporary
+removes the file, but not the bytecode next to it, when the interpreter exits. A killed process removes nothing, so the
+trainers of failed runs and Spark's Python workers, which leave dozens of files each, would fill a host's temporary
 directory.
 """
 
@@ -26,7 +26,7 @@ LoadSource = Callable[..., tuple[ModuleType, str]]
 def keep_no_generated_files() -> None:
     """Remove AutoGraph's files as soon as they are loaded. TensorFlow must have been imported.
 
-    Tracebacks and ``inspect`` then find the code in ``linecache``, like that of doctests or notebooks.
+    Tracebacks and ``inspect`` then find the code in ``linecache``, as they do for doctests and notebooks.
     """
     loader = AUTOGRAPH_LOADER.loaded()
     load = getattr(loader, "load_source", None)

@@ -1,4 +1,4 @@
-"""Notes when a step has its batch, for steps that fetch it in a graph."""
+"""Records when a step has received its batch, for steps that fetch it within a graph."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from .step_times import step_times
 
 
 def note_batch(batch: Any) -> None:
-    """Note, eagerly or in a graph, that the tensors of a batch are here; nothing is added to other graphs."""
+    """Record, eagerly or in a graph, that a batch has arrived; do nothing if steps are not measured in graphs."""
     if not step_times.is_told_by_graphs:
         return
     if tf.executing_eagerly():
         step_times.has_batch()
         return
     tensors = [leaf for leaf in tf.nest.flatten(batch, expand_composites=True) if isinstance(leaf, tf.Tensor)]
-    # The call takes none of the tensors, which need not leave their device.
+    # Control dependencies, not arguments, so that the tensors need not leave their device.
     with tf.device("/device:CPU:0"), tf.control_dependencies(tensors[:1]):
         tf.numpy_function(_has_batch, [], tf.int64)
 

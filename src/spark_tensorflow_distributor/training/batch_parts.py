@@ -11,7 +11,7 @@ class BatchPart(NamedTuple):
     """The rows of a global batch that one replica works on.
 
     Attributes:
-        batch: The replica's rows, in the structure of the batch.
+        batch: The replica's rows, in the same structure as the global batch.
         begin: Index of the replica's first row in the global batch; int64 scalar. None if each worker has rows of its
             own.
         global_rows: Number of rows in the global batch; int64 scalar. None if each worker has rows of its own.
@@ -51,7 +51,7 @@ class EvenRows(NamedTuple):
 
 
 def as_part(element: Any, replicas: int) -> BatchPart | None:
-    """Convert an element of a dataset to a part; return None if it is neither a part nor one of the classes above."""
+    """Convert an element of a dataset to a part; return None if it is not an instance of a class above."""
     if isinstance(element, BatchPart):
         return element
     if isinstance(element, CutRows):
@@ -64,13 +64,13 @@ def as_part(element: Any, replicas: int) -> BatchPart | None:
 
 
 def part_of(batch: Any, replica: int, replicas: int) -> BatchPart:
-    """Cut a replica's rows out of a batch: the same number for each replica, and one more for the first if any remain.
+    """Cut a replica's rows out of a batch; if they do not divide evenly, the first replicas get one more row each.
 
-    Many operations do not support zero rows. If a batch has fewer rows than there are replicas, each replica therefore
-    gets all of it.
+    Many operations do not support zero rows. Therefore, if a batch has fewer rows than there are replicas, each replica
+    gets the whole batch.
 
     Args:
-        batch: A structure of dense, sparse or ragged tensors of equal first dimensions. Other leaves are left
+        batch: A structure of dense, sparse or ragged tensors with the same first dimension. Other leaves are left
             unchanged.
         replica: Index of the replica, from 0.
         replicas: Number of replicas on all workers.

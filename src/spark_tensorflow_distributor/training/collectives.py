@@ -15,7 +15,7 @@ import tensorflow as tf
 
 # Maximum number of bytes per collective when bytes are broadcast.
 _CHUNK_BYTES = 64 << 20
-# Maximum size of a pack: a collective takes one to three milliseconds, copying this much about one.
+# Maximum size of a pack: a collective takes one to three milliseconds, and copying this many bytes about one.
 _PACK_BYTES = 4 << 20
 
 
@@ -39,7 +39,7 @@ class Collectives(abc.ABC):
 
     @abc.abstractmethod
     def _stack(self, tensor: tf.Tensor) -> tf.Tensor:
-        """Return the tensors of all ranks, ``[world_size, *shape]``; the types are those of :meth:`_sum`."""
+        """Return the tensors of all ranks, ``[world_size, *shape]``; supports the same types as :meth:`_sum`."""
 
     def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         """Return the sum over all ranks of a tensor of any numeric type; for booleans, the int32 count of True."""
@@ -60,7 +60,7 @@ class Collectives(abc.ABC):
         Args:
             tensors: In the order in which they become available; neighbours of the same type are packed together.
             scale: Factor for this rank's tensors; scalar, None for 1.
-            compress: Send them in the type that the user has chosen for gradients.
+            compress: Send them in the type that the user chose for gradients, if the engine supports it.
         """
         results: list[tf.Tensor] = list(tensors)
         if self.world_size == 1:
@@ -102,7 +102,7 @@ class Collectives(abc.ABC):
         return tf.cast(self._stack(tf.cast(tensor, wire)), tensor.dtype)
 
     def gather_rows(self, tensor: tf.Tensor) -> tf.Tensor:
-        """Return the rows of all ranks, concatenated in rank order; their numbers may differ."""
+        """Return the rows of all ranks, concatenated in rank order; ranks may have different numbers of rows."""
         if self.world_size == 1:
             return tensor
         count = tf.shape(tensor, out_type=tf.int32)[0]
@@ -152,7 +152,7 @@ class Collectives(abc.ABC):
         return results
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """Return the mean over all ranks of an array of floats, computed in float32."""
+        """Return the mean of an array of floats over all ranks, computed in float32."""
         mean = self.all_reduce(tf.constant(values.astype(np.float32))).numpy() / self.world_size
         return np.asarray(mean.astype(values.dtype))
 

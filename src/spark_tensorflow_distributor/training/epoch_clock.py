@@ -8,7 +8,7 @@ from .progress import floats_of
 
 
 class EpochClock:
-    """Measures one epoch after another, as this process trains it.
+    """Measures the epochs that this process trains, one after another.
 
     Args:
         batch_size: Rows per step over all workers; None if unknown.
@@ -36,7 +36,8 @@ class EpochClock:
     def entry(self, fit: int, epoch: int, logs: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the entry of the epoch that has just ended, for the run's history.
 
-        Its speed is that of the steps, without the evaluation that follows them, and counts partial batches as whole.
+        Its speed covers the training steps, not the evaluation that follows them, and counts partial batches as full
+        ones.
         """
         training = self._last_step - self._steps_began
         rows = self._steps * (self._batch_size or 0)
@@ -48,10 +49,10 @@ class EpochClock:
 
 
 def restored_entries(fit: int, epochs: list[int], history: Mapping[str, list[object]]) -> list[dict[str, Any]]:
-    """Return the entries of epochs that an earlier attempt or run has trained, from the history in a checkpoint.
+    """Return the entries of epochs that an earlier attempt or run trained, from the history in a checkpoint.
 
-    A metric that does not have a value for every epoch, such as those of ``validation_freq=2``, is left out: the
-    history of Keras does not say which epochs its values belong to.
+    Metrics that lack values for some epochs, as validation metrics do with ``validation_freq=2``, are left out: Keras'
+    history does not say which epochs their values belong to.
     """
     whole = {name: values for name, values in history.items() if len(values) == len(epochs)}
     return [

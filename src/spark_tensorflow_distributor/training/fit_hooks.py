@@ -25,7 +25,7 @@ class MethodCall:
         model: The model.
         arguments: The arguments of the call by name, ``self`` included; a hook may change them.
         package: The Keras package.
-        outer: The call during which this one was made, if any: ``fit`` evaluates, and callbacks may call any method.
+        outer: The call that made this one, if any: ``fit`` evaluates, and callbacks may call any method.
         result: The method's return value; None until it returns.
     """
 
@@ -44,7 +44,7 @@ _current: contextvars.ContextVar[MethodCall | None] = contextvars.ContextVar("me
 
 
 def current_call() -> MethodCall | None:
-    """Return the innermost call that is running in this context; None if none is."""
+    """Return the innermost call that is running in this context; None if there is none."""
     return _current.get()
 
 

@@ -4,6 +4,6 @@ from .private_names import EAGER_CONTEXT
 
 
 def has_eager_context() -> bool:
-    """Whether this process has initialised TensorFlow's eager context, which does not survive a fork."""
+    """Return whether this process has initialised TensorFlow's eager context, which does not survive a fork."""
     context = getattr(EAGER_CONTEXT.loaded(), "_context", None)
     return getattr(context, "_context_handle", None) is not None

@@ -32,7 +32,7 @@ def combined_gradients(
 
     Args:
         strategy: The strategy of all workers.
-        optimizer: The optimizer that applies them.
+        optimizer: The optimizer that will apply the gradients.
         gradients: Tensors or IndexedSlices; None stays None.
         variables: The variable of each gradient.
     """
@@ -65,10 +65,10 @@ def strategy_to_combine() -> ReplicaStrategy | None:
 
 
 def _counted(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
-    """Return the rows of a sparse gradient that count, if this replica's part of the batch is not like any other.
+    """Return the rows of a sparse gradient that count, and correct their scale.
 
-    If every replica has the whole batch, so has the first one. Several copies of a row, each divided by the number of
-    replicas, would have another norm and other squares than the row.
+    If every replica has the whole batch, only the first replica's rows count, at full scale. Several copies of a row,
+    each divided by the number of replicas, would differ from it in norm and in squares.
     """
     step = current_step()
     if step is None or (step.counts is True and step.part.is_whole is False):
@@ -128,9 +128,9 @@ class _Combination:
 
         Args:
             tensors: The gradients with their numbers.
-            spread: The numbers of those from ``_spread``, whose indices must not be rounded.
+            spread: The numbers of the gradients that ``_spread`` encoded, whose indices must not be rounded.
         """
-        order = tensors[::-1]  # the last layers' gradients are available first
+        order = tensors[::-1]  # the gradients of the last layers are available first
         groups = [(order, False)]
         if self._collectives.compresses_gradients:
             dense = [each for each in order if each[0] not in spread]
@@ -147,7 +147,7 @@ class _Combination:
         return tf.IndexedSlices(gather(values), gather(slices.indices), slices.dense_shape)
 
     def _row_counts(self, slices: list[tf.IndexedSlices]) -> list[RowCounts]:
-        """Return the replicas' number of rows for each gradient."""
+        """Return, for each gradient, the number of rows on each replica."""
         step = current_step()
         # Workers may have different parts of a batch, and each one knows the shapes of its own part only.
         is_even = step is not None and step.part.is_even
@@ -161,11 +161,11 @@ class _Combination:
         return counts
 
     def _spread(self, slices: tf.IndexedSlices, counts: RowCounts) -> tf.Tensor:
-        """Return this replica's rows at its position in zeros, so that the sum has the rows of all replicas.
+        """Return this replica's rows at its own position among zeros, so that the sum over replicas holds all rows.
 
         The shape is [replicas, rows, width + 3]. Each index is encoded as three numbers of 12 bits, which float32
-        represents exactly even after scaling. Rows with the same index stay separate, because optimizers such as Adam
-        square each row in one process, too.
+        represents exactly even after scaling. Rows with the same index stay separate, because in one process, too,
+        optimizers such as Adam square each row by itself.
         """
         rows = tf.reshape(slices.values, [tf.shape(slices.values)[0], slices.values.shape[1:].num_elements()])
         indices = tf.cast(slices.indices, tf.int64)

@@ -1,8 +1,8 @@
-"""Finds out whether the other workers make the same call of ``fit``, ``evaluate`` or ``predict``.
+"""Determines whether the other workers make the same call to ``fit``, ``evaluate`` or ``predict``.
 
 Every worker announces its calls to the driver before it makes them. If the others do not join an ``evaluate`` or
-``predict``, the replica computes it alone, because its variables are those of one process. A call that needs all
-workers is made only once all of them are there, or the library's own collectives notice if they are not.
+``predict``, the worker computes it alone, which its plain variables allow. A call that needs all workers starts only
+once all of them have announced it, except on the library's own collectives, which detect different calls themselves.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def announce_calls(
     rank: int,
     world_size: int,
 ) -> Hook:
-    """Return a hook that announces calls, and makes those alone that the other workers do not join.
+    """Return a hook that announces calls, and makes a call alone if the other workers do not join it.
 
     Args:
-        ask: Announces a call; returns its number, and whether to make it ``"together"`` or ``"alone"``.
-        leave: Announces that the call with a number has ended.
-        place: Returns the line of the program that makes the call, and a number that tells its stack from others.
+        ask: Announces a call; returns the call's number, and whether to make it ``"together"`` or ``"alone"``.
+        leave: Announces that the call with the given number has ended.
+        place: Returns the line of the program that makes the call, and a number that identifies its call stack.
         rank: This worker's rank.
         world_size: The number of workers.
     """
@@ -91,13 +91,13 @@ def can_be_computed_alone(call: MethodCall) -> bool:
 
 
 def _is_validation(call: MethodCall) -> bool:
-    """Return whether ``fit`` itself makes this call, for its validation data; all workers do."""
+    """Return whether ``fit`` itself makes this call, to validate; all workers then make it."""
     return call.outer is not None and bool(call.arguments.get("kwargs", {}).get("_use_cached_eval_dataset"))
 
 
 @contextlib.contextmanager
 def _by_itself(call: MethodCall) -> Iterator[None]:
-    """Make a call with the whole data on this worker, as one process would."""
+    """Compute a call on this worker with all of the data, as one process would."""
     model, strategy = call.model, replica_strategy(call.model.distribute_strategy)
     assert strategy is not None
     with (
@@ -112,13 +112,13 @@ def _by_itself(call: MethodCall) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _functions_of_its_own(model: Any) -> Iterator[None]:
-    """Use other compiled functions than those that all workers call together."""
+    """Use separate compiled functions, not the ones that all workers call together."""
     names = ("test_function", "predict_function")
     before = {name: getattr(model, name, None) for name in names}
     global _last
     owner, compiled, kept = _last
     if owner is not model or any(a is not b for a, b in zip(compiled, _compiled(model), strict=True)):
-        kept = {}  # they update the metrics of an earlier compile
+        kept = {}  # the kept functions update the metrics of an earlier compile
     for name in names:
         setattr(model, name, kept.get(name))
     try:
@@ -134,7 +134,7 @@ _last: tuple[Any, list[Any], dict[str, Any]] = (None, [], {})
 
 
 def _compiled(model: Any) -> list[Any]:
-    """Return what Keras 3 and tf_keras make anew in each ``compile``."""
+    """Return the objects that Keras 3 and tf_keras recreate in each ``compile``."""
     return [
         getattr(model, name, None) for name in ("_loss_tracker", "_compile_metrics", "_compile_loss", "compiled_loss")
     ]
@@ -142,7 +142,7 @@ def _compiled(model: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def _same_randomness(model: Any) -> Iterator[None]:
-    """Leave the random generators as they were: on the other workers, nothing draws from them meanwhile."""
+    """Restore the random generators afterwards, because those of the other workers have not advanced meanwhile."""
     from .patches.random_numbers import restore_seeds, seeds_so_far
 
     state, seeds, context = random_state(), seeds_so_far(), EAGER_CONTEXT.load().context()
@@ -161,7 +161,7 @@ def _same_randomness(model: Any) -> Iterator[None]:
 
 
 def _fingerprint(call: MethodCall) -> int:
-    """Return a number that tells the data of a call from that of another one."""
+    """Return a checksum that distinguishes the data of different calls."""
     parts = [_description(each) for name in ("x", "y") for each in tf.nest.flatten(call.arguments.get(name))]
     parts += [str(call.arguments.get(name)) for name in ("batch_size", "steps")]
     return zlib.crc32(" ".join(parts).encode())

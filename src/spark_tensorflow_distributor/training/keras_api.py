@@ -33,7 +33,7 @@ def keras_of(value: object) -> KerasName | Literal[""]:
 
 
 def keras_packages() -> list[ModuleType]:
-    """Return the Keras packages that this process may train with: that of ``tf.keras``, and the other one if loaded.
+    """Return the Keras packages that this process may train with: the one behind ``tf.keras``, and the other if loaded.
 
     The first is imported if it is installed, which costs nothing after ``import tensorflow``.
     """
@@ -43,7 +43,7 @@ def keras_packages() -> list[ModuleType]:
 
 
 def optimizer_variables(optimizer: Any) -> list[Any]:
-    """Return an optimizer's variables, none for None; tf_keras' legacy optimizers have a method for it."""
+    """Return an optimizer's variables; none for None. In tf_keras' legacy optimizers, ``variables`` is a method."""
     variables = getattr(optimizer, "variables", ())
     return list(variables() if callable(variables) else variables)
 
@@ -51,10 +51,10 @@ def optimizer_variables(optimizer: Any) -> list[Any]:
 def keras_for_workers() -> ModuleType | None:
     """Return the package behind ``tf.keras`` if it can train over several workers.
 
-    None if it is not installed, or if Keras 3 uses another backend than TensorFlow.
+    Returns None if it is not installed, or if Keras 3 uses a backend other than TensorFlow.
 
     Raises:
-        ConfigurationError: It is a release of Keras 3 that is too old.
+        ConfigurationError: If the release of Keras 3 is too old.
     """
     name = selected_keras()
     keras = import_package(name)
@@ -85,7 +85,8 @@ def import_package(name: str) -> ModuleType | None:
 def by_name(original: Callable[..., Any], replacement: Callable[[inspect.BoundArguments], Any]) -> Callable[..., Any]:
     """Wrap ``original`` with a function that receives the arguments of a call by name.
 
-    A call whose arguments do not fit goes to ``original``, whose error message is the right one for the caller.
+    A call whose arguments do not match the signature goes to ``original``, which raises the error that the caller
+    expects.
     """
     signature = inspect.signature(original)
 
@@ -114,7 +115,7 @@ def given_callbacks(given: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def joined(arguments: dict[str, Any], callback: Any, list_class: type) -> Iterator[None]:
-    """Add a callback to those among the arguments of ``fit``, for the duration of one call."""
+    """Add a callback to the arguments of ``fit`` for the duration of one call."""
     given = arguments.get("callbacks")
     if not isinstance(given, list_class):
         arguments["callbacks"] = [*given_callbacks(given), callback]

@@ -1,9 +1,9 @@
-"""Pickles programs and results in which there may be Keras models with classes and functions of the user's own.
+"""Pickles programs and results that may contain Keras models with the user's own classes and functions.
 
-Keras pickles a model as a file, and in a file its own classes and functions are only names. The loading process must
+Keras pickles a model as a file, which refers to custom classes and functions only by name. The loading process must
 register them first, even if they are in a module that can be imported. Here they travel with the model.
 
-Nothing in this module imports TensorFlow or Keras: a process that has a model has imported them.
+Nothing in this module imports TensorFlow or Keras: a process that has a model has already imported them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def is_users_own(value: Any) -> bool:
 
 
 def dump(value: Any, file: IO[bytes]) -> None:
-    """Pickle a value with PySpark's cloudpickle, and the classes that its Keras objects need."""
+    """Pickle a value with PySpark's cloudpickle, together with the classes that its Keras objects need."""
     from pyspark import cloudpickle
 
     base: Any = cloudpickle.CloudPickler
@@ -54,7 +54,7 @@ def dumps(value: Any) -> bytes:
 
 
 def reduce_keras(value: Any) -> tuple[Any, ...] | None:
-    """Return how to pickle an object of Keras that uses the user's own classes; None for anything else."""
+    """Return the reduction of a Keras object that uses the user's own classes; None for other values."""
     library = keras_of(value)
     registration = {"keras": KERAS_REGISTRATION, "tf_keras": TF_KERAS_REGISTRATION}.get(library)
     if registration is None or registration.loaded() is None or not hasattr(value, "get_config"):
@@ -67,7 +67,7 @@ def reduce_keras(value: Any) -> tuple[Any, ...] | None:
 
 
 def with_own_classes(library: str, save: Callable[[], T]) -> tuple[T, dict[str, Any]]:
-    """Save an object of Keras; return the result, and the user's own classes and functions that the file names.
+    """Save a Keras object; return the result, and the user's own classes and functions that the file names.
 
     Args:
         library: The package that the object belongs to, ``"keras"`` or ``"tf_keras"``.
@@ -82,19 +82,19 @@ def with_own_classes(library: str, save: Callable[[], T]) -> tuple[T, dict[str, 
 def load_with(
     library: str, custom_objects: dict[str, Any], load: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> Any:
-    """Load an object of Keras that uses the user's own classes; pickles name this function.
+    """Load a Keras object that uses the user's own classes; pickles refer to this function by name.
 
     Args:
         library: The package that the object belongs to, ``"keras"`` or ``"tf_keras"``.
         custom_objects: The user's own classes and functions, by the names under which Keras has saved them.
         load: Loads the object.
-        arguments: Its arguments.
+        arguments: The arguments of ``load``.
     """
     with importlib.import_module(library).saving.custom_object_scope(custom_objects):
         return load(*arguments)
 
 
-# Two threads may start runs at the same time, and the function that is replaced belongs to the process.
+# Two threads may start runs at the same time, and the replaced function is shared by the whole process.
 _one_at_a_time = threading.RLock()
 
 

@@ -22,7 +22,7 @@ saved_by_all: contextvars.ContextVar[bool] = contextvars.ContextVar("saved_by_al
 def run_keras_step(fn: Callable[[Any], Any], part: BatchPart, collectives: Collectives, variables: VariableSync) -> Any:
     """Call a step, and return its outputs for the whole batch: predictions of all rows, or logs.
 
-    If nobody reads the logs of single steps, they are those of this replica.
+    If no callback reads the logs of single steps, this replica's own logs are returned.
 
     Args:
         fn: The step, a function of a batch.
@@ -48,7 +48,7 @@ def run_keras_step(fn: Callable[[Any], Any], part: BatchPart, collectives: Colle
 
 
 def counted(step: ReplicaStep, variable: tf.Variable) -> tf.Tensor:
-    """Return the value of a metric's variable after a step; the one before the step if the step does not count."""
+    """Return the value of a metric's variable after a step, or before it if the step does not count."""
     counts = step.counts
     if counts is True:
         return tf.identity(variable)

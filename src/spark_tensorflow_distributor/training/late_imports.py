@@ -10,14 +10,14 @@ from typing import Any
 
 
 def call_after_import(names: Collection[str], change: Callable[[ModuleType], object]) -> importlib.abc.MetaPathFinder:
-    """Call a function with each module, when it has been imported.
+    """Call a function with each of the named modules once it has been imported.
 
     Args:
         names: Full names of the modules.
         change: The function. If it raises, the import fails.
 
     Returns:
-        A finder in ``sys.meta_path``; remove it there to call the function no more.
+        A finder in ``sys.meta_path``; remove it from there to stop the calls.
     """
     finder = _Finder(names, change)
     sys.meta_path.insert(0, finder)
@@ -35,7 +35,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in self._names:
             return None
-        # Finders like this one would ask each other for ever. The first one applies the changes of all.
+        # Finders of this class would ask each other forever. The first one applies the changes of all.
         ours = [each for each in sys.meta_path if isinstance(each, _Finder)]
         others = [each for each in sys.meta_path if each not in ours and hasattr(each, "find_spec")]
         found = (finder.find_spec(fullname, path, target) for finder in others)

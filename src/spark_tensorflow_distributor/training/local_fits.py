@@ -1,7 +1,7 @@
-"""Follows the calls of ``fit`` in a process that the library does not own, such as that of ``local_mode``.
+"""Follows the calls to ``fit`` in a process that the library does not own, as with ``local_mode``.
 
-Methods of Keras are wrapped only while somebody follows, and only calls in the follower's own context are reported:
-other threads of the process may train meanwhile.
+Keras methods are wrapped only while there is a follower, and only calls in the follower's own context are reported:
+other threads of the process may train at the same time.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ EndEpoch = Callable[[dict[str, Any]], bool]
 
 
 class _Follower:
-    """Numbers the calls of ``fit`` in one context."""
+    """Numbers the calls to ``fit`` in one context."""
 
     def __init__(self, end_epoch: EndEpoch) -> None:
         self.end_epoch = end_epoch
@@ -38,9 +38,9 @@ _follower: contextvars.ContextVar[_Follower | None] = contextvars.ContextVar("fo
 
 @contextlib.contextmanager
 def follow_fits(end_epoch: EndEpoch) -> Iterator[None]:
-    """Report every epoch of every ``fit`` in this context, with the Keras packages that are imported now or meanwhile.
+    """Report every epoch of every ``fit`` in this context, even with a Keras package that is imported later.
 
-    A ``fit`` that a callback of another one calls is a part of that one.
+    A ``fit`` that is called by a callback of another ``fit`` is part of the outer one.
 
     Args:
         end_epoch: Called after each epoch, in the thread that trains.
@@ -58,13 +58,13 @@ def follow_fits(end_epoch: EndEpoch) -> Iterator[None]:
 
 
 _lock = threading.Lock()
-# Wrapped methods by class: the original, the wrapper, and how many follow.
+# Wrapped methods by class: the original, the wrapper, and the number of followers.
 _wrapped: dict[type, tuple[Any, Any, int]] = {}
 
 
 def _wrap(package: ModuleType) -> Callable[[], None]:
-    """Wrap a package's ``fit``; return a function that undoes it once nobody follows any more."""
-    if not hasattr(package, "Model"):  # not Keras, or one that is being imported
+    """Wrap a package's ``fit``; return a function that unwraps it when called for the last follower."""
+    if not hasattr(package, "Model"):  # not Keras, or still being imported
         return lambda: None
     owner = defining_class(package.Model, "fit")
     with _lock:
@@ -82,7 +82,7 @@ def _unwrap(owner: Any) -> None:
         if users > 1:
             _wrapped[owner] = original, wrapper, users - 1
             return
-        if vars(owner).get("fit") is wrapper:  # else somebody has wrapped it again; ours then does nothing
+        if vars(owner).get("fit") is wrapper:  # otherwise it was wrapped again, and our wrapper does nothing
             owner.fit = original
         del _wrapped[owner]
 
@@ -92,7 +92,7 @@ def _fit(original: Callable[..., Any], call: inspect.BoundArguments, package: An
     if follower is None or follower.is_in_fit:
         return original(*call.args, **call.kwargs)
     arguments = {name: value for name, value in call.arguments.items() if name in ("x", "y", "batch_size")}
-    # Named like Keras' own, because tf_keras times the hooks of all others.
+    # The class is named like Keras' own, because tf_keras times the hooks of all others.
     callback_class = type("Callback", (_EpochCallback, package.callbacks.Callback), {})
     callback = callback_class(follower, EpochClock(global_batch_of(**arguments)))
     follower.is_in_fit = True

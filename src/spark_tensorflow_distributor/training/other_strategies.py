@@ -1,4 +1,4 @@
-"""Gives a program that creates a strategy of its own the one that all workers share."""
+"""Replaces strategies that a program creates with the one that all workers share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import tensorflow as tf
 def hand_out(strategy: tf.distribute.Strategy, warn: Callable[[str], None]) -> None:
     """Return the workers' strategy wherever a program creates one over all devices or workers, with a warning.
 
-    Programs for a single machine begin with ``MirroredStrategy()``, those that start their own workers with
-    ``MultiWorkerMirroredStrategy()``. A second strategy in a process that trains under one crashes or hangs in
-    TensorFlow, and the one that all workers share does what these programs want. No other can be created afterwards.
+    Programs for a single machine begin with ``MirroredStrategy()``, and programs for several with
+    ``MultiWorkerMirroredStrategy()``. Creating a second strategy in a process that already trains under one makes
+    TensorFlow crash or hang, and the workers' strategy does what these programs need. Afterwards, this process cannot
+    create any other strategy of these classes.
 
     Args:
         strategy: The strategy of all workers.
@@ -23,7 +24,7 @@ def hand_out(strategy: tf.distribute.Strategy, warn: Callable[[str], None]) -> N
 
     def new(cls: type, *args: Any, **kwargs: Any) -> Any:
         del args, kwargs
-        # TensorFlow calls the second one CollectiveAllReduceStrategy.
+        # TensorFlow's name for the latter is CollectiveAllReduceStrategy.
         name = "MirroredStrategy" if issubclass(cls, tf.distribute.MirroredStrategy) else "MultiWorkerMirroredStrategy"
         if name not in warned:
             warned.add(name)
@@ -34,7 +35,7 @@ def hand_out(strategy: tf.distribute.Strategy, warn: Callable[[str], None]) -> N
             )
         return strategy
 
-    # The deprecated tf.distribute.experimental.MultiWorkerMirroredStrategy inherits it.
+    # The deprecated tf.distribute.experimental.MultiWorkerMirroredStrategy inherits __new__.
     for each in (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy):
         each.__new__ = staticmethod(new)
     # Python initialises what __new__ returns if it is an instance of the class.

@@ -18,7 +18,7 @@ from .private_names import DATA_DISTRIBUTE
 from .replica import ReplicaStrategy
 from .replica_step import gets_parts
 
-# Marks a dataset that has rows only for this worker.
+# Marks a dataset whose rows belong to this worker alone.
 _OWN_ROWS = "_spark_tensorflow_distributor_own_rows"
 
 
@@ -36,7 +36,7 @@ def own_rows(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Data
     if batch is None:
         first = next(iter(dataset.take(1)), None)
         batch = 1 if first is None else int(tf.shape(tf.nest.flatten(first)[0])[0])
-    # A worker whose rows do not fill a batch would otherwise use smaller parts than the others.
+    # Otherwise, a worker whose rows do not fill a batch would use smaller parts than the others.
     batch = int(collectives.all_gather(tf.constant(batch)).numpy().max())
     parts = dataset.rebatch(-(-batch // collectives.world_size))
     parts = parts.filter(lambda *_: True)  # makes its length unknown
@@ -45,7 +45,7 @@ def own_rows(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Data
 
 
 def rows_of_worker(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Dataset:
-    """Return a dataset as it is, or what this worker reads of it if the program says that workers read other rows.
+    """Return a dataset unchanged, or this worker's rows of it if its options say that workers read different rows.
 
     Args:
         dataset: A dataset of global batches.
@@ -66,7 +66,7 @@ class PartDataset:
     Args:
         strategy: The strategy of all workers.
         dataset: A dataset of global batches, of a shard, or of this worker's own rows.
-        steps_per_epoch: As passed to ``fit``.
+        steps_per_epoch: The argument of ``fit``; None if it was not passed.
         batches: The number of batches; None if Keras does not know it.
 
     Raises:
@@ -207,14 +207,15 @@ class PartIterator:
 
 
 def has_marked_rows(dataset: Any) -> bool:
-    """Return whether a dataset has rows only for this worker: a shard's dataset, or a result of :func:`own_rows`."""
+    """Return whether a dataset holds this worker's rows alone: a shard's dataset, or a result of :func:`own_rows`."""
     return hasattr(dataset, _OWN_ROWS) or bool(shard_states_of(dataset))
 
 
 def has_equal_batches(dataset: tf.data.Dataset, collectives: Collectives) -> bool:
     """Return whether every rank's batches of a shard have the same number of rows at each step.
 
-    Shards may differ by a row, so a rank cannot tell by its own. Every rank must call this for a shard's dataset.
+    Shards may differ by a row, so a rank cannot infer this from its own. Every rank must call this for a shard's
+    dataset.
     """
     states = shard_states_of(dataset)
     if not states:
@@ -243,7 +244,7 @@ def cut(dataset: tf.data.Dataset, collectives: Collectives) -> tuple[tf.data.Dat
 
     parts = dataset.map(tf.autograph.experimental.do_not_convert(part))
     options = tf.data.Options()
-    # The autotuning thread can delay the end of an iterator, and of fit, by up to half a minute.
+    # The autotuning thread can delay the destruction of an iterator, and so the end of fit, by up to half a minute.
     options.autotune.enabled = False
     return parts.prefetch(2).with_options(options), is_even
 
@@ -287,7 +288,7 @@ def _length(steps_per_epoch: int | None, batches: int | None, cardinality: int) 
 
 
 def identical_on_all(batch: Any, collectives: Collectives) -> bool:
-    """Return whether all workers have the same batch, by checksum; every rank must call this, in eager mode."""
+    """Return whether all workers have the same batch, by checksum; every rank must call this eagerly."""
     values = [leaf.numpy() for leaf in tf.nest.flatten(batch, expand_composites=True) if leaf is not None]
     checksum = 0
     for value in values:

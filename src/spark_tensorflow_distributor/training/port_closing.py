@@ -1,7 +1,7 @@
-"""Closes TensorFlow's port once all workers are connected with each other (Linux).
+"""Closes TensorFlow's port once all workers are connected to each other (Linux).
 
-TensorFlow's server listens for as long as its process lives, although nobody connects once the group is complete. After
-that, the listening socket is shut down: connections that exist stay, and new ones are refused.
+TensorFlow's server listens as long as its process lives, although no worker connects any more once the group is
+complete. The listening socket is therefore shut down: existing connections stay open, and new ones are refused.
 """
 
 import contextlib
@@ -15,38 +15,38 @@ from .collectives import Collectives
 from .ports import own_port, sockets_on
 from .private_names import EAGER_CONTEXT
 
-# For one connection to one peer.
+# Timeout for one connection to one peer.
 _CONNECT_SECONDS = 30
 
 
 def close_port(collectives: Collectives, warn: Callable[[str], None]) -> None:
     """Connect to all other workers, then refuse further connections to this worker's port.
 
-    Every worker of the group must call it. If a worker cannot connect to another one, the ports of all stay open.
+    Every worker of the group must call this. If any worker cannot connect to another, all ports stay open.
 
     Args:
         collectives: The group's collectives, on TensorFlow's runtime.
         warn: Called with a message if this worker's port stays open.
     """
     check = getattr(EAGER_CONTEXT.load().context(), "check_collective_ops_peer_health", None)
-    if check is None:  # alike on all workers, which have the same release; a warning names what it lacks
+    if check is None:  # on all workers alike, as they have the same release; another warning names what it lacks
         return
     problem = _connect(check, collectives.rank, collectives.world_size)
-    # Every worker enters this collective after it has connected to the others: when it ends, all have.
+    # Every worker enters this collective after it has connected to the others; once it ends, all are connected.
     if float(collectives.all_reduce(tf.constant(0.0 if problem else 1.0))) < collectives.world_size:
         if problem:
             warn(f"TensorFlow's port {own_port()} and those of the other workers stay open ({problem}).")
         return
     for listener in sockets_on(own_port(), listening=True):
-        with listener, contextlib.suppress(OSError):  # shut down before
+        with listener, contextlib.suppress(OSError):  # already shut down
             listener.shutdown(socket.SHUT_RDWR)
 
 
 def _connect(check: Callable[..., None], rank: int, world_size: int) -> str:
-    """Make a connection to every other worker; return what went wrong."""
+    """Connect to every other worker; return the error in one line, "" if there is none."""
     try:
         for peer in set(range(world_size)) - {rank}:
             check(f"/job:worker/replica:0/task:{peer}", timeout_in_ms=_CONNECT_SECONDS * 1000)
-    except Exception as error:  # whatever it is, the group can train with open ports
+    except Exception as error:  # whatever went wrong, the group can train with open ports
         return one_line(error)
     return ""

@@ -1,11 +1,11 @@
 """Lets only the group's own hosts connect to TensorFlow's port (Linux).
 
 TensorFlow's server executes what anyone sends, and listens on all interfaces. It offers no hook for its sockets, but
-they belong to this process: a filter on the listening socket makes the kernel drop packets from other addresses, so a
-stranger's connection is never made. This needs no privileges.
+they belong to this process: a filter on the listening socket makes the kernel drop packets from other addresses, so no
+other host can connect. This needs no privileges.
 
-TensorFlow opens the socket in a call that returns only once all workers have joined, and that keeps Python's lock, so
-no thread of this process can do anything meanwhile. A child process does it, which shares this process's open files.
+TensorFlow opens the socket in a call that returns only once all workers have joined and that holds the GIL, so no other
+Python thread of this process can run meanwhile. A child process that shares the open files attaches the filter instead.
 """
 
 import contextlib
@@ -26,24 +26,24 @@ from ..formatting import one_line
 from .ports import own_port, sockets_on
 
 _SO_ATTACH_FILTER = 26
-# The program's own strategy opens the socket at any time, or never.
+# Polling slows down after the first minute: a program's own strategy may open the socket at any time, or never.
 _PATIENT_SECONDS = 0.05
 _HURRY_SECONDS = 60.0
 # The kernel's limit for the instructions of a program.
 _MAX_INSTRUCTIONS = 4096
 _POLL_SECONDS = 0.002
-# The number of the system call clone, its flag to share open files, and waitpid's flag for children without a signal.
+# The number of the clone system call, its flag to share open files, and waitpid's flag for children without a signal.
 _CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
 _CLONE_FILES = 0x400
 _WAIT_ALL = 0x40000000
 _PR_SET_PDEATHSIG = 1
-# A connection that was made before the filter may wait in the socket's queue for this long.
+# How long to look for connections that were made before the filter was attached.
 _SWEEP_SECONDS = 2.0
 
 _THREAD_NAME = "spark-tensorflow-port-filter"
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-# Code, two distances to jump, and an operand.
+# Opcode, jump offsets if true and if false, and operand.
 Instruction = tuple[int, int, int, int]
 
 _LOAD_WORD, _LOAD_BYTE, _SHIFT_RIGHT, _AND, _RETURN, _JUMP, _JUMP_IF_EQUAL = 0x20, 0x30, 0x74, 0x54, 0x06, 0x05, 0x15
@@ -56,7 +56,7 @@ class PortFilterError(Exception):
 
 
 def _unmapped(address: Address) -> Address:
-    """Return the IPv4 address inside an IPv6 address that maps one."""
+    """Return the IPv4 address that an IPv4-mapped IPv6 address contains; any other address unchanged."""
     return getattr(address, "ipv4_mapped", None) or address
 
 
@@ -76,14 +76,14 @@ def filter_program(addresses: Iterable[Address]) -> list[Instruction]:
     for long in sorted(v6):
         words = struct.unpack("!4I", long.packed)
         for index, word in enumerate(words):
-            # A word that differs leads behind this address.
+            # If a word differs, jump past this address.
             six += [
                 (_LOAD_WORD, 0, 0, _NETWORK_HEADER + 8 + 4 * index),
                 (_JUMP_IF_EQUAL, 0, 2 * (3 - index) + 1, word),
             ]
         six.append(_ACCEPT)
     six.append(_DROP)
-    # IPv6 comes first: a conditional jump reaches 255 instructions at most, an unconditional one any.
+    # Conditional jumps reach only 255 instructions, so the head uses unconditional ones to the two sections.
     head = [
         (_LOAD_BYTE, 0, 0, _NETWORK_HEADER),
         (_SHIFT_RIGHT, 0, 0, 4),
@@ -100,7 +100,7 @@ def attach(listener: socket.socket, program: list[Instruction]) -> None:
     """Attach a program to a listening socket; connections that it accepts inherit it.
 
     Raises:
-        PortFilterError: The program is too long, or the kernel refuses it.
+        PortFilterError: If the program is too long, or the kernel rejects it.
     """
     if len(program) > _MAX_INSTRUCTIONS:
         raise PortFilterError(f"{len(program)} instructions; the kernel's limit is {_MAX_INSTRUCTIONS}")
@@ -114,10 +114,10 @@ def attach(listener: socket.socket, program: list[Instruction]) -> None:
 
 
 def filter_port(addresses: Sequence[str], warn: Callable[[str], None]) -> None:
-    """Filter the port that TF_CONFIG gives to this worker, as soon as TensorFlow listens on it.
+    """Filter this worker's port from TF_CONFIG as soon as TensorFlow listens on it.
 
     Args:
-        addresses: The addresses of the group's hosts; none to leave the port open.
+        addresses: The addresses of the group's hosts; if empty, the port is left open.
         warn: See :class:`PortFilter`.
     """
     if addresses:
@@ -140,15 +140,15 @@ class PortFilter:
         self._result, self._report = -1, -1
 
     def start(self) -> None:
-        """Begin to watch for the listening socket; call this while this process has no other Python threads."""
-        # A fork copies the locks of other threads, which nobody would release in the child.
+        """Begin to watch for the listening socket; call this before this process starts other Python threads."""
+        # A fork copies locks that other threads hold, and nothing would release them in the child.
         if _CLONE is None or threading.active_count() > 1:
             threading.Thread(target=self._run, args=(self._finish,), daemon=True, name=_THREAD_NAME).start()
             return
         self._result, self._report = os.pipe()
         parent = os.getpid()
         library = ctypes.PyDLL(None, use_errno=True)  # keeps Python's lock, which the child then holds
-        # Without a signal, the child is not among those for which the program may wait.
+        # A child without an exit signal is invisible to the program's own calls of wait.
         child = library.syscall(_CLONE, _CLONE_FILES, 0, 0, 0, 0)
         if child == 0:
             self._become_child(library, parent)
@@ -160,8 +160,8 @@ class PortFilter:
     def _become_child(self, library: ctypes.PyDLL, parent: int) -> NoReturn:
         """Watch for the socket in the child.
 
-        Open files belong to both processes. Nothing that the parent has made may be finalised here, which would close
-        its files: so nothing is collected, and this function does not return.
+        Both processes share their open files, so finalising an object of the parent here would close the parent's file.
+        Therefore garbage collection is off, and this function does not return.
         """
         try:
             gc.disable()
@@ -188,7 +188,7 @@ class PortFilter:
     def _run(self, finish: Callable[[str], object]) -> None:
         try:
             self._watch(filter_program(self._addresses))
-        except Exception as error:  # reported whatever it is: nobody sees a traceback of this process
+        except Exception as error:  # report anything: nobody would see a traceback of this process
             finish(one_line(error))
         else:
             finish("")
@@ -205,7 +205,7 @@ class PortFilter:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Close connections of strangers that were made before the filter was attached."""
+        """Close connections from other hosts that were made before the filter was attached."""
         end = time.monotonic() + _SWEEP_SECONDS
         while time.monotonic() < end:
             for connection in sockets_on(self._port, listening=False):

@@ -58,7 +58,7 @@ def sockets_on(port: int, *, listening: bool) -> Iterator[socket.socket]:
         listening: Yield the listening sockets; otherwise, the connections.
     """
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # it has been closed in the meantime, or is no TCP socket
+        with contextlib.suppress(OSError):  # it has been closed in the meantime, or is not a TCP socket
             if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 continue
             found = socket.socket(fileno=os.dup(int(name)))

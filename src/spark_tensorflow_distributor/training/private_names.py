@@ -17,7 +17,7 @@ class PrivateModule(NamedTuple):
     Attributes:
         path: The module's full name.
         names: Attributes, dotted where they are attributes of a class.
-        reason: What they are used for.
+        reason: What the names are used for.
     """
 
     path: str

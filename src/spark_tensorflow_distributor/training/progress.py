@@ -39,17 +39,17 @@ class _Receiver:  # one per process
 def report_fit_progress(send: Send) -> Hook:
     """Return a hook that reports the progress of every ``fit``; a later call replaces the receiver.
 
-    It leaves no trace in callbacks, history or model. The messages, by their ``"event"``:
+    The hook leaves no trace in the callbacks, the history or the model. The messages, by their ``"event"``:
 
     - ``fit_begin``: ``epochs``; ``steps`` per epoch, or None if Keras does not know yet.
     - ``step``: ``epoch`` (from 0), ``step`` (in the epoch, from 1), ``loss`` (or None), ``samples`` (of all workers
-      since the fit began, counting partial batches as whole ones; None if the batch size is unknown; a dataset can
-      declare it by an attribute ``global_batch_size``). The first at once, then at most one per STEP_INTERVAL.
+      since the fit began, counting partial batches as full ones; None if the batch size is unknown; a dataset can
+      declare it in an attribute ``global_batch_size``). Sent at once, then at most once per STEP_INTERVAL.
     - ``epoch_end``: ``epoch``, ``step`` (its last), ``logs`` (floats by name).
     - ``fit_end``: ``is_complete``, False after an exception.
 
     Args:
-        send: Receives one message at a time, possibly on a thread of Keras. If it raises, reporting stops permanently.
+        send: Receives one message at a time, possibly on one of Keras' threads. If it raises, reporting stops for good.
     """
     _Receiver.send = send
     return _report_fit
@@ -131,7 +131,7 @@ class _FitReporter:
 
 
 def floats_of(logs: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the numbers among the logs that Keras passes to callbacks."""
+    """Return the numeric ones among the logs that Keras passes to callbacks, as floats."""
     numbers = {}
     for name, value in (logs or {}).items():
         with contextlib.suppress(Exception):  # a vector, a string, or whatever a callback has added
@@ -140,7 +140,7 @@ def floats_of(logs: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def global_batch_of(x: Any = None, y: Any = None, batch_size: int | None = None, **other: object) -> int | None:
-    """Return the number of rows per step over all workers, if the arguments of fit show it."""
+    """Return the number of rows per step over all workers, if the arguments of ``fit`` show it; otherwise None."""
     if batch_size or y is not None:  # arrays, with Keras' default
         return batch_size or 32
     try:

@@ -58,10 +58,10 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 def check_random_state(state: Mapping[str, Any]) -> None:
-    """Check, on generators of its own, that a state can be restored.
+    """Check, on separate generators, that a state can be restored.
 
     Raises:
-        Exception: It is not what :func:`random_state` returns.
+        Exception: If the state is not one that :func:`random_state` returned.
     """
     random.Random().setstate(_python_state(state))
     np.random.RandomState().set_state(_numpy_state(state))

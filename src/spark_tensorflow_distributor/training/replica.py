@@ -1,9 +1,9 @@
-"""The strategy of a worker with one device: plain variables, and the group's collectives.
+"""The strategy of a worker with one device, which has plain variables and uses the group's collectives.
 
 A program sees a ``tf.distribute.Strategy`` of all workers, but the variables that it creates in the strategy's scope
-are the ordinary ones of one process. Its own loops, which call ``Strategy.run``, follow the convention of
-``tf.distribute``: a loss is divided by the global batch size, and gradients are summed. Steps of Keras compute as if
-each worker were alone; see ``replica_step``.
+are ordinary ones, as in one process. Custom loops, which call ``Strategy.run``, follow the convention of
+``tf.distribute``: a loss is divided by the global batch size, and gradients are summed. Keras' steps compute as if each
+worker were alone; see ``replica_step``.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ class ReplicaStrategy(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignor
 
 
 def replica_strategy(strategy: object = None) -> ReplicaStrategy | None:
-    """Return the strategy (default: the current one) if it is a ReplicaStrategy of several workers, else None."""
+    """Return the strategy (by default, the current one) if it is a ReplicaStrategy of several workers, else None."""
     found = tf.distribute.get_strategy() if strategy is None else strategy
     return found if isinstance(found, ReplicaStrategy) and found.collectives.world_size > 1 else None
 
 
 class StepContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
-    """The replica context of a step of Keras, in which gradients are means over a replica's rows.
+    """The replica context of a Keras step, in which gradients are means over a replica's rows.
 
-    In ``tf.distribute``, the gradient of a sum over the replicas is the sum of their gradients. Here it is their sum
-    weighted by rows.
+    In ``tf.distribute``, the gradient of a sum over the replicas is the sum of their gradients. Here it is the sum of
+    their gradients, weighted by rows.
     """
 
     def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
@@ -76,7 +76,7 @@ class StepContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
             def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
                 return [step.weighted(each, operation) for each in upstream]
 
-            # The rows of a worker that has none left do not enter sums: those of SyncBatchNorm, for example.
+            # The arbitrary batch of an idle worker must not enter sums, such as those of SyncBatchNorm.
             own = map(tf.zeros_like, tensors) if step.part.is_idle else tensors
             return extended._replica_ctx_all_reduce(operation, list(own)), gradient
 
@@ -107,12 +107,12 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
         super().__init__(strategy)
         self._collectives, self._device, self._cluster_resolver = collectives, device, resolver
         self.variables = VariableSync(collectives)
-        # True while an optimizer applies gradients that have been reduced: reductions then return their argument.
+        # True while an optimizer applies gradients that are already reduced: reductions then return their argument.
         self.is_reduced = False
         self._known_code: set[Any] = set()
         self._is_in_run = False
 
-    # Facts.
+    # Properties.
 
     @property
     def collectives(self) -> Collectives:
@@ -178,7 +178,7 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
         kwargs.pop("colocate_with", None)
         with tf.device(self._device):
             variable = next_creator(**kwargs)
-        # Steps create their variables on all workers at the same time; anything else may be done by some of them.
+        # Steps create variables on all workers at the same time; other code may run on some of them only.
         in_step = current_step() is not None or self._is_in_run
         self.variables.add(variable, on_all_ranks=in_step and not is_alone())
         return variable
@@ -231,7 +231,7 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
                 self._is_in_run = before
 
     def _synchronise_for(self, fn: Callable[..., Any]) -> None:
-        """Give variables the same initial values before the first call of each function of the program."""
+        """Give variables the same initial values on all workers before each function of the program is first called."""
         function = getattr(fn, "python_function", fn)
         code = getattr(function, "__code__", type(function))
         if code not in self._known_code:
@@ -244,7 +244,7 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
             return None
         if (part := as_part(args[0], self.collectives.world_size)) is not None:
             return part
-        # A model that makes its own step functions passes whole batches to its steps.
+        # A model that builds its own train, test or predict function passes whole batches to its steps.
         is_step = getattr(inspect.unwrap(fn), "__name__", "") in ("train_step", "test_step", "predict_step")
         if not is_step or len(args) != 1 or current_method() in ("", "predict_on_batch"):
             return None
@@ -292,7 +292,7 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
         del destinations
         return tensor
 
-    # Data of custom loops, divided as tf.distribute divides it.
+    # Data of custom loops, divided in the same way as tf.distribute does.
 
     def _input_context(self) -> tf.distribute.InputContext:
         size, rank = self.collectives.world_size, self.collectives.rank

@@ -1,4 +1,4 @@
-"""The hooks with which a replica surrounds the methods of a model."""
+"""The hooks that make a model's methods run on a replica."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .variable_sync import plain_variable
 
 # Models whose variables have been synchronised before their first train_on_batch or test_on_batch.
 _synchronised: weakref.WeakSet[Any] = weakref.WeakSet()
-# Whether the logs of steps were read when a model's functions were made.
+# By model: whether the logs of steps were read when its train and test functions were made.
 _made_for: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
@@ -40,7 +40,7 @@ def as_replica(call: MethodCall) -> Iterator[None]:
         if call.model not in _synchronised:
             _synchronised.add(call.model)
             strategy.variables.synchronise(model_variables(call.model))
-    elif call.outer is None and call.name != "predict_on_batch":  # which every worker calls for itself
+    elif call.outer is None and call.name != "predict_on_batch":  # each worker calls predict_on_batch by itself
         strategy.variables.synchronise()
     makes_own = _makes_own_functions(call)
     cuts_batches = not has_marked_rows(call.arguments.get("x"))
@@ -55,10 +55,10 @@ def as_replica(call: MethodCall) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_strategy(model: Any, strategy: ReplicaStrategy) -> Iterator[None]:
-    """Let a model of Keras 3 use the strategy in whose scope it is, rather than one of its own.
+    """Enter the strategy's scope, and let a Keras 3 model use this strategy rather than a stored one.
 
-    If a model has a strategy, Keras builds it before the first step. This consumes a batch, and fails for models that
-    have no call method. Plain variables can be created in the first step, as in one process.
+    If a model stores a strategy, Keras builds the model before the first step, which consumes a batch and fails for
+    models without a call method. Plain variables can be created in the first step, as in one process.
     """
     before = getattr(model, "_distribute_strategy", None)
     with strategy.scope():
@@ -72,10 +72,10 @@ def without_strategy(model: Any, strategy: ReplicaStrategy) -> Iterator[None]:
 
 
 def _refuse_fixed_batches(call: MethodCall, replicas: int) -> None:
-    """Raise if a model takes batches of one size only, of which a replica has a part.
+    """Reject a model that takes batches of one size only, since a replica has only a part of a batch.
 
     Raises:
-        ConfigurationError: Its inputs have a fixed batch size.
+        ConfigurationError: If the model's inputs have a fixed batch size.
     """
     if call.name == "predict_on_batch":
         return
@@ -91,12 +91,12 @@ def _refuse_fixed_batches(call: MethodCall, replicas: int) -> None:
 
 
 def _makes_own_functions(call: MethodCall) -> bool:
-    """Return whether a model iterates over its data itself, and so expects the batches of its dataset."""
+    """Return whether a model iterates over its data itself, and therefore expects the batches of its dataset."""
     return _overrides(call, "make_train_function", "make_test_function", "make_predict_function")
 
 
 def model_variables(model: Any) -> list[tf.Variable]:
-    """Return TensorFlow's variables of a model and its optimizer."""
+    """Return the TensorFlow variables of a model and of its optimizer."""
     variables = [*_built_variables(model), *optimizer_variables(getattr(model, "optimizer", None))]
     return [each for each in map(plain_variable, variables) if isinstance(each, tf.Variable)]
 
@@ -123,10 +123,10 @@ def own_rows_of_workers(call: MethodCall) -> Iterator[None]:
 @only("fit", "evaluate", "train_on_batch", "test_on_batch")
 @contextlib.contextmanager
 def noting_readers(call: MethodCall) -> Iterator[None]:
-    """Make steps combine their logs over the workers only if they are read.
+    """Make steps combine their logs over the workers only if the logs are read.
 
-    Combining them takes a collective per step, which can last a third of a small step. At the end of an epoch, logs are
-    always combined.
+    Combining them takes one collective per step, which can account for a third of a small step. At the end of an epoch,
+    logs are always combined.
     """
     strategy = replica_strategy(call.model.distribute_strategy)
     if strategy is None or call.outer is not None:
@@ -147,7 +147,7 @@ def noting_readers(call: MethodCall) -> Iterator[None]:
 
 
 def _computes_own_logs(call: MethodCall) -> bool:
-    """Return whether a model's steps may return logs other than the results of its metrics.
+    """Return whether a model's steps may return logs that are not results of its metrics.
 
     Results of metrics can be read later, so only other logs must be combined in each step.
     """
@@ -155,13 +155,13 @@ def _computes_own_logs(call: MethodCall) -> bool:
 
 
 def _overrides(call: MethodCall, *names: str) -> bool:
-    """Return whether the class of a model has methods of its own in place of Keras'."""
+    """Return whether a model's class overrides any of the named Keras methods."""
     base = KERAS_TRAINER.load().TensorFlowTrainer if keras_of(call.model) == "keras" else call.package.Model
     return any(getattr(type(call.model), name, None) is not getattr(base, name, None) for name in names)
 
 
 def _agreed(call: MethodCall, strategy: ReplicaStrategy) -> tuple[bool, bool]:
-    """Return whether any worker reads the logs of steps, and whether all have the same callbacks that save models."""
+    """Return whether any worker reads the logs of steps, and whether all have equally many model-saving callbacks."""
     known, callbacks = call.package.callbacks, given_callbacks(call.arguments.get("callbacks"))
     reads = call.arguments.get("verbose", "auto") in (1, "auto")
     reads = reads or any(_reads_steps(call.package, each) for each in callbacks)
@@ -184,6 +184,6 @@ def _reads_steps(keras: ModuleType, callback: Any) -> bool:
     return any(overridden) or any(name in vars(callback) for name in names)
 
 
-# In the order in which they are entered: datasets are marked before they are divided, and steps are traced after it is
-# known whether their logs are read.
+# In the order in which they are entered: datasets are marked before they are divided, and steps are traced only once it
+# is known whether their logs are read.
 HOOKS = (own_rows_of_workers, noting_readers, as_replica)

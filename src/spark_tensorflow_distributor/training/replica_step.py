@@ -1,4 +1,4 @@
-"""A step of Keras on one replica, which computes as if it were alone, and its few facts about the other replicas."""
+"""A Keras step on one replica, which computes as if it were alone, and what it must know about the other replicas."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class ReplicaStep:
         self.part, self.collectives = part, collectives
         self._graph = tf.compat.v1.get_default_graph()
         self._share: tf.Tensor | None = None
-        # Ids of the optimizers whose loss has already been multiplied by the share.
+        # Ids of the optimizers whose loss is already multiplied by the share.
         self.weighted_losses: set[int] = set()
         # Values of metric variables before the step, by the variable's id; empty if the step is known to count.
         self.metrics_before: dict[int, tf.Tensor] = {}
 
     @property
     def counts(self) -> bool | tf.Tensor:
-        """Whether the step counts in metrics; a boolean scalar if it is not known while the step is traced.
+        """Whether the step counts in metrics; a boolean scalar if this is not known while the step is traced.
 
         If every replica has the whole batch, only the first replica's step counts.
         """
@@ -61,7 +61,7 @@ class ReplicaStep:
         The shares of all replicas add up to 1. If every replica has the whole batch, the shares are equal.
         """
         if self._share is None:
-            # The first caller may be in a branch or loop of the step, whose tensors cannot be used outside of it.
+            # The first caller may be in a branch or loop of the step, whose tensors cannot be used elsewhere.
             with contextlib.nullcontext() if tf.executing_eagerly() else self._graph.as_default():
                 self._share = self._compute_share()
         return self._share
@@ -79,7 +79,7 @@ class ReplicaStep:
         return share if part.is_whole is False else tf.where(part.is_whole, equal, share)
 
     def weighted(self, gradient: tf.Tensor, reduce_op: tf.distribute.ReduceOp) -> tf.Tensor:
-        """Return the gradient with respect to this replica's input of a reduction over the replicas.
+        """Return the gradient with respect to this replica's input to a reduction over the replicas.
 
         Args:
             gradient: This replica's gradient with respect to the reduction's result.
@@ -102,7 +102,7 @@ class ReplicaStep:
 
 @contextlib.contextmanager
 def in_step(step: ReplicaStep | None) -> Iterator[None]:
-    """Make ``step`` the current one of this thread."""
+    """Make ``step`` the current step of this thread."""
     before, _state.step = current_step(), step
     try:
         yield
@@ -111,12 +111,12 @@ def in_step(step: ReplicaStep | None) -> Iterator[None]:
 
 
 def current_step() -> ReplicaStep | None:
-    """Return the Keras step that this thread runs; None outside of one, as in custom loops."""
+    """Return the Keras step that this thread is running; None outside of Keras' steps, as in custom loops."""
     step: ReplicaStep | None = getattr(_state, "step", None)
     return step
 
 
-# The model method that is running ("" if none), and whether batches that have not been cut are global.
+# The model method that is running ("" if none), and the arguments of in_method.
 _method: contextvars.ContextVar[str] = contextvars.ContextVar("method", default="")
 _cuts_batches: contextvars.ContextVar[bool] = contextvars.ContextVar("cuts_batches", default=True)
 _gets_parts: contextvars.ContextVar[bool] = contextvars.ContextVar("gets_parts", default=True)
@@ -142,7 +142,7 @@ def in_method(name: str, *, gets_parts: bool = True, cuts_batches: bool = True) 
 
 
 def current_method() -> str:
-    """Return the name of the model method that is running; "" if none is."""
+    """Return the name of the model method that is running; "" if there is none."""
     return _method.get()
 
 
@@ -168,7 +168,7 @@ _is_alone: contextvars.ContextVar[bool] = contextvars.ContextVar("is_alone", def
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Within the context, this worker's replica is the only one."""
+    """Treat this worker's replica as the only one within the context."""
     token = _is_alone.set(True)
     try:
         yield

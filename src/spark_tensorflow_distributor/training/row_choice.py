@@ -1,8 +1,8 @@
-"""Determines whether the entries of a table that a step looks up depend on the rows of the batch.
+"""Determines whether the indices with which a step looks up a table depend on the rows of the batch.
 
-Positions in a sequence are looked up once for all rows, so one process has one gradient per position, and so must
-several workers. Words are looked up by each row, so one process has one gradient per word and row. The difference
-matters for optimizers that square gradients.
+Positions in a sequence are looked up once for all rows, so one process has one gradient per position, and several
+workers must have the same. Words are looked up by each row, so one process has one gradient per word and row. The
+difference matters for optimizers that square gradients.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _SOURCES = {"IteratorGetNext", "IteratorGetNextAsOptional", "OptionalGetValue", 
 def is_chosen_by_rows(indices: tf.Tensor) -> bool:
     """Return whether the values or the number of the indices depend on the rows of the batch.
 
-    Follows the graph of the step backwards from the indices to its inputs. In eager mode the origin of a tensor is
-    unknown, and the result is True.
+    Follows the step's graph backwards from the indices to its inputs. In eager mode, the origin of a tensor is unknown,
+    and the result is True.
     """
     if not hasattr(indices, "graph") or tf.executing_eagerly():
         return True

@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 
 
 def disable_device_autotuning() -> None:
-    """Turn autotuning off in the dataset that tf.distribute appends for devices, too (see ``dataset_options``).
+    """Turn autotuning off in the dataset that tf.distribute appends for a device, too (see ``dataset_options``).
 
-    It is a new dataset without the options of the one before it, and its iterator can take as long to end.
+    This dataset does not inherit the options of the one before it, and its iterator can take as long to end.
     """
     module = DEVICE_ITERATORS.load()
     original = getattr(module, "_create_device_dataset", None)
@@ -46,9 +46,9 @@ def distribute_shard(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset,
 
 
 def _with_kept_iterators(distributed: Any) -> Any:
-    """Keep the iterators of a dataset that may be endless until the process ends.
+    """Keep the iterators of a dataset that may be endless alive until the process ends.
 
-    TensorFlow's iterator for devices occasionally crashes if it is destroyed while its thread fetches the next batch,
+    TensorFlow's device iterator occasionally crashes if it is destroyed while its thread is fetching the next batch,
     which is always the case for an endless dataset.
     """
 

@@ -22,12 +22,13 @@ _Arrays = Callable[[Sequence["np.ndarray[Any, Any]"]], Sequence["np.ndarray[Any,
 class SocketCollectives(Collectives):
     """The collectives of a process group.
 
-    In a graph, an operation of the group is a call into Python: TensorFlow shares the memory of its tensors with numpy.
+    In a graph, an operation of the group is a call into Python, to which TensorFlow passes its tensors as NumPy arrays
+    without copying.
 
     Args:
         group: The group; this object does not close it.
         gradient_compression: The type in which gradients travel between machines, ``"bfloat16"`` or ``"float16"``; None
-            for their own.
+            to send them in their own type.
     """
 
     def __init__(self, group: ProcessGroup, gradient_compression: str | None = None) -> None:
@@ -36,8 +37,8 @@ class SocketCollectives(Collectives):
         self.compresses_gradients = gradient_compression is not None
         self._wire = np.dtype(tf.as_dtype(gradient_compression).as_numpy_dtype) if gradient_compression else None
         with tf.init_scope(), tf.device("/device:CPU:0"):
-            # This variable is written before and after each operation of a graph. TensorFlow orders the writes to it
-            # as the program does, through loops, conditions and functions; calls into Python it does not.
+            # This variable is written before and after each operation of a graph. TensorFlow keeps its writes in
+            # program order, even across loops, conditions and functions, but not calls into Python.
             self._turn = tf.Variable(0, trainable=False, dtype=tf.int64, name="collective_turn")
 
     def _sum(self, tensor: tf.Tensor) -> tf.Tensor:
@@ -60,14 +61,14 @@ class SocketCollectives(Collectives):
 
     def _reduce_pack(self, tensors: list[tf.Tensor], scale: tf.Tensor | None, *, compress: bool) -> list[tf.Tensor]:
         dtype = tensors[0].dtype
-        # Unlike TensorFlow's collectives, those of the group take several arrays at once, and scale them.
+        # Unlike TensorFlow's collectives, the group's take several arrays at once, and scale them.
         if dtype == wire_type(dtype) and dtype.is_floating:
             return self._sum_all(tensors, scale, compress=compress)
         return super()._reduce_pack(tensors, scale, compress=compress)
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def _call(self, function: _Arrays, tensors: Sequence[tf.Tensor], shapes: Sequence[Any]) -> list[tf.Tensor]:
-        """Call a function of arrays, eagerly or in a graph; its results have the type of the first one."""
+        """Call a function of arrays, eagerly or in a graph; its results have the type of the first array."""
         tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
         if tf.executing_eagerly():
             return [tf.convert_to_tensor(each) for each in function([tensor.numpy() for tensor in tensors])]
@@ -84,7 +85,7 @@ class SocketCollectives(Collectives):
 
 
 def _purpose() -> str:
-    """Describe what the library needs the current operation for, to tell it from any other of the same size."""
+    """Describe what the library needs the current operation for, to distinguish it from others of the same size."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code

@@ -16,13 +16,13 @@ from .step_times import step_times
 
 
 class StepFunction:
-    """Runs ``steps_per_execution`` steps of a model at a call, and returns the logs of the last one.
+    """Runs ``steps_per_execution`` steps of a model in each call, and returns the outputs of the last one.
 
-    Keras runs these steps in a TensorFlow loop, in which a worker could not ask the others whether data is left.
+    Keras runs these steps in a TensorFlow loop, where a worker could not ask the others whether data is left.
 
     Args:
         model: The model.
-        step: Its step, a function of a batch.
+        step: The model's step, a function of a batch.
         strategy: The strategy of all workers.
         keras_function: Returns the function that Keras would call.
     """
@@ -38,10 +38,10 @@ class StepFunction:
         self._make_keras_function = keras_function
         self._keras_function: Callable[[Any], Any] | None = None
         self._is_traced = False
-        # The graphs for the parts that an iterator has yielded, by the facts about a part that are not tensors.
+        # The graphs for the parts of each iterator, by the attributes of a part that are not tensors.
         self._graphs: weakref.WeakKeyDictionary[PartIterator, dict[Any, Callable[[BatchPart], Any]]]
         self._graphs = weakref.WeakKeyDictionary()
-        # Those for batches without such an iterator, as in ``train_on_batch``, by specification.
+        # The graphs for batches without such an iterator, as in ``train_on_batch``, by specification.
         self._graphs_of_batches: dict[str, Callable[[BatchPart], Any]] = {}
 
         def one_step(part: BatchPart) -> Any:
@@ -81,9 +81,9 @@ class StepFunction:
         return outputs
 
     def _end_as_keras(self, ended: tf.data.Iterator) -> None:
-        """Do what Keras does when data of unknown length ends.
+        """Do what Keras does when data of unknown length runs out.
 
-        In one process, the data ends within a step. The operations of this step that need no data are executed: the
+        In one process, the data runs out within a step. The operations of that step that need no data are executed: the
         optimizer counts the step, and random generators advance.
         """
         if self._model.steps_per_execution == 1 and not self._model.run_eagerly:
@@ -94,9 +94,9 @@ class StepFunction:
     def _graph_for(self, part: BatchPart, iterator: PartIterator | None) -> Callable[[BatchPart], Any]:
         """Return the graph for a part, which is the same on all replicas.
 
-        TensorFlow would choose the graph by the part's shape, of which replicas may have different ones. A graph for a
-        known number of rows may weight its rows differently from one for any number: Keras counts the losses of single
-        outputs by the number of rows if a graph knows it, and once for each step otherwise.
+        TensorFlow would choose the graph by the part's shape, which may differ between replicas. A graph for a known
+        number of rows may weight its rows differently from a graph for any number: Keras weights the losses of single
+        outputs by the number of rows if the graph knows it, and counts them once per step otherwise.
         """
         if iterator is None:
             spec = _same_on_all(_spec_of(part))
@@ -111,9 +111,9 @@ class StepFunction:
         return graphs[kind]
 
     def _trace(self, spec: BatchPart) -> Callable[[BatchPart], Any]:
-        """Return a graph for the parts of a specification, traced if there is none yet."""
+        """Return a graph for parts that match a specification; trace it if there is none yet."""
         graph: Callable[[BatchPart], Any]
-        step_times.cancel()  # a step that is traced says nothing about others
+        step_times.cancel()  # the time of a step that is traced is not typical
         if self._is_traced:
             graph = self._run.get_concrete_function(spec)
             return graph
@@ -155,7 +155,7 @@ def _of_any_rows(spec: Any) -> Any:
 
 
 def _without_optional(leaf: Any) -> Any:
-    """Return None for the missing values that Keras' data adapters wrap."""
+    """Return None in place of the Optionals with which Keras' data adapters represent missing values."""
     return None if isinstance(leaf, tf.experimental.Optional) else leaf
 
 

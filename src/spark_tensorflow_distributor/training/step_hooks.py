@@ -1,7 +1,7 @@
-"""Hooks into Keras' loops over epochs and steps, for a listener between the steps.
+"""Hooks into Keras' loops over epochs and steps, which call a listener between steps.
 
-Between two steps, training can be saved, and can skip what an earlier attempt has done; and each step shows progress. A
-callback does not suffice: Keras 3 may call it late and on another thread, and it cannot reach the data.
+Between two steps, training can be saved, and can skip what an earlier attempt has done; each step is also a sign of
+life. A callback does not suffice: Keras 3 may call it late and on another thread, and it has no access to the data.
 """
 
 import functools
@@ -14,7 +14,7 @@ from .private_names import KERAS_TRAINER, TF_KERAS_DATA
 
 _log = logging.getLogger(__name__)
 
-# What Keras 3 yields for an execution of steps: the number of its first step (and last, since 3.12), and the iterator.
+# What Keras 3 yields per execution of steps: the number of its first step (and its last, since 3.12), and the iterator.
 Step = tuple[Any, ...]
 
 
@@ -25,10 +25,10 @@ class StepListener(Protocol):
         """Return whether the loop that begins now is the current epoch of ``fit`` and not an evaluation."""
 
     def claims_fit(self) -> bool:
-        """Return the same about a loop over all epochs (tf_keras)."""
+        """Return the same for a loop over all epochs (tf_keras)."""
 
     def first_epoch(self, asked_for: int) -> int:
-        """Return the epoch to begin with, for a loop that can still be changed (tf_keras)."""
+        """Return the epoch to begin with, given the one that the program asked for (tf_keras)."""
 
     def begin_epoch(self, epoch: int) -> None:
         """Note that the next iterator is for this epoch."""
@@ -47,7 +47,7 @@ class StepListener(Protocol):
     def arrive(self) -> None:
         """Note that skipping is complete; further calls have no effect.
 
-        Random numbers that the data draws in skipped epochs are drawn between ``start`` and this call.
+        Random numbers that the data consumes in skipped epochs are drawn between ``start`` and this call.
         """
 
     def made_iterator(self) -> None:
@@ -58,15 +58,15 @@ class StepListener(Protocol):
 
         Args:
             count: How many.
-            is_last: No other step follows in this epoch. False if the length of the epoch is not known yet.
+            is_last: Whether no other step follows in this epoch. False if the length of the epoch is not known yet.
         """
 
     def alive(self) -> None:
-        """Note that a step of any other kind is done."""
+        """Note that a step of another kind, such as evaluation, is done."""
 
 
 def hook_step_loops(listener: StepListener) -> bool:
-    """Call the listener in the loops of every Keras of this process; return False if one has unknown loops."""
+    """Hook the loops of every Keras package of this process; return False if one has unrecognised loops."""
     is_hooked = True
     for package in keras_packages():
         try:
@@ -114,12 +114,12 @@ def _remaining_steps(steps: Iterator[Step], steps_done: int, batches: int, liste
 
 
 def _report_steps(steps: Iterator[Any], listener: StepListener, size: Callable[[], int]) -> Iterator[Any]:
-    """Yield the steps of an epoch, and report each one as soon as it is known whether another one follows.
+    """Yield the steps of an epoch, and report each one once it is known whether another follows.
 
     Args:
         steps: The steps of an epoch of training.
         listener: Receives the reports.
-        size: Returns how many steps the last execution had; the next one may be shorter.
+        size: Returns the number of steps in the last execution; the next one may be shorter.
     """
     count = 0
     for step in steps:
@@ -153,8 +153,8 @@ def _skip_epochs(loop: Any, epoch_of: Callable[[Any], Iterator[Step]], count: in
             for *_, iterator in epoch_of(loop):
                 _skip_batches(iterator, loop.steps_per_execution)
         return 0
-    # A shuffle draws a new order for each iterator. So create as many as Keras created, but over the plain
-    # dataset, whose iterators do not start to prefetch.
+    # A shuffle draws a new order for each iterator. So create as many iterators as Keras created, but over the plain
+    # dataset, whose iterators do not prefetch.
     distributed = loop._distributed_dataset
     if kind != "PyDatasetAdapter":  # its get_tf_dataset returns a new dataset each time
         loop._distributed_dataset = adapter.get_tf_dataset()
@@ -183,7 +183,7 @@ def _hook_tf_keras(handler: Any, listener: StepListener) -> None:
         if not listener.claims_fit():
             yield from epochs(self)
             return
-        # Set here and not earlier: arrays would be repeated only for the epochs from here on.
+        # Not set before the handler was created: arrays would then be repeated only for the epochs from there on.
         self._initial_epoch = listener.first_epoch(self._initial_epoch)
         skipped = 0
 

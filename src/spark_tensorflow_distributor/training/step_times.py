@@ -1,4 +1,4 @@
-"""Measures where the steps of Keras spend their time: in waiting for a batch, in collectives, and in computing."""
+"""Measures where Keras' steps spend their time: waiting for a batch, in collectives, or computing."""
 
 import heapq
 import time
@@ -8,16 +8,16 @@ from typing import Any
 # Number of steps that are kept, however long training lasts.
 _SLOWEST, _LAST = 128, 128
 
-# Number, when it began, and the seconds of the whole step, of reading and of collectives.
+# The step's number, its start in Unix time, and the seconds of the whole step, of reading and of collectives.
 Step = tuple[float, ...]
 
 
 class StepTimes:
-    """Adds up the times of steps. One object serves a process; it costs about a microsecond a step.
+    """Adds up the times of steps. One object serves a process; it costs about a microsecond per step.
 
     Attributes:
-        sees_collectives: Exchanges with the other workers are added; if not, they are a part of the rest of a step.
-        is_told_by_graphs: Batches are fetched within a graph, which must call ``has_batch`` itself.
+        sees_collectives: Whether exchanges with the other workers are added; if not, they count as computing.
+        is_told_by_graphs: Whether batches are fetched within a graph, which must call ``has_batch`` itself.
     """
 
     def __init__(self) -> None:
@@ -37,12 +37,12 @@ class StepTimes:
             self.collectives += seconds
 
     def begin(self) -> None:
-        """Note that a step begins, by waiting for its batch."""
+        """Note that a step begins; it first waits for its batch."""
         self._in_step = (time.perf_counter(), self.collectives)
         self._read = 0.0
 
     def has_batch(self) -> None:
-        """Note that the batch is here. An exchange while waiting for it, about its size, counts as reading."""
+        """Note that the batch has arrived. Exchanges while waiting for it, about its size, count as reading."""
         if self._in_step is not None:
             began, collectives = self._in_step
             self._read = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""The strategy of a worker, and the TensorFlow settings that precede it."""
+"""The strategy of a worker, and the TensorFlow settings that must precede it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def configure(*, threads: int, gpus: Sequence[str] | None, gpu_is_shared: bool) 
 
     Args:
         threads: This worker's share of the host's cores.
-        gpus: What CUDA_VISIBLE_DEVICES lists; empty or None for CPU training.
-        gpu_is_shared: Other workers use the same GPU.
+        gpus: The GPUs that CUDA_VISIBLE_DEVICES lists; empty or None for training on CPUs.
+        gpu_is_shared: Whether other workers use the same GPU.
     """
     if not os.environ.get("TF_NUM_INTRAOP_THREADS"):
         tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -68,15 +68,15 @@ def _configure_gpus(gpus: Sequence[str], gpu_is_shared: bool) -> list[str]:
 def mirrored_strategy(*, silent_seconds: float, gpu_is_shared: bool = False) -> tf.distribute.Strategy:
     """Create the strategy of a worker on TensorFlow's own runtime, from TF_CONFIG; block until all workers have joined.
 
-    A worker with one device gets a ReplicaStrategy. One with several GPUs gets a MultiWorkerMirroredStrategy, and with
-    it TensorFlow's convention for losses and Keras' own support for it.
+    A worker with one device gets a ReplicaStrategy. A worker with several GPUs gets a MultiWorkerMirroredStrategy, with
+    TensorFlow's convention for losses and Keras' own support for that strategy.
 
     Args:
-        silent_seconds: How long a worker may be silent before its peers consider it dead.
-        gpu_is_shared: Several workers use one GPU.
+        silent_seconds: How long a worker may be silent before its peers consider it dead, in seconds.
+        gpu_is_shared: Whether several workers use one GPU.
 
     Raises:
-        PortTakenError: Another process has taken this worker's port.
+        PortTakenError: If another process has taken this worker's port.
     """
     options = None
     if gpu_is_shared:
@@ -120,7 +120,7 @@ def socket_strategy(group: ProcessGroup | None, gradient_compression: str | None
 
 
 def replica_of(mirrored: tf.distribute.MultiWorkerMirroredStrategy) -> ReplicaStrategy:
-    """Return the strategy of this worker's replica in the group that TensorFlow's strategy has formed."""
+    """Return the strategy of this worker's replica in the group that TensorFlow's strategy formed."""
     (device,) = mirrored.extended.worker_devices
     local_device = "/device:GPU:0" if "GPU" in device.upper() else "/device:CPU:0"
     resolver = mirrored.cluster_resolver
@@ -130,9 +130,9 @@ def replica_of(mirrored: tf.distribute.MultiWorkerMirroredStrategy) -> ReplicaSt
 
 
 def _set_heartbeat_timeout(cluster: Mapping[str, Sequence[str]], silent_seconds: float) -> None:
-    """Let a worker be silent for as long as the driver does, before its peers consider it dead.
+    """Let a worker be silent as long as the driver allows before its peers consider it dead.
 
-    A link that is down for 5 s already exceeds TensorFlow's own limit of 10 s: TCP doubles its delay after each
+    A link that is down for 5 s may already exceed TensorFlow's default of 10 s: TCP doubles its delay after each
     attempt, so the next attempt may come only after another 5 s.
     """
     job = COLLECTIVE_STRATEGY.load().coordination_config_pb2.CoordinatedJob
@@ -147,17 +147,17 @@ def _set_heartbeat_timeout(cluster: Mapping[str, Sequence[str]], silent_seconds:
 def stay_in_scope(strategy: tf.distribute.Strategy) -> None:
     """Enter the strategy's scope until the process ends.
 
-    ``clear_session``, in Keras 3 and tf_keras, creates a new default graph, and TensorFlow keeps the scope in the old
-    one. A model built after that would silently train on each worker by itself. So the scope is entered again.
+    In Keras 3 and tf_keras, ``clear_session`` creates a new default graph, but TensorFlow keeps the scope in the old
+    one. A model built afterwards would silently train on each worker separately. So the scope is entered again.
     """
-    scopes: list[Any] = []  # a scope without a reference would exit
+    scopes: list[Any] = []  # a scope that is no longer referenced would exit
 
     def enter() -> None:
         scopes.append(strategy.scope())
         scopes[-1].__enter__()
 
     graphs = GRAPH_STACK.load()._default_graph_stack
-    reset = graphs.reset  # every exported name of the function ends up here
+    reset = graphs.reset  # every public name of the function calls this
 
     @functools.wraps(reset)
     def reset_default_graph() -> None:

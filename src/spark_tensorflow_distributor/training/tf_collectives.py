@@ -9,10 +9,10 @@ from .replica import ReplicaStrategy
 
 
 class TensorFlowCollectives(Collectives):
-    """The collectives of a group that was formed by ``MultiWorkerMirroredStrategy``.
+    """The collectives of a group that a ``MultiWorkerMirroredStrategy`` formed.
 
-    The constructor of that strategy starts this worker's server and waits for its peers. Its variables and its
-    convention for losses are not used.
+    The strategy's constructor starts this worker's server and waits for its peers. Its variables and its convention for
+    losses are not used.
 
     Args:
         strategy: A ``MultiWorkerMirroredStrategy`` with one device per worker.
@@ -23,8 +23,8 @@ class TensorFlowCollectives(Collectives):
         super().__init__(strategy.cluster_resolver.task_id or 0, extended._num_workers)
         self._strategy = strategy  # keeps the server alive
         (self._device,) = extended.worker_devices
-        # The launcher numbers collectives when functions are called, not when they are traced: workers may trace their
-        # functions at different times.
+        # The launcher numbers collectives when functions are called, not when they are traced, so workers may trace
+        # their functions at different times.
         (self._launcher,) = extended._cross_device_ops._launchers
 
     def _sum(self, tensor: tf.Tensor) -> tf.Tensor:
@@ -32,7 +32,7 @@ class TensorFlowCollectives(Collectives):
             return self._launcher.all_reduce(tensor)
 
     def _stack(self, tensor: tf.Tensor) -> tf.Tensor:
-        if tensor.dtype == tf.bfloat16:  # which TensorFlow reduces, but does not gather
+        if tensor.dtype == tf.bfloat16:  # TensorFlow can reduce it, but not gather it
             return tf.bitcast(self._stack(tf.bitcast(tensor, tf.float16)), tf.bfloat16)
         with tf.device(self._device):
             gathered = self._launcher._all_gather(tf.expand_dims(tensor, 0), None)

@@ -1,4 +1,4 @@
-"""Gives variables the same initial values on all workers, and keeps track of those that hold partial sums."""
+"""Gives variables the same initial values on all workers, and keeps track of variables that hold partial sums."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .collectives import Collectives
 class VariableSync:
     """The variables of a replica.
 
-    Initial values are usually equal, because all workers have the same seeds. If they differ, those of rank 0 are used.
-    A variable may be created on some of the workers only, so nothing is exchanged at that moment. The workers compare
-    their variables the next time they all call :meth:`synchronise`.
+    Initial values are usually equal, because all workers have the same seeds. If they differ, rank 0's are used. Some
+    variables are created on some of the workers only, so they are not exchanged at that moment: the workers compare
+    them the next time they all call :meth:`synchronise`.
 
     Args:
         collectives: Connects this worker to the others.
@@ -36,7 +36,7 @@ class VariableSync:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Exchange variables that all ranks create later, with the next call of :meth:`synchronise`."""
+        """Postpone the exchange of variables that all ranks create to the next call of :meth:`synchronise`."""
         before, self._is_deferred = self._is_deferred, True
         try:
             yield
@@ -61,7 +61,7 @@ class VariableSync:
             self._new.append(weakref.ref(variable))
 
     def partial_sums(self) -> list[tf.Variable]:
-        """Return the variables whose value is the sum over all workers: the state of metrics."""
+        """Return the variables that hold this worker's part of a sum over all workers: the state of metrics."""
         return list(self._partial.values())
 
     def synchronise(self, variables: Iterable[tf.Variable] = ()) -> None:
@@ -92,7 +92,7 @@ class VariableSync:
 
 
 def is_partial_sum(variable: Any) -> bool:
-    """Return whether each worker holds a part of the variable's value, whose sum is the value: a metric's state."""
+    """Return whether the variable holds this worker's part of a sum over all workers: a metric's state."""
     return bool(
         getattr(variable, "synchronization", None) == tf.VariableSynchronization.ON_READ
         and getattr(variable, "aggregation", None) == tf.VariableAggregation.SUM
@@ -100,7 +100,7 @@ def is_partial_sum(variable: Any) -> bool:
 
 
 def plain_variable(variable: Any) -> Any:
-    """Unwrap a variable of Keras 3, or one that tf_keras wraps for mixed precision, to TensorFlow's variable."""
+    """Return the TensorFlow variable inside a Keras 3 variable, or inside tf_keras' wrapper for mixed precision."""
     if isinstance(variable, tf.Variable):
         return getattr(variable, "_variable", variable)
     inner = getattr(variable, "_value", None)
@@ -108,9 +108,9 @@ def plain_variable(variable: Any) -> Any:
 
 
 def _keyed(variables: Iterable[tf.Variable]) -> Iterable[tuple[str, tf.Variable]]:
-    """Yield variables with keys by which workers with different variables find the common ones.
+    """Yield variables with keys by which workers find the variables that they have in common.
 
-    The key is name, shape, type and, for variables that share these, a running number.
+    A key consists of name, shape, type and a running number among the variables that share these.
     """
     seen: Counter[str] = Counter()
     for variable in variables:

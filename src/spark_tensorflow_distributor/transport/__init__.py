@@ -1,1 +1,1 @@
-"""Authenticated connections between hosts: the handshake, and the protection of what follows it."""
+"""Authenticated connections between hosts: the handshake, and the protection of the data that follows it."""

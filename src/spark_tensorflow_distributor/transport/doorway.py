@@ -1,4 +1,4 @@
-"""Admits authenticated connections, whatever other peers do."""
+"""Admits authenticated connections, no matter what other peers do."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _log = logging.getLogger(__name__)
 
 # Time limit for the answer to a challenge.
 STRANGER_SECONDS = 5.0
-# Connections accepted in one go, before others are served.
+# Maximum number of connections to accept before other events are served.
 _ACCEPTED_AT_ONCE = 64
-# How long to accept nobody if the process has no descriptor left.
+# How long to accept no connections if the process has run out of file descriptors.
 _PAUSE_SECONDS = 0.1
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass
 class _Stranger:
-    """A connection whose peer has not proved itself."""
+    """A connection whose peer has not proved that it holds the secret."""
 
     challenge: bytes
     deadline: float
@@ -35,22 +35,22 @@ class _Stranger:
 
 
 class Doorway:
-    """A listener in an event loop, with the connections that have not proved themselves.
+    """A listener in an event loop, and its connections that are not authenticated yet.
 
     The loop calls ``key.data(mask)`` for each event of its selector, and :meth:`expire` about once a second.
 
     Args:
         listener: The listening socket; the caller closes it.
-        handshake: This end of all handshakes.
+        handshake: This end's handshakes.
         selector: The loop's selector.
-        admit: Called with the socket, non-blocking, of an authenticated connection, with its peer's number and its
-            keys. It may raise OSError, which closes the socket.
+        admit: Called for each authenticated connection with its non-blocking socket, its peer's number and its keys. If
+            it raises OSError, the socket is closed.
         expected: The numbers of the peers that may enter.
-        name: What a warning calls the listener.
-        limit: Maximum number of connections that have not proved themselves; beyond it, the oldest is closed.
+        name: The listener's name in warnings.
+        limit: Maximum number of connections that are not authenticated yet; beyond it, the oldest one is closed.
 
     Attributes:
-        rejected: Number of connections whose peers did not hold the secret.
+        rejected: Number of connections whose peers did not hold the secret or were not expected.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Doorway:
         return len(self._strangers)
 
     def expire(self, now: float) -> None:
-        """Close connections that have taken too long, and accept again after a pause."""
+        """Close connections that have taken too long, and resume accepting after a pause."""
         while self._strangers:
             sock, stranger = next(iter(self._strangers.items()))
             if now <= stranger.deadline:
@@ -88,7 +88,7 @@ class Doorway:
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def close(self) -> None:
-        """Close the connections that have not proved themselves, and stop listening to the listener's events."""
+        """Close the connections that are not authenticated yet, and unregister the listener."""
         while self._strangers:
             self._drop(next(iter(self._strangers)))
         if self._paused_until is None:
@@ -105,7 +105,7 @@ class Doorway:
                 if error.errno in _EXHAUSTED:
                     self._make_room(error)
                     return
-                continue  # that peer has already gone; others are waiting
+                continue  # that peer has gone already; others may be waiting
             try:
                 sock.setblocking(False)
                 challenge = self._handshake.challenge()
@@ -122,7 +122,7 @@ class Doorway:
             )
 
     def _make_room(self, error: OSError) -> None:
-        """Give up the oldest stranger, or accept nobody for a moment: the listener would otherwise stay readable."""
+        """Drop the oldest stranger, or else pause accepting, as the listener would otherwise stay readable."""
         if not self._has_warned_of_exhaustion:
             self._has_warned_of_exhaustion = True
             _log.warning(
@@ -162,7 +162,7 @@ class Doorway:
             if sock.send(admission.proof) < len(admission.proof):
                 raise BlockingIOError
             self._admit(sock, admission.peer, admission.keys)
-        except OSError:  # the peer connects again
+        except OSError:  # the peer will connect again
             sock.close()
 
     def _reject(self, address: object) -> None:

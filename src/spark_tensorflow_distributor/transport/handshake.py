@@ -1,9 +1,9 @@
 """The handshake on every connection between hosts: both ends prove that they hold a secret, without sending it.
 
-It is a challenge and a response over HMAC-SHA256 in both directions. The roles, both ends' numbers, the epoch and both
-challenges are part of what is signed, so that a response can be neither reflected nor used elsewhere. The secret and
-the challenges also give the keys of the session. Somebody who relays the handshake does not learn them, and therefore
-cannot speak for either end afterwards.
+In both directions, a challenge is answered with an HMAC-SHA256. The roles, both ends' numbers, the epoch and both
+challenges are part of what is signed, so that a response can be neither reflected nor used elsewhere. The session's
+keys are derived from the secret and the challenges. Somebody who relays the handshake does not learn the keys, and
+therefore cannot speak for either end afterwards.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .sockets import receive_exactly
 CHALLENGE_BYTES = 32
 PROOF_BYTES = 32
 _NUMBER = struct.Struct(">I")
-# The connecting end's answer: proof, its number, counter-challenge.
+# The connecting end's answer: its proof, its number and a counter-challenge.
 ANSWER_BYTES = PROOF_BYTES + _NUMBER.size + CHALLENGE_BYTES
-# The number of the driver, whose peers have their ranks as numbers.
+# The number of the driver; workers use their ranks as numbers.
 DRIVER = 0xFFFFFFFF
 
 
 class SessionKeys(NamedTuple):
-    """The keys of one connection, as one of its ends uses them; each direction has its own."""
+    """The keys of a connection, as seen from one of its ends; each direction has its own key."""
 
     sending: bytes
     receiving: bytes
@@ -36,9 +36,9 @@ class Answer(NamedTuple):
     """A connecting end's answer to a challenge.
 
     Attributes:
-        data: What to send.
-        proof: What the accepting end must send in return.
-        keys: The connection's keys, to be used only after that.
+        data: The answer to send.
+        proof: The proof that the accepting end must send in return.
+        keys: The connection's keys, to be used only after the proof has been verified.
     """
 
     data: bytes
@@ -51,7 +51,7 @@ class Admission(NamedTuple):
 
     Attributes:
         peer: The number of the connecting end.
-        proof: What to send to it.
+        proof: The proof to send to it.
         keys: The connection's keys.
     """
 
@@ -61,15 +61,15 @@ class Admission(NamedTuple):
 
 
 class NotAuthenticError(ConnectionError):
-    """The other end does not hold the secret, or what arrived has been changed on the way."""
+    """The other end does not hold the secret, or the data was changed on the way."""
 
 
 class Handshake:
     """The handshakes of one end.
 
     Args:
-        secret: Known to both ends only.
-        epoch: Number of the group; an end that belongs to an earlier one is rejected.
+        secret: The secret that only the two ends know.
+        epoch: Number of the group; an end that belongs to another group is rejected.
         number: This end's number: its rank, or ``DRIVER``.
     """
 
@@ -88,7 +88,7 @@ class Handshake:
         return Answer(data, self._sign(b"accept", transcript), keys)
 
     def check(self, challenge: bytes, answer: bytes) -> Admission | None:
-        """Check the answer of a connecting end; return None if it does not hold the secret."""
+        """Check the answer of a connecting end; return None if that end does not hold the secret."""
         (peer,) = _NUMBER.unpack_from(answer, PROOF_BYTES)
         counter = answer[PROOF_BYTES + _NUMBER.size :]
         transcript = self._transcript(peer, self._number, challenge, counter)
@@ -106,11 +106,11 @@ class Handshake:
             sock: A connected socket; its timeout is changed.
             acceptor: The number of the other end.
             deadline: When to give up, by ``time.monotonic()``.
-            proof_deadline: When to give up waiting for the other end's proof, if it may take longer.
+            proof_deadline: When to give up waiting for the other end's proof, if later than ``deadline``.
 
         Raises:
-            NotAuthenticError: The other end does not hold the secret.
-            OSError, EOFError: The connection was lost, or the time is up.
+            NotAuthenticError: If the other end does not hold the secret.
+            OSError, EOFError: If the connection is lost, or the time is up.
         """
         answer = self.answer(receive_exactly(sock, CHALLENGE_BYTES, deadline), acceptor)
         sock.sendall(answer.data)
@@ -126,5 +126,5 @@ class Handshake:
 
 
 def derive_secret(secret: bytes, purpose: bytes) -> bytes:
-    """Return a secret for another purpose than that of the given one."""
+    """Derive a secret for another purpose from a given one."""
     return hmac.digest(secret, purpose, "sha256")

@@ -1,8 +1,8 @@
-"""Protects what travels on a connection after its handshake.
+"""Protects the data that travels on a connection after its handshake.
 
-Each direction has a key of its own and counts its records. The counter is part of what is authenticated, so a record
-that was changed, repeated, left out, reordered or sent back is noticed. Records are authenticated with HMAC-SHA256 or,
-if they must also be private, encrypted with AES-256-GCM, which needs the package ``cryptography``.
+Each direction has its own key, and counts its records. The counter is part of what is authenticated, so a record that
+was changed, repeated, left out, reordered or sent back is detected. Records are authenticated with HMAC-SHA256 or, if
+they must also be private, encrypted with AES-256-GCM, which needs the package ``cryptography``.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ _SMALL_BYTES = 4096
 
 
 class Sealer(Protocol):
-    """Protects one direction of a connection. Its methods are called in the order of the records, at both ends."""
+    """Protects one direction of a connection. Both ends must call its methods in the order of the records."""
 
     def seal(self, data: Buffer, *, bulk: bool = False) -> list[Buffer]:
-        """Return what to send in place of a record: as many bytes, and a tag of ``tag_bytes``."""
+        """Return what to send in place of a record: data of the same size, and a tag of ``tag_bytes``."""
 
     def open(self, data: Buffer, tag: Buffer, *, bulk: bool = False) -> Buffer:
         """Return the record that was sealed.
 
         Raises:
-            NotAuthenticError: It is not what the other end sealed next.
+            NotAuthenticError: If it is not the record that the other end sealed next.
         """
 
     def open_in_place(self, data: memoryview, tag: Buffer, *, bulk: bool = False) -> None:
-        """Replace received data by the record that was sealed; raises what :meth:`open` raises."""
+        """Replace received data by the record that was sealed; raise the same errors as :meth:`open`."""
 
     def tag_bytes(self, *, bulk: bool = False) -> int:
-        """Return the size of a record's tag."""
+        """Return the size of a record's tag, in bytes."""
 
 
 def make_sealers(keys: SessionKeys, protection: Protection) -> tuple[Sealer, Sealer]:
-    """Return the sealers of what an end sends and of what it receives.
+    """Return the sealers for an end's outgoing and incoming data.
 
     Raises:
-        EncryptionUnsupportedError: ``"privacy"`` needs the package ``cryptography``, which is not installed here.
+        EncryptionUnsupportedError: If ``protection`` is ``"privacy"`` and the package ``cryptography`` is missing.
     """
     if protection == "privacy":
         return Encryption(keys.sending), Encryption(keys.receiving)
@@ -64,7 +64,7 @@ def make_sealers(keys: SessionKeys, protection: Protection) -> tuple[Sealer, Sea
 
 
 class NoSealer:
-    """Protects nothing: for sockets that do not leave their host."""
+    """Protects nothing; for connections within a host."""
 
     def seal(self, data: Buffer, *, bulk: bool = False) -> list[Buffer]:
         return [data]
@@ -84,7 +84,7 @@ class Authentication:
 
     Args:
         key: The key of this direction.
-        spares_bulk: Leave bulk data as it is.
+        spares_bulk: Whether to leave bulk data unauthenticated.
     """
 
     def __init__(self, key: bytes, *, spares_bulk: bool = False) -> None:
@@ -121,7 +121,7 @@ class Encryption:
         key: The key of this direction, 32 bytes.
 
     Raises:
-        EncryptionUnsupportedError: The package ``cryptography`` is not installed here.
+        EncryptionUnsupportedError: If the package ``cryptography`` is not installed here.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -133,7 +133,7 @@ class Encryption:
         self._invalid, self._small = InvalidTag, AESGCM(key)
         self._count = 0
 
-        def decryptor(nonce: bytes, tag: bytes) -> AEADDecryptionContext:  # works in place, which AESGCM does not
+        def decryptor(nonce: bytes, tag: bytes) -> AEADDecryptionContext:  # unlike AESGCM, it works in place
             return Cipher(algorithms.AES(key), modes.GCM(nonce, tag)).decryptor()
 
         self._decryptor = decryptor
@@ -181,7 +181,7 @@ def require_encryption() -> None:
     """Check that this process can encrypt.
 
     Raises:
-        EncryptionUnsupportedError: The package ``cryptography`` is not installed here.
+        EncryptionUnsupportedError: If the package ``cryptography`` is not installed here.
     """
     if not can_encrypt():
         raise EncryptionUnsupportedError(

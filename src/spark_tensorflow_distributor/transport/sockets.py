@@ -10,12 +10,12 @@ def receive_exactly(sock: socket.socket, size: int, deadline: float | None = Non
     Args:
         sock: A socket with a timeout, or a blocking one.
         size: Number of bytes.
-        deadline: Time limit for all of them together, by ``time.monotonic()``, so that a peer cannot stall by sending a
-            byte at a time; it sets the socket's timeout. None leaves the timeout as it is.
+        deadline: Time limit for all bytes together, by ``time.monotonic()``, so that a peer cannot stall by sending one
+            byte at a time; this changes the socket's timeout. None keeps the socket's timeout.
 
     Raises:
-        EOFError: The peer closed the connection.
-        TimeoutError: The time is up.
+        EOFError: If the peer closed the connection.
+        TimeoutError: If the time is up.
     """
     data = bytearray()
     while len(data) < size:

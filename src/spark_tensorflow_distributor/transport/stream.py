@@ -1,4 +1,4 @@
-"""Sealed records on a stream of bytes, without a socket: what to send, and what has arrived."""
+"""Sealed records on a stream of bytes, independent of any socket."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from .handshake import SessionKeys
 from .sealing import TAG_BYTES, Buffer, Protection, make_sealers
 
-# Length of the record's data, most significant byte first; the data and its tag follow.
+# Length of a record's data, most significant byte first; the data and its tag follow.
 _LENGTH = struct.Struct(">I")
 MAX_RECORD_BYTES = 64 << 20
 
@@ -20,8 +20,8 @@ class NotARecordError(ValueError):
 class SealedStream:
     """Both directions of a connection whose handshake is complete.
 
-    A record's length is not secret, and is not authenticated before the whole record has arrived. Changing it makes the
-    record invalid.
+    A record's length is not secret, and is not authenticated before the whole record has arrived. A changed length
+    makes the record invalid.
 
     Args:
         keys: The connection's keys.
@@ -33,10 +33,10 @@ class SealedStream:
         self._buffer = bytearray()
 
     def seal(self, data: Buffer) -> list[Buffer]:
-        """Return what to send for a record; records must be sent in the order of these calls.
+        """Return the bytes to send for a record; records must be sent in the order of these calls.
 
         Raises:
-            NotARecordError: The data is larger than 64 MiB.
+            NotARecordError: If the data is larger than 64 MiB.
         """
         _check_size(len(data))
         return [_LENGTH.pack(len(data)), *self._outgoing.seal(data)]
@@ -45,8 +45,8 @@ class SealedStream:
         """Add received bytes; yield the data of every record that is now complete.
 
         Raises:
-            NotAuthenticError: The other end has not sent this record.
-            NotARecordError: The peer does not speak this protocol.
+            NotAuthenticError: If the other end has not sent this record.
+            NotARecordError: If the peer does not speak this protocol.
         """
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:

@@ -28,7 +28,7 @@ def model_checkpoint(keras):
 
 @case()
 def model_checkpoint_of_the_chief(keras):
-    """Only the chief has the callback, as in many programs."""
+    """Only the chief has the callback, as is common in programs."""
     import tensorflow as tf
 
     x, y = digits()
@@ -144,7 +144,7 @@ def terminate_on_nan(keras):
 
 @case()
 def decision_in_a_batch(keras):
-    """A custom callback stops training based on the loss of a step, which differs for a worker's own rows."""
+    """A custom callback stops training because of a step's loss, which differs for a worker's own rows."""
     seen = []
 
     class Stop(keras.callbacks.Callback):

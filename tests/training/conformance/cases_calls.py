@@ -70,7 +70,7 @@ def on_batch(keras):
 
 @case()
 def save_and_load(keras):
-    """All ranks save under the same name at once."""
+    """All ranks save under the same name at the same time."""
     x, y = digits()
     model = dense(keras)
     fit(model, x, y)
@@ -91,7 +91,7 @@ def save_and_load(keras):
 
 @case(keras_3_only=True)
 def save_on_the_chief(keras):
-    """Only the chief saves, as in many programs."""
+    """Only the chief saves, as is common in programs."""
     import tensorflow as tf
 
     x, y = digits()
@@ -120,7 +120,7 @@ def export(keras):
             exported = tf.saved_model.load(folder)
             served.append(exported.serve(tf.constant(x[:20])).numpy())
 
-        # A new thread has no strategy, like the process that the model is exported for.
+        # A new thread has no strategy, like the process for which the model is exported.
         thread = threading.Thread(target=serve)
         thread.start()
         thread.join()

@@ -7,7 +7,7 @@ from .table import BATCH, ROWS, case, dataset, dense, digits, fit, outcome
 
 @case()
 def steps_per_execution(keras):
-    """Three steps per execution, of seven per epoch."""
+    """Three steps per execution, and seven per epoch."""
     x, y = digits()
     model = dense(keras, steps_per_execution=3)
     history = fit(model, x, y, validation_data=(x[:100], y[:100]))

@@ -50,7 +50,7 @@ def dataset_repeated(keras):
 
 @case()
 def dataset_with_fewer_steps(keras):
-    """Several epochs share a finite dataset."""
+    """Several epochs share one finite dataset."""
     x, y = digits()
     model = dense(keras)
     return outcome(model, fit(model, dataset(x, y), steps_per_epoch=3, epochs=2))
@@ -75,12 +75,12 @@ def dataset_shuffled(keras):
 
 
 def without_a_seed(keras, train):
-    """Return a sum that shows whether all workers together have seen each row once, like one process."""
+    """Return a sum that shows whether all workers together have read each row once, as one process does."""
     import tensorflow as tf
 
     keras.utils.set_random_seed(7)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
-    # The gradient of a sum: after an epoch, the weight is the sum of the values of all rows.
+    # The gradient is a sum: after an epoch, the weight is the sum of all rows' values.
     model.compile(keras.optimizers.SGD(1.0), loss=lambda y, p: tf.reduce_sum(y * p, axis=-1) * 0 - y[:, 0] * p[:, 0])
     tf.random.set_seed(None)
     rows = np.float32(2) ** -np.arange(12, dtype="float32")
@@ -268,7 +268,7 @@ def validation_split(keras):
 
 @case()
 def auto_shard_off(keras):
-    """Each worker reads the whole dataset by itself. With equal rows, that gives the numbers of one process."""
+    """Each worker reads the whole dataset by itself. As all read equal rows, the numbers are those of one process."""
     import tensorflow as tf
 
     x, y = digits(6)

@@ -1,4 +1,4 @@
-"""Models and layers."""
+"""Kinds of models and layers."""
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def words(rows=ROWS, length=9, vocabulary=400):
 
 @case()
 def embedding(keras):
-    """Gradients are sparse, and stay so because few rows of the table are used."""
+    """Gradients are sparse, and stay sparse because few rows of the table are used."""
     ids, y = words(vocabulary=20000)
     model = keras.Sequential(
         [keras.Input((9,), dtype="int64"), keras.layers.Embedding(20000, 8), keras.layers.Flatten(),
@@ -112,7 +112,7 @@ def simple_rnn(keras):
 
 @case()
 def masked_loss(keras):
-    """Each word has a label: the loss divides by the number of unmasked words in the global batch."""
+    """Each word has a label, so the loss divides by the number of unmasked words in the global batch."""
     ids, _ = words()
     model = keras.Sequential(
         [keras.Input((9,), dtype="int64"), keras.layers.Embedding(400, 6, mask_zero=True),
@@ -148,7 +148,7 @@ def batch_normalization_synchronized(keras):
 
 
 def ghost_batches(keras, workers):
-    """Train as workers with their own statistics do: normalise each part, and average the moving statistics."""
+    """Train like workers with their own statistics: normalise each part, and average the moving statistics."""
     import tensorflow as tf
 
     x, y = digits(6 * BATCH)
@@ -185,7 +185,7 @@ def normalized(keras):
 
 @case(rtol=1e-3, atol=1e-4, alone=ghost_batches)
 def batch_normalization(keras):
-    """Each worker normalises with the statistics of its own rows, as in tf.distribute; then they are averaged."""
+    """Each worker normalises with its own rows' statistics, as in tf.distribute; moving statistics are averaged."""
     x, y = digits(6 * BATCH)
     model = normalized(keras)
     fit(model, x, y)
@@ -280,7 +280,7 @@ def added_loss(keras):
 
 @case(keras_3_only=True)
 def custom_train_step(keras):
-    """The step of Keras' guide, which returns the metrics' results."""
+    """The train_step of Keras' guide, which returns the metrics' results."""
     import tensorflow as tf
 
     class Custom(classifier(keras)):
@@ -306,7 +306,7 @@ def custom_train_step(keras):
 
 @case()
 def gathered_in_a_step(keras):
-    """A loss over pairs of rows of the whole batch, for which a replica gathers the rows of the others."""
+    """A loss over pairs of rows of the whole batch, for which each replica gathers the rows of the others."""
     import tensorflow as tf
 
     class Contrast(keras.Model):
@@ -338,7 +338,7 @@ def gathered_in_a_step(keras):
 
 @case()
 def reduced_in_a_step(keras):
-    """A layer that normalises with the mean of the whole batch, for which it sums over the replicas itself."""
+    """A layer normalises with the mean of the whole batch, for which it sums over the replicas itself."""
     import tensorflow as tf
 
     class Centred(keras.layers.Layer):
@@ -350,14 +350,14 @@ def reduced_in_a_step(keras):
 
     x, y = digits()
     layers = [keras.layers.Dense(8), Centred(), keras.layers.Dense(10, activation="softmax")]
-    model = keras.Sequential(layers)  # built in the first step, which has a replica context
+    model = keras.Sequential(layers)  # not built before the first step, which has a replica context
     model.compile(keras.optimizers.SGD(0.3), "sparse_categorical_crossentropy")
     return outcome(model, fit(model, x, y))
 
 
 @case()
 def custom_logs(keras):
-    """The step returns a value that no metric holds: the mean over the workers' parts."""
+    """The step returns a value that no metric holds; its log is the mean over the workers' parts."""
     import tensorflow as tf
 
     class Custom(classifier(keras)):
@@ -450,7 +450,7 @@ def mixed(keras, policy, optimizer):
 
 @case(rtol=0.05, atol=0.02)
 def mixed_bfloat16(keras):
-    """Each layer rounds to three digits, and so do sums over parts of a batch."""
+    """Each layer rounds to three digits, and so does each sum over a part of a batch."""
     return mixed(keras, "mixed_bfloat16", keras.optimizers.SGD(0.1))
 
 
@@ -462,7 +462,7 @@ def mixed_float16(keras):
 
 @case(keras_3_only=True, rtol=0.05, atol=0.02)
 def float8(keras):
-    """Products are quantised, with the same scales on all ranks."""
+    """Products are quantised with the same scales on all ranks."""
     x, y = digits()
     model = dense(keras)
     model.quantize("float8")

@@ -34,7 +34,7 @@ def rmsprop(keras):
 
 @case(rtol=1e-3, atol=1e-3)
 def lion(keras):
-    """Lion uses the sign: for a gradient near zero, the last digit decides."""
+    """Lion uses only the sign, so for a gradient near zero, the last digit is decisive."""
     return with_optimizer(keras, keras.optimizers.Lion(0.0003))
 
 
@@ -100,7 +100,7 @@ def loss_scale(keras):
 
 @case()
 def loss_scale_with_overflow(keras):
-    """The scaled gradient overflows on the one worker that has a row of huge values, and all must skip the step."""
+    """The scaled gradient overflows only on the worker that has a row of huge values, but all must skip the step."""
     x, y = digits()
     x = x.copy()
     x[100] = 1e30
@@ -135,7 +135,7 @@ def loss_of_sums(keras):
 
 @case(keras_3_only=True)
 def loss_by_weights(keras):
-    """The loss is a mean that divides by the sum of the weights of the global batch."""
+    """The loss is a mean that divides by the sum of the weights in the global batch."""
     x, y = digits()
     loss = keras.losses.SparseCategoricalCrossentropy(reduction="mean_with_sample_weight")
     model = dense(keras, keras.optimizers.SGD(0.1), loss=loss)

@@ -37,15 +37,15 @@ def cases_of(suite: str) -> dict[str, Case]:
 def launch(
     package: str, workers: int, names: Iterable[str], folder: str, suite: str = "conformance", **runner: Any
 ) -> dict[str, list[Any]]:
-    """Return the results of the cases, by name and rank; a string is the traceback of a case that raised.
+    """Return the results of cases by name and rank; the result of a case that raised is its traceback, a string.
 
     Args:
         package: ``keras`` or ``tf_keras``.
-        workers: 0 means one process without Spark and without the library, for comparison.
-        names: The cases.
-        folder: An empty folder for the results and the files of cases.
+        workers: Number of workers; 0 means one process without Spark and without the library, for comparison.
+        names: The names of the cases.
+        folder: An empty folder for results and for the files of cases.
         suite: ``conformance`` or ``programs``.
-        runner: Additional arguments of the runner.
+        runner: Additional arguments for the runner.
     """
     env = {"TF_USE_LEGACY_KERAS": "1" if package == "tf_keras" else "0", "TF_CPP_MIN_LOG_LEVEL": "2"}
     waiting, results = list(names), {}
@@ -59,7 +59,7 @@ def launch(
             results[name] = found or [error]
             waiting.remove(name)
             if not found or not all(isinstance(each, dict) for each in found):
-                error = ""  # this case explains it
+                error = ""  # this case's traceback explains it
     return results
 
 
@@ -90,7 +90,7 @@ def _run(arguments: tuple[str, list[str], str, int, str], env: dict[str, str], r
 
 
 def run_here(package: str, names: list[str], folder: str, workers: int, suite: str) -> None:
-    """Run the cases in a worker, and write a file with the result of each."""
+    """Run cases in a worker, and write the result of each to a file."""
     import tensorflow as tf
 
     rank = 0
@@ -100,7 +100,7 @@ def run_here(package: str, names: list[str], folder: str, workers: int, suite: s
         rank = get_context().rank
     keras = tf.keras
     assert keras.Model.__module__.split(".")[0] == package
-    gc.freeze()  # so that clear_session, which collects garbage after each case, skips imported objects
+    gc.freeze()  # lets clear_session, which collects garbage after each case, skip imported objects
     for name in names:
         try:
             result: Any = run_case(name, folder, workers, suite)
@@ -130,7 +130,7 @@ def run_case(name: str, folder: str, workers: int, suite: str = "conformance") -
 
 
 def difference(case: Case, single: dict[str, Any], found: Any, workers: int) -> str:
-    """Describe how a result differs from that of one process; empty if it does not."""
+    """Describe how a result differs from one process's result; return "" if it does not."""
     if not isinstance(found, dict):
         return f"it raised:\n{found}"
     expected = single.get(f"alone {workers}", {k: v for k, v in single.items() if not k.startswith("alone")})
@@ -147,9 +147,9 @@ def difference(case: Case, single: dict[str, Any], found: Any, workers: int) -> 
 
 
 def differences(case: Case, single: dict[str, Any], found: list[Any], workers: int) -> list[str]:
-    """Describe how the result of each rank differs from that of one process.
+    """Describe how the results of the ranks differ from one process's result.
 
-    If the case cannot have the numbers of one process, it must have finite numbers, the same on all ranks.
+    A case that cannot have the numbers of one process must have finite numbers, the same on all ranks.
     """
     if case.unequal and isinstance(found[0], dict):
         finite = all(np.isfinite(value).all() for value in found[0].values())

@@ -1,4 +1,4 @@
-"""The results of a suite of which tests have selected some cases."""
+"""The results of those cases of a suite that tests have selected."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -15,9 +15,9 @@ from .launch import cases_of, differences, launch
 # Keras package, number of workers, engine.
 Group: TypeAlias = tuple[str, int, str]
 
-# A group takes several minutes on two cores, so by default each package has one; tf_keras, which shares all but its
-# patches with Keras 3, runs every fourth case; and of the whole programs, every third one runs. Everything runs if the
-# environment says EVERY_GROUP=1.
+# A group takes several minutes on two cores. By default, therefore, each package has one group; tf_keras, which shares
+# everything but its patches with Keras 3, runs every fourth case; and every third of the whole programs runs. With
+# EVERY_GROUP=1 in the environment, everything runs.
 GROUPS: set[Group] = {("keras", 3, "sockets"), ("tf_keras", 2, "sockets")}
 EVERY_CASE = {"keras": 1, "tf_keras": 4}
 EVERY_PROGRAM = {"keras": 3, "tf_keras": 6}
@@ -25,7 +25,7 @@ if os.environ.get("EVERY_GROUP"):
     GROUPS |= {("keras", 2, "sockets"), ("tf_keras", 3, "sockets")}
     EVERY_CASE = EVERY_PROGRAM = {"keras": 1, "tf_keras": 1}
 
-# These cases also run on the runtime of TensorFlow. They use every kind of collective, in all methods and custom loops.
+# These cases also run on TensorFlow's runtime. They use every kind of collective, in all methods and in custom loops.
 ON_TENSORFLOW = (
     "arrays", "auto_shard_off", "batch_normalization_synchronized", "custom_loop", "custom_train_step",
     "dataset_of_unknown_length", "dataset_with_remainder", "embedding", "evaluate", "fewer_rows_than_workers",
@@ -35,7 +35,7 @@ ON_TENSORFLOW = (
 
 
 class Results:
-    """Runs the selected cases of a Keras package on a number of workers, when their results are first needed."""
+    """Runs the selected cases of a Keras package on a number of workers when their results are first needed."""
 
     def __init__(self, suite: str, items: Iterable[Any], folder: Path, pool: ThreadPoolExecutor, spark: Any) -> None:
         self.cases = cases_of(suite)
@@ -52,9 +52,9 @@ class Results:
 
         Args:
             package: ``keras`` or ``tf_keras``.
-            name: The case.
+            name: The name of the case.
             workers: The number of workers.
-            engine: What carries their collectives: ``sockets`` or ``tensorflow``.
+            engine: How collectives travel: ``sockets`` or ``tensorflow``.
         """
         case = self.cases[name]
         if not case.is_supported(package):
@@ -67,7 +67,7 @@ class Results:
             assert not wrong, f"rank {rank}: {wrong}"
 
     def _of(self, package: str, workers: int, engine: str = "") -> dict[str, list[Any]]:
-        if package not in self.singles:  # a single process leaves a core to the groups
+        if package not in self.singles:  # meanwhile, groups may run on the other core
             self.singles[package] = self.pool.submit(self._run, package, 0, "")
         if not workers:
             return self.singles[package].result()
@@ -93,7 +93,7 @@ class Results:
 def table(
     cases: dict[str, Any], groups: set[Group], every: Mapping[str, int] = EVERY_CASE
 ) -> list[tuple[str, str, int, str]]:
-    """Return the arguments of ``Results.check`` for every n-th case of a package that has a test in a group."""
+    """Return the arguments of ``Results.check`` for every n-th case of each package, in each group."""
     arguments = []
     for package, workers, engine in sorted(groups):
         names = [name for name in cases if package in cases[name].packages]

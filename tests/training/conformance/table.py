@@ -1,7 +1,7 @@
 """The conformance table: cases by name, and what each one needs.
 
-A case is a function of the Keras package, called within the strategy's scope. It builds a model, trains, and returns
-named arrays, which are compared with those of one process at the same global batch.
+A case is a function of the Keras package, called within the strategy's scope. It builds a model, trains it, and returns
+named arrays, which are compared with the arrays from one process at the same global batch.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 BATCH = 48
-# Six whole batches and one of 37 rows, which neither two nor three workers can divide equally.
+# Six full batches and one of 37 rows, which neither two nor three workers can divide equally.
 ROWS = 325
 
 
@@ -23,12 +23,12 @@ class Case:
     Attributes:
         group: ``data``, ``models``, ``optimizers``, ``compile``, ``calls`` or ``callbacks``.
         run: The function.
-        packages: Keras packages that have the feature.
+        packages: The Keras packages that have the feature.
         rtol: Relative tolerance against one process.
         atol: Absolute tolerance.
-        since: The first release of Keras 3 that gives the numbers of one process.
-        alone: The function that one process runs for comparison, if it is not the case itself.
-        unequal: Why the numbers cannot be those of one process; empty if they can be.
+        since: The first release of Keras 3 on which the case computes the numbers of one process.
+        alone: The function that one process runs for comparison; None for the case itself.
+        unequal: Why the numbers cannot be those of one process; empty if they can.
     """
 
     group: str
@@ -45,7 +45,7 @@ class Case:
         return self.run.__name__
 
     def is_supported(self, package: str) -> bool:
-        """Return whether the installed release of the package is recent enough."""
+        """Return whether the installed release of a package is recent enough."""
         return package != "keras" or tuple(map(int, metadata.version("keras").split(".")[:2])) >= self.since
 
 
@@ -97,14 +97,14 @@ def dataset(*tensors: Any, batch: int = BATCH, **kwargs: Any) -> Any:
 
 
 def fit(model: Any, x: Any, y: Any = None, *, epochs: int = 2, **kwargs: Any) -> Any:
-    """Call ``model.fit`` quietly, in order, and with the table's batch size if Keras makes the batches."""
+    """Call ``model.fit`` silently, without shuffling, and with the table's batch size if Keras makes the batches."""
     if y is not None:
         kwargs = {"batch_size": BATCH, "shuffle": False, **kwargs}
     return model.fit(x, y, epochs=epochs, verbose=0, **kwargs)
 
 
 def outcome(model: Any, history: Any = None, **values: Any) -> dict[str, np.ndarray]:
-    """Return all weights (including the state of layers), the history and anything else as named arrays."""
+    """Return all weights (including the state of layers), the history and any other values as named arrays."""
     weights = {f"weight {i}": np.asarray(weight) for i, weight in enumerate(model.get_weights())}
     logs = {f"history {name}": np.asarray(value) for name, value in history.history.items()} if history else {}
     return {**weights, **logs, **{name: np.asarray(value) for name, value in values.items()}}

@@ -1,4 +1,4 @@
-"""Keras on two and three workers gives the numbers of one process at the same global batch: the whole table."""
+"""The whole table: Keras on two and three workers computes the numbers of one process at the same global batch."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

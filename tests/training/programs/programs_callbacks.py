@@ -1,4 +1,4 @@
-"""Callbacks that people write: teachers, rate finders, warm-up, averaged weights, reports during training."""
+"""Custom callbacks as people write them: teachers, rate finders, warm-up, averaged weights, reports in training."""
 
 import os
 
@@ -169,7 +169,7 @@ def stochastic_weight_averaging(keras):
 
 @program()
 def early_stopping_with_the_best_weights(keras):
-    """A rate that is too high makes the model worse after some epochs; the best weights come back."""
+    """Too high a rate makes the model worse after some epochs; the best weights are restored."""
     (x, y), valid = halves(220, 140)
     model = classifier(keras, keras.optimizers.RMSprop(0.03))
     stop = keras.callbacks.EarlyStopping(
@@ -256,7 +256,7 @@ def recall_of_each_class(keras):
 
 @program()
 def best_checkpoint_loaded_at_once(keras):
-    """All ranks load the best weights directly after ``fit``, without waiting for the one that writes them."""
+    """All ranks load the best weights directly after ``fit``, without waiting for the rank that writes them."""
     (x, y), valid = halves(260, 99)
     path = os.path.join(os.environ["CONFORMANCE_FOLDER"], "best.weights.h5")
     model = classifier(keras, keras.optimizers.Adam(0.05))

@@ -7,7 +7,7 @@ from .table import falls, program
 
 
 class Trackers:
-    """The metrics of a model with a train_step of its own: Keras resets them at the start of each epoch."""
+    """The metrics of a model with a custom train_step; Keras resets them at the start of each epoch."""
 
     def track(self, keras, *names):
         self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
@@ -66,7 +66,7 @@ def vae(keras, sampling):
 
 @program(keras_3_only=True, unequal="the workers draw the same noise for their parts of a batch")
 def variational_autoencoder(keras):
-    """The guide's VAE: a sampling layer with a seed generator, its own train_step and no call."""
+    """The guide's VAE: a sampling layer with a seed generator, a custom train_step and no call method."""
     from keras import ops
 
     class Sampling(keras.layers.Layer):
@@ -92,7 +92,7 @@ def variational_autoencoder(keras):
 
 @program()
 def variational_autoencoder_with_noise_in_the_data(keras):
-    """The same VAE, whose noise is part of the data set."""
+    """The same VAE, but with the noise in the data set."""
     import tensorflow as tf
 
     x, _ = digits(115)
@@ -220,7 +220,7 @@ def gan(keras):
 
 @program()
 def gan_on_batches(keras):
-    """The older way to train a GAN: two compiled models that share one, and a loop of train_on_batch."""
+    """The older way to train a GAN: two compiled models, one inside the other, and a loop of train_on_batch."""
     x, _ = digits(101)
     generator, discriminator = networks(keras, "sigmoid")
     discriminator.compile(keras.optimizers.Adam(2e-3, 0.5), "binary_crossentropy", metrics=["accuracy"])

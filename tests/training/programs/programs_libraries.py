@@ -1,4 +1,4 @@
-"""Programs with libraries on top of Keras, each of which is in the table where its library is installed.
+"""Programs that use libraries on top of Keras, each of which is in the table if its library is installed.
 
 KerasTuner (``keras-tuner``), KerasHub (``keras-hub``) and TensorFlow Probability (``tensorflow-probability``).
 """
@@ -11,7 +11,7 @@ from conformance.table import digits, outcome
 
 from .table import program
 
-# Programs that are not in the table, and why.
+# Programs that are not in the table, with the reasons.
 LEFT_OUT: dict[str, str] = {}
 
 
@@ -93,7 +93,7 @@ def small_gpt(keras):
 
 @optional_program("keras_hub", keras_3_only=True)
 def small_bert(keras):
-    """A classifier on a small BERT backbone, trained from scratch on tokens of a vocabulary of its own."""
+    """A classifier on a small BERT backbone, trained from scratch on tokens of a custom vocabulary."""
     import keras_hub
 
     random = np.random.default_rng(37)
@@ -126,7 +126,7 @@ def small_bert(keras):
 
 
 def probabilistic_program(run):
-    """Add a function to the table of tf_keras, whose layers TensorFlow Probability uses, if it is installed."""
+    """Add a function to tf_keras' table if TensorFlow Probability, which uses tf_keras' layers, is installed."""
     from .table import PROGRAMS
 
     added = optional_program("tensorflow_probability")(run)

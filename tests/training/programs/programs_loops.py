@@ -1,4 +1,4 @@
-"""Training loops of one's own, with and without a strategy, as TensorFlow's guides write them."""
+"""Custom training loops, with and without a strategy, as in TensorFlow's guides."""
 
 import numpy as np
 from conformance.table import digits, outcome
@@ -10,7 +10,7 @@ ROWS = 325
 
 
 def network(keras, outputs=10):
-    """Return a small network that gives logits."""
+    """Return a small network that computes logits."""
     return keras.Sequential(
         [keras.Input((64,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(outputs)]
     )

@@ -16,7 +16,7 @@ def folder():
 
 
 def own_folder(name):
-    """Return a new folder of this process alone, as the temporary folder of a notebook is."""
+    """Return a new folder of this process alone, like the temporary folder of a notebook."""
     path = folder() / f"{name}-{os.getpid()}"
     path.mkdir()
     return path
@@ -140,7 +140,7 @@ def downloaded_file(keras):
     """``get_file`` fetches an archive into a cache that all ranks share, checks its hash, and all ranks read it."""
     x, y = digits(340)
     here = folder()
-    (here / "cache").mkdir(exist_ok=True)  # get_file goes to another folder if this one does not exist
+    (here / "cache").mkdir(exist_ok=True)  # if this folder does not exist, get_file uses another one
     source = here / "source" / "digits.npz"
     if not source.exists():
         source.parent.mkdir(exist_ok=True)
@@ -163,7 +163,7 @@ def downloaded_file(keras):
 
 @program()
 def csv_files(keras):
-    """``make_csv_dataset`` over two files, with defaults for missing values and a shuffle by seed."""
+    """``make_csv_dataset`` over two files, with defaults for missing values and a seeded shuffle."""
     import tensorflow as tf
 
     random = np.random.default_rng(14)

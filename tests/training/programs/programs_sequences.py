@@ -24,7 +24,7 @@ def weather_forecast(keras):
     data = (data - mean) / deviation
 
     class Skill(keras.metrics.Metric):
-        """One minus the model's absolute error over that of always forecasting the mean."""
+        """One minus the ratio of the model's absolute error to the error of always forecasting the mean."""
 
         def __init__(self, name="skill", **kwargs):
             super().__init__(name=name, **kwargs)
@@ -69,7 +69,7 @@ def weather_forecast(keras):
 
 @program()
 def anomalies_in_a_series(keras):
-    """A convolutional autoencoder; rows whose reconstruction is worse than all of training are anomalies."""
+    """A convolutional autoencoder; rows that are reconstructed worse than all training rows are anomalies."""
     layers = keras.layers
     series = weather(330)[:, 0]
     series = (series - series.mean()) / series.std()
@@ -121,7 +121,7 @@ def reviews(rows):
 
 @program()
 def text_classification_from_scratch(keras):
-    """``TextVectorization`` with a function of one's own, adapted to the texts and applied to the datasets."""
+    """``TextVectorization`` with a custom function, adapted to the texts and applied to the datasets."""
     import re
     import string
 
@@ -162,12 +162,12 @@ def text_classification_from_scratch(keras):
 
 @program()
 def tagger_in_buckets(keras):
-    """Sentences of like lengths share a batch; padding is masked in the loss, in the layers and in the metrics."""
+    """Sentences of similar lengths share a batch; padding is masked in the loss, the layers and the metrics."""
     import tensorflow as tf
 
     random = np.random.default_rng(29)
     sentences = [random.integers(1, 30, length) for length in random.integers(2, 14, 290)]
-    # A word's tag depends on the word and on the one before.
+    # A word's tag depends on the word and on the previous one.
     tags = [(words + np.concatenate([[0], words[:-1]])) % 4 for words in sentences]
 
     def rows():
@@ -206,7 +206,7 @@ def tagger_in_buckets(keras):
 
 @program()
 def transformer_with_positions(keras):
-    """All rows look up the same positions; Adam moves only what was looked up as it does in one process."""
+    """All rows look up the same positions; Adam moves only the vectors that were looked up, as in one process."""
     layers = keras.layers
     texts, labels = reviews(300)
     vectorize = layers.TextVectorization(max_tokens=40, output_sequence_length=12)

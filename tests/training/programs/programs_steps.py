@@ -1,4 +1,4 @@
-"""Losses and steps of one's own."""
+"""Custom losses and training steps."""
 
 import numpy as np
 from conformance.table import digits, outcome
@@ -58,7 +58,7 @@ def root_of_a_mean_as_loss(keras):
 
 
 def distiller(keras, teacher, student, step):
-    """Return the guide's model for knowledge distillation, with a train_step or a compute_loss of its own."""
+    """Return the guide's model for knowledge distillation, with a custom train_step or compute_loss."""
     import tensorflow as tf
 
     class Distiller(keras.Model):
@@ -131,19 +131,19 @@ def distill(keras, step):
 
 @program(keras_3_only=True)
 def distillation(keras):
-    """The guide's distillation of today, with its own compute_loss."""
+    """The current guide's distillation, with a custom compute_loss."""
     return distill(keras, step=False)
 
 
 @program()
 def distillation_with_a_step(keras):
-    """The guide's distillation of earlier, with its own train_step and test_step."""
+    """An earlier guide's distillation, with a custom train_step and test_step."""
     return distill(keras, step=True)
 
 
 @program()
 def mean_in_train_step(keras):
-    """The lowest level of the guide on fit: tf.reduce_mean, own trackers, clipping in the step, a schedule."""
+    """The guide on fit at its lowest level: tf.reduce_mean, custom trackers, clipping in the step, a schedule."""
     import tensorflow as tf
 
     class Classifier(keras.Model):
@@ -195,7 +195,7 @@ def mean_in_train_step(keras):
 
 @program()
 def compute_loss_with_a_term(keras):
-    """``super().compute_loss(...)`` and a term of one's own: an orthogonality penalty and a mean of the outputs."""
+    """``super().compute_loss(...)`` and custom terms: an orthogonality penalty and a mean of the outputs."""
     import tensorflow as tf
 
     class Orthogonal(keras.Model):
@@ -245,7 +245,7 @@ def logistic_endpoint(keras):
 
 @program(keras_3_only=True)
 def vector_in_add_loss(keras):
-    """A sparsity penalty for each row goes to add_loss as a vector, which Keras 3 sums and tf_keras refuses."""
+    """A sparsity penalty per row is passed to add_loss as a vector, which Keras 3 sums and tf_keras rejects."""
     import tensorflow as tf
 
     class RowPenalty(keras.layers.Layer):
@@ -265,7 +265,7 @@ def vector_in_add_loss(keras):
 
 @program()
 def focal_loss_class(keras):
-    """A loss class and a metric class of one's own, a compiled model with several metrics, and class weights."""
+    """A custom loss class and a custom metric class, a compiled model with several metrics, and class weights."""
     import tensorflow as tf
 
     class Focal(keras.losses.Loss):
@@ -288,7 +288,7 @@ def focal_loss_class(keras):
             self.hits.assign_add(tf.reduce_sum(tf.cast(right, tf.float32)))
 
         def result(self):
-            return tf.identity(self.hits)  # Keras logs the variable itself, whose value then changes
+            return tf.identity(self.hits)  # otherwise Keras logs the variable itself, whose value then changes
 
         def reset_state(self):
             self.hits.assign(0.0)
@@ -305,7 +305,7 @@ def focal_loss_class(keras):
 
 @program()
 def supervised_contrastive(keras):
-    """Two stages: rows paired with views of themselves by a scalar loss of a step, then a linear probe."""
+    """Two stages: a step's scalar loss pairs rows with views of themselves; then a linear probe is trained."""
     import tensorflow as tf
 
     class Pairs(keras.Model):

@@ -1,4 +1,4 @@
-"""Tables: mixed columns with lookups and crosses, recommenders, imbalanced classes, folds, several targets."""
+"""Tabular data: mixed columns with lookups and crosses, recommenders, imbalanced classes, folds, several targets."""
 
 import numpy as np
 from conformance.table import outcome
@@ -7,7 +7,7 @@ from .table import program
 
 
 def people(rows, seed=11):
-    """Return the columns of a small census as a dict of arrays, and whether each person earns much."""
+    """Return the columns of a small census as a dict of arrays, and whether each person has a high income."""
     random = np.random.default_rng(seed)
     work = np.array(["Private", "Self-employed", "Government", "Never-worked"])
     schooling = np.array(["Bachelors", "HS-grad", "Masters", "11th", "Doctorate"])
@@ -74,7 +74,7 @@ def census_wide_and_deep(keras):
     types = {"zip_area": tf.int64}
     new = {name: tf.constant([[value]], types.get(name)) for name, value in new.items()}
     result = outcome(model, history, chance=model.predict(new, verbose=0))
-    # In tf_keras, vocabularies are among the weights; numbers can be compared.
+    # In tf_keras, vocabularies are among the weights, but only numbers can be compared.
     return {name: value for name, value in result.items() if value.dtype.kind in "fi"}
 
 
@@ -165,7 +165,7 @@ def movie_recommender(keras):
 
 @program()
 def credit_card_fraud(keras):
-    """Few positive rows: an initial bias, class weights with a dataset, and precision and recall as metrics."""
+    """Few rows are positive: an initial bias, class weights with a dataset, and precision and recall as metrics."""
     import tensorflow as tf
 
     random = np.random.default_rng(8)

@@ -75,7 +75,7 @@ def transformer(keras):
 
 @program()
 def language_model(keras):
-    """A small GPT: causal attention, weights per token, perplexity of the epochs."""
+    """A small GPT: causal attention, weights per token, perplexity per epoch."""
     layers = keras.layers
     words, _ = sentences(107, seed=4)
     x, y = words[:, :-1], words[:, 1:]
@@ -239,7 +239,7 @@ def speech_with_a_ctc_loss(keras):
 
 @program()
 def airline_passengers(keras):
-    """An LSTM on windows of a series, which then forecasts row by row from its own predictions."""
+    """An LSTM on windows of a series, which then forecasts step by step from its own predictions."""
     months = np.arange(120)
     series = (0.3 + 0.004 * months + 0.1 * np.sin(2 * np.pi * months / 12)).astype("float32")
     x = np.stack([series[i : i + 12] for i in range(108)])[..., None]

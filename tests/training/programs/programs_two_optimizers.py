@@ -51,7 +51,7 @@ def wide_part_and_deep_part(keras):
 
 @program()
 def gan_in_a_loop(keras):
-    """A plain loop: the critic and the generator have a tape and an optimizer each; noise has a seed."""
+    """A plain loop: the critic and the generator each have a tape and an optimizer; noise is seeded."""
     import tensorflow as tf
 
     x, _ = digits(230)
@@ -96,7 +96,7 @@ def gan_in_a_loop(keras):
 
 @program()
 def two_optimizers_in_train_step(keras):
-    """A model of its own ``train_step``: an encoder and a decoder with an optimizer each, tracked by ``Mean``."""
+    """A custom ``train_step``: an encoder and a decoder with separate optimizers, and losses tracked by ``Mean``."""
     import tensorflow as tf
 
     x, _ = digits(340)
@@ -140,6 +140,6 @@ def two_optimizers_in_train_step(keras):
     model = Autoencoder()
     model.compile(keras.optimizers.Adam(0.005), keras.optimizers.RMSprop(0.002))
     history = model.fit(x[:260], batch_size=44, epochs=4, validation_data=(x[260:],), verbose=0)
-    # A metric's variables, which tf_keras counts among the weights, hold a worker's part.
+    # tf_keras counts the metrics' variables among the weights, but each worker has only its own part of them.
     weights = {f"decoder {i}": weight for i, weight in enumerate(model.decoder.get_weights())}
     return outcome(model.encoder, history, again=model.predict(x[:5], verbose=0), **weights)

@@ -1,4 +1,4 @@
-"""Images."""
+"""Programs with images."""
 
 import numpy as np
 from conformance.table import digits, outcome
@@ -14,7 +14,7 @@ def images(rows):
 
 @program()
 def single_rows(keras):
-    """A first notebook: a CNN that is trained, evaluated and used row by row."""
+    """A beginner's notebook: a CNN that is trained, evaluated and used row by row."""
     x, y = images(77)
     model = keras.Sequential(
         [
@@ -68,7 +68,7 @@ def unet(keras):
 
 @program()
 def dice_loss(keras):
-    """Segmentation with the loss of Kaggle's notebooks: one number of all pixels of a batch."""
+    """Segmentation with the loss of Kaggle's notebooks: one number for all pixels of a batch."""
     import tensorflow as tf
 
     def dice(y_true, y_pred):
@@ -120,7 +120,7 @@ def augmentation_layers(keras):
 
 @program()
 def augmentation_in_map(keras):
-    """Augmentation in the input pipeline, each image with a seed of its own."""
+    """Augmentation in the input pipeline, with a separate seed for each image."""
     import tensorflow as tf
 
     def augment(seed, row):
@@ -163,7 +163,7 @@ def fine_tuning(keras):
     hidden = keras.layers.Conv2D(8, 3, activation="tanh")(hidden)
     backbone = keras.Model(stem, keras.layers.Flatten()(hidden), name="backbone")
     statistics = np.random.default_rng(4)
-    for weight in backbone.layers[2].weights[2:]:  # as if it had been trained on other images
+    for weight in backbone.layers[2].weights[2:]:  # as if trained on other images
         weight.assign(statistics.uniform(0.1, 0.4, weight.shape))
 
     for layer in backbone.layers:
@@ -178,7 +178,7 @@ def fine_tuning(keras):
     for before, after in zip(frozen, backbone.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
 
-    for layer in backbone.layers:  # batch normalisation keeps its statistics, as the guide on EfficientNet advises
+    for layer in backbone.layers:  # batch normalisation stays frozen, as the guide on EfficientNet advises
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
     model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
     history = model.fit(x, y, batch_size=32, epochs=5, initial_epoch=3, validation_data=valid, verbose=0)

@@ -1,7 +1,7 @@
-"""The programs by name.
+"""The table of programs.
 
-A program is a function of the Keras package in a module ``programs_*.py``. It is written as for one process, and
-returns named arrays: ``outcome(model, history, ...)``. Workers must have the same arrays.
+A program is a function of the Keras package in a module ``programs_*.py``. It is written as if for one process, and
+returns named arrays: ``outcome(model, history, ...)``. Workers must return the same arrays.
 """
 
 import importlib
@@ -25,10 +25,10 @@ def program(
     """Add a function to the table.
 
     Args:
-        keras_3_only: tf_keras does not have what the program uses.
+        keras_3_only: Whether the program uses a feature that tf_keras lacks.
         rtol: Relative tolerance against one process.
         atol: Absolute tolerance.
-        since: The first release of Keras 3 that gives the numbers of one process.
+        since: The first release of Keras 3 on which the program computes the numbers of one process.
         unequal: Why the numbers cannot be those of one process. They must then be finite, and the same on all ranks.
     """
 
@@ -43,7 +43,7 @@ def program(
 
 
 def falls(history: Any, name: str = "loss") -> None:
-    """Fail unless a value of the history is smaller at the end than at the beginning."""
+    """Fail unless a value in the history is smaller at the end than at the beginning."""
     values = history.history[name]
     assert values[-1] < values[0], f"{name}: {values}"
 

@@ -1,4 +1,4 @@
-"""Programs as people write them give the numbers of one process on two and three workers."""
+"""Programs as people write them compute the numbers of one process on two and three workers."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor

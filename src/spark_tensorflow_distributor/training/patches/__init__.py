@@ -1,8 +1,8 @@
-"""Patches for what a replica of Keras cannot compute alone.
+"""Patches for what a replica cannot compute alone in Keras.
 
 A replica computes its steps as if it were alone, and gradients are averaged over the replicas before an optimizer
 applies them (see ``gradient_mean``). This is correct for any mean over rows. Each module here patches one kind of
-exception. Unrecognised internals are left unchanged, with a warning.
+exception. Internals that are not recognised are left unchanged, with a warning.
 """
 
 import logging
@@ -75,10 +75,10 @@ def patch_tensorflow(seed: int = 0) -> None:
 
 
 def apply_patches(without: Collection[str] = ()) -> list[str]:
-    """Patch the Keras of ``tf.keras`` in this process so that it trains correctly under several workers.
+    """Patch the package behind ``tf.keras`` in this process so that it trains correctly on several workers.
 
-    Call it before the first model is built. It takes milliseconds and initialises neither TensorFlow's eager context
-    nor a device. It does nothing without Keras, for a backend other than TensorFlow, and when called again.
+    Call this before the first model is built. It takes milliseconds, and initialises neither TensorFlow's eager context
+    nor a device. It does nothing if Keras is missing or uses a backend other than TensorFlow, or if it is called again.
 
     Args:
         without: Names of patches to leave out, for tests that show why they are needed.
@@ -101,7 +101,7 @@ def apply_patches(without: Collection[str] = ()) -> list[str]:
             if name not in without:
                 patch(keras)
                 applied.append(name)
-        except Exception as error:  # of any type: patches use internals that may change
+        except Exception as error:  # of any type: patches use internals, which may change
             _log.warning(
                 f"{package} {keras.__version__} has an unrecognised {name} ({error!r}), which was left unchanged. "
                 f"If training fails with several workers, {advice}."

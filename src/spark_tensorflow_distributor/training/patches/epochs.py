@@ -33,7 +33,7 @@ def parts(keras: ModuleType) -> None:
 
 
 def without_reduction(module: Any) -> None:
-    """Keep Keras from reducing the outputs of a step, which cover all replicas already."""
+    """Keep Keras from reducing the outputs of a step, which already cover all replicas."""
     original = module._collective_all_reduce_multi_worker
 
     @functools.wraps(original)
@@ -88,8 +88,8 @@ def _on_parts(original: Callable[..., Any]) -> Callable[..., Any]:
 def epoch_results(keras: ModuleType) -> None:
     """Make the logs of an epoch, and the state of layers after it, cover all workers.
 
-    The moving statistics of a BatchNormalization that is not synchronised are those of its worker's rows, so each
-    worker would evaluate and save a different model.
+    An unsynchronised BatchNormalization computes its moving statistics from its own worker's rows, so each worker would
+    evaluate and save a different model.
     """
     model = KERAS_TRAINER.load().TensorFlowTrainer
     model._get_metrics_result_or_logs = epoch_logs(model._get_metrics_result_or_logs)

@@ -36,7 +36,7 @@ def jit_compile(keras: ModuleType) -> None:
 
 
 def timed_steps(keras: ModuleType) -> None:
-    """Measure the steps of tf_keras, whose functions fetch their batches in the graph."""
+    """Measure the steps of tf_keras, whose functions fetch their batches within the graph."""
     step_times.is_told_by_graphs = True
     for kind in ("train", "test", "predict"):
         name = f"make_{kind}_function"
@@ -48,7 +48,7 @@ def _timing(original: Callable[..., Any], attribute: str) -> Callable[..., Any]:
     def make_function(self: Any, *args: Any, **kwargs: Any) -> Any:
         function = original(self, *args, **kwargs)
         steps = self._steps_per_execution
-        is_single = steps is None or int(steps.numpy()) == 1  # the graph does not tell where another step begins
+        is_single = steps is None or int(steps.numpy()) == 1  # a graph of several steps hides where each one begins
         if replica_strategy(self.distribute_strategy) is None or not is_single or hasattr(function, "is_timed"):
             return function
         function = _timed(function)
@@ -69,7 +69,7 @@ def _timed(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         except BaseException:
             step_times.cancel()
             raise
-        # A step that is traced says nothing about others.
+        # The time of a step that is traced is not typical.
         step_times.end() if count() == traced else step_times.cancel()
         return outputs
 

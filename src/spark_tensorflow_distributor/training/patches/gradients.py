@@ -16,7 +16,7 @@ from ..replica import ReplicaStrategy
 from ..replica_step import ReplicaStep, current_step
 from ..variable_sync import plain_variable
 
-# The optimizers of Keras 3, and the variables of those of tf_keras, that a loop outside of Strategy.run has used.
+# What loops outside of Strategy.run have used: optimizers of Keras 3, and the names of variables for tf_keras.
 _in_own_loops: weakref.WeakSet[Any] = weakref.WeakSet()
 _variables_in_own_loops: set[tuple[str, ...]] = set()
 
@@ -24,8 +24,9 @@ _variables_in_own_loops: set[tuple[str, ...]] = set()
 def gradients(keras: ModuleType) -> None:
     """Combine gradients when ``apply`` begins.
 
-    Keras sums them at the last moment. By then, each worker has clipped its own gradient, whose norm differs from that
-    of the whole batch's, and has checked only its own gradient for overflow, so a single worker may skip a step.
+    Keras sums them at the last moment. By then, each worker has clipped its own gradient, whose norm differs from the
+    norm of the whole batch's gradient, and has checked only its own gradient for overflow, so a single worker might
+    skip a step.
     """
     for owner in (KERAS_OPTIMIZER.load().BaseOptimizer, keras.optimizers.LossScaleOptimizer):
         owner.apply = _combining(owner.apply)
@@ -33,9 +34,9 @@ def gradients(keras: ModuleType) -> None:
 
 
 def weighting_loss(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the method that scales an optimizer's loss, to multiply the loss by the replica's share as well.
+    """Wrap the method that scales an optimizer's loss, so that it also multiplies the loss by the replica's share.
 
-    Without this, gradients would be weighted after they are computed. Until then they would be larger than those of one
+    Without this, gradients would be weighted only after they are computed. Until then they would be larger than in one
     process: in half precision they would overflow earlier, and quantised products would have other scales.
     """
 
@@ -75,9 +76,9 @@ def _combining(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def note_own_loop(strategy: ReplicaStrategy, optimizer: Any, variables: Sequence[Any]) -> None:
-    """On an optimizer's first use in a custom loop outside of ``Strategy.run``, synchronise its variables.
+    """Synchronise variables when an optimizer is first used in a custom loop outside of ``Strategy.run``.
 
-    The first such optimizer also makes the chief print how to share the work.
+    For the first such optimizer, the chief also prints how to share the work.
     """
     if current_step() is not None or tf.distribute.get_replica_context() is not None:
         return

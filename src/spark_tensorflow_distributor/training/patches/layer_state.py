@@ -11,13 +11,13 @@ from ..variable_sync import is_numeric, is_partial_sum, plain_variable
 
 
 def average_state(model: Any) -> None:
-    """Average those non-trainable variables of a model that differ between the workers.
+    """Average the non-trainable variables of a model that differ between workers.
 
-    Every worker must call this. Integers are not averaged; all workers get those of the chief.
+    Every worker must call this. Integers are not averaged; all workers get the chief's.
     """
     strategy = replica_strategy(model.distribute_strategy)
     found = [plain_variable(each) for each in model.non_trainable_variables]
-    # tf_keras lists tables as well, which have no value.
+    # tf_keras also lists lookup tables, which have no value.
     variables = [v for v in found if isinstance(v, tf.Variable) and is_numeric(v) and not is_partial_sum(v)]
     if not variables or strategy is None:
         return

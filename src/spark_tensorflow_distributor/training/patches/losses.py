@@ -1,4 +1,4 @@
-"""Patches for losses that are not means over the rows, which a replica cannot compute alone."""
+"""Patches for losses that are not means over the rows, and that a replica therefore cannot compute alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from ..replica_step import current_step, share_of
 
 
 def average_loss() -> None:
-    """Correct ``tf.nn.compute_average_loss(..., global_batch_size=...)`` in a step of Keras.
+    """Correct ``tf.nn.compute_average_loss(..., global_batch_size=...)`` in Keras' steps.
 
-    It divides the sum over the replica's rows by the number of all rows, so its result is not a mean over rows.
+    It divides the sum over the replica's rows by the number of rows on all replicas, so its result is not a mean over
+    rows.
     """
     original = tf.nn.compute_average_loss
 
@@ -47,7 +48,7 @@ def sums(keras: ModuleType) -> None:
 
 
 def scaling_in_own_steps(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Wrap a function that scales a loss by the number of replicas, so that it does so only within ``Strategy.run``."""
+    """Wrap a function that scales a loss by the number of replicas, so that it scales only within ``Strategy.run``."""
 
     @functools.wraps(original)
     def scale(value: Any) -> Any:
@@ -61,7 +62,7 @@ def scaling_in_own_steps(original: Callable[[Any], Any]) -> Callable[[Any], Any]
 def whole_sum(value: tf.Tensor) -> tf.Tensor:
     """Return the sum over all replicas; gradients do not flow through it.
 
-    If every replica has the whole batch, a replica's own value already is the sum.
+    If every replica has the whole batch, a replica's own value is already the sum.
     """
     step = current_step()
     if step is None or step.part.is_whole is True:
@@ -72,7 +73,7 @@ def whole_sum(value: tf.Tensor) -> tf.Tensor:
 
 
 def mask_weights(mask: Any, dtype: Any) -> tf.Tensor:
-    """Return the weights of a mask, whose mean over the whole batch is 1: values / unmasked values, or 0 if masked."""
+    """Return a mask's weights, whose mean over the whole batch is 1: 0 if masked, else all values / unmasked values."""
     counts = tf.stack([tf.cast(tf.size(mask), dtype), tf.reduce_sum(tf.cast(mask, dtype))])
     total, unmasked = tf.unstack(whole_sum(counts))
     return tf.cast(mask, dtype) * tf.math.divide_no_nan(total, unmasked)

@@ -1,4 +1,4 @@
-"""Patches for metrics: each worker updates its own part of their state, and reading a metric adds the parts up."""
+"""Patches for metrics: each worker updates its part of a metric's state, and reading the metric adds up the parts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _state = threading.local()
 
 
 def metrics(keras: ModuleType) -> None:
-    """Make a metric's result cover all workers, and weight scalars by the replica's share.
+    """Make a metric's result cover all workers, and weight scalar values by the replica's share.
 
-    A step that passes its scalar loss to a ``Mean`` then counts once, whatever the number of replicas. Tensors with one
+    Then a step that passes its scalar loss to a ``Mean`` counts once, however many replicas there are. Tensors with one
     value per row need no weights.
     """
     for base in (keras.metrics.Mean, keras.metrics.Sum):
@@ -38,7 +38,7 @@ def _weighting_scalars(original: Callable[..., Any]) -> Callable[..., Any]:
         step = current_step()
         if step is not None and call.arguments.get("sample_weight") is None:
             values = tf.convert_to_tensor(call.arguments["values"])
-            # If every replica has the whole batch, only the update of the first one is kept (see counted).
+            # If every replica has the whole batch, only the first replica's update is kept (see counted).
             if values.shape.rank == 0 and step.part.is_whole is not True:
                 weight = step.share()
                 if step.part.is_whole is not False:
@@ -83,12 +83,12 @@ def _wrap_result(metric_class: Any) -> None:
 
 @contextlib.contextmanager
 def whole_metrics(of: Iterable[Any]) -> Iterator[bool]:
-    """Within the context, make the variables of metrics hold the sums over all workers.
+    """Make the variables of metrics hold the sums over all workers within the context.
 
     In a step, this is done only if the step's logs are read. Outside of a step, every rank must enter the context.
 
     Args:
-        of: Metrics.
+        of: The metrics.
 
     Yields:
         Whether the variables hold the sums.
@@ -118,7 +118,7 @@ def whole_metrics(of: Iterable[Any]) -> Iterator[bool]:
 def _is_read() -> bool:
     if current_step() is not None:
         return not current_method().startswith("predict") and logs_are_read.get()
-    # Within Strategy.run, a metric covers the rows that this worker has seen; outside of it, those of all workers.
+    # Within Strategy.run, a metric covers the rows that this worker has seen; outside of it, the rows of all workers.
     return tf.distribute.get_replica_context() is None
 
 

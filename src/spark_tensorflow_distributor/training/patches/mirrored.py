@@ -1,4 +1,4 @@
-"""Patches without which Keras 3 fails under TensorFlow's MultiWorkerMirroredStrategy, for workers with several GPUs."""
+"""Patches that Keras 3 needs under TensorFlow's MultiWorkerMirroredStrategy, for workers with several GPUs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def mirrored(keras: ModuleType) -> None:
 
 
 def _is_mirrored(strategy: tf.distribute.Strategy | None) -> bool:
-    """Return whether the strategy is TensorFlow's own and has several workers."""
+    """Return whether the strategy is TensorFlow's own and spans several workers."""
     return (
         isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         and not isinstance(strategy, ReplicaStrategy)
@@ -55,7 +55,7 @@ def _is_mirrored(strategy: tf.distribute.Strategy | None) -> bool:
 
 def _shapes(spec: Any) -> Any:
     def local_spec(leaf: Any) -> Any:
-        leaf = getattr(leaf, "_value_specs", (leaf,))[0]  # a distributed value has one for each replica
+        leaf = getattr(leaf, "_value_specs", (leaf,))[0]  # a distributed value has one spec per replica
         return leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else None
 
     return tf.nest.map_structure(local_spec, spec)
@@ -64,8 +64,8 @@ def _shapes(spec: Any) -> Any:
 def feed_mirrored() -> None:
     """Let ``MultiWorkerMirroredStrategy`` treat a shard's dataset as this worker's part of the data.
 
-    It would treat it as the whole data and divide each of its batches by the number of workers, which would silently
-    lose rows.
+    Otherwise the strategy would take the shard for the whole data and divide each batch by the number of workers, which
+    would silently lose rows.
     """
     owner = defining_class(tf.distribute.MultiWorkerMirroredStrategy, "experimental_distribute_dataset")
     original = owner.experimental_distribute_dataset

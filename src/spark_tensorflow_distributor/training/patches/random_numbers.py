@@ -1,4 +1,4 @@
-"""Patches for random numbers: the same orders on all workers, and different numbers for different rows."""
+"""Patches for random numbers: the same order of rows on all workers, and different numbers for different rows."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ..private_names import DATA_SEEDS, EAGER_CONTEXT, KERAS_LEGACY_LAYERS, KERA
 from ..replica_step import ReplicaStep, current_step
 
 _PHILOX = 1
-# Numbers of 32 bits or fewer that Philox4x32 draws for one value of its counter.
+# How many numbers of 32 bits or fewer Philox4x32 draws per value of its counter.
 _GROUP = 4
 
 _seed = 0
 
 
 def seeds_so_far() -> int:
-    """Return the state of the seeds that this module gives out, for :func:`restore_seeds`."""
+    """Return the position in the sequence of seeds that this module gives out, for :func:`restore_seeds`."""
     return _seed
 
 
 def restore_seeds(seed: int) -> None:
-    """Give out again the seeds that were given out since :func:`seeds_so_far`."""
+    """Rewind the sequence of seeds to a result of :func:`seeds_so_far`."""
     global _seed
     _seed = seed
 
@@ -42,11 +42,11 @@ def _next_seed() -> int:
 
 
 def shuffle_alike(seed: int) -> None:
-    """Make all workers shuffle alike if the program sets no seed.
+    """Make all workers shuffle in the same order if the program sets no seed.
 
     Workers take their parts from the same batches. If they shuffled differently, some rows would be in several parts
-    and others in none. Therefore Python, NumPy and ``tf.data`` start from the same seed on all workers, in all attempts
-    of a run.
+    and others in none. Therefore Python, NumPy and ``tf.data`` start from the same seed on all workers and in all
+    attempts of a run.
 
     Args:
         seed: The run's seed, the same on all workers.
@@ -68,9 +68,9 @@ def shuffle_alike(seed: int) -> None:
 
 
 def shuffled_arrays(keras: ModuleType) -> None:
-    """Make all workers shuffle arrays alike.
+    """Make all workers shuffle arrays in the same order.
 
-    Keras shuffles arrays in a graph, in which only TensorFlow's global seed applies.
+    Keras shuffles arrays in a graph, where only TensorFlow's global seed applies.
     """
     loop = KERAS_TRAINER.load().TFEpochIterator
     loop.__init__ = with_a_seed(loop.__init__)
@@ -99,8 +99,8 @@ def _has_no_seed() -> bool:
 def dropout(keras: ModuleType) -> None:
     """Give each row of a global batch its own mask.
 
-    All workers have the same seed, so Keras drops the same units in the first row of every part, in the second, and so
-    on. Here the masks of a part are those that its rows would have in one process: the generator is counter-based, and
+    All workers have the same seed, so Keras would drop the same units in the first row of every part, in the second,
+    and so on. Instead, each row gets the mask that it would have in one process: the generator is counter-based, and
     starts at the part's position (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
     """
     module: Any = KERAS_RANDOM.load()
@@ -145,15 +145,16 @@ def _uniform_of_part(shape: tf.Tensor, step: ReplicaStep, seed: tf.Tensor, dtype
     return tf.reshape(drawn[lead:], shape)
 
 
-# Has is_by_row: whether this thread is in the call of a layer that draws numbers of their own for each row.
+# Attribute is_by_row: whether this thread is in the call of a layer that draws separate numbers for each row.
 _state = threading.local()
 
 
 def noise(keras: ModuleType) -> None:
     """Give each row of a global batch its own noise in GaussianNoise, GaussianDropout and AlphaDropout.
 
-    All workers have the same seeds, so Keras draws the same noise for the first row of each part, for the second and so
-    on. Here each worker draws what one process would draw for the global batch, and takes the rows of its part.
+    All workers have the same seeds, so Keras would draw the same noise for the first row of each part, for the second,
+    and so on. Instead, each worker draws the noise of the global batch, as one process would, and takes the rows of its
+    part.
     """
     module = KERAS_RANDOM.load()
     for name in ("normal", "uniform"):
@@ -164,7 +165,7 @@ def noise(keras: ModuleType) -> None:
 
 
 def mark_noise(layers: ModuleType) -> None:
-    """Wrap the noise layers' ``call``, so that their draws can be told from others."""
+    """Wrap the noise layers' ``call``, so that their draws can be distinguished from others."""
     for layer in (layers.GaussianNoise, layers.GaussianDropout, layers.AlphaDropout):
         layer.call = _marking(layer.call)
 
@@ -172,7 +173,7 @@ def mark_noise(layers: ModuleType) -> None:
 def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(self: Any, inputs: tf.Tensor, training: Any = None) -> Any:
-        # The shape that is drawn does not tell: it begins with 1 for a part of one row, too.
+        # The drawn shape does not show this, because it also begins with 1 for a part of one row.
         _state.is_by_row = not is_same_for_all_rows(getattr(self, "noise_shape", None))
         try:
             return original(self, inputs, training=training)
@@ -191,7 +192,7 @@ def drawing_for_all(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(*call.args, **call.kwargs)
         static = shape if isinstance(shape, tuple | list) else [None] * shape.shape[0]
         shape = tf.cast(tf.stack(shape), tf.int64)
-        per_row = shape[0] // tf.maximum(step.rows, 1)  # a TimeDistributed layer has several for a row
+        per_row = shape[0] // tf.maximum(step.rows, 1)  # a TimeDistributed layer has several entries per row
         begin, global_rows = step.positions()
         call.arguments["shape"] = tf.concat([[per_row * global_rows], shape[1:]], axis=0)
         numbers = original(*call.args, **call.kwargs)

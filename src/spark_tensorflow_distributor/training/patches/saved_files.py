@@ -36,7 +36,7 @@ def _writing_nothing() -> Iterator[None]:
 def saved_models(keras: ModuleType) -> None:
     """Write a model's file atomically.
 
-    If all workers call ``model.save("model.keras")`` in a shared folder, they would otherwise write to the same file.
+    Otherwise, workers that all call ``model.save("model.keras")`` in a shared folder would write to the same file.
     """
     library: Any = KERAS_SAVING.load()
     hdf5 = KERAS_LEGACY_H5.load()
@@ -69,7 +69,7 @@ def atomically(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def downloads(keras: ModuleType) -> None:
-    """Make the trainers of a host call ``get_file`` one after another: the first downloads, the others find the file.
+    """Make the trainers of a host call ``get_file`` in turn: the first downloads the file, the others find it.
 
     ``get_file`` writes to the final name, so another process could read a truncated file.
     """
@@ -82,7 +82,7 @@ def downloads(keras: ModuleType) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return original(*args, **kwargs)
 
-    # The modules of Keras' data sets have imported it by name.
+    # The modules of Keras' data sets have imported the function by name.
     for module in list(sys.modules.values()):
         if getattr(module, "get_file", None) is original:
             module.get_file = get_file  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ def callbacks(keras: ModuleType) -> None:
     """Make Keras' callbacks write on the chief only.
 
     All workers have the same model and the same logs, and would write the same files at the same time. Backups are
-    restored on the chief and sent to the other workers, which may not share its folder.
+    restored on the chief and sent to the other workers, which may have no access to the folder.
     """
     module = keras.callbacks
     module.ModelCheckpoint._save_model = _saving_once(module.ModelCheckpoint._save_model)
@@ -106,13 +106,13 @@ def callbacks(keras: ModuleType) -> None:
 
 
 def _is_not_the_chief(model: Any) -> bool:
-    """Return whether the model is trained by several workers, and this one is not their chief."""
+    """Return whether several workers train the model and this one is not the chief."""
     strategy = replica_strategy(getattr(model, "distribute_strategy", None))
     return strategy is not None and strategy.collectives.rank != 0
 
 
 def on_the_chief(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a callback's method so that it does nothing on the other workers."""
+    """Wrap a callback's method so that it does nothing on workers other than the chief."""
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -156,7 +156,7 @@ def waiting_for_all(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _pretend(original: Callable[..., Any], callback: Any, args: Any, kwargs: Any) -> Any:
-    """Run a callback's logic without output and without writing, so that its state stays that of the chief's."""
+    """Run a callback's logic without printing or writing, so that its state stays equal to the chief's."""
     if not hasattr(callback, "verbose"):  # BackupAndRestore
         return None
     verbose, callback.verbose = callback.verbose, 0
@@ -177,7 +177,7 @@ def _restoring_together(original: Callable[..., Any]) -> Callable[..., Any]:
             return
         collectives = strategy.collectives
         data = None
-        if model.optimizer is not None and not model.optimizer.built:  # restoring would build it on the chief only
+        if model.optimizer is not None and not model.optimizer.built:  # restoring would build only the chief's
             model.optimizer.build(model.trainable_variables)
         if collectives.rank == 0:
             before = model._initial_epoch

@@ -39,7 +39,7 @@ _state = threading.local()
 def parts(keras: ModuleType) -> None:
     """Give each replica its part of each batch, as for Keras 3.
 
-    tf_keras iterates in a graph, so parts are elements of a dataset.
+    tf_keras iterates within a graph, so parts are elements of a dataset.
     """
     adapters: Any = TF_KERAS_DATA.load()
     handler = adapters.DataHandler
@@ -93,7 +93,7 @@ def _single(dataset: tf.data.Dataset, strategy: ReplicaStrategy) -> tf.data.Data
 
 
 def gradients(keras: ModuleType) -> None:
-    """Combine gradients where tf_keras' optimizers sum them, which they do before clipping."""
+    """Combine gradients where tf_keras' optimizers sum them, which is before clipping."""
     module: Any = TF_KERAS_OPTIMIZER.load()
     original = module.all_reduce_sum_gradients
 
@@ -156,7 +156,7 @@ def _reducing(module: Any) -> Callable[..., Any]:
 
 
 def _reducing_in_own_steps(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Allow a loss object to take a mean in a strategy's scope, where it raises because the divisor is ambiguous."""
+    """Allow a loss object to take a mean in a strategy's scope, where tf_keras rejects it as ambiguous."""
 
     @functools.wraps(original)
     def get_reduction(self: Any) -> Any:
@@ -207,7 +207,7 @@ def _of_rows(loss: Any) -> Any:
 def dropout(keras: ModuleType) -> None:
     """Give each row of a global batch its own mask, as for Keras 3.
 
-    These generators are stateful, so each worker draws the masks of the global batch and uses those of its part.
+    These generators are stateful, so each worker draws the masks of the global batch and uses the ones of its part.
     """
     generator = TF_KERAS_BACKEND.load().RandomGenerator
     original = generator.dropout
@@ -218,7 +218,7 @@ def dropout(keras: ModuleType) -> None:
         if step is None or is_same_for_all_rows(noise_shape):
             return original(self, inputs, rate, noise_shape)
         shape = tf.shape(inputs, out_type=tf.int64)
-        per_row = shape[0] // tf.maximum(step.rows, 1)  # a TimeDistributed layer has several for a row
+        per_row = shape[0] // tf.maximum(step.rows, 1)  # a TimeDistributed layer has several entries per row
         begin, global_rows = step.positions()
         count, begin = per_row * global_rows, per_row * begin
         if noise_shape is not None:
