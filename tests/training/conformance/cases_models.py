@@ -194,11 +194,15 @@ def batch_normalization(keras):
 
 @case()
 def dropout(keras):
+    """The generator draws numbers of 64 bits in smaller groups."""
     x, y = digits()
-    model = keras.Sequential(
-        [keras.Input((64,)), keras.layers.Dense(24, activation="tanh"), keras.layers.Dropout(0.3, seed=11),
-         keras.layers.Dense(10, activation="softmax")]
-    )  # fmt: skip
+    layers = keras.layers
+    hidden = [
+        layers.Dense(24, activation="tanh"),
+        layers.Dropout(0.3, seed=11),
+        layers.Dropout(0.2, seed=12, dtype="float64"),
+    ]
+    model = keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(10, activation="softmax")])
     model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
     return outcome(model, fit(model, x, y))
 

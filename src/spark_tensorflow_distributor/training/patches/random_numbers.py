@@ -18,8 +18,8 @@ from ..private_names import DATA_SEEDS, EAGER_CONTEXT, KERAS_LEGACY_LAYERS, KERA
 from ..replica_step import ReplicaStep, current_step
 
 _PHILOX = 1
-# How many numbers of 32 bits or fewer Philox4x32 draws per value of its counter.
-_GROUP = 4
+# The bits that Philox4x32 draws per value of its counter: four numbers of at most 32 bits, or two of 64.
+_BITS = 128
 
 _seed = 0
 
@@ -136,9 +136,10 @@ def _uniform_of_part(shape: tf.Tensor, step: ReplicaStep, seed: tf.Tensor, dtype
     begin, _ = step.positions()
     skipped = begin * (count // tf.maximum(step.rows, 1))
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-    low = counter[0] + tf.cast(skipped // _GROUP, tf.uint64)
+    group = _BITS // max(32, 8 * dtype.size)
+    low = counter[0] + tf.cast(skipped // group, tf.uint64)
     counter = tf.stack([low, counter[1] + tf.cast(low < counter[0], tf.uint64)])
-    lead = skipped % _GROUP
+    lead = skipped % group
     drawn = tf.raw_ops.StatelessRandomUniformV2(
         shape=tf.reshape(count + lead, [1]), key=key, counter=counter, alg=_PHILOX, dtype=dtype
     )
