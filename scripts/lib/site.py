@@ -26,7 +26,8 @@ TEXTS = {
 }
 PROGRAMS = {f"examples/{name}.py": f"tutorials/{name}-program.md" for name in ("digits", "flights", "tuning")}
 NOTEBOOKS = {
-    f"examples/notebooks/{name}.ipynb": f"tutorials/{name}.md" for name in ("start", "dataframes", "faults", "tuning")
+    f"examples/notebooks/{name}.ipynb": f"tutorials/{name}.md"
+    for name in ("start", "dataframes", "faults", "pipelines", "many-models", "tuning")
 }
 PAGES = {**TEXTS, **PROGRAMS, **NOTEBOOKS}
 

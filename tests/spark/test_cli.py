@@ -32,7 +32,7 @@ def test_doctor_on_a_cluster_with_too_few_slots_and_no_tensorflow(tmp_path):
             "--conf",
             "spark.executor.memory=512m",
         ]
-        words = ["--master", cluster.url, *size, "--num-slots", "3", "--env", f"PYTHONPATH={MISSING}"]
+        words = ["--master", cluster.url, *size, "--num-slots=3", "--timeout=200", "--env", f"PYTHONPATH={MISSING}"]
         done = call("doctor", "--json", "--conf", "spark.driver.host=127.0.0.1", *words, cwd=tmp_path)
     finally:
         cluster.close()

@@ -40,10 +40,10 @@ def test_a_notebook_runs(path, kernel_of_this_environment):
     for each in (saved, book):
         pages = [output.data["text/html"] for output in outputs_of(each) if "text/html" in output.get("data", {})]
         reports = [page for page in pages if 'class="stfd"' in page]
-        assert reports
+        assert bool(reports) == (path.stem != "many-models")  # which trains without a run
         assert all("<svg" in page and "<script" not in page for page in reports)
     assert [cell.source for cell in saved.cells if cell.cell_type == "code" and not cell.execution_count] == []
 
 
 def test_all_notebooks_are_found():
-    assert [path.stem for path in NOTEBOOKS] == ["dataframes", "faults", "start", "tuning"]
+    assert [path.stem for path in NOTEBOOKS] == ["dataframes", "faults", "many-models", "pipelines", "start", "tuning"]
