@@ -7,8 +7,6 @@ from pyspark.ml.base import Estimator
 
 from ..data.columns import Column
 from ..errors import ConfigurationError
-from ..formatting import a_type
-from ..training.keras_api import keras_of
 from . import columns
 from .checks import check_compiled
 from .folders import training_folders
@@ -76,8 +74,6 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
             raise ConfigurationError(
                 f"{name} has no model. Set modelFn, a function that returns a compiled Keras model; or model; or fitFn."
             )
-        if model is not None and not keras_of(model):
-            raise ConfigurationError(f"model is {a_type(model)}; it must be a compiled Keras model.")
         params = self._value("modelParams")
         if fit_fn is None and model is not None:
             check_compiled(model)

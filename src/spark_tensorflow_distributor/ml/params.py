@@ -96,7 +96,7 @@ class HasInputs(AccessibleParams, HasFeaturesCol, HasInputCols):
         "inputCols",
         "columns of the features: numbers, arrays, vectors or strings. They are matched to the model's inputs by name; "
         "for a model with one input, they are put side by side in one tensor.",
-        lambda value: [converters.text(each) for each in ([value] if isinstance(value, str) else value)],
+        converters.column_names,
     )
 
     def input_columns(self) -> str | list[str]:
@@ -129,7 +129,9 @@ class HasTraining(AccessibleParams, HasSeed, HasValidationIndicatorCol):
         "arguments, and with those of num_features, num_classes and train_data (a DataShard) that it names.",
         converters.function,
     )
-    model = _param("model", "compiled Keras model to train, instead of modelFn; it is not changed itself")
+    model = _param(
+        "model", "compiled Keras model to train, instead of modelFn; it is not changed itself", converters.keras_model
+    )
     modelParams = _param("modelParams", "dict of keyword arguments for modelFn and fitFn", converters.arguments)
     fitFn = _param(
         "fitFn",
@@ -179,11 +181,15 @@ class HasRunner(AccessibleParams):
     env = _param("env", "dict of additional environment variables for the workers", converters.texts_by_name)
     resourceProfile = _param("resourceProfile", "ResourceProfile of the tasks, for stage-level scheduling; not saved")
     gradientCompression = _param(
-        "gradientCompression", "'bfloat16' or 'float16': how gradients travel between hosts", converters.text
+        "gradientCompression",
+        "'bfloat16' or 'float16': how gradients travel between hosts",
+        converters.choice("bfloat16", "float16"),
     )
     pyModules = _param("pyModules", "your own modules and packages to send with each run", converters.modules)
     runCallbacks = _param(
-        "runCallbacks", "RunCallback objects, called on the driver; each training gets a copy; not saved", list
+        "runCallbacks",
+        "RunCallback objects, called on the driver; each training gets a copy; not saved",
+        converters.run_callbacks,
     )
     logDir = _param(
         "logDir",
