@@ -13,6 +13,7 @@ from .folders import training_folders
 from .groups.estimator import fit_by_group
 from .groups.params import HasGroups
 from .groups.spec import OFFERED as OFFERED_TO_GROUPS
+from .outputs import check_loss, declared_width
 from .params import HasInputs, HasPredictBatchSize, HasRunner, HasTargets, HasTraining
 from .running import waiting_runner
 from .summary import TrainingSummary, history_by_metric
@@ -64,7 +65,8 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         """Check what can be checked of the user's functions before any work starts.
 
         Raises:
-            ConfigurationError: There is no model, or a function does not take its arguments.
+            ConfigurationError: There is no model, its loss does not fit, or a function does not take its arguments.
+            DataError: The model has several outputs.
         """
         model_fn, model, fit_fn = (self._value(name) for name in ("modelFn", "model", "fitFn"))
         name = type(self).__name__
@@ -77,6 +79,9 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         params = self._value("modelParams")
         if fit_fn is None and model is not None:
             check_compiled(model)
+            declared_width(model)
+            if self._is_classifier:
+                check_loss(model)
             if params:
                 raise ConfigurationError(f"modelParams is {params!r}, but a model takes no arguments. Use modelFn.")
         if model_fn is not None and fit_fn is not None:
