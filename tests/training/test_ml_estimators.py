@@ -145,7 +145,7 @@ def test_the_history_the_keras_model_and_its_metrics(fitted, features, tmp_path)
     path = str(tmp_path / "model")
     fitted.write().overwrite().save(path)
     fitted.write().overwrite().save(path)
-    with pytest.raises(Exception, match="already exists"):
+    with pytest.raises(SerializationError, match=r"already exists\. .* \.write\(\)\.overwrite\(\)\.save\("):
         fitted.save(path)
     again = KerasClassificationModel.load(path)
     assert (again.history, again.uid, again.summary.report) == (

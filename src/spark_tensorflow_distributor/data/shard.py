@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import ConfigurationError
-from .checks import Checks, is_integer, known_column
+from .checks import FOR_TO_TF, Advice, Checks, is_integer, known_column
 from .columns import by_column
 from .layout import ShardLayout
 from .passes import PassOrder, ShardState, equal_pass, whole_pass
@@ -64,6 +64,11 @@ class DataShard:
         self._store = store
         self._id = shard_id
         self._datasets = 0
+        self._advice = FOR_TO_TF
+
+    def advise(self, advice: Advice) -> None:
+        """Set what the errors of ``to_tf`` tell the caller to do, for callers within this library."""
+        self._advice = advice
 
     def __repr__(self) -> str:
         return f"DataShard({self.name!r}, {self.num_rows} of {self.total_rows} rows: {', '.join(self.columns)})"
@@ -233,7 +238,7 @@ class DataShard:
         if not features:
             raise ConfigurationError("feature_columns names no column.")
         names = list(dict.fromkeys([*features, *labels, *weights]))
-        checks = Checks(self._store, f"The DataFrame {self.name!r}", self.total_rows)
+        checks = Checks(self._store, f"The DataFrame {self.name!r}", self.total_rows, self._advice)
         fill: dict[str, Any] = by_column("fill_value", fill_value, names)
         choices: dict[str, str | int] = by_column("ragged", ragged, names)
         checks.rows()

@@ -18,8 +18,8 @@ def integer(least: int | None = None) -> Callable[[Any], int]:
     """Return a converter to whole numbers of at least ``least``; None for any."""
 
     def convert(value: Any) -> int:
-        is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or int(value) != value:
+        is_whole = isinstance(value, Real) and math.isfinite(value) and float(value).is_integer()
+        if not is_whole or isinstance(value, bool):
             raise TypeError(f"It is {value!r} ({type(value).__name__}); it must be a whole number.")
         number = int(value)
         if least is not None and number < least:
@@ -153,6 +153,7 @@ def run_callbacks(value: Any) -> list[Any]:
 def numbers(value: Any) -> list[float]:
     """Accept a list of non-negative numbers, at most one of which is 0."""
     given = _items(value, "a list of numbers")
-    if not all(isinstance(each, Real) and each >= 0 for each in given) or given.count(0) > 1:
+    found = [float(each) if isinstance(each, Real) else math.nan for each in given]
+    if any(not each >= 0 for each in found) or found.count(0.0) > 1:
         raise TypeError(f"It is {value!r}; all numbers must be above 0, except that one of them may be 0.")
-    return [float(each) for each in given]
+    return found

@@ -96,19 +96,17 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
 
     def _known_columns(self, dataset: "DataFrame") -> dict[str, Column]:
         features = "inputCols" if self._value("inputCols") else "featuresCol"
-        return columns.known_columns(
-            dataset,
-            {
-                features: self.input_columns(),
-                "labelCol": self._value("labelCol"),
-                "weightCol": self._value("weightCol") or None,
-            },
-        )
+        label, weight = self._value("labelCol"), self._value("weightCol") or None
+        params = {features: self.input_columns(), "labelCol": label, "weightCol": weight}
+        known = columns.known_columns(dataset, params)
+        columns.check_label(known[label], "labelCol", is_classifier=self._is_classifier)
+        if weight is not None:
+            columns.check_weight(known[weight])
+        return known
 
     def _classes(self, dataset: "DataFrame", known: Mapping[str, Column]) -> tuple[list[str] | None, int | None]:
         """Return the names and the number of classes, None if they are not known."""
         label = known[self._value("labelCol")]
-        columns.check_label(label, "labelCol", is_classifier=self._is_classifier)
         if not self._is_classifier:
             return None, None
         names, count = columns.class_names(dataset, label.name), columns.class_count(dataset, label.name)

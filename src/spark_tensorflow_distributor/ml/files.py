@@ -23,6 +23,19 @@ def format_of(spark: Any) -> str:
     return "parquet" if is_connect(spark) else "file"
 
 
+def path_exists(spark: Any, path: str) -> bool:
+    """Return whether there is a file or folder; always False for a client of Spark Connect, which cannot know.
+
+    Args:
+        spark: The session.
+        path: A path or URL, as Spark's writers take it.
+    """
+    if is_connect(spark):
+        return False
+    target = spark.sparkContext._jvm.org.apache.hadoop.fs.Path(path)
+    return bool(target.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf()).exists(target))
+
+
 def write_file(spark: Any, path: str, data: bytes) -> None:
     """Write a file that must not exist.
 

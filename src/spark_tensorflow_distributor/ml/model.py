@@ -107,6 +107,8 @@ class KerasModel(HasInputs, HasTargets, HasPredictBatchSize, HasRunner, Model):
         weight = self._value("weightCol") or None
         known = columns.known_columns(dataset, {"inputCols": features, "labelCol": label, "weightCol": weight})
         columns.check_label(known[label], "labelCol", is_classifier=self._is_classifier)
+        if weight is not None:
+            columns.check_weight(known[weight])
         frame = columns.training_frame(dataset, known, [label, *([weight] if weight else [])])
         arguments = {
             name: value

@@ -68,9 +68,18 @@ def check_loss(model: Any) -> None:
             "The model's loss is sparse_categorical_crossentropy, but its output has one value a row. Give its last "
             "layer a unit for each class, or compile it with binary_crossentropy (two classes)."
         )
-    last = _last_layer(model)
-    if name.endswith("crossentropy") and not getattr(loss, "from_logits", False) and _is_linear(last):
-        activation = "sigmoid" if width == 1 else "softmax"
+    check_activation(model)
+
+
+def check_activation(model: Any) -> None:
+    """Check that a classifier whose loss takes probabilities returns probabilities.
+
+    Raises:
+        ConfigurationError: It does not.
+    """
+    loss, last = _loss_of(model), _last_layer(model)
+    if _name_of(loss).endswith("crossentropy") and not getattr(loss, "from_logits", False) and _is_linear(last):
+        activation = "sigmoid" if declared_width(model) == 1 else "softmax"
         raise ConfigurationError(
             f"The model's loss takes probabilities, but its last layer, {last.name!r}, has no activation and returns "
             f"any numbers. Give it activation={activation!r}, or compile the loss with from_logits=True."

@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, DataError
 from ..formatting import a_type
+from ..inference.features import Inputs, feature_names, select_columns
 from ..inference.model import PackedModel
 from ..training.keras_api import keras_of, selected_keras
 from ..training.keras_pickle import dumps, with_own_classes
-from .checks import check_classes, check_compiled, check_label_width, stacks_columns
-from .outputs import check_loss, declared_width, gives_logits
+from .checks import (
+    ADVICE,
+    check_classes,
+    check_compiled,
+    check_features,
+    check_input_names,
+    check_label_width,
+    check_rows,
+    stacks_columns,
+)
+from .outputs import check_activation, check_loss, declared_width, gives_logits
 from .task import OFFERED_TO_FIT_FN, OFFERED_TO_MODEL_FN, TrainedModel, TrainingTask, arguments_for, named_by
 
 if TYPE_CHECKING:
@@ -43,6 +53,9 @@ def train(
         ConfigurationError: A function of the user's returns something else than it must.
     """
     importlib.import_module(selected_keras()).utils.set_random_seed(task.seed)
+    check_rows("train", train_data.total_rows, is_split=validation_data is not None)
+    if validation_data is not None:
+        check_rows("validate", validation_data.total_rows, is_split=True)
     _check_weights(task, train_data, validation_data)
     if model is not None and localMode:
         # The bytes were written by this very line.
@@ -58,6 +71,9 @@ def train(
         params = modelParams if fitFn is None else named_by(modelFn, modelParams)
         model = modelFn(**arguments_for("modelFn", modelFn, params, named))
         _check_model("modelFn", model)
+    if task.is_classifier:
+        # fitFn may make other labels of the classes.
+        check_loss(model) if fitFn is None else check_activation(model)
     _check_labels(task, model, train_data, validation_data)
     callbacks = [] if callbacksFn is None else list(callbacksFn())
     history: Mapping[str, Any] = {}
@@ -86,7 +102,10 @@ def evaluate(*, task: TrainingTask, trained: PackedModel, test_data: "DataShard"
     """Evaluate on this worker's rows; all workers return the metrics of all rows."""
     from ..inference.loading import load_keras
 
+    check_rows("evaluate", test_data.total_rows, is_split=False)
     model = load_keras(trained.spec, trained.data)
+    if task.is_classifier:
+        check_loss(model)
     _check_labels(task, model, test_data)
     _check_weights(task, test_data)
     data = _dataset(task, model, test_data, shuffle=False)
@@ -109,11 +128,13 @@ def _fit(
 
 
 def _dataset(task: TrainingTask, model: Any, shard: "DataShard", *, shuffle: bool) -> Any:
-    stack = takes_one_tensor(task, model)
+    inputs, stack, names = _inputs(model), takes_one_tensor(task, model), feature_names(task.features)
+    columns = select_columns(shard.schema.jsonValue(), names)
+    check_features(columns, inputs, is_stacked=stack)
+    check_input_names(names, inputs, is_single=isinstance(task.features, str), by_order=False)
     # A model's only input gets the only column as it is, whatever their names are.
-    is_only = (
-        isinstance(task.features, list) and len(task.features) == 1 and not stack and _input_form(model) == "tensor"
-    )
+    is_only = isinstance(task.features, list) and len(task.features) == 1 and not stack and inputs.form == "tensor"
+    shard.advise(ADVICE)
     return shard.to_tf(
         task.features[0] if is_only else task.features,
         task.label,
@@ -129,14 +150,13 @@ def takes_one_tensor(task: TrainingTask, model: Any) -> bool:
     """Return whether the columns of ``inputCols`` go into the model side by side."""
     if isinstance(task.features, str):
         return False
-    return stacks_columns(model, _input_form(model), len(task.features))
+    return stacks_columns(model, _inputs(model).form, len(task.features))
 
 
-def _input_form(model: Any) -> str:
-    """Return what the model is called with; see ``Inputs.form``."""
+def _inputs(model: Any) -> Inputs:
     from ..inference.loading import from_keras
 
-    return from_keras(model).inputs.form
+    return from_keras(model).inputs
 
 
 def _num_features(task: TrainingTask, shard: "DataShard") -> int | None:
@@ -163,7 +183,6 @@ def _check_labels(task: TrainingTask, model: Any, *shards: "DataShard | None") -
             f"value{'s' if width != 1 else ''} a row. Give its last layer a unit for each class (modelFn may take "
             "num_classes)."
         )
-    check_loss(model)
     limit = classes or task.num_classes
     for shard in filter(None, shards):
         for values in shard.numbers(task.label):

@@ -95,7 +95,7 @@ def test_a_model_is_no_function():
 
     Model.__module__ = "keras.src.models"
     model = Model()
-    with pytest.raises(TypeError, match="It is a Model; it must be a function.*set the Param model"):
+    with pytest.raises(TypeError, match=r"It is a Model; it must be a function\. .*set the Param model"):
         KerasRegressor(modelFn=model)
     assert KerasRegressor(model=model).getModel() is model
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from ...data.columns import Column
 from ...errors import ConfigurationError, DataError
 from ...formatting import a_type
 from ...inference.loading import from_keras
@@ -23,7 +24,7 @@ from ...inference.predictor import arrangement, tensor_of, type_spec_of
 from ...inference.rows import Rows, stack
 from ...training.keras_api import keras_of, optimizer_variables
 from ...training.random_state import global_seed, own_seed, use_seed
-from ..checks import check_classes, check_label_width, stacks_columns
+from ..checks import check_classes, check_features, check_input_names, check_label_width, stacks_columns
 from ..outputs import check_loss
 from ..task import arguments_for
 from .callbacks import check_callbacks
@@ -190,6 +191,11 @@ class _Replica:
         first = [tf.identity(each.value) for each in seeds]
         loaded = from_keras(model)
         self.is_stacked = not task.is_single and stacks_columns(model, loaded.inputs.form, len(data.features))
+        given = [Column(each.name, (each.name,), each.dtype, each.dtype, len(each.dims)) for each in data.features]
+        check_features(given, loaded.inputs, is_stacked=self.is_stacked)
+        if not self.is_stacked:
+            names = [each.name for each in given]
+            check_input_names(names, loaded.inputs, is_single=task.is_single, by_order=True)
         features = self._features(data)
         self._arrange = arrangement(loaded.inputs, features, task.is_single or self.is_stacked, True)
         self.width = self._create_variables(features, data)
