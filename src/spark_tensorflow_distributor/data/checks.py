@@ -29,7 +29,7 @@ class Advice:
     )
 
 
-FOR_TO_TF = Advice()
+_FOR_TO_TF = Advice()
 
 
 class Checks:
@@ -42,7 +42,7 @@ class Checks:
         advice: What errors tell the caller to do.
     """
 
-    def __init__(self, store: "MappedRows", what: str, total: int, advice: Advice = FOR_TO_TF) -> None:
+    def __init__(self, store: "MappedRows", what: str, total: int, advice: Advice = _FOR_TO_TF) -> None:
         self._store, self._what, self._total, self._advice = store, what, total, advice
 
     def rows(self) -> None:

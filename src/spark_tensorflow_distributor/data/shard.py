@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import ConfigurationError
-from .checks import FOR_TO_TF, Advice, Checks, is_integer, known_column
+from .checks import Advice, Checks, is_integer, known_column
 from .columns import by_column
 from .layout import ShardLayout
 from .passes import PassOrder, ShardState, equal_pass, whole_pass
@@ -64,11 +64,6 @@ class DataShard:
         self._store = store
         self._id = shard_id
         self._datasets = 0
-        self._advice = FOR_TO_TF
-
-    def advise(self, advice: Advice) -> None:
-        """Set what the errors of ``to_tf`` tell the caller to do, for callers within this library."""
-        self._advice = advice
 
     def __repr__(self) -> str:
         return f"DataShard({self.name!r}, {self.num_rows} of {self.total_rows} rows: {', '.join(self.columns)})"
@@ -210,6 +205,22 @@ class DataShard:
         shape = self._store.fixed_shape(known_column(self._store, f"The DataFrame {self.name!r}", column).name)
         return None if shape is None or self._store.columns[column].is_bytes else math.prod(shape)
 
+    def check(self, columns: Sequence[str], advice: Advice) -> None:
+        """Raise what ``to_tf`` would raise about columns that have nulls or arrays of different lengths, on every rank.
+
+        Args:
+            columns: The names of the columns.
+            advice: What the error tells the caller to do, who does not call ``to_tf``.
+
+        Raises:
+            DataError: A column has nulls or arrays of different lengths, or there are no rows.
+        """
+        checks = Checks(self._store, f"The DataFrame {self.name!r}", self.total_rows, advice)
+        checks.rows()
+        for name in columns:
+            checks.column(name, {}, refuse_nan=False)
+            checks.shape(name, None)
+
     def close(self) -> None:
         """Close the files; datasets made from them remain usable. The library calls this at the end of a run."""
         self._store.close()
@@ -238,7 +249,7 @@ class DataShard:
         if not features:
             raise ConfigurationError("feature_columns names no column.")
         names = list(dict.fromkeys([*features, *labels, *weights]))
-        checks = Checks(self._store, f"The DataFrame {self.name!r}", self.total_rows, self._advice)
+        checks = Checks(self._store, f"The DataFrame {self.name!r}", self.total_rows)
         fill: dict[str, Any] = by_column("fill_value", fill_value, names)
         choices: dict[str, str | int] = by_column("ragged", ragged, names)
         checks.rows()

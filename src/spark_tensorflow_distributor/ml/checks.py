@@ -11,9 +11,13 @@ from ..inference.features import Inputs
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-ADVICE = Advice(
+OF_FEATURES = Advice(
     nulls="Fill them in Spark (Imputer of pyspark.ml, DataFrame.fillna), or drop the rows (dropna).",
     ragged="Pad or cut them to one length in Spark; or set fitFn, whose to_tf can pad them or make RaggedTensors.",
+)
+OF_LABELS = Advice(
+    nulls="Drop these rows in Spark (DataFrame.dropna), or fill the nulls (fillna).",
+    ragged="Select rows of one length.",
 )
 
 
@@ -87,13 +91,21 @@ def check_features(columns: Sequence[Column], inputs: Inputs, *, is_stacked: boo
         wanted = inputs.inputs[0] if is_only else by_name.get(column.name)
         if is_stacked:
             if not column.is_number:
-                raise DataError(f"{subject}, but the model's only input takes numbers. {_remedy(column, is_stacked)}")
+                raise DataError(
+                    f"{subject}, but the model's only input takes numbers. {remedy(column, is_stacked=True)}"
+                )
         elif wanted is not None and wanted.dtype and (wanted.dtype == "string") != column.is_bytes:
-            advice = _remedy(column, is_stacked) if column.is_bytes else "Cast it to string in Spark."
+            advice = remedy(column, is_stacked=False) if column.is_bytes else "Cast it to string in Spark."
             raise DataError(f"{subject}, but the model's input is {wanted}. {advice}")
 
 
-def _remedy(column: Column, is_stacked: bool) -> str:
+def remedy(column: Column, *, is_stacked: bool) -> str:
+    """Return what to do with a column that an input of numbers cannot take.
+
+    Args:
+        column: The column.
+        is_stacked: Whether the input takes all columns side by side.
+    """
     if not column.is_bytes:
         return "Convert it to a number in Spark, or leave it out."
     own = "give each column of inputCols an input of its name, this one" if is_stacked else "let the model do that: use"

@@ -8,20 +8,23 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..data.columns import Column
 from ..errors import ConfigurationError, DataError
-from ..formatting import a_type
+from ..formatting import a_type, one_line, sentence
 from ..inference.features import Inputs, feature_names, select_columns
 from ..inference.model import PackedModel
 from ..training.keras_api import keras_of, selected_keras
 from ..training.keras_pickle import dumps, with_own_classes
 from .checks import (
-    ADVICE,
+    OF_FEATURES,
+    OF_LABELS,
     check_classes,
     check_compiled,
     check_features,
     check_input_names,
     check_label_width,
     check_rows,
+    remedy,
     stacks_columns,
 )
 from .outputs import check_activation, check_loss, declared_width, gives_logits
@@ -53,10 +56,7 @@ def train(
         ConfigurationError: A function of the user's returns something else than it must.
     """
     importlib.import_module(selected_keras()).utils.set_random_seed(task.seed)
-    check_rows("train", train_data.total_rows, is_split=validation_data is not None)
-    if validation_data is not None:
-        check_rows("validate", validation_data.total_rows, is_split=True)
-    _check_weights(task, train_data, validation_data)
+    _check_data(task, {"train": train_data, "validate": validation_data}, is_filled=fitFn is not None)
     if model is not None and localMode:
         # The bytes were written by this very line.
         model = pickle.loads(dumps(model))  # nosec B301
@@ -69,8 +69,7 @@ def train(
         named = {key: offered[key] for key in OFFERED_TO_MODEL_FN}
         # With a fitFn, modelParams are for both: each function gets those that it names.
         params = modelParams if fitFn is None else named_by(modelFn, modelParams)
-        model = modelFn(**arguments_for("modelFn", modelFn, params, named))
-        _check_model("modelFn", model)
+        model = _built(task, modelFn, arguments_for("modelFn", modelFn, params, named), train_data)
     if task.is_classifier:
         # fitFn may make other labels of the classes.
         check_loss(model) if fitFn is None else check_activation(model)
@@ -102,12 +101,11 @@ def evaluate(*, task: TrainingTask, trained: PackedModel, test_data: "DataShard"
     """Evaluate on this worker's rows; all workers return the metrics of all rows."""
     from ..inference.loading import load_keras
 
-    check_rows("evaluate", test_data.total_rows, is_split=False)
+    _check_data(task, {"evaluate": test_data}, is_filled=False)
     model = load_keras(trained.spec, trained.data)
     if task.is_classifier:
         check_loss(model)
     _check_labels(task, model, test_data)
-    _check_weights(task, test_data)
     data = _dataset(task, model, test_data, shuffle=False)
     found: dict[str, float] = model.evaluate(data, return_dict=True, verbose=0)
     return {name: float(value) for name, value in found.items()}
@@ -128,13 +126,12 @@ def _fit(
 
 
 def _dataset(task: TrainingTask, model: Any, shard: "DataShard", *, shuffle: bool) -> Any:
-    inputs, stack, names = _inputs(model), takes_one_tensor(task, model), feature_names(task.features)
-    columns = select_columns(shard.schema.jsonValue(), names)
-    check_features(columns, inputs, is_stacked=stack)
-    check_input_names(names, inputs, is_single=isinstance(task.features, str), by_order=False)
+    inputs, stack = _inputs(model), takes_one_tensor(task, model)
+    check_features(_columns(task, shard), inputs, is_stacked=stack)
+    is_single = isinstance(task.features, str)
+    check_input_names(feature_names(task.features), inputs, is_single=is_single, by_order=False)
     # A model's only input gets the only column as it is, whatever their names are.
-    is_only = isinstance(task.features, list) and len(task.features) == 1 and not stack and inputs.form == "tensor"
-    shard.advise(ADVICE)
+    is_only = not is_single and len(task.features) == 1 and not stack and inputs.form == "tensor"
     return shard.to_tf(
         task.features[0] if is_only else task.features,
         task.label,
@@ -163,6 +160,33 @@ def _num_features(task: TrainingTask, shard: "DataShard") -> int | None:
     """Return how many numbers a row has as features; None if the columns are texts or of varying length."""
     widths = [shard.width_of(name) for name in ([task.features] if isinstance(task.features, str) else task.features)]
     return None if None in widths else sum(width for width in widths if width is not None)
+
+
+def _built(
+    task: TrainingTask, modelFn: Callable[..., Any], arguments: Mapping[str, Any], train_data: "DataShard"
+) -> Any:
+    """Return the model that a function builds.
+
+    Raises:
+        DataError: It fails without a number of features, which columns of text do not have.
+        ConfigurationError: It returns something else.
+    """
+    try:
+        model = modelFn(**arguments)
+    except Exception as error:
+        texts = [each for each in _columns(task, train_data) if each.is_bytes]
+        if not texts or arguments.get("num_features", 0) is not None:
+            raise
+        raise DataError(
+            f"modelFn failed: {sentence(one_line(error))} It got num_features=None, because the column "
+            f"{texts[0].name!r} of features is of type {texts[0].spark_type}. {remedy(texts[0], is_stacked=True)}"
+        ) from error
+    _check_model("modelFn", model)
+    return model
+
+
+def _columns(task: TrainingTask, shard: "DataShard") -> list[Column]:
+    return select_columns(shard.schema.jsonValue(), feature_names(task.features))
 
 
 def _check_model(param: str, model: object) -> None:
@@ -195,8 +219,24 @@ def _check_label_width(task: TrainingTask, model: Any, shards: "Sequence[DataSha
         check_label_width(task.label, shard.width_of(task.label), width)
 
 
-def _check_weights(task: TrainingTask, *shards: "DataShard | None") -> None:
-    for shard in filter(None, shards):
+def _check_data(task: TrainingTask, shards: "Mapping[str, DataShard | None]", *, is_filled: bool) -> None:
+    """Check what does not depend on the model.
+
+    Args:
+        task: The training.
+        shards: The rows by what is done with them; see :func:`check_rows`.
+        is_filled: Whether the user's function may fill nulls and pad arrays.
+
+    Raises:
+        DataError: There are no rows; nulls or arrays of different lengths; or a weight is invalid.
+    """
+    for what, shard in shards.items():
+        if shard is None:
+            continue
+        check_rows(what, shard.total_rows, is_split="validate" in shards and shards["validate"] is not None)
+        if not is_filled:
+            shard.check(feature_names(task.features), OF_FEATURES)
+            shard.check([task.label, *([task.weight] if task.weight else [])], OF_LABELS)
         for values in shard.numbers(task.weight) if task.weight is not None else ():
             if not (values >= 0).all():
                 raise DataError(
