@@ -1,11 +1,12 @@
-"""Checks of models and labels that single trainings and those of groups share. Pure."""
+"""Checks of models, columns and labels that single trainings and those of groups share. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..data.checks import Advice
 from ..data.columns import Column, nearest
 from ..errors import ConfigurationError, DataError
+from ..formatting import one_line, sentence
 from ..inference.features import Inputs
 
 if TYPE_CHECKING:
@@ -113,6 +114,29 @@ def remedy(column: Column, *, is_stacked: bool) -> str:
         f"Convert it to numbers in Spark (StringIndexer and OneHotEncoder of pyspark.ml), or {own} "
         f"keras.Input((), name={column.name!r}, dtype='string') with StringLookup or TextVectorization after it."
     )
+
+
+def call_model_fn(function: Callable[..., Any], arguments: Mapping[str, Any], columns: Sequence[Column]) -> Any:
+    """Call the user's function that builds the model.
+
+    Args:
+        function: The function.
+        arguments: Its arguments.
+        columns: The columns of features.
+
+    Raises:
+        DataError: It fails without a number of features, because there are columns of text.
+    """
+    try:
+        return function(**arguments)
+    except Exception as error:
+        text = next((each for each in columns if each.is_bytes), None)
+        if text is None or arguments.get("num_features", 0) is not None:
+            raise
+        raise DataError(
+            f"modelFn failed: {sentence(one_line(error))} It got num_features=None, because the column {text.name!r} "
+            f"of features is of type {text.spark_type}. {remedy(text, is_stacked=True)}"
+        ) from error
 
 
 def check_input_names(names: Sequence[str], inputs: Inputs, *, is_single: bool, by_order: bool) -> None:

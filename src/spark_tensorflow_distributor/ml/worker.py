@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.columns import Column
 from ..errors import ConfigurationError, DataError
-from ..formatting import a_type, one_line, sentence
+from ..formatting import a_type
 from ..inference.features import Inputs, feature_names, select_columns
 from ..inference.model import PackedModel
 from ..training.keras_api import keras_of, selected_keras
@@ -18,13 +18,13 @@ from ..training.keras_pickle import dumps, with_own_classes
 from .checks import (
     OF_FEATURES,
     OF_LABELS,
+    call_model_fn,
     check_classes,
     check_compiled,
     check_features,
     check_input_names,
     check_label_width,
     check_rows,
-    remedy,
     stacks_columns,
 )
 from .outputs import check_activation, check_loss, declared_width, gives_logits
@@ -69,7 +69,8 @@ def train(
         named = {key: offered[key] for key in OFFERED_TO_MODEL_FN}
         # With a fitFn, modelParams are for both: each function gets those that it names.
         params = modelParams if fitFn is None else named_by(modelFn, modelParams)
-        model = _built(task, modelFn, arguments_for("modelFn", modelFn, params, named), train_data)
+        model = call_model_fn(modelFn, arguments_for("modelFn", modelFn, params, named), _columns(task, train_data))
+        _check_model("modelFn", model)
     if task.is_classifier:
         # fitFn may make other labels of the classes.
         check_loss(model) if fitFn is None else check_activation(model)
@@ -160,29 +161,6 @@ def _num_features(task: TrainingTask, shard: "DataShard") -> int | None:
     """Return how many numbers a row has as features; None if the columns are texts or of varying length."""
     widths = [shard.width_of(name) for name in ([task.features] if isinstance(task.features, str) else task.features)]
     return None if None in widths else sum(width for width in widths if width is not None)
-
-
-def _built(
-    task: TrainingTask, modelFn: Callable[..., Any], arguments: Mapping[str, Any], train_data: "DataShard"
-) -> Any:
-    """Return the model that a function builds.
-
-    Raises:
-        DataError: It fails without a number of features, which columns of text do not have.
-        ConfigurationError: It returns something else.
-    """
-    try:
-        model = modelFn(**arguments)
-    except Exception as error:
-        texts = [each for each in _columns(task, train_data) if each.is_bytes]
-        if not texts or arguments.get("num_features", 0) is not None:
-            raise
-        raise DataError(
-            f"modelFn failed: {sentence(one_line(error))} It got num_features=None, because the column "
-            f"{texts[0].name!r} of features is of type {texts[0].spark_type}. {remedy(texts[0], is_stacked=True)}"
-        ) from error
-    _check_model("modelFn", model)
-    return model
 
 
 def _columns(task: TrainingTask, shard: "DataShard") -> list[Column]:

@@ -7,6 +7,7 @@ from spark_tensorflow_distributor import DataError
 from spark_tensorflow_distributor.data.columns import Column
 from spark_tensorflow_distributor.inference.features import Input, Inputs
 from spark_tensorflow_distributor.ml.checks import (
+    call_model_fn,
     check_classes,
     check_features,
     check_input_names,
@@ -115,3 +116,14 @@ def test_no_rows(what, is_split, text):
     check_rows(what, 1, is_split=is_split)
     with pytest.raises(DataError, match=text):
         check_rows(what, 0, is_split=is_split)
+
+
+def test_a_model_function_that_fails_without_a_number_of_features():
+    def build(num_features):
+        return 2 * num_features
+
+    assert call_model_fn(build, {"num_features": 2}, [KIND]) == 4
+    with pytest.raises(DataError, match=r"modelFn failed: TypeError.* num_features=None, because the column 'kind'"):
+        call_model_fn(build, {"num_features": None}, [AGE, KIND])
+    with pytest.raises(TypeError):
+        call_model_fn(build, {"num_features": None}, [AGE])
