@@ -27,6 +27,7 @@ from .checks import (
     check_rows,
     stacks_columns,
 )
+from .functions import dump_classes
 from .outputs import check_activation, check_loss, declared_width, gives_logits
 from .task import OFFERED_TO_FIT_FN, OFFERED_TO_MODEL_FN, TrainedModel, TrainingTask, arguments_for, named_by
 
@@ -230,7 +231,7 @@ def _packed(task: TrainingTask, model: Any, history: Mapping[str, Any]) -> Train
     archive, custom_objects = with_own_classes(library, lambda: _archive(model))
     return TrainedModel(
         archive=archive,
-        custom_objects=dumps(custom_objects) if custom_objects else b"",
+        custom_objects=dump_classes(custom_objects),
         library=library,
         stack=takes_one_tensor(task, model),
         width=declared_width(model),

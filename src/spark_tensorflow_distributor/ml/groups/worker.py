@@ -183,10 +183,11 @@ def _nan_text(columns: Sequence[Rows]) -> str:
 
 def _template(trainer: "GroupTrainer") -> Template:
     from ...inference.model import pack, packed_keras
-    from ...training.keras_pickle import dumps, with_own_classes
+    from ...training.keras_pickle import with_own_classes
+    from ..functions import dump_classes
 
     (_, archive), own = with_own_classes("keras", lambda: pack(trainer.model, None, False))
-    packed = packed_keras(archive, "keras", dumps(own) if own else b"")
+    packed = packed_keras(archive, "keras", dump_classes(own))
     return Template(packed.spec, packed.data, trainer.is_stacked, trainer.width, gives_logits(trainer.model))
 
 
