@@ -113,13 +113,20 @@ def _items(value: Any, expected: str) -> list[Any]:
     return list(value)
 
 
-def texts_by_name(value: Any) -> dict[str, str]:
+class Variables(dict[str, str]):
+    """Environment variables, whose values may be secrets: as text, in ``explainParams`` or a log, it has names only."""
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{name!r}: ..." for name in self) + "}"
+
+
+def variables(value: Any) -> Variables:
     """Accept a mapping of strings to strings."""
     found = arguments(value)
-    wrong = next((each for each in found.values() if not isinstance(each, str)), None)
+    wrong = next((name for name, each in found.items() if not isinstance(each, str)), None)
     if wrong is not None:
-        raise TypeError(f"It has the value {wrong!r}; all values must be strings.")
-    return found
+        raise TypeError(f"The value of {wrong!r} is {a_type(found[wrong])}; all values must be strings.")
+    return Variables(found)
 
 
 def arguments(value: Any) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """What the estimators have in common: training."""
 
-from collections.abc import Callable, Mapping
+import inspect
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyspark.ml.base import Estimator
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
     from .groups.spark_model import KerasGroupModel
     from .model import KerasModel
+
+_log = logging.getLogger(__name__)
 
 
 class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, HasRunner, HasGroups, Estimator[Any]):
@@ -56,6 +61,7 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
             trained: TrainedModel = run(train, task=task, **arguments, **frames)
         epochs = [] if runner.report is None else [dict(entry) for entry in runner.report.history]
         history = history_by_metric(epochs) or trained.history
+        _warn_of_nan(history.get("loss", ()))
         model = self._model_class()()
         model._set_trained(trained, TrainingSummary(history, epochs, runner.report), names, count)
         model._resetUid(self.uid)
@@ -137,9 +143,18 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         return {name: columns.training_frame(part, known, as_float) for name, part in parts}
 
 
-def _names_argument(function: Callable[..., Any] | None, name: str) -> bool:
-    import inspect
+def _warn_of_nan(loss: Sequence[float]) -> None:
+    """Log a warning if the loss has become NaN or infinite, which Keras does not report."""
+    bad = next((number for number, value in enumerate(loss, 1) if not math.isfinite(value)), None)
+    if bad is not None:
+        _log.warning(
+            "The loss is %s after epoch %d of %d. Do features or labels contain NaN or infinite values? Fill or drop "
+            "them in Spark (nanvl, isnan); else lower the learning rate.",
+            loss[bad - 1], bad, len(loss),
+        )  # fmt: skip
 
+
+def _names_argument(function: Callable[..., Any] | None, name: str) -> bool:
     if function is None:
         return False
     try:

@@ -7,7 +7,7 @@ from ..errors import SerializationError
 from ..formatting import one_line
 from ..runtime.driver.spark import is_connect
 
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # Python's bytes travel to the JVM as text, piece by piece.
 _PIECE = 4 << 20
@@ -94,7 +94,7 @@ def delete_folder(spark: Any, path: str) -> None:
         if len(system.listStatus(target.getParent())) == 0:
             system.delete(target.getParent(), False)
     except Exception as error:
-        _logger.warning("The folder %s cannot be deleted: %s", path, one_line(error))
+        _log.warning("The folder %s cannot be deleted: %s", path, one_line(error))
 
 
 def read_file(spark: Any, path: str, stored_as: str) -> bytes:

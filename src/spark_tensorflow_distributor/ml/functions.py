@@ -17,7 +17,7 @@ from ..runtime.source_files import is_users_file
 from ..training.keras_pickle import dumps
 from .fingerprint import contents_of, names_in
 
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _one_at_a_time = threading.RLock()
 
@@ -80,7 +80,7 @@ def dump_classes(classes: Mapping[str, Any]) -> bytes:
         with by_value(classes.values()):
             return dumps(dict(classes))
     except Exception as error:  # the training is done, and its model must not be lost
-        _logger.info("The model's own classes travel by name: %s", one_line(error))
+        _log.info("The model's own classes travel by name: %s", one_line(error))
         return dumps(dict(classes))
 
 

@@ -178,7 +178,7 @@ class HasRunner(AccessibleParams):
         "logToDriver", "show the workers' output on the driver, or 'logging'", converters.boolean_or_text
     )
     progress = _param("progress", "show a progress bar. Default: only in a terminal or notebook", converters.boolean)
-    env = _param("env", "dict of additional environment variables for the workers", converters.texts_by_name)
+    env = _param("env", "dict of additional environment variables for the workers", converters.variables)
     resourceProfile = _param("resourceProfile", "ResourceProfile of the tasks, for stage-level scheduling; not saved")
     gradientCompression = _param(
         "gradientCompression",
@@ -214,6 +214,8 @@ class HasRunner(AccessibleParams):
     def runner_arguments(self) -> dict[str, Any]:
         """Return the Params as keyword arguments of ``MirroredStrategyRunner``; those without a value are left out."""
         found = {argument: self._value(name) for name, argument in RUNNER_ARGUMENTS.items()}
+        if found["env"] is not None:
+            found["env"] = dict(found["env"])
         if found["callbacks"] is not None:  # a callback object follows one run at a time
             found["callbacks"] = [copy.copy(each) for each in found["callbacks"]]
         return {argument: value for argument, value in found.items() if value is not None}

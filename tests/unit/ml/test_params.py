@@ -78,7 +78,7 @@ def test_setting_copying_and_clearing():
         ({"pyModules": 5}, "It is an int; it must be a list of module objects"),
         ({"modelParams": [1]}, "a dict of names to values"),
         ({"modelParams": {1: 2}}, "all names must be strings"),
-        ({"env": {"A": 1}}, "all values must be strings"),
+        ({"env": {"A": 1}}, "The value of 'A' is an int; all values must be strings"),
         ({"startTimeout": 0}, "number of seconds above 0"),
         ({"pyModules": "mine"}, "list of module objects"),
     ],
@@ -98,6 +98,14 @@ def test_a_model_is_no_function():
     with pytest.raises(TypeError, match=r"It is a Model; it must be a function\. .*set the Param model"):
         KerasRegressor(modelFn=model)
     assert KerasRegressor(model=model).getModel() is model
+
+
+def test_values_of_environment_variables_are_not_shown():
+    regressor = KerasRegressor(env={"KEY": "secret"})
+    assert regressor.getEnv() == {"KEY": "secret"}
+    assert type(regressor.runner_arguments()["env"]) is dict
+    assert "{'KEY': ...}" in regressor.explainParam("env")
+    assert "secret" not in f"{regressor.explainParams()} {regressor.getEnv()} {regressor.extractParamMap()}"
 
 
 def test_thresholds():
