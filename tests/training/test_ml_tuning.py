@@ -17,6 +17,7 @@ from pyspark.ml.tuning import (
 )
 from pyspark.sql import functions as F
 
+from clusters import run_program
 from spark_tensorflow_distributor import RunCallback
 from spark_tensorflow_distributor.ml import KerasRegressor
 
@@ -82,6 +83,12 @@ def test_trainings_share_the_cluster_and_wait_for_each_other(rows, tmp_path):
     assert [list(each.values()) for each in again.getEstimatorParamMaps()] == [list(each.values()) for each in grid]
     wanted = evaluator.evaluate(model.transform(rows))
     assert evaluator.evaluate(again.transform(rows)) == pytest.approx(wanted)
+
+    few = rows.withColumn("id", F.monotonically_increasing_id()).limit(20).cache()
+    few.write.parquet(str(tmp_path / "rows"))
+    conf = {"spark.master": "local[1]"}
+    found, _ = run_program("ml_load_run.py", str(tmp_path / "cv"), str(tmp_path / "rows"), conf=conf)
+    assert found == pytest.approx([row.prediction for row in model.transform(few).orderBy("id").collect()], rel=1e-5)
 
 
 def test_a_split_with_checkpoints_of_their_own(rows, tmp_path):

@@ -60,7 +60,7 @@ def training_rows(
     chosen = df.select(
         *(column_expression(key).alias(name) for key, name in zip(keys, names, strict=True)),
         *(value.alias(name) for value, name in zip(values, value_names, strict=True)),
-        *(F.col(column).alias(name) for column, name in zip(order, order_names, strict=True)),
+        *(_named(df, column).alias(name) for column, name in zip(order, order_names, strict=True)),
     )
     # A shuffle delivers rows in any order; equal hashes mean equal rows.
     ranked = chosen.withColumn("rank", F.xxhash64(*value_names))
@@ -173,6 +173,13 @@ def integer_types(features: Sequence[Column]) -> tuple[str, ...]:
     if hasattr(F, "arrow_udf"):
         return ("",) * len(features)
     return tuple(each.dtype if each.spark_type in _LONG_NAMES.values() else "" for each in features)
+
+
+def _named(df: "DataFrame", name: str) -> "SparkColumn":
+    """Return the column of any type that has this name, or the field of a struct."""
+    import pyspark.sql.functions as F
+
+    return F.col(_quoted(name) if name in df.columns else name)
 
 
 def _quoted(name: str) -> str:
