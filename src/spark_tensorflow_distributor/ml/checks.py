@@ -70,7 +70,7 @@ def check_classes(label: str, values: "npt.NDArray[Any]", limit: int | None) -> 
         raise DataError(
             f"The label column {label!r} contains {wrong[0]:g}; a classifier's labels are whole numbers "
             f"from 0 to {most}. Index other values with StringIndexer of pyspark.ml, or give the model's last "
-            "layer more units. For numbers that are no classes, use KerasRegressor."
+            "layer more units. To predict numbers, use KerasRegressor."
         )
 
 
@@ -162,7 +162,7 @@ def check_input_names(names: Sequence[str], inputs: Inputs, *, is_single: bool, 
     if by_order and inputs.form == "list" and len(names) == len(wanted) and not set(names) & set(wanted):
         return
     lacks = [f"The input {each!r} gets no column{nearest(each, names)}." for each in wanted if each not in names]
-    extra = [f"The column {each!r} is no input{nearest(each, wanted)}." for each in names if each not in wanted]
+    extra = [f"The column {each!r} is not an input{nearest(each, wanted)}." for each in names if each not in wanted]
     raise DataError(
         f"The model has {len(wanted)} inputs ({inputs}), and inputCols names {', '.join(names)}. "
         f"{[*lacks, *extra][0]} Name each column after its input (withColumnRenamed), or each input after its column."

@@ -5,13 +5,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..data.columns import Column, nearest
-from ..data.frames import column_expression
+from ..data.frames import column_expression, is_dataframe, is_pandas_on_spark
 from ..errors import DataError
+from ..formatting import a_type
 from ..inference.features import select_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
     from pyspark.sql import DataFrame
+
+
+def check_is_frame(value: object) -> None:
+    """Check that a value is a Spark DataFrame.
+
+    Raises:
+        DataError: It is not.
+    """
+    if is_pandas_on_spark(value):
+        raise DataError(f"The rows are {a_type(value)} of pandas on Spark. Pass its to_spark().")
+    if not is_dataframe(value):
+        raise DataError(f"The rows are {a_type(value)}; they must be a Spark DataFrame (spark.createDataFrame).")
 
 
 def known_columns(df: "DataFrame", params: Mapping[str, str | Sequence[str] | None]) -> dict[str, Column]:

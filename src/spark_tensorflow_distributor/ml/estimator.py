@@ -44,6 +44,7 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         raise NotImplementedError
 
     def _fit(self, dataset: "DataFrame") -> Any:
+        columns.check_is_frame(dataset)
         self._check_functions()
         known = self._known_columns(dataset)
         names, count = self._classes(dataset, known)
@@ -101,9 +102,8 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
             arguments_for("fitFn", fit_fn, params, dict.fromkeys(OFFERED_TO_FIT_FN))
 
     def _known_columns(self, dataset: "DataFrame") -> dict[str, Column]:
-        features = "inputCols" if self._value("inputCols") else "featuresCol"
         label, weight = self._value("labelCol"), self._value("weightCol") or None
-        params = {features: self.input_columns(), "labelCol": label, "weightCol": weight}
+        params = {self.input_param(): self.input_columns(), "labelCol": label, "weightCol": weight}
         known = columns.known_columns(dataset, params)
         columns.check_label(known[label], "labelCol", is_classifier=self._is_classifier)
         if weight is not None:

@@ -79,7 +79,7 @@ def _write_table(spark: Any, path: str, data: bytes) -> None:
 def delete_folder(spark: Any, path: str) -> None:
     """Delete a folder, and the one that contains it if that is empty then; a client of Spark Connect cannot.
 
-    If that fails there is a warning only, because the caller has another error to raise.
+    If that fails, it only logs a warning, because the caller has another error to raise.
 
     Args:
         spark: The session.

@@ -69,7 +69,7 @@ def dump_classes(classes: Mapping[str, Any]) -> bytes:
     """Pickle a model's own classes and functions: by value, or by name if what they refer to cannot be pickled.
 
     Args:
-        classes: They, by the names in the model's file.
+        classes: The classes and functions, by their names in the model's file.
 
     Returns:
         The pickled dict; ``b""`` if there are none.

@@ -81,8 +81,8 @@ def check_activation(model: Any) -> None:
     if _name_of(loss).endswith("crossentropy") and not getattr(loss, "from_logits", False) and _is_linear(last):
         activation = "sigmoid" if declared_width(model) == 1 else "softmax"
         raise ConfigurationError(
-            f"The model's loss takes probabilities, but its last layer, {last.name!r}, has no activation and returns "
-            f"any numbers. Give it activation={activation!r}, or compile the loss with from_logits=True."
+            f"The model's loss takes probabilities, but its last layer, {last.name!r}, has no activation, so it "
+            f"returns any numbers. Give it activation={activation!r}, or compile the loss with from_logits=True."
         )
 
 

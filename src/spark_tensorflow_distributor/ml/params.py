@@ -99,6 +99,10 @@ class HasInputs(AccessibleParams, HasFeaturesCol, HasInputCols):
         converters.column_names,
     )
 
+    def input_param(self) -> str:
+        """Return the name of the Param that names the features: ``inputCols`` if it is set."""
+        return "inputCols" if self._value("inputCols") else "featuresCol"
+
     def input_columns(self) -> str | list[str]:
         """Return the name of the column of features, or the list of ``inputCols``."""
         return self._value("inputCols") or self._value("featuresCol")  # type: ignore[no-any-return]

@@ -107,11 +107,11 @@ def scored_rows(
         is_known.alias("is_known"),
         F.lit(None).cast("binary").alias("model"),
         *(value.alias(name) for value, name in zip(values, value_names, strict=True)),
-        F.struct(*(F.col(_quoted(name)) for name in df.columns)).alias("row"),
+        F.struct(*(F.col(quoted(name)) for name in df.columns)).alias("row"),
     )
     types = {field.name: field.dataType for field in rows.schema.fields}
     lines = models.where("model IS NOT NULL").select(
-        *(F.col(_quoted(name)).alias(key) for name, key in zip(names, key_names, strict=True)),
+        *(F.col(quoted(name)).alias(key) for name, key in zip(names, key_names, strict=True)),
         F.lit(True).alias("is_known"),
         "model",
         *(F.lit(None).cast(types[name]).alias(name) for name in [*value_names, "row"]),
@@ -179,10 +179,11 @@ def _named(df: "DataFrame", name: str) -> "SparkColumn":
     """Return the column of any type that has this name, or the field of a struct."""
     import pyspark.sql.functions as F
 
-    return F.col(_quoted(name) if name in df.columns else name)
+    return F.col(quoted(name) if name in df.columns else name)
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return the name of a column as SQL, whatever characters it contains."""
     return "`" + name.replace("`", "``") + "`"
 
 

@@ -41,7 +41,9 @@ class HasGroups(HasGroupColumns):
         converters.integer(1),
     )
     maxGroupBytes = _param(
-        "maxGroupBytes", "size of a group's rows above which it is a failure instead of trained", converters.integer(1)
+        "maxGroupBytes",
+        "size of a group's rows above which the group fails instead of being trained",
+        converters.integer(1),
     )
     groupModelsPath = _param(
         "groupModelsPath",
