@@ -84,12 +84,6 @@ def test_trainings_share_the_cluster_and_wait_for_each_other(rows, tmp_path):
     wanted = evaluator.evaluate(model.transform(rows))
     assert evaluator.evaluate(again.transform(rows)) == pytest.approx(wanted)
 
-    few = rows.withColumn("id", F.monotonically_increasing_id()).limit(20).cache()
-    few.write.parquet(str(tmp_path / "rows"))
-    conf = {"spark.master": "local[1]"}
-    found, _ = run_program("ml_load_run.py", str(tmp_path / "cv"), str(tmp_path / "rows"), conf=conf)
-    assert found == pytest.approx([row.prediction for row in model.transform(few).orderBy("id").collect()], rel=1e-5)
-
 
 def test_a_split_with_checkpoints_of_their_own(rows, tmp_path):
     features = VectorAssembler(inputCols=["x", "z"], outputCol="features").transform(rows)
@@ -110,3 +104,9 @@ def test_a_split_with_checkpoints_of_their_own(rows, tmp_path):
     model.save(str(tmp_path / "split"))
     again = TrainValidationSplitModel.load(str(tmp_path / "split"))
     assert len(again.subModels) == 2
+
+    few = features.withColumn("id", F.monotonically_increasing_id()).limit(20).cache()
+    few.write.parquet(str(tmp_path / "rows"))
+    conf = {"spark.master": "local[1]"}
+    found, _ = run_program("ml_load_run.py", str(tmp_path / "split"), str(tmp_path / "rows"), conf=conf)
+    assert found == pytest.approx([row.prediction for row in model.transform(few).orderBy("id").collect()], rel=1e-5)

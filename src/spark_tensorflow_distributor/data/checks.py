@@ -55,10 +55,12 @@ class Checks:
         if facts.nulls == self._total:
             raise DataError(f"{subject}: all {self._total} rows are null. Did a join match nothing, or a cast fail?")
         if column.depth and (facts.nulls or facts.inner_nulls):
-            raise DataError(
-                f"{subject}: {facts.nulls} of {self._total} arrays are null, and so are {facts.inner_nulls} values in "
-                "arrays. Fill or filter them in Spark (coalesce, transform, filter)."
+            rows, inner = (
+                f"{facts.nulls} of {self._total} arrays are null",
+                f"{facts.inner_nulls} values in arrays are null",
             )
+            found = " and ".join(text for text, count in ((rows, facts.nulls), (inner, facts.inner_nulls)) if count)
+            raise DataError(f"{subject}: {found}. Fill or filter them in Spark (coalesce, transform, filter).")
         if facts.nulls and name not in fill:
             raise DataError(f"{subject}: {facts.nulls} of {self._total} rows are null. {self._advice.nulls}")
         if name in fill and isinstance(fill[name], str | bytes) != column.is_bytes:
