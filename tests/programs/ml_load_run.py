@@ -1,4 +1,7 @@
-"""Load a TrainValidationSplitModel, save it again and apply it, without the functions that trained it. argv: settings, model, rows."""
+"""Load a TrainValidationSplitModel, save it again and apply it, without the functions that trained it.
+
+argv: settings, model, rows.
+"""
 
 import sys
 
