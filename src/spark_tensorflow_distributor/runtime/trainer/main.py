@@ -26,6 +26,7 @@ from ...training.ports import PortTakenError, tf_config, wait_for_leader
 from ...training.step_times import step_times
 from .. import barrier, spark_objects
 from ..failures import Failure
+from ..process_tools import paused_garbage_collection
 from ..specs import SILENT_SECONDS, TrainerSpec
 from .children import reset_signals_in_children
 from .control import Control
@@ -160,8 +161,9 @@ class Trainer:
         """Set up TensorFlow, Keras, the strategy and the data; return the user's call."""
         spec, control = self._spec, self._control
         control.phase("import")
-        from ...training.other_strategies import hand_out  # imports TensorFlow
-        from ...training.strategy import configure, stay_in_scope
+        with paused_garbage_collection():
+            from ...training.other_strategies import hand_out  # imports TensorFlow
+            from ...training.strategy import configure, stay_in_scope
 
         keep_no_generated_files()
         barrier.carry_in(spec.barrier, lambda name: self._control.in_barrier(name, user_line()))
