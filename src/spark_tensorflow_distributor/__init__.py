@@ -4,8 +4,9 @@ The public interface consists of the names in ``__all__``. Each is loaded on fir
 cheap: a worker that calls :func:`get_context` never loads the driver's modules.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import lazy_names
 
 __version__ = "2.0.0rc1"
 
@@ -103,14 +104,4 @@ if TYPE_CHECKING:
     from .runtime.driver.report import RunReport, WorkerReport
     from .tracking.mlflow import MLflowCallback
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

@@ -56,6 +56,9 @@ def test_labels_that_are_not_finite_are_refused_when_classes_are_counted(spark, 
     df = spark.range(5).select(F.col("id").cast("double").alias("label"))
     label = known_columns(df, {"labelCol": "label"})["label"]
     assert count_classes(df, label) == 5
+    assert count_classes(df.where("label = 0"), label) == 2
+    with pytest.raises(DataError, match="contains -1"):
+        count_classes(df.select((-1 - F.col("label")).alias("label")), label)
     assert count_classes(df.where("label > 9"), label) is None
     with pytest.raises(DataError, match=r"The label column 'label' contains (nan|inf); a classifier's labels"):
         count_classes(

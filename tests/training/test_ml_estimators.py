@@ -145,7 +145,7 @@ def test_the_history_the_keras_model_and_its_metrics(fitted, features, tmp_path)
     path = str(tmp_path / "model")
     fitted.write().overwrite().save(path)
     fitted.write().overwrite().save(path)
-    with pytest.raises(Exception, match="already exists"):
+    with pytest.raises(SerializationError, match=r"already exists\. .* \.write\(\)\.overwrite\(\)\.save\("):
         fitted.save(path)
     again = KerasClassificationModel.load(path)
     assert (again.history, again.uid, again.summary.report) == (
@@ -311,6 +311,7 @@ def test_mistakes_are_reported_with_their_cause(plants, features, classifier):
     refused(features, DataError, "'kind', a column of type string.*StringIndexer", labelCol="kind")
     refused(plants, DataError, "featuresCol names the column 'features', which the DataFrame does not have")
     refused(features, DataError, "must be boolean", validationIndicatorCol="label")
+    refused(features, DataError, "weightCol is 'kind', a column of type string", weightCol="kind")
     refused(features, ConfigurationError, "modelFn: classes.* cannot be called.*'depth'", modelParams={"depth": 3})
     refused(features, ConfigurationError, "depth, which neither", modelParams={"depth": 3}, fitFn=lambda model: model)
     with pytest.raises(ConfigurationError, match=r"KerasRegressor has no model\. Set modelFn"):
@@ -326,8 +327,16 @@ def test_mistakes_are_reported_with_their_cause(plants, features, classifier):
     half = features.withColumn("label", F.col("label") / 2)
     with pytest.raises(DataError, match=r"contains 0\.5"):
         classifier.copy().setParams(modelParams={"num_classes": 3}).fit(half)
-    with pytest.raises(DataError, match=r"column 'label'.* are null"):
+    with pytest.raises(DataError, match=r"column 'label'.* are null\. Drop these rows in Spark"):
         classifier.fit(features.withColumn("label", F.when(F.col("label") < 2, F.col("label"))))
+
+    def of_text(num_features):
+        raise AssertionError(num_features)
+
+    with pytest.raises(DataError, match=r"num_features=None, because the column 'kind' of features is of type string"):
+        KerasClassifier(modelFn=of_text, inputCols=["a", "kind"]).fit(plants)
+    with pytest.raises(DataError, match=r"There are no rows to train on: the DataFrame is empty"):
+        classifier.copy().setParams(modelParams={"num_classes": 3}).fit(features.where("a > 9"))
 
     def uncompiled():
         import keras
@@ -336,5 +345,10 @@ def test_mistakes_are_reported_with_their_cause(plants, features, classifier):
 
     with pytest.raises(TrainingFailedError, match="The model is not compiled"):
         KerasClassifier(modelFn=uncompiled).fit(features)
-    with pytest.raises(ConfigurationError, match="The model is not compiled"):  # the driver has the model
+    # The driver has the model.
+    with pytest.raises(ConfigurationError, match="The model is not compiled"):
         KerasClassifier(model=uncompiled()).fit(features)
+    squares = uncompiled()
+    squares.compile("sgd", "mse")
+    with pytest.raises(ConfigurationError, match="loss is mse, which compares the output's 3 values"):
+        KerasClassifier(model=squares).fit(features)

@@ -163,6 +163,15 @@ def test_a_label_of_another_width_fails_the_group():
         trainer_of(build).train(GroupData(features, Rows("y", np.ones((8, 3), np.float32))))
 
 
+def test_text_for_an_input_of_numbers_fails_the_group():
+    from spark_tensorflow_distributor.ml.groups.training import GroupData
+
+    (a, _), labels = rows_of(1, 8)
+    text = Rows("b", np.array(["x"] * 8, object))
+    with pytest.raises(DataError, match=r"'b' of features is of type string.*StringIndexer"):
+        trainer_of(build).train(GroupData([a, text], labels))
+
+
 def test_a_model_depends_on_the_shape_of_its_own_features_alone():
     import keras
 

@@ -17,6 +17,7 @@ from pyspark.ml.tuning import (
 )
 from pyspark.sql import functions as F
 
+from clusters import run_program
 from spark_tensorflow_distributor import RunCallback
 from spark_tensorflow_distributor.ml import KerasRegressor
 
@@ -103,3 +104,9 @@ def test_a_split_with_checkpoints_of_their_own(rows, tmp_path):
     model.save(str(tmp_path / "split"))
     again = TrainValidationSplitModel.load(str(tmp_path / "split"))
     assert len(again.subModels) == 2
+
+    few = features.withColumn("id", F.monotonically_increasing_id()).limit(20).cache()
+    few.write.parquet(str(tmp_path / "rows"))
+    conf = {"spark.master": "local[1]"}
+    found, _ = run_program("ml_load_run.py", str(tmp_path / "split"), str(tmp_path / "rows"), conf=conf)
+    assert found == pytest.approx([row.prediction for row in model.transform(few).orderBy("id").collect()], rel=1e-5)

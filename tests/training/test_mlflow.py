@@ -189,3 +189,50 @@ def test_autolog_on_the_chief_alone(spark, store, engine, predicts):
     for run, expected in zip(runs, losses, strict=True):
         found = [metric.value for metric in store.get_metric_history(run.info.run_id, "loss")]
         assert found == pytest.approx(expected)
+
+
+def test_autologging_of_pyspark_ml(spark, store, frame, monkeypatch):
+    """MLflow sees an estimator in a pipeline that is tuned: its Params, the search and later metrics."""
+    import mlflow.pyspark.ml
+    from pyspark.ml import Pipeline
+    from pyspark.ml.evaluation import RegressionEvaluator
+    from pyspark.ml.feature import VectorAssembler
+    from pyspark.ml.tuning import ParamGridBuilder, TrainValidationSplit
+
+    from spark_tensorflow_distributor.ml import KerasRegressor
+
+    def line(num_features, rate):
+        import keras
+
+        model = keras.Sequential([keras.Input((num_features,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(rate), "mse")
+        return model
+
+    experiment = store.create_experiment("pyspark.ml")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    regressor = KerasRegressor(modelFn=line, localMode=True, batchSize=50, env={"TOKEN": "hidden"})
+    pipeline = Pipeline(stages=[VectorAssembler(inputCols=["a", "b"], outputCol="features"), regressor])
+    grid = ParamGridBuilder().addGrid(regressor.modelParams, [{"rate": 0.01}, {"rate": 0.1}]).build()
+    evaluator = RegressionEvaluator(metricName="mae")
+    split = TrainValidationSplit(estimator=pipeline, estimatorParamMaps=grid, evaluator=evaluator, seed=1)
+    mlflow.pyspark.ml.autolog()
+    try:
+        model = split.fit(frame)
+        error = evaluator.evaluate(model.transform(frame))
+    finally:
+        mlflow.pyspark.ml.autolog(disable=True)
+    runs = store.search_runs([experiment])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["best_KerasRegressor.modelParams"] in ("{'rate': 0.01}", "{'rate': 0.1}")
+    assert error in parent.data.metrics.values()
+    files = [each.path for each in store.list_artifacts(parent.info.run_id)]
+    assert {"best_parameters.json", "search_results.csv"} <= set(files)
+    children = [run.data for run in runs if run is not parent]
+    assert sorted(child.params["KerasRegressor.modelParams"] for child in children) == [
+        "{'rate': 0.01}",
+        "{'rate': 0.1}",
+    ]
+    assert sorted(child.metrics["mae"] for child in children) == sorted(map(float, model.validationMetrics))
+    assert {child.params["KerasRegressor.env"] for child in children} == {"{'TOKEN': ...}"}

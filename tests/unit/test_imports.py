@@ -11,6 +11,7 @@ ROOT = Path(std.__file__).parent
 
 # Each package may import itself and the packages before it.
 PACKAGES = [
+    "lazy",
     "formatting",
     "errors",
     "context",

@@ -1,6 +1,7 @@
 """Rejects invalid calls to ``to_tf``. Pure; uses facts about all workers' rows, so all ranks agree."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -11,6 +12,26 @@ if TYPE_CHECKING:  # it imports TensorFlow
     from .store import MappedRows
 
 
+@dataclass(frozen=True)
+class Advice:
+    """What errors tell the caller to do.
+
+    The default is for those who call ``to_tf``; users of estimators cannot pass its arguments.
+
+    Attributes:
+        nulls: If rows of a plain column are null.
+        ragged: If arrays have different lengths.
+    """
+
+    nulls: str = "Pass fill_value (a value, or a dict by column), or fill or drop them in Spark (fillna, dropna)."
+    ragged: str = (
+        "Pass ragged='ragged' (for a RaggedTensor), 'pad' (to the longest) or a number (to pad or truncate to it)."
+    )
+
+
+_FOR_TO_TF = Advice()
+
+
 class Checks:
     """The checks of one DataFrame.
 
@@ -18,10 +39,11 @@ class Checks:
         store: This worker's rows, and the facts about all rows.
         what: The DataFrame's name, for messages.
         total: Its rows on all workers.
+        advice: What errors tell the caller to do.
     """
 
-    def __init__(self, store: "MappedRows", what: str, total: int) -> None:
-        self._store, self._what, self._total = store, what, total
+    def __init__(self, store: "MappedRows", what: str, total: int, advice: Advice = _FOR_TO_TF) -> None:
+        self._store, self._what, self._total, self._advice = store, what, total, advice
 
     def rows(self) -> None:
         if not self._total:
@@ -33,15 +55,14 @@ class Checks:
         if facts.nulls == self._total:
             raise DataError(f"{subject}: all {self._total} rows are null. Did a join match nothing, or a cast fail?")
         if column.depth and (facts.nulls or facts.inner_nulls):
-            raise DataError(
-                f"{subject}: {facts.nulls} of {self._total} arrays are null, and so are {facts.inner_nulls} values in "
-                "arrays. Fill or filter them in Spark (coalesce, transform, filter)."
+            rows, inner = (
+                f"{facts.nulls} of {self._total} arrays are null",
+                f"{facts.inner_nulls} values in arrays are null",
             )
+            found = " and ".join(text for text, count in ((rows, facts.nulls), (inner, facts.inner_nulls)) if count)
+            raise DataError(f"{subject}: {found}. Fill or filter them in Spark (coalesce, transform, filter).")
         if facts.nulls and name not in fill:
-            raise DataError(
-                f"{subject}: {facts.nulls} of {self._total} rows are null. Pass fill_value (a value, or a dict by "
-                "column), or fill or drop them in Spark (fillna, dropna)."
-            )
+            raise DataError(f"{subject}: {facts.nulls} of {self._total} rows are null. {self._advice.nulls}")
         if name in fill and isinstance(fill[name], str | bytes) != column.is_bytes:
             raise DataError(f"{subject}: fill_value is {fill[name]!r}, but the column is of type {column.spark_type}.")
         if refuse_nan and facts.nans:
@@ -96,8 +117,7 @@ class Checks:
         if choice is None:
             raise DataError(
                 f"{self._subject(name)}: its arrays have different lengths ({lengths[0][0]} to {longest[0]} at the "
-                "outermost level). Pass ragged='ragged' (for a RaggedTensor), 'pad' (to the longest) or a number (to "
-                "pad or truncate to it)."
+                f"outermost level). {self._advice.ragged}"
             )
         if choice == "ragged":
             return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import ConfigurationError
-from .checks import Checks, is_integer, known_column
+from .checks import Advice, Checks, is_integer, known_column
 from .columns import by_column
 from .layout import ShardLayout
 from .passes import PassOrder, ShardState, equal_pass, whole_pass
@@ -226,6 +226,22 @@ class DataShard:
         """
         shape = self._store.fixed_shape(known_column(self._store, f"The DataFrame {self.name!r}", column).name)
         return None if shape is None or self._store.columns[column].is_bytes else math.prod(shape)
+
+    def check(self, columns: Sequence[str], advice: Advice) -> None:
+        """Raise what ``to_tf`` would raise about columns that have nulls or arrays of different lengths, on every rank.
+
+        Args:
+            columns: The names of the columns.
+            advice: What the error tells the caller to do, who does not call ``to_tf``.
+
+        Raises:
+            DataError: A column has nulls or arrays of different lengths, or there are no rows.
+        """
+        checks = Checks(self._store, f"The DataFrame {self.name!r}", self.total_rows, advice)
+        checks.rows()
+        for name in columns:
+            checks.column(name, {}, refuse_nan=False)
+            checks.shape(name, None)
 
     def close(self) -> None:
         """Close the files; datasets made from them remain usable. The library calls this at the end of a run."""

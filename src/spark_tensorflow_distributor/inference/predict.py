@@ -101,7 +101,20 @@ def predict(
     sample = None if df.isStreaming else df.select(*(v.alias(f"c{i}") for i, v in enumerate(values)))
     kind = _output_type(df.sparkSession, output_type, model, spec, payload, sample)
     # Spark evaluates a deterministic function again for each use of its column, for example in a filter.
-    return df.withColumn(output_column, _udf(spec, payload, kind).asNondeterministic()(*values))
+    return _as_rows(df).withColumn(output_column, _udf(spec, payload, kind).asNondeterministic()(*values))
+
+
+def _as_rows(df: "DataFrame") -> "DataFrame":
+    """Return the same rows, which Spark does not hand to a function as columns if there are user-defined types.
+
+    With a columnar source such as Parquet, Spark 4.3 converts all columns, even those that the function does
+    not take, and fails on vectors. A filter works on rows; this one lets all of them pass.
+    """
+    if '"udt"' not in df.schema.json():
+        return df
+    import pyspark.sql.functions as F
+
+    return df.where(F.spark_partition_id() >= F.lit(0))  # not deterministic for Spark, which keeps it
 
 
 def predict_udf(

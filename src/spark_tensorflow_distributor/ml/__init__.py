@@ -3,8 +3,9 @@
 Each name is loaded on first use: a worker that runs this package's training function never loads ``pyspark.ml``.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
 
 _HOMES = {
     "KerasClassifier": "classification",
@@ -31,14 +32,4 @@ if TYPE_CHECKING:
     from .regression import KerasRegressionGroupModel, KerasRegressionModel, KerasRegressor
     from .summary import TrainingSummary
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

@@ -5,13 +5,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..data.columns import Column, nearest
-from ..data.frames import column_expression
+from ..data.frames import column_expression, is_dataframe, is_pandas_on_spark
 from ..errors import DataError
+from ..formatting import a_type
 from ..inference.features import select_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
     from pyspark.sql import DataFrame
+
+
+def check_is_frame(value: object) -> None:
+    """Check that a value is a Spark DataFrame.
+
+    Raises:
+        DataError: It is not.
+    """
+    if is_pandas_on_spark(value):
+        raise DataError(f"The rows are {a_type(value)} of pandas on Spark. Pass its to_spark().")
+    if not is_dataframe(value):
+        raise DataError(f"The rows are {a_type(value)}; they must be a Spark DataFrame (spark.createDataFrame).")
 
 
 def known_columns(df: "DataFrame", params: Mapping[str, str | Sequence[str] | None]) -> dict[str, Column]:
@@ -61,6 +74,19 @@ def check_label(column: Column, param: str, *, is_classifier: bool) -> None:
         raise DataError(
             f"{param} is {column.name!r}, a column of type {column.spark_type}. A classifier's label is one number, "
             "the index of the class. For several numbers a row, use KerasRegressor."
+        )
+
+
+def check_weight(column: Column) -> None:
+    """Check the type of a column of weights.
+
+    Raises:
+        DataError: It is not a number.
+    """
+    if not column.is_number or column.depth:
+        raise DataError(
+            f"weightCol is {column.name!r}, a column of type {column.spark_type}. A row's weight is one number; clear "
+            "weightCol if all rows weigh the same."
         )
 
 
@@ -132,14 +158,12 @@ def class_names(df: "DataFrame", label: str) -> list[str] | None:
 
 
 def class_count(df: "DataFrame", label: str) -> int | None:
-    """Return the number of classes that metadata gives; None if it does not."""
+    """Return the number of classes that metadata gives, at least 2; None if it does not."""
     attributes = _label_attributes(df, label)
-    if "vals" in attributes:
-        return len(attributes["vals"])
     if attributes.get("type") == "binary":
         return 2
-    count = attributes.get("num_vals")
-    return None if count is None else int(count)
+    count = len(attributes["vals"]) if "vals" in attributes else attributes.get("num_vals")
+    return None if count is None else max(int(count), 2)
 
 
 def _label_attributes(df: "DataFrame", label: str) -> Mapping[str, Any]:
@@ -150,21 +174,21 @@ def _label_attributes(df: "DataFrame", label: str) -> Mapping[str, Any]:
 
 
 def count_classes(df: "DataFrame", label: Column) -> int | None:
-    """Compute the largest label plus one; None if there are no rows.
+    """Compute the largest label plus one, at least 2; None if there are no rows.
 
     Raises:
-        DataError: The largest label is NaN, which is greater than all numbers in Spark, or infinite.
+        DataError: The largest label is negative or infinite, or NaN, which is greater than all numbers in Spark.
     """
     import pyspark.sql.functions as F
 
     row = df.agg(F.max(column_expression(label)).alias("most")).first()
     most = None if row is None else row["most"]
-    if most is not None and not math.isfinite(most):
+    if most is not None and (not math.isfinite(most) or most < 0):
         raise DataError(
             f"The label column {label.name!r} contains {most:g}; a classifier's labels are whole numbers from 0. Drop "
             "these rows, or replace the value."
         )
-    return None if most is None else int(most) + 1
+    return None if most is None else max(int(most) + 1, 2)
 
 
 def class_metadata(count: int | None, names: Sequence[str] | None) -> dict[str, Any]:

@@ -1,20 +1,22 @@
 """What the estimators have in common: training."""
 
-from collections.abc import Callable, Mapping
+import inspect
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyspark.ml.base import Estimator
 
 from ..data.columns import Column
 from ..errors import ConfigurationError
-from ..formatting import a_type
-from ..training.keras_api import keras_of
 from . import columns
 from .checks import check_compiled
 from .folders import training_folders
 from .groups.estimator import fit_by_group
 from .groups.params import HasGroups
 from .groups.spec import OFFERED as OFFERED_TO_GROUPS
+from .outputs import check_loss, declared_width
 from .params import HasInputs, HasPredictBatchSize, HasRunner, HasTargets, HasTraining
 from .running import waiting_runner
 from .summary import TrainingSummary, history_by_metric
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
     from .groups.spark_model import KerasGroupModel
     from .model import KerasModel
+
+_log = logging.getLogger(__name__)
 
 
 class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, HasRunner, HasGroups, Estimator[Any]):
@@ -40,6 +44,7 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         raise NotImplementedError
 
     def _fit(self, dataset: "DataFrame") -> Any:
+        columns.check_is_frame(dataset)
         self._check_functions()
         known = self._known_columns(dataset)
         names, count = self._classes(dataset, known)
@@ -57,6 +62,7 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
             trained: TrainedModel = run(train, task=task, **arguments, **frames)
         epochs = [] if runner.report is None else [dict(entry) for entry in runner.report.history]
         history = history_by_metric(epochs) or trained.history
+        _warn_of_nan(history.get("loss", ()))
         model = self._model_class()()
         model._set_trained(trained, TrainingSummary(history, epochs, runner.report), names, count)
         model._resetUid(self.uid)
@@ -66,7 +72,8 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         """Check what can be checked of the user's functions before any work starts.
 
         Raises:
-            ConfigurationError: There is no model, or a function does not take its arguments.
+            ConfigurationError: There is no model, its loss does not fit, or a function does not take its arguments.
+            DataError: The model has several outputs.
         """
         model_fn, model, fit_fn = (self._value(name) for name in ("modelFn", "model", "fitFn"))
         name = type(self).__name__
@@ -76,11 +83,12 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
             raise ConfigurationError(
                 f"{name} has no model. Set modelFn, a function that returns a compiled Keras model; or model; or fitFn."
             )
-        if model is not None and not keras_of(model):
-            raise ConfigurationError(f"model is {a_type(model)}; it must be a compiled Keras model.")
         params = self._value("modelParams")
         if fit_fn is None and model is not None:
             check_compiled(model)
+            declared_width(model)
+            if self._is_classifier:
+                check_loss(model)
             if params:
                 raise ConfigurationError(f"modelParams is {params!r}, but a model takes no arguments. Use modelFn.")
         if model_fn is not None and fit_fn is not None:
@@ -94,20 +102,17 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
             arguments_for("fitFn", fit_fn, params, dict.fromkeys(OFFERED_TO_FIT_FN))
 
     def _known_columns(self, dataset: "DataFrame") -> dict[str, Column]:
-        features = "inputCols" if self._value("inputCols") else "featuresCol"
-        return columns.known_columns(
-            dataset,
-            {
-                features: self.input_columns(),
-                "labelCol": self._value("labelCol"),
-                "weightCol": self._value("weightCol") or None,
-            },
-        )
+        label, weight = self._value("labelCol"), self._value("weightCol") or None
+        params = {self.input_param(): self.input_columns(), "labelCol": label, "weightCol": weight}
+        known = columns.known_columns(dataset, params)
+        columns.check_label(known[label], "labelCol", is_classifier=self._is_classifier)
+        if weight is not None:
+            columns.check_weight(known[weight])
+        return known
 
     def _classes(self, dataset: "DataFrame", known: Mapping[str, Column]) -> tuple[list[str] | None, int | None]:
         """Return the names and the number of classes, None if they are not known."""
         label = known[self._value("labelCol")]
-        columns.check_label(label, "labelCol", is_classifier=self._is_classifier)
         if not self._is_classifier:
             return None, None
         names, count = columns.class_names(dataset, label.name), columns.class_count(dataset, label.name)
@@ -138,9 +143,18 @@ class KerasEstimator(HasInputs, HasTargets, HasTraining, HasPredictBatchSize, Ha
         return {name: columns.training_frame(part, known, as_float) for name, part in parts}
 
 
-def _names_argument(function: Callable[..., Any] | None, name: str) -> bool:
-    import inspect
+def _warn_of_nan(loss: Sequence[float]) -> None:
+    """Log a warning if the loss has become NaN or infinite, which Keras does not report."""
+    bad = next((number for number, value in enumerate(loss, 1) if not math.isfinite(value)), None)
+    if bad is not None:
+        _log.warning(
+            "The loss is %s after epoch %d of %d. Do features or labels contain NaN or infinite values? Fill or drop "
+            "them in Spark (nanvl, isnan); else lower the learning rate.",
+            loss[bad - 1], bad, len(loss),
+        )  # fmt: skip
 
+
+def _names_argument(function: Callable[..., Any] | None, name: str) -> bool:
     if function is None:
         return False
     try:

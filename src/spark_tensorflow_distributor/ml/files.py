@@ -7,7 +7,7 @@ from ..errors import SerializationError
 from ..formatting import one_line
 from ..runtime.driver.spark import is_connect
 
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # Python's bytes travel to the JVM as text, piece by piece.
 _PIECE = 4 << 20
@@ -21,6 +21,19 @@ def format_of(spark: Any) -> str:
     A client of Spark Connect cannot write files itself; Spark's own writers make tables only.
     """
     return "parquet" if is_connect(spark) else "file"
+
+
+def path_exists(spark: Any, path: str) -> bool:
+    """Return whether there is a file or folder; always False for a client of Spark Connect, which cannot know.
+
+    Args:
+        spark: The session.
+        path: A path or URL, as Spark's writers take it.
+    """
+    if is_connect(spark):
+        return False
+    target = spark.sparkContext._jvm.org.apache.hadoop.fs.Path(path)
+    return bool(target.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf()).exists(target))
 
 
 def write_file(spark: Any, path: str, data: bytes) -> None:
@@ -66,7 +79,7 @@ def _write_table(spark: Any, path: str, data: bytes) -> None:
 def delete_folder(spark: Any, path: str) -> None:
     """Delete a folder, and the one that contains it if that is empty then; a client of Spark Connect cannot.
 
-    If that fails there is a warning only, because the caller has another error to raise.
+    If that fails, it only logs a warning, because the caller has another error to raise.
 
     Args:
         spark: The session.
@@ -81,7 +94,7 @@ def delete_folder(spark: Any, path: str) -> None:
         if len(system.listStatus(target.getParent())) == 0:
             system.delete(target.getParent(), False)
     except Exception as error:
-        _logger.warning("The folder %s cannot be deleted: %s", path, one_line(error))
+        _log.warning("The folder %s cannot be deleted: %s", path, one_line(error))
 
 
 def read_file(spark: Any, path: str, stored_as: str) -> bytes:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
+import logging
 import platform
 import sys
 import threading
@@ -15,6 +16,8 @@ from ..formatting import a_type, one_line, sentence
 from ..runtime.source_files import is_users_file
 from ..training.keras_pickle import dumps
 from .fingerprint import contents_of, names_in
+
+_log = logging.getLogger(__name__)
 
 _one_at_a_time = threading.RLock()
 
@@ -60,6 +63,25 @@ def _error_of(value: object) -> str | None:
     except Exception as error:
         return one_line(error)
     return None
+
+
+def dump_classes(classes: Mapping[str, Any]) -> bytes:
+    """Pickle a model's own classes and functions: by value, or by name if what they refer to cannot be pickled.
+
+    Args:
+        classes: The classes and functions, by their names in the model's file.
+
+    Returns:
+        The pickled dict; ``b""`` if there are none.
+    """
+    if not classes:
+        return b""
+    try:
+        with by_value(classes.values()):
+            return dumps(dict(classes))
+    except Exception as error:  # the training is done, and its model must not be lost
+        _log.info("The model's own classes travel by name: %s", one_line(error))
+        return dumps(dict(classes))
 
 
 def load_objects(data: bytes, saved: Mapping[str, str], path: str) -> dict[str, Any]:
@@ -130,7 +152,8 @@ def _own_modules(values: Any) -> list[ModuleType]:
         if module is not None:
             found[module.__name__] = module
         waiting += _parts(value, is_own=module is not None)
-    return [module for name, module in found.items() if name != "__main__"]
+    # A module that was itself loaded by value is no module of this process, and travels by value anyway.
+    return [module for name, module in found.items() if name != "__main__" and sys.modules.get(name) is module]
 
 
 def _own_module(value: Any) -> ModuleType | None:

@@ -102,11 +102,14 @@ class KerasModel(HasInputs, HasTargets, HasPredictBatchSize, HasRunner, Model):
         Returns:
             The values by the metrics' names.
         """
+        columns.check_is_frame(dataset)
         packed = self._packed_model()
         features, label = self.input_columns(), self._value("labelCol")
         weight = self._value("weightCol") or None
-        known = columns.known_columns(dataset, {"inputCols": features, "labelCol": label, "weightCol": weight})
+        known = columns.known_columns(dataset, {self.input_param(): features, "labelCol": label, "weightCol": weight})
         columns.check_label(known[label], "labelCol", is_classifier=self._is_classifier)
+        if weight is not None:
+            columns.check_weight(known[weight])
         frame = columns.training_frame(dataset, known, [label, *([weight] if weight else [])])
         arguments = {
             name: value
@@ -123,8 +126,9 @@ class KerasModel(HasInputs, HasTargets, HasPredictBatchSize, HasRunner, Model):
         import pyspark.sql.functions as F
 
         outputs = self._output_params()
-        trained, features = self.trained, self.input_columns()
-        columns.known_columns(dataset, {"inputCols" if self._value("inputCols") else "featuresCol": features})
+        trained = self.trained
+        columns.check_is_frame(dataset)
+        columns.known_columns(dataset, {self.input_param(): self.input_columns()})
         if not outputs:
             return dataset
         output_column = f"{self.uid}_output"

@@ -4,6 +4,15 @@ from typing import Any
 
 from ..errors import ConfigurationError, DataError
 
+# Keras' losses that compare each value of the output with a label of its own, or need a one-hot label. The others
+# (sparse_categorical_crossentropy, and those that users write) may take the index of a class.
+_VALUE_BY_VALUE = {
+    *("binarycrossentropy", "bce", "binaryfocalcrossentropy", "categoricalcrossentropy", "cosinesimilarity", "dice"),
+    *("categoricalfocalcrossentropy", "categoricalhinge", "hinge", "huber", "huberloss", "kldivergence", "kld"),
+    *("kullbackleiblerdivergence", "logcosh", "meanabsoluteerror", "mae", "meanabsolutepercentageerror", "mape"),
+    *("meansquarederror", "mse", "meansquaredlogarithmicerror", "msle", "poisson", "squaredhinge", "tversky"),
+}
+
 
 def declared_width(model: Any) -> int | None:
     """Return how many values a model returns for each row; None if it does not declare it.
@@ -25,7 +34,7 @@ def declared_width(model: Any) -> int | None:
 
 def gives_logits(model: Any) -> bool:
     """Return whether a classifier's output consists of logits: as its loss says, else as its last layer does."""
-    loss: Any = getattr(model, "loss", None)
+    loss = _loss_of(model)
     if hasattr(loss, "from_logits"):
         return bool(loss.from_logits)
     if _name_of(loss).endswith("crossentropy"):
@@ -39,30 +48,62 @@ def check_loss(model: Any) -> None:
     Raises:
         ConfigurationError: It does not.
     """
-    loss = getattr(model, "loss", None)
+    loss = _loss_of(model)
     name, width = _name_of(loss), declared_width(model)
-    if name == "categoricalcrossentropy":
+    compares_values = name in _VALUE_BY_VALUE and _is_of_keras(loss)
+    if compares_values and name.startswith("categorical"):
         raise ConfigurationError(
-            "The model's loss is categorical_crossentropy, which needs one-hot labels, but the labels of "
-            "pyspark.ml are class indices. Compile it with sparse_categorical_crossentropy."
+            f"The model's loss is {_shown(loss)}, which needs one-hot labels, but the labels of pyspark.ml are class "
+            "indices. Compile it with sparse_categorical_crossentropy."
         )
-    if name == "binarycrossentropy" and width is not None and width > 1:
+    if compares_values and width is not None and width > 1:
         raise ConfigurationError(
-            f"The model's loss is binary_crossentropy, but its output has {width} values a row. Compile it with "
-            "sparse_categorical_crossentropy, or give its last layer one unit (two classes)."
+            f"The model's loss is {_shown(loss)}, which compares the output's {width} values a row with as many "
+            "labels, but a classifier's label is one number, the index of the class. Compile it with "
+            "sparse_categorical_crossentropy, or give its last layer one unit (two classes). To predict numbers, use "
+            "KerasRegressor."
         )
     if name == "sparsecategoricalcrossentropy" and width == 1:
         raise ConfigurationError(
             "The model's loss is sparse_categorical_crossentropy, but its output has one value a row. Give its last "
             "layer a unit for each class, or compile it with binary_crossentropy (two classes)."
         )
-    last = _last_layer(model)
-    if name.endswith("crossentropy") and not getattr(loss, "from_logits", False) and _is_linear(last):
-        activation = "sigmoid" if width == 1 else "softmax"
+    check_activation(model)
+
+
+def check_activation(model: Any) -> None:
+    """Check that a classifier whose loss takes probabilities returns probabilities.
+
+    Raises:
+        ConfigurationError: It does not.
+    """
+    loss, last = _loss_of(model), _last_layer(model)
+    if _name_of(loss).endswith("crossentropy") and not getattr(loss, "from_logits", False) and _is_linear(last):
+        activation = "sigmoid" if declared_width(model) == 1 else "softmax"
         raise ConfigurationError(
-            f"The model's loss takes probabilities, but its last layer, {last.name!r}, has no activation and returns "
-            f"any numbers. Give it activation={activation!r}, or compile the loss with from_logits=True."
+            f"The model's loss takes probabilities, but its last layer, {last.name!r}, has no activation, so it "
+            f"returns any numbers. Give it activation={activation!r}, or compile the loss with from_logits=True."
         )
+
+
+def _loss_of(model: Any) -> Any:
+    """Return the loss of a model with one output, which may be given in a list or a dict."""
+    loss = getattr(model, "loss", None)
+    if isinstance(loss, dict):
+        loss = list(loss.values())
+    return loss[0] if isinstance(loss, list | tuple) and len(loss) == 1 else loss
+
+
+def _is_of_keras(loss: Any) -> bool:
+    """Return whether a loss is Keras' own, whose subclasses and namesakes may compute something else."""
+    if isinstance(loss, str):
+        return True
+    module = getattr(loss, "__module__", None) if hasattr(loss, "__name__") else type(loss).__module__
+    return str(module).partition(".")[0] in ("keras", "tf_keras")
+
+
+def _shown(loss: Any) -> str:
+    return loss if isinstance(loss, str) else str(getattr(loss, "name", None) or getattr(loss, "__name__", loss))
 
 
 def _name_of(loss: Any) -> str:

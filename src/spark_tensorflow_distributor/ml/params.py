@@ -96,8 +96,12 @@ class HasInputs(AccessibleParams, HasFeaturesCol, HasInputCols):
         "inputCols",
         "columns of the features: numbers, arrays, vectors or strings. They are matched to the model's inputs by name; "
         "for a model with one input, they are put side by side in one tensor.",
-        lambda value: [converters.text(each) for each in ([value] if isinstance(value, str) else value)],
+        converters.column_names,
     )
+
+    def input_param(self) -> str:
+        """Return the name of the Param that names the features: ``inputCols`` if it is set."""
+        return "inputCols" if self._value("inputCols") else "featuresCol"
 
     def input_columns(self) -> str | list[str]:
         """Return the name of the column of features, or the list of ``inputCols``."""
@@ -129,7 +133,9 @@ class HasTraining(AccessibleParams, HasSeed, HasValidationIndicatorCol):
         "arguments, and with those of num_features, num_classes and train_data (a DataShard) that it names.",
         converters.function,
     )
-    model = _param("model", "compiled Keras model to train, instead of modelFn; it is not changed itself")
+    model = _param(
+        "model", "compiled Keras model to train, instead of modelFn; it is not changed itself", converters.keras_model
+    )
     modelParams = _param("modelParams", "dict of keyword arguments for modelFn and fitFn", converters.arguments)
     fitFn = _param(
         "fitFn",
@@ -176,14 +182,18 @@ class HasRunner(AccessibleParams):
         "logToDriver", "show the workers' output on the driver, or 'logging'", converters.boolean_or_text
     )
     progress = _param("progress", "show a progress bar. Default: only in a terminal or notebook", converters.boolean)
-    env = _param("env", "dict of additional environment variables for the workers", converters.texts_by_name)
+    env = _param("env", "dict of additional environment variables for the workers", converters.variables)
     resourceProfile = _param("resourceProfile", "ResourceProfile of the tasks, for stage-level scheduling; not saved")
     gradientCompression = _param(
-        "gradientCompression", "'bfloat16' or 'float16': how gradients travel between hosts", converters.text
+        "gradientCompression",
+        "'bfloat16' or 'float16': how gradients travel between hosts",
+        converters.choice("bfloat16", "float16"),
     )
     pyModules = _param("pyModules", "your own modules and packages to send with each run", converters.modules)
     runCallbacks = _param(
-        "runCallbacks", "RunCallback objects, called on the driver; each training gets a copy; not saved", list
+        "runCallbacks",
+        "RunCallback objects, called on the driver; each training gets a copy; not saved",
+        converters.run_callbacks,
     )
     logDir = _param(
         "logDir",
@@ -208,6 +218,8 @@ class HasRunner(AccessibleParams):
     def runner_arguments(self) -> dict[str, Any]:
         """Return the Params as keyword arguments of ``MirroredStrategyRunner``; those without a value are left out."""
         found = {argument: self._value(name) for name, argument in RUNNER_ARGUMENTS.items()}
+        if found["env"] is not None:
+            found["env"] = dict(found["env"])
         if found["callbacks"] is not None:  # a callback object follows one run at a time
             found["callbacks"] = [copy.copy(each) for each in found["callbacks"]]
         return {argument: value for argument, value in found.items() if value is not None}

@@ -54,14 +54,24 @@ class _Writer(MLWriter):
         invoke_helper_attr("handleOverwrite", path, True)
 
     def saveImpl(self, path: str) -> None:
-        """Save to a path that does not exist; see ``save`` and ``overwrite``."""
+        """Save to a path that does not exist; see ``save`` and ``overwrite``.
+
+        Raises:
+            SerializationError: It exists, or something cannot be saved.
+        """
         spark = self.sparkSession
+        if files.path_exists(spark, path):
+            raise _exists(path)
         plain, objects = _split(self.instance)
         entry: dict[str, Any] = {"versions": versions(), "storedAs": files.format_of(spark), "objects": sorted(objects)}
         pickled = dump_objects(objects) if objects else b""
         entry.update(self._facts())
-        # Metadata first: Spark refuses a path that exists.
-        DefaultParamsWriter.saveMetadata(self.instance, path, _owner(spark), {_ENTRY: entry}, plain)
+        try:  # metadata first: over Spark Connect, this finds out whether the path exists
+            DefaultParamsWriter.saveMetadata(self.instance, path, _owner(spark), {_ENTRY: entry}, plain)
+        except Exception as error:
+            if "PATH_ALREADY_EXISTS" in str(error):
+                raise _exists(path) from error
+            raise
         if pickled:
             files.write_file(spark, f"{path.rstrip('/')}/{_OBJECTS}", pickled)
         self._save_data(path.rstrip("/"))
@@ -186,6 +196,12 @@ def _split(instance: "Params") -> tuple[dict[str, Any], dict[str, Any]]:
         is_plain = param.name not in OBJECT_PARAMS or (param.name in ("modelParams", "pyModules") and _is_json(value))
         (plain if is_plain else objects)[param.name] = value
     return plain, objects
+
+
+def _exists(path: str) -> SerializationError:
+    return SerializationError(
+        f"The path {path} already exists. To replace what is there, save with .write().overwrite().save({path!r})."
+    )
 
 
 def _is_json(value: Any) -> bool:

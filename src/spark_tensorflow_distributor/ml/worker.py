@@ -8,13 +8,27 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..data.columns import Column
 from ..errors import ConfigurationError, DataError
 from ..formatting import a_type
+from ..inference.features import Inputs, feature_names, select_columns
 from ..inference.model import PackedModel
 from ..training.keras_api import keras_of, selected_keras
 from ..training.keras_pickle import dumps, with_own_classes
-from .checks import check_classes, check_compiled, check_label_width, stacks_columns
-from .outputs import check_loss, declared_width, gives_logits
+from .checks import (
+    OF_FEATURES,
+    OF_LABELS,
+    call_model_fn,
+    check_classes,
+    check_compiled,
+    check_features,
+    check_input_names,
+    check_label_width,
+    check_rows,
+    stacks_columns,
+)
+from .functions import dump_classes
+from .outputs import check_activation, check_loss, declared_width, gives_logits
 from .task import OFFERED_TO_FIT_FN, OFFERED_TO_MODEL_FN, TrainedModel, TrainingTask, arguments_for, named_by
 
 if TYPE_CHECKING:
@@ -43,7 +57,7 @@ def train(
         ConfigurationError: A function of the user's returns something else than it must.
     """
     importlib.import_module(selected_keras()).utils.set_random_seed(task.seed)
-    _check_weights(task, train_data, validation_data)
+    _check_data(task, {"train": train_data, "validate": validation_data}, is_filled=fitFn is not None)
     if model is not None and localMode:
         # The bytes were written by this very line.
         model = pickle.loads(dumps(model))  # nosec B301
@@ -56,8 +70,11 @@ def train(
         named = {key: offered[key] for key in OFFERED_TO_MODEL_FN}
         # With a fitFn, modelParams are for both: each function gets those that it names.
         params = modelParams if fitFn is None else named_by(modelFn, modelParams)
-        model = modelFn(**arguments_for("modelFn", modelFn, params, named))
+        model = call_model_fn(modelFn, arguments_for("modelFn", modelFn, params, named), _columns(task, train_data))
         _check_model("modelFn", model)
+    if task.is_classifier:
+        # fitFn may make other labels of the classes.
+        check_loss(model) if fitFn is None else check_activation(model)
     _check_labels(task, model, train_data, validation_data)
     callbacks = [] if callbacksFn is None else list(callbacksFn())
     history: Mapping[str, Any] = {}
@@ -86,9 +103,11 @@ def evaluate(*, task: TrainingTask, trained: PackedModel, test_data: "DataShard"
     """Evaluate on this worker's rows; all workers return the metrics of all rows."""
     from ..inference.loading import load_keras
 
+    _check_data(task, {"evaluate": test_data}, is_filled=False)
     model = load_keras(trained.spec, trained.data)
+    if task.is_classifier:
+        check_loss(model)
     _check_labels(task, model, test_data)
-    _check_weights(task, test_data)
     data = _dataset(task, model, test_data, shuffle=False)
     found: dict[str, float] = model.evaluate(data, return_dict=True, verbose=0)
     return {name: float(value) for name, value in found.items()}
@@ -109,11 +128,12 @@ def _fit(
 
 
 def _dataset(task: TrainingTask, model: Any, shard: "DataShard", *, shuffle: bool) -> Any:
-    stack = takes_one_tensor(task, model)
+    inputs, stack = _inputs(model), takes_one_tensor(task, model)
+    check_features(_columns(task, shard), inputs, is_stacked=stack)
+    is_single = isinstance(task.features, str)
+    check_input_names(feature_names(task.features), inputs, is_single=is_single, by_order=False)
     # A model's only input gets the only column as it is, whatever their names are.
-    is_only = (
-        isinstance(task.features, list) and len(task.features) == 1 and not stack and _input_form(model) == "tensor"
-    )
+    is_only = not is_single and len(task.features) == 1 and not stack and inputs.form == "tensor"
     return shard.to_tf(
         task.features[0] if is_only else task.features,
         task.label,
@@ -129,20 +149,23 @@ def takes_one_tensor(task: TrainingTask, model: Any) -> bool:
     """Return whether the columns of ``inputCols`` go into the model side by side."""
     if isinstance(task.features, str):
         return False
-    return stacks_columns(model, _input_form(model), len(task.features))
+    return stacks_columns(model, _inputs(model).form, len(task.features))
 
 
-def _input_form(model: Any) -> str:
-    """Return what the model is called with; see ``Inputs.form``."""
+def _inputs(model: Any) -> Inputs:
     from ..inference.loading import from_keras
 
-    return from_keras(model).inputs.form
+    return from_keras(model).inputs
 
 
 def _num_features(task: TrainingTask, shard: "DataShard") -> int | None:
     """Return how many numbers a row has as features; None if the columns are texts or of varying length."""
     widths = [shard.width_of(name) for name in ([task.features] if isinstance(task.features, str) else task.features)]
     return None if None in widths else sum(width for width in widths if width is not None)
+
+
+def _columns(task: TrainingTask, shard: "DataShard") -> list[Column]:
+    return select_columns(shard.schema.jsonValue(), feature_names(task.features))
 
 
 def _check_model(param: str, model: object) -> None:
@@ -163,7 +186,6 @@ def _check_labels(task: TrainingTask, model: Any, *shards: "DataShard | None") -
             f"value{'s' if width != 1 else ''} a row. Give its last layer a unit for each class (modelFn may take "
             "num_classes)."
         )
-    check_loss(model)
     limit = classes or task.num_classes
     for shard in filter(None, shards):
         for values in shard.numbers(task.label):
@@ -176,8 +198,24 @@ def _check_label_width(task: TrainingTask, model: Any, shards: "Sequence[DataSha
         check_label_width(task.label, shard.width_of(task.label), width)
 
 
-def _check_weights(task: TrainingTask, *shards: "DataShard | None") -> None:
-    for shard in filter(None, shards):
+def _check_data(task: TrainingTask, shards: "Mapping[str, DataShard | None]", *, is_filled: bool) -> None:
+    """Check what does not depend on the model.
+
+    Args:
+        task: The training.
+        shards: The rows by what is done with them; see :func:`check_rows`.
+        is_filled: Whether the user's function may fill nulls and pad arrays.
+
+    Raises:
+        DataError: There are no rows; nulls or arrays of different lengths; or a weight is invalid.
+    """
+    for what, shard in shards.items():
+        if shard is None:
+            continue
+        check_rows(what, shard.total_rows, is_split="validate" in shards and shards["validate"] is not None)
+        if not is_filled:
+            shard.check(feature_names(task.features), OF_FEATURES)
+            shard.check([task.label, *([task.weight] if task.weight else [])], OF_LABELS)
         for values in shard.numbers(task.weight) if task.weight is not None else ():
             if not (values >= 0).all():
                 raise DataError(
@@ -193,7 +231,7 @@ def _packed(task: TrainingTask, model: Any, history: Mapping[str, Any]) -> Train
     archive, custom_objects = with_own_classes(library, lambda: _archive(model))
     return TrainedModel(
         archive=archive,
-        custom_objects=dumps(custom_objects) if custom_objects else b"",
+        custom_objects=dump_classes(custom_objects),
         library=library,
         stack=takes_one_tensor(task, model),
         width=declared_width(model),

@@ -7,8 +7,10 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.sql.types import ArrayType, DoubleType, FloatType, StringType, StructField, StructType
 
 from spark_tensorflow_distributor import DataError
+from spark_tensorflow_distributor.ml import KerasRegressor
 from spark_tensorflow_distributor.ml.columns import (
     check_label,
+    check_weight,
     class_count,
     class_metadata,
     class_names,
@@ -30,11 +32,12 @@ def test_the_metadata_of_a_label_names_and_counts_its_classes():
         index=(DoubleType(), indexed),
         counted=(DoubleType(), {"type": "nominal", "num_vals": 4}),
         binary=(DoubleType(), {"type": "binary"}),
+        single=(DoubleType(), {"type": "nominal", "vals": ["a"]}),
         plain=(DoubleType(), None),
     )
     assert class_names(df, "index") == ["a", "b", "c"]
     assert class_names(df, "counted") is None
-    assert [class_count(df, name) for name in df.columns] == [3, 4, 2, None]
+    assert [class_count(df, name) for name in df.columns] == [3, 4, 2, 2, None]
     # What a model's prediction says is what IndexToString reads.
     assert class_metadata(3, ["a", "b", "c"]) == {"ml_attr": {"type": "nominal", "vals": ["a", "b", "c"]}}
     assert class_metadata(3, None) == {"ml_attr": {"type": "nominal", "num_vals": 3}}
@@ -68,3 +71,10 @@ def test_labels_are_numbers():
             check_label(columns[name], "labelCol", is_classifier=False)
     with pytest.raises(DataError, match="A classifier's label is one number"):
         check_label(columns["vector"], "labelCol", is_classifier=True)
+
+
+def test_rows_must_be_a_dataframe_of_spark():
+    with pytest.raises(DataError, match=r"The rows are a list; they must be a Spark DataFrame"):
+        KerasRegressor(modelFn=len).fit([1])
+    with pytest.raises(DataError, match=r"weightCol is 'x', a column of type string. A row's weight is one number"):
+        check_weight(known_columns(frame(x=(StringType(), None)), {"weightCol": "x"})["x"])

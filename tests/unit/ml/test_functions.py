@@ -10,7 +10,7 @@ import pytest
 
 from spark_tensorflow_distributor import SerializationError
 from spark_tensorflow_distributor.ml import KerasRegressionGroupModel, KerasRegressionModel, KerasRegressor
-from spark_tensorflow_distributor.ml.functions import by_value, dump_objects, load_objects, versions
+from spark_tensorflow_distributor.ml.functions import by_value, dump_classes, dump_objects, load_objects, versions
 from spark_tensorflow_distributor.ml.persistence import _split
 
 MODULE = """
@@ -90,8 +90,9 @@ def test_partial_functions_methods_and_second_modules_travel_by_value(tmp_path, 
     data = dump_objects(values)
     (tmp_path / "saved").write_bytes(data)
     program = (
-        "import sys; from spark_tensorflow_distributor.ml.functions import load_objects, versions\n"
+        "import sys; from spark_tensorflow_distributor.ml.functions import dump_objects, load_objects, versions\n"
         "found = load_objects(open(sys.argv[1], 'rb').read(), versions(), 'here')\n"
+        "found = load_objects(dump_objects(found), versions(), 'there')\n"  # saved again by another process
         "function = found['modelFn'] if 'modelFn' in found else found['modelParams']['functions'][0]['build']\n"
         "print(function())\n"
     )
@@ -100,6 +101,24 @@ def test_partial_functions_methods_and_second_modules_travel_by_value(tmp_path, 
     )
     wanted = 203 if wrap == "method" else 2030
     assert done.stdout.split() == [str(wanted)], done.stderr
+
+
+def test_the_classes_of_a_model_travel_by_value_or_at_least_by_name(tmp_path, monkeypatch):
+    (tmp_path / "layers_of_mine.py").write_text(
+        "import threading\nlock = threading.Lock()\n"
+        "class Free:\n    value = 3\nclass Bound:\n    def call(self):\n        return lock\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import layers_of_mine as mine
+
+    assert dump_classes({}) == b""
+    free, bound = (dump_classes({each.__name__: each}) for each in (mine.Free, mine.Bound))
+    assert pickle.loads(bound)["Bound"] is mine.Bound
+    monkeypatch.delitem(sys.modules, "layers_of_mine")
+    monkeypatch.setattr(sys, "path", [])
+    assert pickle.loads(free)["Free"].value == 3
+    with pytest.raises(ModuleNotFoundError):
+        pickle.loads(bound)
 
 
 def test_installed_modules_travel_by_name():

@@ -27,6 +27,10 @@ def loss(name, from_logits):
     return SimpleNamespace(name=name, from_logits=from_logits)
 
 
+def loss_object(name, module):
+    return type("Loss", (), {"__module__": module, "name": name})()
+
+
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
@@ -45,7 +49,11 @@ def test_logits(found, expected):
     ("wrong", "message"),
     [
         (model("categorical_crossentropy"), "Compile it with sparse_categorical_crossentropy"),
-        (model("binary_crossentropy"), "its output has 3 values a row"),
+        (model({"last": "CategoricalHinge"}), "CategoricalHinge, which needs one-hot labels"),
+        (model("binary_crossentropy"), "the output's 3 values a row"),
+        (model("mse"), "loss is mse, which compares the output's 3 values .* Compile it with sparse_categorical"),
+        (model(["MeanSquaredError"]), "loss is MeanSquaredError"),
+        (model(loss_object("huber_loss", "tf_keras.src.losses")), "loss is huber_loss"),
         (model("SparseCategoricalCrossentropy", width=1), "its output has one value a row"),
         (model("sparse_categorical_crossentropy", activation=linear), "'last', has no activation"),
         (model(loss("binary_crossentropy", False), width=1, activation=linear), "activation='sigmoid'"),
@@ -63,7 +71,11 @@ def test_losses_that_do_not_fit_are_refused(wrong, message):
         model("sparse_categorical_crossentropy", activation=linear, more=["softmax"]),
         model(loss("sparse_categorical_crossentropy", True), activation=linear),
         model("binary_crossentropy", width=1),
-        model("mse", activation=linear),
+        model("mse", width=1, activation=linear),
+        model("mse", width=None),
+        model(loss_object("mean_squared_error", "mine")),
+        model(loss_object("categorical_crossentropy", "mine")),
+        model("categorical_generalized_cross_entropy"),
         SimpleNamespace(loss=None),
     ],
 )

@@ -63,10 +63,22 @@ def test_setting_copying_and_clearing():
         ({"epochs": True}, "whole number"),
         ({"useGpu": "yes"}, "True or False"),
         ({"labelCol": 3}, "string"),
+        ({"epochs": float("nan")}, "whole number"),
         ({"modelFn": "build"}, "must be a function"),
+        ({"kerasModel": "x"}, "has no Param 'kerasModel'"),
+        ({"model": "x"}, r'param "model"\. It is a str; it must be a compiled Keras model\. .* set modelFn'),
+        ({"model": len}, "must be a compiled Keras model"),
+        ({"inputCols": 5}, "It is an int; it must be the name of a column, or a list of names"),
+        ({"inputCols": ["a", 5]}, "It contains 5; all names of columns must be strings"),
+        ({"inputCols": ["a", "b", "a"]}, "It contains 'a' more than once"),
+        ({"groupCol": {"a": 1}}, "It is a dict; it must be the name of a column"),
+        ({"handleInvalid": "drop"}, "It is 'drop'; it must be 'keep', 'skip' or 'error'"),
+        ({"gradientCompression": "zip"}, "It is 'zip'; it must be 'bfloat16' or 'float16'"),
+        ({"runCallbacks": object()}, "must be a list of RunCallback objects"),
+        ({"pyModules": 5}, "It is an int; it must be a list of module objects"),
         ({"modelParams": [1]}, "a dict of names to values"),
         ({"modelParams": {1: 2}}, "all names must be strings"),
-        ({"env": {"A": 1}}, "all values must be strings"),
+        ({"env": {"A": 1}}, "The value of 'A' is an int; all values must be strings"),
         ({"startTimeout": 0}, "number of seconds above 0"),
         ({"pyModules": "mine"}, "list of module objects"),
     ],
@@ -76,9 +88,31 @@ def test_wrong_values_are_refused_where_they_are_set(params, text):
         KerasRegressor(**params)
 
 
+def test_a_model_is_no_function():
+    class Model:
+        def __call__(self):
+            pass
+
+    Model.__module__ = "keras.src.models"
+    model = Model()
+    with pytest.raises(TypeError, match=r"It is a Model; it must be a function\. .*set the Param model"):
+        KerasRegressor(modelFn=model)
+    assert KerasRegressor(model=model).getModel() is model
+
+
+def test_values_of_environment_variables_are_not_shown():
+    regressor = KerasRegressor(env={"KEY": "secret"})
+    assert regressor.getEnv() == {"KEY": "secret"}
+    assert type(regressor.runner_arguments()["env"]) is dict
+    assert "{'KEY': ...}" in regressor.explainParam("env")
+    assert "secret" not in f"{regressor.explainParams()} {regressor.getEnv()} {regressor.extractParamMap()}"
+
+
 def test_thresholds():
     assert KerasClassifier(thresholds=[0, 1]).getThresholds() == [0.0, 1.0]
-    for wrong in ([-1, 1], [0, 0], [float("nan"), 1]):
+    with pytest.raises(TypeError, match="It is an int; it must be a list of numbers"):
+        KerasClassifier(thresholds=1)
+    for wrong in ([-1, 1], [0, 0], [float("nan"), 1], ["a", 1]):
         with pytest.raises(TypeError, match="above 0"):
             KerasClassifier(thresholds=wrong)
 

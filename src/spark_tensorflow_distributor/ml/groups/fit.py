@@ -76,7 +76,7 @@ def fit_groups(
         num_classes: The number of classes, if it is known.
         num_tasks: The number of Spark tasks. Default: four for each slot that the cluster has now, but at least
             ``spark.sql.shuffle.partitions``; with Spark Connect, the latter.
-        max_group_bytes: Size of a group's rows from which on it is not trained but a failure. Default: 1 GiB.
+        max_group_bytes: Size of a group's rows above which it fails instead of being trained. Default: 1 GiB.
         path: Where to write the models, a path or URL as Spark's writers take it; it must not exist. Default: Spark
             keeps them in the executors' memory and disks (``persist``), until ``unpersist``.
         gpu_resource_name: Name of the resource through which Spark assigns GPUs to tasks; tasks without one use the

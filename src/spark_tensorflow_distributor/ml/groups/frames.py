@@ -60,7 +60,7 @@ def training_rows(
     chosen = df.select(
         *(column_expression(key).alias(name) for key, name in zip(keys, names, strict=True)),
         *(value.alias(name) for value, name in zip(values, value_names, strict=True)),
-        *(F.col(column).alias(name) for column, name in zip(order, order_names, strict=True)),
+        *(_named(df, column).alias(name) for column, name in zip(order, order_names, strict=True)),
     )
     # A shuffle delivers rows in any order; equal hashes mean equal rows.
     ranked = chosen.withColumn("rank", F.xxhash64(*value_names))
@@ -107,11 +107,11 @@ def scored_rows(
         is_known.alias("is_known"),
         F.lit(None).cast("binary").alias("model"),
         *(value.alias(name) for value, name in zip(values, value_names, strict=True)),
-        F.struct(*(F.col(_quoted(name)) for name in df.columns)).alias("row"),
+        F.struct(*(F.col(quoted(name)) for name in df.columns)).alias("row"),
     )
     types = {field.name: field.dataType for field in rows.schema.fields}
     lines = models.where("model IS NOT NULL").select(
-        *(F.col(_quoted(name)).alias(key) for name, key in zip(names, key_names, strict=True)),
+        *(F.col(quoted(name)).alias(key) for name, key in zip(names, key_names, strict=True)),
         F.lit(True).alias("is_known"),
         "model",
         *(F.lit(None).cast(types[name]).alias(name) for name in [*value_names, "row"]),
@@ -175,7 +175,15 @@ def integer_types(features: Sequence[Column]) -> tuple[str, ...]:
     return tuple(each.dtype if each.spark_type in _LONG_NAMES.values() else "" for each in features)
 
 
-def _quoted(name: str) -> str:
+def _named(df: "DataFrame", name: str) -> "SparkColumn":
+    """Return the column of any type that has this name, or the field of a struct."""
+    import pyspark.sql.functions as F
+
+    return F.col(quoted(name) if name in df.columns else name)
+
+
+def quoted(name: str) -> str:
+    """Return the name of a column as SQL, whatever characters it contains."""
     return "`" + name.replace("`", "``") + "`"
 
 

@@ -11,7 +11,7 @@ from ...inference.features import feature_names, select_columns
 from ...inference.model import ModelSpec
 from ...inference.predict import column_function, payload_of
 from ...runtime.shipping import shipped
-from .frames import check_frame, integer_types, key_columns, key_texts, scored_rows
+from .frames import check_frame, integer_types, key_columns, key_texts, quoted, scored_rows
 from .prediction import GroupPredictTask
 from .spec import Template
 
@@ -63,7 +63,7 @@ class GroupModels:
         return self.table.select(*self._keys(), F.posexplode("history").alias("epoch", "logs"))
 
     def _keys(self) -> list[str]:
-        return ["`" + name.replace("`", "``") + "`" for name in self.group_columns]
+        return [quoted(name) for name in self.group_columns]
 
     def keras_model(self, *key: Any) -> Any:
         """Return the model of one group. This loads TensorFlow into the driver.

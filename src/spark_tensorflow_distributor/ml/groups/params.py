@@ -1,19 +1,7 @@
 """The Params of models for groups."""
 
-from typing import Any
-
 from .. import converters
 from ..params import AccessibleParams, _param
-
-
-def _columns(value: Any) -> list[str]:
-    return [converters.text(each) for each in ([value] if isinstance(value, str) else value)]
-
-
-def _handling(value: Any) -> str:
-    if value not in ("keep", "skip", "error"):
-        raise TypeError(f"It is {value!r}; it must be 'keep', 'skip' or 'error'.")
-    return str(value)
 
 
 class HasGroupColumns(AccessibleParams):
@@ -23,13 +11,13 @@ class HasGroupColumns(AccessibleParams):
         "groupCol",
         "column, or list of columns, by whose values the rows are grouped: each group gets a model of its own, trained "
         "within one task, and transform uses the model of each row's group",
-        _columns,
+        converters.column_names,
     )
     handleInvalid = _param(
         "handleInvalid",
         "how transform treats rows of groups without a model: 'keep' (null predictions), 'skip' (leave them out) or "
         "'error'",
-        _handling,
+        converters.choice("keep", "skip", "error"),
     )
 
     def _set_defaults(self) -> None:
@@ -41,7 +29,9 @@ class HasGroups(HasGroupColumns):
     """How the models of groups are trained."""
 
     groupOrderCol = _param(
-        "groupOrderCol", "column, or list of columns, by which the rows of a group are sorted before training", _columns
+        "groupOrderCol",
+        "column, or list of columns, by which the rows of a group are sorted before training",
+        converters.column_names,
     )
     shuffleGroups = _param("shuffleGroups", "whether each epoch of a group has an order of its own", converters.boolean)
     numGroupTasks = _param(
@@ -51,7 +41,9 @@ class HasGroups(HasGroupColumns):
         converters.integer(1),
     )
     maxGroupBytes = _param(
-        "maxGroupBytes", "size of a group's rows above which it is a failure instead of trained", converters.integer(1)
+        "maxGroupBytes",
+        "size of a group's rows above which the group fails instead of being trained",
+        converters.integer(1),
     )
     groupModelsPath = _param(
         "groupModelsPath",

@@ -35,7 +35,7 @@ def split_groups(batches: "Iterator[pa.RecordBatch]", num_keys: int, max_bytes: 
     Args:
         batches: The batches, in which the rows of a key follow each other, across batches too.
         num_keys: The number of columns, from the first, that form the key.
-        max_bytes: Size from which on the rows of a group are dropped and only counted.
+        max_bytes: Size above which the rows of a group are dropped and only counted.
     """
     import pyarrow as pa
 

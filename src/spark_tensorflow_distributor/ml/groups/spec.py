@@ -27,7 +27,7 @@ class GroupTask:
         seed: Determines initial weights, dropout and the order of the rows, the same for each group.
         is_classifier: Whether the labels are class indices.
         num_classes: The number of classes if it is known, else None.
-        max_bytes: Size of a group from which on it is not trained.
+        max_bytes: Size of a group's rows above which it is not trained.
         gpu_resource_name: Name of the GPU resource in Spark's settings.
     """
 

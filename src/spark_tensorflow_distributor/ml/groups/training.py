@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from ...data.columns import Column
 from ...errors import ConfigurationError, DataError
 from ...formatting import a_type
 from ...inference.loading import from_keras
@@ -23,7 +24,14 @@ from ...inference.predictor import arrangement, tensor_of, type_spec_of
 from ...inference.rows import Rows, stack
 from ...training.keras_api import keras_of, optimizer_variables
 from ...training.random_state import global_seed, own_seed, use_seed
-from ..checks import check_classes, check_label_width, stacks_columns
+from ..checks import (
+    call_model_fn,
+    check_classes,
+    check_features,
+    check_input_names,
+    check_label_width,
+    stacks_columns,
+)
 from ..outputs import check_loss
 from ..task import arguments_for
 from .callbacks import check_callbacks
@@ -145,7 +153,8 @@ class GroupTrainer:
             if not keras_of(model):
                 values = (_width(features), self._task.num_classes)
                 offered = dict(zip(OFFERED, values, strict=True))
-                model = model(**arguments_for("modelFn", model, program.params, offered))
+                arguments = arguments_for("modelFn", model, program.params, offered)
+                model = call_model_fn(model, arguments, _columns(features))
             _check_model(model)
             if self._task.is_classifier:
                 check_loss(model)
@@ -160,6 +169,10 @@ def _width(features: Sequence[Rows]) -> int | None:
     if any(rows.lengths or rows.data.dtype.hasobject for rows in features):
         return None
     return sum(int(np.prod(rows.data.shape[1:])) for rows in features)
+
+
+def _columns(features: Sequence[Rows]) -> list[Column]:
+    return [Column(each.name, (each.name,), each.dtype, each.dtype, len(each.dims)) for each in features]
 
 
 def _check_model(model: Any) -> None:
@@ -190,6 +203,11 @@ class _Replica:
         first = [tf.identity(each.value) for each in seeds]
         loaded = from_keras(model)
         self.is_stacked = not task.is_single and stacks_columns(model, loaded.inputs.form, len(data.features))
+        given = _columns(data.features)
+        check_features(given, loaded.inputs, is_stacked=self.is_stacked)
+        if not self.is_stacked:
+            names = [each.name for each in given]
+            check_input_names(names, loaded.inputs, is_single=task.is_single, by_order=True)
         features = self._features(data)
         self._arrange = arrangement(loaded.inputs, features, task.is_single or self.is_stacked, True)
         self.width = self._create_variables(features, data)

@@ -141,23 +141,23 @@ def _data(task: GroupTask, group: Group) -> "GroupData":
         )
     columns = [column.combine_chunks() for column in group.rows.columns[task.num_keys :]]
     columns = [each.chunk(0) if hasattr(each, "chunks") else each for each in columns]
-    names = [*task.features, task.label]
-    features = [rows_from_arrow(array, [name]) for array, name in zip(columns, names, strict=False)]
-    labels = features.pop()
-    others = columns[len(names) :]
+    features = [rows_from_arrow(array, [name]) for array, name in zip(columns, task.features, strict=False)]
+    labels, *others = columns[len(task.features) :]
     weights = is_validation = None
     if task.has_weights:
-        weights = rows_from_arrow(others.pop(0), ["the weight column"])
+        weights = rows_from_arrow(others.pop(0), ["weight"], subject="The weight column")
         if not (weights.data >= 0).all():
             wrong = weights.data[~(weights.data >= 0)][0]
             raise DataError(f"The weight column contains {wrong:g}; weights must not be negative or NaN.")
     if task.has_validation:
-        is_validation = rows_from_arrow(others.pop(0), ["the validation indicator column"]).data
+        subject = "The validation indicator column"
+        is_validation = rows_from_arrow(others.pop(0), ["indicator"], subject=subject).data
     if is_validation is not None and np.all(is_validation):
         raise DataError(f"All {group.num_rows} rows of the group are for validation, so there is none to train on.")
     from .training import GroupData
 
-    return GroupData(features, labels, weights, is_validation)
+    subject = f"The label column {task.label!r}"
+    return GroupData(features, rows_from_arrow(labels, [task.label], subject=subject), weights, is_validation)
 
 
 def _check_finite(task: GroupTask, data: "GroupData", trained: "TrainedGroup") -> None:
@@ -183,10 +183,11 @@ def _nan_text(columns: Sequence[Rows]) -> str:
 
 def _template(trainer: "GroupTrainer") -> Template:
     from ...inference.model import pack, packed_keras
-    from ...training.keras_pickle import dumps, with_own_classes
+    from ...training.keras_pickle import with_own_classes
+    from ..functions import dump_classes
 
     (_, archive), own = with_own_classes("keras", lambda: pack(trainer.model, None, False))
-    packed = packed_keras(archive, "keras", dumps(own) if own else b"")
+    packed = packed_keras(archive, "keras", dump_classes(own))
     return Template(packed.spec, packed.data, trainer.is_stacked, trainer.width, gives_logits(trainer.model))
 
 
