@@ -44,7 +44,7 @@ def demo(options: Namespace) -> int:
         assert runner.report is not None  # run() has set it
         print(f"4. The report of the run.\n\n{runner.report}\n")
         runner.report.to_html(options.report)
-    print(f"The whole took {time.monotonic() - began:.0f} s. What to look at next:")
+    print(f"This took {time.monotonic() - began:.0f} s. What to look at next:")
     print(f"  {options.report}: curves, a timeline of both workers, and what limits the run")
     print("  python -m spark_tensorflow_distributor doctor: would a run start on your cluster?")
     print("  python -m spark_tensorflow_distributor run --num-slots 2 --cpu train.py: your own script")

@@ -30,7 +30,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     for key, value in without_secrets(found.settings).items():
         yield f"  {key}={value}"
     if not found.settings:
-        yield "  none of those that matter are set"
+        yield "  no relevant settings are set"
     if found.tasks:
         yield ""
         yield "Executors"

@@ -23,7 +23,7 @@ def add_run_options(parser: argparse.ArgumentParser, *, is_required: bool = True
     add("--gpu-resource-name", default="gpu", metavar="NAME", help="default: %(default)s")
     add("--use-custom-strategy", action="store_true", help="the program creates its own strategy")
     add("--max-restarts", type=int, default=0, metavar="N", help="relaunch after a failure (default: %(default)s)")
-    add("--min-slots", type=int, metavar="N", help="relaunch with as few as this")
+    add("--min-slots", type=int, metavar="N", help="smallest number of slots for a relaunch")
     add("--checkpoint-dir", metavar="DIR", help="where to keep checkpoints, a shared path or a URL")
     add("--checkpoint-every", default="30", metavar="WHEN", help="seconds, or '500 steps' (default: %(default)s)")
     add("--start-timeout", type=float, default=600.0, metavar="SECONDS", help="default: %(default)g")

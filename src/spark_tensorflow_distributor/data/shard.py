@@ -71,7 +71,9 @@ class DataShard:
         return f"DataShard({self.name!r}, {self.num_rows} of {self.total_rows} rows: {', '.join(self.columns)})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(f"the DataShard {self.name!r} cannot leave its worker; return what was computed from it")
+        raise TypeError(
+            f"the DataShard {self.name!r} belongs to its worker and cannot be pickled; return values computed from it"
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -181,7 +181,7 @@ def _save(model: Any) -> bytes:
         except Exception as error:
             raise SerializationError(
                 f"The model cannot be saved: {one_line(error)}\nCustom classes need a get_config() that returns their "
-                "arguments, and must have been called on data once. Alternatively, export the model "
+                "arguments, and must have been called on data at least once. Alternatively, export the model "
                 "(model.export(path)) and pass the path."
             ) from error
         with open(path, "rb") as file:

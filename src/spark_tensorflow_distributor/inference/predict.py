@@ -260,7 +260,7 @@ def _output_type(
     if found is None:
         raise ConfigurationError(
             "The model does not declare the shapes of its inputs, so the type of its predictions is unknown"
-            + (", and the DataFrame has no row to try it with" if sample is not None else "")
+            + (", and the DataFrame has no row with which to determine it" if sample is not None else "")
             + ". Pass output_type, for example 'float' or 'array<float>'."
         )
     return _parse_type(found)

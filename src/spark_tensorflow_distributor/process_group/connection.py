@@ -321,7 +321,7 @@ class Connection:
 
 
 def _reason(error: Exception) -> object:
-    return "what arrived has been changed on the way" if isinstance(error, NotAuthenticError) else error
+    return "the received data was modified in transit" if isinstance(error, NotAuthenticError) else error
 
 
 def _configure_tcp(sock: socket.socket) -> None:

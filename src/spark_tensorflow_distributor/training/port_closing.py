@@ -35,7 +35,7 @@ def close_port(collectives: Collectives, warn: Callable[[str], None]) -> None:
     # Every worker enters this collective after it has connected to the others; once it ends, all are connected.
     if float(collectives.all_reduce(tf.constant(0.0 if problem else 1.0))) < collectives.world_size:
         if problem:
-            warn(f"TensorFlow's port {own_port()} and those of the other workers stay open ({problem}).")
+            warn(f"TensorFlow's port {own_port()} and the other workers' ports stay open ({problem}).")
         return
     for listener in sockets_on(own_port(), listening=True):
         with listener, contextlib.suppress(OSError):  # already shut down

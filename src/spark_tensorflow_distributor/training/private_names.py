@@ -57,7 +57,7 @@ def missing_names_warning(packages: Iterable[ModuleType]) -> str | None:
         return None
     return (
         f"Internals of {' and '.join(releases)} have changed: this library relies on {', '.join(names)}, which this "
-        "release does not have. Features that need them are left out. If training fails or its numbers differ from "
+        "release does not have. Features that need them are disabled. If training fails or its numbers differ from "
         "those of a single process, use another release."
     )
 

@@ -94,6 +94,7 @@ def _with_equal_steps(data: tf.data.Dataset, state: ShardState) -> tf.data.Datas
     if not state.equal.steps:
         raise DataError(
             f"The DataFrame {state.name!r} has fewer rows than there are workers or, with drop_remainder, fewer than a "
-            f"batch of {state.global_batch} rows: there is no step to train. Use fewer workers or a smaller batch_size."
+            f"batch of {state.global_batch} rows: not a single training step is possible. Use fewer workers or a "
+            "smaller batch_size."
         )
     return data.take(state.equal.steps) if state.equal.steps < state.whole.steps else data

@@ -127,7 +127,7 @@ class Doorway:
             self._has_warned_of_exhaustion = True
             _log.warning(
                 "No more connections to %s can be accepted: %s. Each worker needs one. Raise the limit of open files "
-                "(ulimit -n); until then, workers wait for a free one.", self._name, error,
+                "(ulimit -n); until then, workers wait until one is free.", self._name, error,
             )  # fmt: skip
         if self._strangers:
             self._drop(next(iter(self._strangers)))
@@ -169,7 +169,8 @@ class Doorway:
         self.rejected += 1
         if self.rejected == 1:
             _log.warning(
-                "Rejected a connection to %s from %s: the peer does not hold the secret. Others are only counted.",
+                "Rejected a connection to %s from %s: the peer does not hold the secret. "
+                "Further rejections are only counted.",
                 self._name, address,
             )  # fmt: skip
 

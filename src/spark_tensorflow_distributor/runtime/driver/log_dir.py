@@ -196,7 +196,7 @@ class LogWriter:
             try:
                 piece = LogPiece.from_message(message)
             except (KeyError, TypeError, ValueError, AttributeError) as malformed:
-                _log.warning("Rank %d sent a piece of a log file that is malformed: %r", rank, malformed)
+                _log.warning("Rank %d sent a malformed piece of a log file: %r", rank, malformed)
                 continue
             size, error = 0, ""
             try:

@@ -100,20 +100,20 @@ class RestartPolicy:
 
     def _reason_against(self, error: BaseException, calls_were_lost: bool) -> str | None:
         if getattr(error, "was_cancelled", False):
-            return "Not launched again: the job was cancelled on purpose."
+            return "Not relaunched: the job was cancelled on purpose."
         # The same rows or the same argument would be rejected again.
         may_pass = isinstance(error, TrainingFailedError | RendezvousError)
         if not may_pass or isinstance(error, DataError):
-            return f"Not launched again: every attempt would end with this {type(error).__name__}."
+            return f"Not relaunched: every attempt would end with this {type(error).__name__}."
         cause = getattr(error, "root_cause", None)
         if cause is not None and cause.error_type.endswith("OutOfStepError") and not calls_were_lost:
-            return "Not launched again: the workers would make different calls in every attempt."
+            return "Not relaunched: the workers would make different calls in every attempt."
         signature = _signature(error)
         if signature is not None and signature == self._last:
-            return f"Not launched again: the function raised the same exception twice {_where(error)}."
+            return f"Not relaunched: the function raised the same exception twice {_where(error)}."
         self._last = signature
         if self._left <= 0:
-            return f"Not launched again: all max_restarts={self._most} restarts are used up."
+            return f"Not relaunched: all max_restarts={self._most} restarts are used up."
         return None
 
 
@@ -237,7 +237,11 @@ def _others_text(cause: WorkerFailure, failures: Mapping[int, WorkerFailure], nu
     if alike and len(alike) == num_tasks - 1:
         return f"All {num_tasks} ranks failed with this error."
     parts = [f"{rank_list(alike).capitalize()} failed with the same error."] if alike else []
-    parts += [f"{rank_list(different).capitalize()} failed otherwise; see this error's .failures."] if different else []
+    parts += (
+        [f"{rank_list(different).capitalize()} failed with other errors; see this error's .failures."]
+        if different
+        else []
+    )
     return " ".join(parts)
 
 

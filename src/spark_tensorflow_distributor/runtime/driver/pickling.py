@@ -132,14 +132,14 @@ def _shared_variable_text(function: Callable[..., Any], kwargs: Mapping[str, Any
     comma = "," if ", which" in what else ""  # ends the relative clause
     uses = f"{what}{comma} is {kind}" if value is not None else f"{what} uses a broadcast variable or an accumulator"
     return (
-        f"{uses} of classic Spark, but this session is one of Spark Connect, which has neither. Pass the value "
+        f"{uses} of classic Spark, but this is a Spark Connect session, which has neither. Pass the value "
         "of a broadcast variable as an argument of run(); a large one as a DataFrame, or save it where the executors "
         "can read it. Return what you would add to an accumulator, or run with a classic SparkSession."
     )
 
 
 def _default_hint(what: str) -> str:
-    return "Pass what it is made from instead." if "argument" in what else "Create it inside the function."
+    return "Pass the values it is built from instead." if "argument" in what else "Create it inside the function."
 
 
 def _parts(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -46,7 +46,7 @@ def explain(
         elif code is not None:
             what = f"it is at {code}"
         else:
-            what = "its stacks show where it is" if texts[rank] else "it did not write its stacks"
+            what = "see its stacks" if texts[rank] else "it did not write its stacks"
         if not is_clear:
             sentences[rank] = f"Rank {rank}{step}: {what}."
         elif rank == behind:

@@ -120,7 +120,7 @@ def test_a_malformed_piece_does_not_stop_the_others(tmp_path, caplog):
         writer.put(0, {"type": "log_piece"})
         writer.put(1, LogPiece("good", 0, b"x").to_message())
     assert answers == [1]
-    assert "Rank 0 sent a piece of a log file that is malformed" in caplog.text
+    assert "Rank 0 sent a malformed piece of a log file" in caplog.text
 
 
 def test_a_refused_piece_is_answered_and_logged_once(logs, caplog):

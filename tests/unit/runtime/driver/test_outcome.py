@@ -130,7 +130,7 @@ def test_ranks_that_fail_alike_are_said_once():
     assert text(*alike[:2]).endswith("Rank 1 failed with the same error.")
     other = failure(2, message="crash")
     assert text(*alike[:2], other).endswith(
-        "Rank 1 failed with the same error. Rank 2 failed otherwise; see this error's .failures."
+        "Rank 1 failed with the same error. Rank 2 failed with other errors; see this error's .failures."
     )
     assert "failed" not in text(alike[0], failure(1, "stopped")).partition(":")[2]
 

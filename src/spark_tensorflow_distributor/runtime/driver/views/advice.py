@@ -67,7 +67,7 @@ def _network(workers: Sequence[WorkerReport]) -> Iterator[tuple[float, str]]:
         compress = ", or set gradient_compression" if hosts > 1 else ""
         yield (
             share,
-            f"Communication: every rank spends at least {share:.0%} of the time of its steps in collectives {where} "
+            f"Communication: every rank spends at least {share:.0%} of its step time in collectives {where} "
             f"(rank {fastest.rank}: {fastest.times['collectives']:.1f} of {fastest.times['loop']:.1f} s for "
             f"{mebibytes(fastest.times['bytes'])}). Use a larger global batch or fewer workers{compress}.",
         )

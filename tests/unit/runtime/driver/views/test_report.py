@@ -215,7 +215,7 @@ def test_advice_names_the_limit_with_its_number():
     (text,) = advice(worker(0, reading=2.0), worker(1, reading=8.0))
     assert text.startswith("Reading: rank 1 waited for its next batch in 40% of the time of its steps (8.0 of 20.0 s)")
     (text,) = advice(worker(0, collectives=9.0, host="a"), worker(1, collectives=8.0, host="b"))
-    assert "at least 40% of the time of its steps in collectives between 2 hosts (rank 1: 8.0 of 20.0 s" in text
+    assert "at least 40% of its step time in collectives between 2 hosts (rank 1: 8.0 of 20.0 s" in text
     assert "gradient_compression" in text
     (text,) = advice(worker(0, collectives=12.0), worker(1, collectives=12.0), worker(2, collectives=2.0, host="slow"))
     assert "rank 2 @ slow takes 180.0 ms for its part of a step, the others 80.0 ms" in text
