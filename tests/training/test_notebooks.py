@@ -31,12 +31,13 @@ def outputs_of(book):
     return [output for cell in book.cells for output in cell.get("outputs", [])]
 
 
+@pytest.mark.timeout(1000)  # minutes on a busy machine
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, kernel_of_this_environment):
     saved = nbformat.read(path, as_version=4)
     book = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(kernel_of_this_environment)}}
-    nbclient.NotebookClient(book, timeout=250, resources=resources).execute()  # raises if a cell fails
+    nbclient.NotebookClient(book, timeout=400, resources=resources).execute()  # raises if a cell fails
     for each in (saved, book):
         pages = [output.data["text/html"] for output in outputs_of(each) if "text/html" in output.get("data", {})]
         reports = [page for page in pages if 'class="stfd"' in page]
