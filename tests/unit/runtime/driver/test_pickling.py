@@ -24,7 +24,7 @@ def uses_a_global():
 
 
 def test_the_argument_is_named():
-    with pytest.raises(SerializationError, match=r"The argument 'lock', a lock, .*Pass what it is made from"):
+    with pytest.raises(SerializationError, match=r"The argument 'lock', a lock, .*Pass the values it is built from"):
         pack_function(lambda lock, x: x, {"x": 1, "lock": threading.Lock()})
 
 
