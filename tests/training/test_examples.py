@@ -1,4 +1,8 @@
-"""The examples run as a user would run them."""
+"""The examples run as a user would run them.
+
+They take minutes, so they run weekly. Each change runs their parts: the demo runs flights.py, and the
+notebooks tune trials and fit pipelines.
+"""
 
 import os
 import re
@@ -7,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.skipif(not os.environ.get("EVERY_GROUP"), reason="EVERY_GROUP=1 runs the whole examples")
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -23,7 +29,6 @@ def test_flights_from_the_tables_to_scores():
     assert all(0.6 < value < 0.85 for value in scores.values()), scores
 
 
-@pytest.mark.skipif(not os.environ.get("EVERY_GROUP"), reason="takes minutes; pipelines.ipynb is similar")
 def test_a_keras_stage_beside_the_models_of_spark():
     quick = ["--epochs", "1", "--fraction", "0.05", "--trees", "3"]
     command = [sys.executable, str(EXAMPLES / "estimator.py"), *quick]
