@@ -257,14 +257,15 @@ make_venv() {
     # tf_keras depends on `tensorflow`, whose files would overwrite those of tensorflow-cpu. Without its dependencies, it
     # works with either, as long as its version matches TensorFlow's.
     pip_install --no-deps "tf_keras==$(tensorflow_series).*" || return 1
-    archive_spark_classes
   fi
   printf '%s\n' "$key" "$venv" "$python" "$extra" >"$stamp"
 }
 
-# Tests start dozens of JVMs, which take half of the processor time if Spark's classes are in an archive. It is optional.
+# Tests start dozens of JVMs, which take half of the processor time if Spark's classes are in an archive. It is optional,
+# and is tried once for each .venv.
 archive_spark_classes() {
   local archive=$venv/spark-classes.jsa
+  [ "$venv/archive.log" -ot "$stamp" ] || return 0 # older than .venv, or missing
   rm -f "$archive"
   say "Archiving Spark's classes for the tests (a minute, once)"
   SPARK_LOCAL_IP=127.0.0.1 SPARK_SUBMIT_OPTS="-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ArchiveClassesAtExit=$archive" \
