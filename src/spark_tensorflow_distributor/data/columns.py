@@ -175,6 +175,11 @@ def _refusal(what: str, name: str, kind: str, depth: int) -> str:
     return f"{column} {relation}{kind}, {_UNSUPPORTED}"
 
 
+def quoted(name: str) -> str:
+    """Return a name as SQL, whatever characters it contains."""
+    return "`" + name.replace("`", "``") + "`"
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" if one of the names is similar, else an empty string."""
     names = list(names)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, DataError
 from ..formatting import a_type
-from .columns import Column, columns_of
+from .columns import Column, columns_of, quoted
 from .layout import ROW_BITS, FrameSpec
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def column_expression(column: Column) -> "SparkColumn":
 
 def quoted_path(column: Column) -> str:
     """Return the column's name, quoted for SQL."""
-    return ".".join("`" + part.replace("`", "``") + "`" for part in column.path)
+    return ".".join(map(quoted, column.path))
 
 
 def _partition_key(num_tasks: int) -> "SparkColumn":

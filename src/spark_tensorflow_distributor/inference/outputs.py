@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..data.columns import quoted
 from ..errors import DataError
 from .features import Dims, shape_text
 
@@ -53,7 +54,7 @@ def spark_type(outputs: Sequence[Output]) -> str:
     """
     if len(outputs) == 1:
         return _type_of(outputs[0])
-    fields = (f"`{output.name.replace('`', '``')}`: {_type_of(output)}" for output in outputs)
+    fields = (f"{quoted(output.name)}: {_type_of(output)}" for output in outputs)
     return f"struct<{', '.join(fields)}>"
 
 

@@ -32,8 +32,14 @@ def path_exists(spark: Any, path: str) -> bool:
     """
     if is_connect(spark):
         return False
+    system, target = _hadoop(spark, path)
+    return bool(system.exists(target))
+
+
+def _hadoop(spark: Any, path: str) -> tuple[Any, Any]:
+    """Return Hadoop's file system of a path, and the path as it takes it."""
     target = spark.sparkContext._jvm.org.apache.hadoop.fs.Path(path)
-    return bool(target.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf()).exists(target))
+    return target.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf()), target
 
 
 def write_file(spark: Any, path: str, data: bytes) -> None:
@@ -56,9 +62,8 @@ def write_file(spark: Any, path: str, data: bytes) -> None:
 
 
 def _write_file(spark: Any, path: str, data: bytes) -> None:
-    context = spark.sparkContext
-    target = context._jvm.org.apache.hadoop.fs.Path(path)
-    stream = target.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf()).create(target, False)
+    system, target = _hadoop(spark, path)
+    stream = system.create(target, False)
     try:
         for start in range(0, len(data), _PIECE):
             stream.write(data[start : start + _PIECE])
@@ -88,8 +93,7 @@ def delete_folder(spark: Any, path: str) -> None:
     if is_connect(spark):
         return
     try:
-        target = spark.sparkContext._jvm.org.apache.hadoop.fs.Path(path)
-        system = target.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf())
+        system, target = _hadoop(spark, path)
         system.delete(target, True)
         if len(system.listStatus(target.getParent())) == 0:
             system.delete(target.getParent(), False)

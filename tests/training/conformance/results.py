@@ -16,8 +16,8 @@ from .launch import cases_of, differences, launch
 Group: TypeAlias = tuple[str, int, str]
 
 # A group takes several minutes on two cores. By default, therefore, each package has one group; tf_keras, which shares
-# everything but its patches with Keras 3, runs every fourth case; and every fourth of the whole programs runs. With
-# EVERY_GROUP=1 in the environment, everything runs.
+# everything but its patches with Keras 3, runs every fourth case; and every fourth of the whole programs runs, with
+# tf_keras every eighth. With EVERY_GROUP=1 in the environment, everything runs.
 GROUPS: set[Group] = {("keras", 3, "sockets"), ("tf_keras", 2, "sockets")}
 EVERY_CASE = {"keras": 1, "tf_keras": 4}
 EVERY_PROGRAM = {"keras": 4, "tf_keras": 8}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...data.columns import Column
+from ...data.columns import Column, quoted
 from ...data.frames import column_expression, quoted_path
 from ...errors import DataError
 from ...inference.features import select_columns
@@ -180,11 +180,6 @@ def _named(df: "DataFrame", name: str) -> "SparkColumn":
     import pyspark.sql.functions as F
 
     return F.col(quoted(name) if name in df.columns else name)
-
-
-def quoted(name: str) -> str:
-    """Return the name of a column as SQL, whatever characters it contains."""
-    return "`" + name.replace("`", "``") + "`"
 
 
 def label_expression(column: Column) -> "SparkColumn":

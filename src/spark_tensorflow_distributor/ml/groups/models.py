@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...data.columns import quoted
 from ...errors import ConfigurationError, DataError, SerializationError
 from ...formatting import one_line
 from ...inference.features import feature_names, select_columns
 from ...inference.model import ModelSpec
 from ...inference.predict import column_function, payload_of
 from ...runtime.shipping import shipped
-from .frames import check_frame, integer_types, key_columns, key_texts, quoted, scored_rows
+from .frames import check_frame, integer_types, key_columns, key_texts, scored_rows
 from .prediction import GroupPredictTask
 from .spec import Template
 
