@@ -33,6 +33,11 @@ def own_sources() -> dict[str, str]:
     return _importer.read_sources(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
+@functools.cache
+def _packed_sources() -> bytes:
+    return zlib.compress(json.dumps(own_sources()).encode())
+
+
 def importer_source() -> str:
     """Return the text of the importer, to be executed in processes that cannot import the package yet."""
     return own_sources()["runtime/_importer.py"]
@@ -60,7 +65,7 @@ def shipped(module: str, name: str, *fixed: object) -> BatchFunction:
     """
     package = PACKAGE
     installer = importer_source()
-    packed = zlib.compress(json.dumps(own_sources()).encode())
+    packed = _packed_sources()
 
     def run_shipped(batches: "Iterator[pa.RecordBatch]") -> "Iterator[pa.RecordBatch]":
         import importlib

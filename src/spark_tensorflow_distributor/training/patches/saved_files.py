@@ -82,9 +82,9 @@ def downloads(keras: ModuleType) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return original(*args, **kwargs)
 
-    # The modules of Keras' data sets have imported the function by name.
+    # The modules of Keras' data sets have imported the function by name. getattr would load TensorFlow's lazy modules.
     for module in list(sys.modules.values()):
-        if getattr(module, "get_file", None) is original:
+        if getattr(module, "__dict__", {}).get("get_file") is original:
             module.get_file = get_file  # type: ignore[attr-defined]
 
 
