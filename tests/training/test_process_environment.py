@@ -1,5 +1,7 @@
 """How TensorFlow configures a trainer's process, and what a user sees of this."""
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -104,3 +106,31 @@ def test_proxies_do_not_come_between_the_workers(runner):
 
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://192.0.2.1:3128")  # leads nowhere
     assert runner(use_custom_strategy=True, start_timeout=60, env=proxies).run(train) == (2, proxies["http_proxy"])
+
+
+def training_program():
+    def train(rows):
+        import sys
+
+        import tensorflow as tf
+
+        model = tf.keras.Sequential([tf.keras.layers.Input((1,)), tf.keras.layers.Dense(1)])
+        model.compile(optimizer="adam", loss="mse")
+        model.fit(rows.to_tf(["x"], "y", batch_size=4, stack=True), epochs=2, verbose=0)
+        model.evaluate(rows.to_tf(["x"], "y", batch_size=4, stack=True), verbose=0)
+        model.predict(np.ones((4, 1)), verbose=0)
+        return list(sys.modules)
+
+    return train
+
+
+def test_the_fork_server_has_imported_what_trainers_import(spark, runner):
+    code = (
+        "import sys; from spark_tensorflow_distributor.runtime.trainer import forkserver, preload; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    rows = spark.range(16).selectExpr("cast(id as float) / 16 as x", "cast(id as float) as y")
+    used = runner().run(training_program(), rows=rows)
+    own = {name for name in used if name.startswith("spark_tensorflow_distributor")}
+    assert "spark_tensorflow_distributor.training.replica_hooks" in own
+    assert own - set(done.stdout.split()) == set()

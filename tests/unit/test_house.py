@@ -63,6 +63,7 @@ WITH_TENSORFLOW = [
         "resume.fit_tracker",
         "resume.model_state",
         "resume.own_optimizers",
+        "runtime.trainer.preload",
         "training.batch_notes",
         "training.batch_parts",
         "training.collectives",

@@ -20,6 +20,7 @@ from .. import devices, spark_objects
 from ..barrier import AllGather, carry_out
 from ..failures import Failure
 from ..program_files import ProgramFiles
+from ..shipping import PACKAGE
 from ..specs import TaskSpec, TrainerSpec, WorkerReport, heartbeat_seconds, line_window, tensorflow_version
 from ..wire import pieces
 from .addresses import announced_host
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
     from ...data.intake import RowReceiver
 
-_PRELOAD = ("tensorflow", "pyspark.cloudpickle")
+_PRELOAD = ("tensorflow", "pyspark.cloudpickle", f"{PACKAGE}.runtime.trainer.preload")
 
 # See specs.ROW_SCHEMA.
 Row: TypeAlias = tuple[int, str, int, bytes]
