@@ -22,6 +22,7 @@ Every message says what happened, which value was found, the likely cause, and w
 pickle. The driver, Spark's Python worker and the trainer all use this module.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +35,15 @@ class DistributorError(Exception):
 
     def __str__(self) -> str:
         # Messages quote what workers, data and files contain; see formatting.
-        return printable(super().__str__())
+        text = super().__str__()
+        if sys.version_info < (3, 11):  # which does not print notes
+            text = "\n".join([text, *getattr(self, "__notes__", ())])
+        return printable(text)
+
+    if sys.version_info < (3, 11):
+
+        def add_note(self, note: str) -> None:
+            self.__notes__ = [*getattr(self, "__notes__", ()), note]
 
 
 class ConfigurationError(DistributorError, ValueError):

@@ -280,10 +280,11 @@ def test_adapt_uses_the_rows_of_all_ranks(spark):
             "few": data.adapt(layers.StringLookup(max_tokens=4), "word", fill_value="none").get_vocabulary(),
             "numbers": [int(v) for v in data.adapt(layers.IntegerLookup(), "number").get_vocabulary()],
         }
-        try:
-            data.adapt(layers.Normalization(axis=None), "x")
-        except std.DataError as error:
-            found["nulls"] = str(error)
+        for name in ("x", "empty"):
+            try:
+                data.adapt(layers.Normalization(axis=None), name)
+            except std.DataError as error:
+                found[name] = str(error)
         alone = data.adapt(layers.Normalization(axis=None), "x", fill_value=1000.5)
         stacked = data.adapt(layers.Normalization(), ["x", "number"], fill_value={"x": 1000.5})
         found["alone"] = [float(v) for v in alone(tf.constant([0.0, 1.0]))]
@@ -297,6 +298,7 @@ def test_adapt_uses_the_rows_of_all_ranks(spark):
         F.when(ids % 10 != 0, (1000 + ids / 1000).cast("float")).alias("x"),
         (ids % 4).alias("number"),
         F.when(ids < 500, "often").when(ids < 800, "ünder").when(ids < 950, "c").otherwise(None).alias("word"),
+        F.array().cast("array<float>").alias("empty"),
     )
     ranks = MirroredStrategyRunner(num_slots=3, use_gpu=False).run(train, data=frame)
     assert all(rank == ranks[0] for rank in ranks)
@@ -306,7 +308,8 @@ def test_adapt_uses_the_rows_of_all_ranks(spark):
     assert found["words"] == ["often", "ünder", "c"]
     assert found["few"] == ["[UNK]", "often", "ünder", "c"]
     assert found["numbers"] == [-1, 0, 1, 2, 3]
-    assert "column 'x': 100 of 1000 rows are null. Pass fill_value" in found["nulls"]
+    assert "column 'x': 100 of 1000 rows are null. Pass fill_value" in found["x"]
+    assert "column 'empty': it has no values" in found["empty"]
     filled = np.concatenate([x, np.full(100, 1000.5)])
     assert np.diff(found["alone"])[0] == pytest.approx(1 / filled.std(), rel=1e-3)
     assert found["stacked"][0][1] == pytest.approx((2 - 1.5) / np.sqrt(1.25), rel=1e-5)

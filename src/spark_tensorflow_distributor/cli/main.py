@@ -27,9 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{_PROGRAM}: {error}", file=sys.stderr)
         return 2
     except DistributorError as error:
-        print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr)
-        for note in getattr(error, "__notes__", ()):
-            print(printable(note), file=sys.stderr)
+        lines = [f"{type(error).__name__}: {error}"]
+        if sys.version_info >= (3, 11):  # otherwise, the error's text contains the notes
+            lines += getattr(error, "__notes__", ())
+        print(printable("\n".join(lines)), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

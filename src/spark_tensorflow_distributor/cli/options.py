@@ -61,7 +61,6 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
 
 def runner_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of ``MirroredStrategyRunner``, except the session."""
-    every = options.checkpoint_every
     return {
         "num_slots": options.num_slots,
         "use_gpu": not options.cpu,
@@ -70,7 +69,7 @@ def runner_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "max_restarts": options.max_restarts,
         "min_slots": options.min_slots,
         "checkpoint_dir": options.checkpoint_dir,
-        "checkpoint_every": float(every) if every.replace(".", "", 1).isdigit() else every,
+        "checkpoint_every": _number_or_text(options.checkpoint_every),
         "start_timeout": options.start_timeout,
         "stall_timeout": options.stall_timeout,
         "gradient_compression": options.gradient_compression,
@@ -80,3 +79,10 @@ def runner_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "log_to_driver": not options.quiet,
         "progress": options.progress,
     }
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

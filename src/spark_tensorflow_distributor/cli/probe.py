@@ -121,8 +121,12 @@ def available_memory() -> int | None:
         with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit:
             most = limit.read().strip()
         with open("/sys/fs/cgroup/memory.current", encoding="ascii") as current:
-            limits.append(max(0, int(most) - int(current.read())))
-    except (OSError, ValueError):  # no control groups of version 2, or no limit
+            used = int(current.read())
+        with open("/sys/fs/cgroup/memory.stat", encoding="ascii") as file:
+            # The kernel drops these cached files when memory becomes short.
+            used -= int(dict(line.split() for line in file)["inactive_file"])
+        limits.append(max(0, int(most) - used))
+    except (OSError, KeyError, ValueError):  # no control groups of version 2, or no limit
         pass
     return min(limits)
 

@@ -86,16 +86,16 @@ class PassOrder:
     Attributes:
         rows: Number of rows in the shard.
         seed: The seed of all orders.
-        share: The number of the shard; different shards get different orders.
+        shard: The number of the shard; different shards get different orders.
     """
 
     rows: int
     seed: int
-    share: int
+    shard: int
 
     def key(self, number: int) -> list[int]:
         """Return the two numbers that determine the order of the pass with this number."""
-        text = f"{self.seed} {self.share} {number}".encode()
+        text = f"{self.seed} {self.shard} {number}".encode()
         return [zlib.crc32(text + bytes([index])) for index in range(2)]
 
 

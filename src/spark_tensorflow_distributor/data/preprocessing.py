@@ -83,7 +83,11 @@ class Adapter:
         fill: dict[str, Any] = by_column("fill_value", fill_value, names)
         if kind == "Normalization":
             self._check_nulls(names, fill)
-            return self._normalize(layer, self.statistics(names, fill), is_stacked=not isinstance(columns, str))
+            statistics = self.statistics(names, fill)
+            for name, each in zip(names, statistics, strict=True):
+                if not each.count:
+                    raise DataError(f"{self._what}, column {name!r}: it has no values for the Normalization layer.")
+            return _normalize(layer, statistics, is_stacked=not isinstance(columns, str))
         if kind not in ("StringLookup", "IntegerLookup"):
             raise ConfigurationError(
                 f"adapt() supports Normalization, StringLookup and IntegerLookup, but got {a_type(layer)}. Compute "
@@ -148,16 +152,6 @@ class Adapter:
                 total[value] += count
         return [value for value, _ in sorted(total.items(), key=lambda pair: (-pair[1], pair[0]))[:max_tokens]]
 
-    def _normalize(self, layer: Any, statistics: Sequence[Statistics], *, is_stacked: bool) -> Any:
-        if any(not each.count for each in statistics):
-            raise DataError(f"{self._what}: a column for the Normalization layer has no values.")
-        mean = np.array([each.mean for each in statistics])
-        deviation = np.sqrt([each.variance for each in statistics])
-        # The adapt() of any release of Keras computes exactly this mean and variance from these two rows.
-        rows = np.stack([mean - deviation, mean + deviation]).astype("float32")
-        layer.adapt(rows if is_stacked or getattr(layer, "axis", None) not in (None, ()) else rows[:, 0])
-        return layer
-
     def _column(self, name: str) -> Column:
         return known_column(self._store, self._what, name)
 
@@ -202,3 +196,12 @@ def _statistics(values: npt.NDArray[Any]) -> Statistics:
         return Statistics()
     wide = values.astype(np.float64)
     return Statistics(wide.size, float(wide.mean()), float(wide.var()), float(wide.min()), float(wide.max()))
+
+
+def _normalize(layer: Any, statistics: Sequence[Statistics], *, is_stacked: bool) -> Any:
+    mean = np.array([each.mean for each in statistics])
+    deviation = np.sqrt([each.variance for each in statistics])
+    # The adapt() of any release of Keras computes exactly this mean and variance from these two rows.
+    rows = np.stack([mean - deviation, mean + deviation]).astype("float32")
+    layer.adapt(rows if is_stacked or getattr(layer, "axis", None) not in (None, ()) else rows[:, 0])
+    return layer

@@ -49,7 +49,7 @@ class MLflowCallback(RunCallback):
         tracking_uri: Where MLflow keeps its runs. Default: as set by ``mlflow.set_tracking_uri`` or the environment.
         experiment: Name of the experiment, which is created if it does not exist. Default: that of the run in which
             this one is nested, else the active experiment; with ``tracking_uri``, the one that the environment variable
-            ``MLFLOW_EXPERIMENT_NAME`` names, else MLflow's default experiment.
+            ``MLFLOW_EXPERIMENT_NAME`` or ``MLFLOW_EXPERIMENT_ID`` selects, else MLflow's default experiment.
         run_name: Name of the run. Default: the training function's name.
         params: Additional params, which replace others of the same name. Default: none.
         log_model: Whether to log the Keras model that the function returns, with its signature, as the artifact
@@ -112,7 +112,7 @@ class MLflowCallback(RunCallback):
                 active = getattr(importlib.import_module("mlflow.tracking.fluent"), "_get_experiment_id", None)
                 return str(active()) if active is not None else "0"
         if name is None:
-            return "0"
+            return os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
         found = self._client.get_experiment_by_name(name)
         return str(self._client.create_experiment(name) if found is None else found.experiment_id)
 

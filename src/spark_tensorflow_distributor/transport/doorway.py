@@ -169,7 +169,7 @@ class Doorway:
         self.rejected += 1
         if self.rejected == 1:
             _log.warning(
-                "Rejected a connection to %s from %s: the peer does not hold the secret. "
+                "Rejected a connection to %s from %s: the peer does not hold the secret, or is not expected here. "
                 "Further rejections are only counted.",
                 self._name, address,
             )  # fmt: skip

@@ -45,6 +45,8 @@ def test_arguments_of_the_runner(parsed):
     assert arguments["progress"] is False
     assert arguments["use_gpu"] is True
     assert runner_arguments(parsed("run", "--num-slots", "2", "train.py"))["checkpoint_every"] == 30.0
+    seconds = parsed("run", "--num-slots", "2", "--checkpoint-every", "1e2", "train.py")
+    assert runner_arguments(seconds)["checkpoint_every"] == 100.0
 
 
 def test_defaults_are_those_of_the_runner(parsed):

@@ -89,6 +89,13 @@ def test_the_run_and_its_params(begin):
     assert len(params["note"]) == 500
 
 
+def test_the_environment_selects_the_experiment(begin, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
+    assert begin()[2].requests[0] == ("create_run", "7", "train")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "digits")
+    assert begin()[2].requests[0] == ("create_run", "id of digits", "train")
+
+
 def test_metrics_have_the_epoch_as_step_and_name_later_fits(begin, clock):
     report, callbacks, client = begin()
     report.vitals[1] = {"state": "running", "cpu": 3.5, "rss": 2_000_000}

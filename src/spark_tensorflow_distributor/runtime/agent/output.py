@@ -18,7 +18,8 @@ _MAX_LINE_BYTES = 8192
 class LineSplitter:
     """Splits a stream of bytes into lines.
 
-    A carriage return, as in progress bars, starts the line over: only the text after the last one is kept.
+    A carriage return, as in progress bars, starts the line over: only the text after the last one is kept. A line of
+    more than 8 KiB becomes several, which end between characters of UTF-8.
     """
 
     def __init__(self) -> None:
@@ -26,16 +27,26 @@ class LineSplitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """Add received bytes; return the lines that are now complete, without their newlines."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        while len(self._rest) > _MAX_LINE_BYTES:
-            lines.append(self._rest[:_MAX_LINE_BYTES])
-            self._rest = self._rest[_MAX_LINE_BYTES:]
-        return [_final_text(line) for line in lines]
+        *complete, rest = (self._rest + data).split(b"\n")
+        lines = [piece for line in complete for piece in _pieces(_final_text(line))]
+        *full, self._rest = _pieces(rest)
+        return lines + [_final_text(piece) for piece in full]
 
     def close(self) -> list[bytes]:
         """Return the last line if the stream ended without a newline."""
         rest, self._rest = self._rest, b""
         return [_final_text(rest)] if rest else []
+
+
+def _pieces(line: bytes) -> list[bytes]:
+    pieces, start = [], 0
+    while len(line) - start > _MAX_LINE_BYTES:
+        end = start + _MAX_LINE_BYTES
+        # The other bytes of a character are 0b10xxxxxx, at most three.
+        end -= next((back for back in range(4) if line[end - back] & 0xC0 != 0x80), 0)
+        pieces.append(line[start:end])
+        start = end
+    return [*pieces, line[start:]]
 
 
 def _final_text(line: bytes) -> bytes:

@@ -92,7 +92,7 @@ class RestartPolicy:
             return None
         reason = self._reason_against(error, calls_were_lost)
         if reason is not None:
-            if hasattr(error, "add_note"):  # Python 3.11
+            if hasattr(error, "add_note"):  # the library's own errors have it on Python 3.10, too
                 error.add_note(reason)
             return None
         self._left -= 1
@@ -155,7 +155,7 @@ def error_of(result: LaunchResult, config: RunnerConfig, num_tasks: int) -> Base
     printable_own = None if own is None else printable_exception(own)
     if isinstance(own, DistributorError) and printable_own is own and cause.kind in ("startup", "result"):
         # The library's own errors are raised unchanged.
-        own.add_note(f"On rank {cause.rank} @ {cause.host}.") if hasattr(own, "add_note") else None
+        own.add_note(f"On rank {cause.rank} @ {cause.host}.")
         return own
     kind = WorkerDataError if isinstance(own, DataError) else TrainingFailedError
     error: DistributorError = _startup_error(cause) or kind(_describe(cause, failures, num_tasks), failures, cause)

@@ -12,7 +12,19 @@ def test_lines_are_split():
 
 
 def test_a_long_line_is_split_into_pieces():
-    assert [len(line) for line in LineSplitter().feed(b"x" * 20_000)] == [8192, 8192]
+    splitter = LineSplitter()
+    assert [len(line) for line in splitter.feed(b"x" * 20_000)] == [8192, 8192]
+    assert [len(line) for line in splitter.close()] == [20_000 - 2 * 8192]
+    assert [len(line) for line in LineSplitter().feed(b"x" * 20_000 + b"\n")] == [8192, 8192, 20_000 - 2 * 8192]
+
+
+def test_a_long_line_is_split_between_characters():
+    text = "a" + "€" * 5000  # of three bytes each
+    splitter = LineSplitter()
+    lines = splitter.feed(text.encode())
+    lines += splitter.close()
+    assert [decode(line) for line in lines] == [text[:2731], text[2731:]]
+    assert [len(line) for line in LineSplitter().feed(b"\x80" * 10_000)] == [8192]  # not UTF-8
 
 
 def test_bytes_that_are_not_utf8_become_escapes():
