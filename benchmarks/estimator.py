@@ -101,7 +101,7 @@ def drive(system, options):
     column = "prediction" if system == "elephas" else "rawPrediction"
     scored = transform(model, test)
     if system == "elephas":  # an array of one number
-        scored = scored.withColumn("prediction", F.col("prediction").cast("double"))
+        scored = scored.withColumn("prediction", F.col("prediction")[0].cast("double"))
     evaluator = BinaryClassificationEvaluator(rawPredictionCol=column)
     result["auc"].append(round(evaluator.evaluate(scored), 4))
     print_result(result)
