@@ -131,3 +131,54 @@ def test_data_that_each_worker_has_as_a_whole_can_be_evaluated_by_the_chief(runn
 
     whole, automatic, twice = runner.run(evaluate_on_the_chief)
     assert whole == automatic == pytest.approx(twice, rel=1e-5)
+
+
+def models_of_the_chief(folder):
+    def train():
+        import os
+
+        import tensorflow as tf
+
+        from spark_tensorflow_distributor import get_context
+
+        def build(seed):
+            tf.keras.utils.set_random_seed(seed)
+            model = tf.keras.Sequential([tf.keras.layers.Input((3,)), tf.keras.layers.Dense(1)])
+            model.compile(optimizer="adam", loss="mse")
+            return model
+
+        x = np.arange(120, dtype="float32").reshape(40, 3) / 60
+        y = x.sum(axis=1, keepdims=True)
+        is_chief = get_context().is_chief
+        if is_chief:
+            probe = build(1)  # its variables have the names and shapes of the model's
+            probe.save_weights(os.path.join(folder, "probe.weights.h5"))
+        model = build(2)
+        model.fit(x, y, batch_size=8, epochs=1, verbose=0)
+        if is_chief:
+            best = build(4)
+            best.evaluate(x, y, verbose=0)
+        model.fit(x, y, batch_size=8, epochs=1, verbose=0)
+        fitted = model.get_weights()
+        if is_chief:
+            model.load_weights(os.path.join(folder, "probe.weights.h5"))
+        loaded = model.evaluate(x, y, batch_size=8, verbose=0), model.get_weights()
+        print("rank's weights:", [each.tolist() for each in (*fitted, *loaded[1])], flush=True)
+        expected = probe.evaluate(x, y, batch_size=8, verbose=0) if is_chief else None
+        return fitted, loaded[0], expected
+
+    return train
+
+
+def test_models_of_the_chief_alone_are_not_taken_for_those_of_all(spark, tmp_path):
+    runner = MirroredStrategyRunner(num_slots=2, use_gpu=False, spark=spark, progress=False)
+    _, loss, expected = runner.run(models_of_the_chief(str(tmp_path)))
+    weights = [
+        line.split("weights: ")[1]
+        for worker in runner.report.workers.values()
+        for line in worker.log_tail
+        if "rank's weights" in line
+    ]
+    assert len(weights) == 2
+    assert weights[0] == weights[1]
+    assert loss == pytest.approx(expected, rel=1e-6)

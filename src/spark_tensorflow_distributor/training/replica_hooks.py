@@ -34,14 +34,11 @@ def as_replica(call: MethodCall) -> Iterator[None]:
         yield
         return
     _refuse_fixed_batches(call, strategy.collectives.world_size)
-    if call.name == "fit" and call.outer is None:
+    if call.name in ("fit", "evaluate", "predict") and call.outer is None:
         strategy.variables.synchronise(model_variables(call.model))
-    elif call.name in ("train_on_batch", "test_on_batch"):
-        if call.model not in _synchronised:
-            _synchronised.add(call.model)
-            strategy.variables.synchronise(model_variables(call.model))
-    elif call.outer is None and call.name != "predict_on_batch":  # each worker calls predict_on_batch by itself
-        strategy.variables.synchronise()
+    elif call.name in ("train_on_batch", "test_on_batch") and call.model not in _synchronised:
+        _synchronised.add(call.model)
+        strategy.variables.synchronise(model_variables(call.model))
     makes_own = _makes_own_functions(call)
     cuts_batches = not has_marked_rows(call.arguments.get("x"))
     with (

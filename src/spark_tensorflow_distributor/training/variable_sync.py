@@ -5,15 +5,22 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import weakref
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
 from .collectives import Collectives
+from .variable_pairs import Listed, by_name, by_position, differing, unmatched_texts
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_log = logging.getLogger(__name__)
 
 
 class VariableSync:
@@ -68,7 +75,8 @@ class VariableSync:
         """Give new variables, and the given ones, the same values on all workers; every rank must call this.
 
         Args:
-            variables: Existing variables that may differ, for example because only one worker has loaded weights.
+            variables: Existing variables that may differ, for example because only one worker has loaded weights; in
+                the same order on all workers.
         """
         if self._collectives.world_size == 1:
             return
@@ -76,19 +84,45 @@ class VariableSync:
             new = [variable for each in self._new if (variable := each()) is not None]
             # Variables created while a function is traced get their values later.
             self._new = [weakref.ref(each) for each in new if not each.is_initialized()]
-            self._exchange([each for each in [*new, *variables] if each.is_initialized()])
+            self._exchange(new, variables)
 
-    def _exchange(self, variables: list[tf.Variable]) -> None:
-        unique = {id(each): each for each in variables if is_numeric(each) and not is_partial_sum(each)}
-        values = {key: (each, each.numpy()) for key, each in _keyed(unique.values())}
-        mine = [[key, zlib.crc32(value.tobytes())] for key, (_, value) in values.items()]
-        found = [dict(json.loads(each)) for each in self._collectives.gather_bytes(json.dumps(mine).encode())]
-        differing = [
-            key for key in found[0] if all(key in each for each in found) and len({each[key] for each in found}) > 1
+    def _exchange(self, new: Iterable[tf.Variable], given: Iterable[tf.Variable] = ()) -> None:
+        known = _exchangeable(given)
+        others = {key: each for key, each in _exchangeable(new).items() if key not in known}
+        groups = [[(each, each.numpy()) for each in group.values()] for group in (known, others)]
+        # The variables of a model have the same order on all workers; new ones may belong to several models.
+        texts = [_text(each) for each, _ in groups[0]], [f"{each.name} {_text(each)}" for each, _ in groups[1]]
+        mine = [
+            [(text, _checksum(value)) for text, (_, value) in zip(*each, strict=True)]
+            for each in zip(texts, groups, strict=True)
         ]
-        arrays = self._collectives.broadcast([values[key][1] for key in differing]) if differing else []
-        for key, array in zip(differing, arrays, strict=True):
-            values[key][0].assign(array)
+        found = [json.loads(each) for each in self._collectives.gather_bytes(json.dumps(mine).encode())]
+        of_models, of_others = ([listed[index] for listed in found] for index in range(2))
+        self._warn(of_models, of_others if not any(of_models) else [])
+        chosen = [
+            group[match[self._collectives.rank]]
+            for group, listed, match_all in zip(groups, (of_models, of_others), (by_position, by_name), strict=True)
+            for match in differing(listed, match_all(listed))
+        ]
+        arrays = self._collectives.broadcast([value for _, value in chosen]) if chosen else []
+        for (variable, _), array in zip(chosen, arrays, strict=True):
+            variable.assign(array)
+
+    def _warn(self, of_models: Sequence[Listed], of_others: Sequence[Listed]) -> None:
+        """Warn on the chief if it is unknown which variables belong together."""
+        if self._collectives.rank != 0:
+            return
+        if len({tuple(text for text, _ in listed) for listed in of_models}) > 1:
+            numbers = ", ".join(f"rank {rank}: {len(listed)}" for rank, listed in enumerate(of_models))
+            _log.warning(
+                "The model and its optimizer have different variables on the workers (%s), so some keep the values of "
+                "their worker. Build, compile and load the model on all workers, not on the chief alone.", numbers
+            )  # fmt: skip
+        elif of_others and (texts := unmatched_texts(of_others)):
+            _log.warning(
+                "The workers have created different numbers of variables of the same name and shape (%s), so these "
+                "keep the values of their worker. Create the same models on all workers.", ", ".join(texts[:3])
+            )  # fmt: skip
 
 
 def is_partial_sum(variable: Any) -> bool:
@@ -107,16 +141,19 @@ def plain_variable(variable: Any) -> Any:
     return variable if inner is None else inner
 
 
-def _keyed(variables: Iterable[tf.Variable]) -> Iterable[tuple[str, tf.Variable]]:
-    """Yield variables with keys by which workers find the variables that they have in common.
+def _exchangeable(variables: Iterable[tf.Variable]) -> dict[int, tf.Variable]:
+    """Return by id the variables whose values workers can compare."""
+    return {
+        id(each): each for each in variables if is_numeric(each) and not is_partial_sum(each) and each.is_initialized()
+    }
 
-    A key consists of name, shape, type and a running number among the variables that share these.
-    """
-    seen: Counter[str] = Counter()
-    for variable in variables:
-        text = f"{variable.name} {variable.shape} {variable.dtype.name}"
-        seen[text] += 1
-        yield f"{text} {seen[text]}", variable
+
+def _text(variable: tf.Variable) -> str:
+    return f"{variable.shape} {variable.dtype.name}"
+
+
+def _checksum(value: npt.NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
 
 def is_numeric(variable: tf.Variable) -> bool:

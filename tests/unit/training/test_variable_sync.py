@@ -81,13 +81,6 @@ def peers():
     return Peers()
 
 
-def test_variables_are_numbered_by_name_shape_and_type(module, variable):
-    variables = [variable([1.0]), variable([2.0]), variable([1.0, 2.0]), variable([3], kind="i"), variable([4.0], "b")]
-    keys = [key for key, _ in module._keyed(variables)]
-    assert keys == ["w (1,) kind f 1", "w (1,) kind f 2", "w (2,) kind f 1", "w (1,) kind i 1", "b (1,) kind f 1"]
-    assert [each for _, each in module._keyed(variables)] == variables
-
-
 def test_new_variables_get_the_values_of_rank_0(module, variable, peers):
     def worker(rank, collectives):
         sync = module.VariableSync(collectives)
@@ -126,6 +119,46 @@ def test_a_variable_that_only_one_rank_has_stays_as_it_is(module, variable, peer
         return own.value.tolist(), common.value.tolist()
 
     assert peers.run(worker) == [([3.0, 9.0], [1.0, 5.0]), ([4.0, 9.0], [1.0, 5.0])]
+
+
+def test_variables_of_a_model_are_matched_by_position(module, variable, peers):
+    """Rank 0 alone has created a model, whose variable has the name and shape of the common model's."""
+
+    def worker(rank, collectives):
+        sync = module.VariableSync(collectives)
+        own = [variable([9.0, 9.0], "kernel")] if rank == 0 else []
+        common = variable([rank + 1.0, 5.0], "kernel")
+        for each in (*own, common):
+            sync.add(each, on_all_ranks=False)
+        sync.synchronise([common])
+        return [each.value.tolist() for each in (*own, common)]
+
+    assert peers.run(worker) == [[[9.0, 9.0], [1.0, 5.0]], [[1.0, 5.0]]]
+
+
+def test_variables_that_cannot_be_matched_are_a_warning(module, variable, peers, caplog):
+    def worker(rank, collectives):
+        sync = module.VariableSync(collectives)
+        variables = [variable([rank + 1.0, number], "kernel") for number in range(2 - rank)]
+        for each in variables:
+            sync.add(each, on_all_ranks=False)
+        sync.synchronise()
+        return [each.value.tolist() for each in variables]
+
+    assert peers.run(worker) == [[[1.0, 0.0], [1.0, 1.0]], [[2.0, 0.0]]]
+    (record,) = caplog.records
+    assert "different numbers of variables of the same name and shape (kernel (2,) kind f)" in record.getMessage()
+
+
+def test_models_with_different_variables_are_a_warning(module, variable, peers, caplog):
+    def worker(rank, collectives):
+        weights = [variable([rank + 1.0, 5.0]), variable([rank + 3.0])][: 2 - rank]
+        module.VariableSync(collectives).synchronise(weights)
+        return [each.value.tolist() for each in weights]
+
+    assert peers.run(worker) == [[[1.0, 5.0], [3.0]], [[1.0, 5.0]]]
+    (record,) = caplog.records
+    assert "different variables on the workers (rank 0: 2, rank 1: 1)" in record.getMessage()
 
 
 def test_given_variables_are_compared_even_if_they_are_constant(module, variable, peers):
