@@ -1,5 +1,6 @@
 """A real standalone Spark cluster on loopback addresses, and programs that run against it as drivers."""
 
+import importlib.util
 import json
 import os
 import re
@@ -14,6 +15,9 @@ from helpers import QUICK_JVM, wait_until
 
 SPARK_HOME = Path(pyspark.__file__).parent
 _PROGRAMS = Path(__file__).parent / "programs"
+# PySpark 3.5 from PyPI contains the client of Spark Connect, but not the server.
+HAS_CONNECT = importlib.util.find_spec("grpc_status") is not None and any(SPARK_HOME.glob("jars/spark-connect_*.jar"))
+NO_CONNECT = "pyspark[connect] is not installed, or contains no server"
 
 
 def run_program(program, *args, conf=None, timeout=200):

@@ -1,13 +1,11 @@
 """A run over Spark Connect."""
 
-import importlib.util
-
 import pytest
 
-from clusters import run_program
+from clusters import HAS_CONNECT, NO_CONNECT, run_program
 
 
-@pytest.mark.skipif(importlib.util.find_spec("grpc_status") is None, reason="pyspark[connect] is not installed")
+@pytest.mark.skipif(not HAS_CONNECT, reason=NO_CONNECT)
 def test_a_run_over_connect(tmp_path):
     result, printed = run_program("connect_run.py", str(tmp_path))
     assert result["value"] == 42

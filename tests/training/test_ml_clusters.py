@@ -1,16 +1,14 @@
 """A pipeline with a Keras stage over Spark Connect and on a standalone cluster."""
 
-import importlib.util
-
 import pyspark
 import pytest
 
-from clusters import StandaloneCluster, run_program
+from clusters import HAS_CONNECT, NO_CONNECT, StandaloneCluster, run_program
 
 PROGRAM = "ml_run.py"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("grpc_status") is None, reason="pyspark[connect] is not installed")
+@pytest.mark.skipif(not HAS_CONNECT, reason=NO_CONNECT)
 @pytest.mark.skipif(pyspark.__version__.startswith("3."), reason="pyspark.ml needs a classic session before Spark 4")
 def test_over_connect(tmp_path):
     result, _ = run_program(PROGRAM, str(tmp_path), timeout=500)

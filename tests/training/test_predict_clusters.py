@@ -1,11 +1,9 @@
 """Predictions with driver and executors apart: over Spark Connect, and on a standalone cluster."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 
-from clusters import StandaloneCluster, run_program
+from clusters import HAS_CONNECT, NO_CONNECT, StandaloneCluster, run_program
 
 PROGRAM = "predict_run.py"
 
@@ -18,7 +16,7 @@ def model():
     return keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(1)])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("grpc_status") is None, reason="pyspark[connect] is not installed")
+@pytest.mark.skipif(not HAS_CONNECT, reason=NO_CONNECT)
 def test_over_connect(model, tmp_path):
     path = str(tmp_path / "m.keras")
     model.save(path)

@@ -90,7 +90,7 @@ def program():
         def build():
             model = (TwoOptimizers if special == "own optimizers" else tf.keras.Sequential)(
                 [
-                    tf.keras.layers.Input((64,)),
+                    *([] if special == "unbuilt" else [tf.keras.layers.Input((64,))]),
                     tf.keras.layers.Dense(24, activation="relu"),
                     *([tf.keras.layers.BatchNormalization()] if special == "moving statistics" else []),
                     tf.keras.layers.Dense(10, activation="softmax", dtype="float32"),
@@ -123,6 +123,11 @@ def program():
             def on_epoch_end(self):
                 self.order = np.random.permutation(1024)
 
+        def batches():
+            while True:
+                for start in range(0, 1024, 64):
+                    yield images[start : start + 64], labels[start : start + 64]
+
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
         rows = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(1024, seed=3).with_options(options)
@@ -133,6 +138,7 @@ def program():
             "arrays": lambda: {"x": images, "y": labels, "batch_size": 64, "shuffle": False},
             "shuffled arrays": lambda: {"x": images, "y": labels, "batch_size": 64},
             "sequence": lambda: {"x": Shuffled()},
+            "generator": lambda: {"x": batches(), "steps_per_epoch": 11},
             "shard": lambda: {"x": shard.to_tf(NAMES, "label", batch_size=64, stack=True)},
             "endless shard": lambda: {
                 "x": shard.to_tf(NAMES, "label", batch_size=64, stack=True, repeat=True),
@@ -205,6 +211,12 @@ def check_same(interrupted, whole):
 def test_all_kinds_of_data(runner, data, kill):
     whole = runner().run(program(), data=data)
     check_same(runner().run(program(), data=data, kill=kill), whole)
+
+
+@pytest.mark.parametrize("data", ["sequence", "generator"])
+def test_a_model_that_its_first_batch_builds(runner, data):
+    whole = runner().run(program(), data=data, special="unbuilt")
+    check_same(runner().run(program(), data=data, kill=25, special="unbuilt"), whole)
 
 
 @pytest.mark.parametrize("data", ["shard", "endless shard"])

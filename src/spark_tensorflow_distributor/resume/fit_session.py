@@ -84,6 +84,7 @@ class FitSession:
         point = self._resume_point = self._find_resume_point()
         if point is None:
             return
+        self._arguments["x"] = self._model_state.build(self._arguments.get("x"))
         facts = point.facts
         self.data_use.epoch_steps = facts.epoch_steps
         self.position.epoch, self.position.step = facts.epoch, facts.step
@@ -127,7 +128,6 @@ class FitSession:
         self._saver.begin(self._callbacks)
         if self._resume_point is None:
             return
-        self._model_state.build(self._arguments.get("x"))
         facts, state = self._resume_point.facts, self._resume_point.state
         try:
             self._model_state.restore_weights(state.weights, facts.variables)

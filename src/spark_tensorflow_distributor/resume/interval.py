@@ -1,5 +1,6 @@
 """Decides how often checkpoints are saved. Pure."""
 
+import math
 from dataclasses import dataclass
 
 # Checkpoints may take at most this fraction of the time, in which training pauses or shares a core with the writer.
@@ -23,14 +24,14 @@ class CheckpointInterval:
         """Parse the runner's ``checkpoint_every``: seconds, or a string such as ``"500 steps"``.
 
         Raises:
-            ValueError: If the value is neither, or not positive.
+            ValueError: If the value is neither, or is not positive and finite.
         """
         if isinstance(value, str):
             count, _, unit = value.strip().partition(" ")
             if unit.strip() not in ("step", "steps") or not count.isdigit() or not int(count):
                 raise ValueError(value)
             return cls(steps=int(count))
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(value)
         return cls(seconds=float(value))
 

@@ -5,7 +5,7 @@ is the sum of the parts. Under TensorFlow's own strategy, moving statistics are 
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -37,17 +37,22 @@ class ModelState:
         self._strategy = model.distribute_strategy
         self._is_chief = is_chief
 
-    def build(self, data: Any) -> None:
+    def build(self, data: Any) -> Any:
         """Create the model's variables, which Keras would otherwise create in the first step.
 
         Args:
             data: The ``x`` of ``fit``; only shapes and types matter.
+
+        Returns:
+            What to pass to ``fit`` instead: the same data, but a generator has to be read once.
         """
-        if not self.model.built:
-            inputs = _example_inputs(data)
-            # A model with its own train_step and no call method has built its parts itself.
-            with self._strategy.scope(), contextlib.suppress(NotImplementedError):
-                self.model(inputs, training=False)
+        if self.model.built:
+            return data
+        inputs, data = _example_inputs(data)
+        # A model with its own train_step and no call method has built its parts itself.
+        with self._strategy.scope(), contextlib.suppress(NotImplementedError):
+            self.model(inputs, training=False)
+        return data
 
     def _build_optimizer(self) -> None:
         optimizer = getattr(self.model, "optimizer", None)
@@ -185,16 +190,31 @@ def _difference(present: Sequence[VariableSpec], saved: Sequence[VariableSpec]) 
     return f"It belongs to another model: {found}."
 
 
-def _example_inputs(data: Any) -> Any:
-    """Return a batch of one row with the shapes and types of the data."""
+def _example_inputs(data: Any) -> tuple[Any, Any]:
+    """Return a batch of one row with the shapes and types of the data, and data that still has all batches."""
 
     def zeros(spec: tf.TensorSpec) -> tf.Tensor:
         return tf.zeros([1 if size is None else size for size in spec.shape], spec.dtype)
 
     if hasattr(data, "element_spec"):
         spec = data.element_spec
-        return tf.nest.map_structure(zeros, spec[0] if isinstance(spec, tuple) else spec)
-    return tf.nest.map_structure(lambda array: tf.convert_to_tensor(np.asarray(array)[:1]), data)
+        return tf.nest.map_structure(zeros, spec[0] if isinstance(spec, tuple) else spec), data
+    inputs = data
+    if hasattr(data, "__next__"):
+        batch = next(data)
+        inputs, data = _inputs_of(batch), _with_first(batch, data)
+    elif hasattr(data, "__getitem__") and hasattr(data, "on_epoch_end"):  # Keras' PyDataset and Sequence
+        inputs = _inputs_of(data[0])
+    return tf.nest.map_structure(lambda array: tf.convert_to_tensor(np.asarray(array)[:1]), inputs), data
+
+
+def _inputs_of(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+def _with_first(first: Any, others: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from others
 
 
 def _unique(variables: Iterable[Variable]) -> list[Variable]:

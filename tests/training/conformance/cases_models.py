@@ -371,6 +371,8 @@ def custom_logs(keras):
                 predicted = self(x, training=True)
                 each = keras.losses.sparse_categorical_crossentropy(y, predicted)
                 loss = tf.reduce_mean(each)
+                if hasattr(self.optimizer, "scale_loss"):  # Keras 3; changes nothing for this optimizer
+                    loss = self.optimizer.scale_loss(loss)
             gradients = tape.gradient(loss, self.trainable_variables)
             self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
             return {"mine": loss}

@@ -1,5 +1,8 @@
 """The interval between checkpoints."""
 
+import math
+import re
+
 import pytest
 
 from spark_tensorflow_distributor import ConfigurationError
@@ -47,3 +50,9 @@ def test_invalid_intervals_are_rejected(wrong):
 def test_invalid_folders_are_rejected(wrong):
     with pytest.raises(ConfigurationError, match="checkpoint_dir is"):
         RunnerConfig(2, use_gpu=False, checkpoint_dir=wrong)
+
+
+@pytest.mark.parametrize("value", [0, -1, math.inf, math.nan, True, "5", "0 steps", "x steps", None])
+def test_other_values_are_refused(value):
+    with pytest.raises(ValueError, match=re.escape(str(value))):
+        CheckpointInterval.parse(value)

@@ -34,10 +34,11 @@ def gradients(keras: ModuleType) -> None:
 
 
 def weighting_loss(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the method that scales an optimizer's loss, so that it also multiplies the loss by the replica's share.
+    """Wrap the method that scales an optimizer's loss, so that the gradient is multiplied by the replica's share.
 
     Without this, gradients would be weighted only after they are computed. Until then they would be larger than in one
-    process: in half precision they would overflow earlier, and quantised products would have other scales.
+    process: in half precision they would overflow earlier, and quantised products would have other scales. The loss
+    itself keeps its value, which the program may log.
     """
 
     @functools.wraps(original)
@@ -48,14 +49,21 @@ def weighting_loss(original: Callable[..., Any]) -> Callable[..., Any]:
             return scaled
         step.weighted_losses.add(id(self))
         if callable(scaled):  # tf_keras accepts a function that returns the loss
-            return lambda: _times_share(scaled(), step)
-        return _times_share(scaled, step)
+            return lambda: _with_weighted_gradient(scaled(), step)
+        return _with_weighted_gradient(scaled, step)
 
     return scale_loss
 
 
-def _times_share(loss: Any, step: ReplicaStep) -> tf.Tensor:
-    return loss * tf.cast(step.share(), loss.dtype)
+def _with_weighted_gradient(loss: Any, step: ReplicaStep) -> tf.Tensor:
+    loss = tf.convert_to_tensor(loss)
+    share = tf.cast(step.share(), loss.dtype)
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def weighted(value: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        return tf.identity(value), lambda gradient: gradient * share
+
+    return weighted(loss)
 
 
 def _combining(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,21 +4,20 @@ import contextlib
 import contextvars
 import fcntl
 import functools
+import inspect
 import json
 import os
 import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from types import ModuleType
 from typing import Any
-
-import numpy as np
 
 from ..keras_step import saved_by_all
 from ..private_names import KERAS_LEGACY_H5, KERAS_SAVING
 from ..replica import replica_strategy
+from ..variable_sync import plain_variable
 from .layer_state import average_state
 
 _writes_nothing: contextvars.ContextVar[bool] = contextvars.ContextVar("writes_nothing", default=False)
@@ -46,6 +45,7 @@ def saved_models(keras: ModuleType) -> None:
 
 def atomically(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function that saves a model, so that its file is either complete or absent."""
+    signature = inspect.signature(original)
 
     @functools.wraps(original)
     def save(model: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
@@ -54,6 +54,9 @@ def atomically(original: Callable[..., Any]) -> Callable[..., Any]:
         path = os.fspath(filepath) if isinstance(filepath, str | os.PathLike) else ""
         is_file = str(path).endswith((".keras", ".h5", ".hdf5")) and "://" not in str(path)
         if not is_file or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+            return original(model, filepath, *args, **kwargs)
+        given = signature.bind(model, filepath, *args, **kwargs).arguments
+        if not given.get("overwrite", True) and os.path.exists(path):  # the original looks for the file by its name
             return original(model, filepath, *args, **kwargs)
         folder, name = os.path.split(os.path.abspath(path))
         temporary = os.path.join(folder, f".{uuid.uuid4().hex}-{name}")
@@ -176,30 +179,13 @@ def _restoring_together(original: Callable[..., Any]) -> Callable[..., Any]:
             original(self, logs)
             return
         collectives = strategy.collectives
-        data = None
         if model.optimizer is not None and not model.optimizer.built:  # restoring would build only the chief's
             model.optimizer.build(model.trainable_variables)
         if collectives.rank == 0:
-            before = model._initial_epoch
             original(self, logs)
-            if model._initial_epoch != before:
-                data = _pack(_variables(model), model._initial_epoch)
-        data = collectives.broadcast_bytes(data)
-        if data is not None and collectives.rank != 0:
-            with np.load(BytesIO(data)) as arrays:
-                model._initial_epoch = json.loads(bytes(arrays["epoch"]))
-                for index, variable in enumerate(_variables(model)):
-                    variable.assign(arrays[f"variable {index}"])
+        epoch = collectives.broadcast_bytes(json.dumps(model._initial_epoch).encode())
+        model._initial_epoch = json.loads(epoch or b"null")
+        variables = [*model.variables, *getattr(model.optimizer, "variables", ())]
+        strategy.variables.synchronise(map(plain_variable, variables))
 
     return on_train_begin
-
-
-def _variables(model: Any) -> list[Any]:
-    return [*model.variables, *model.optimizer.variables]
-
-
-def _pack(variables: list[Any], epoch: int) -> bytes:
-    file = BytesIO()
-    arrays = {f"variable {index}": variable.numpy() for index, variable in enumerate(variables)}
-    np.savez(file, epoch=np.frombuffer(json.dumps(epoch).encode(), np.uint8), **arrays)
-    return file.getvalue()
