@@ -182,3 +182,29 @@ def test_models_of_the_chief_alone_are_not_taken_for_those_of_all(spark, tmp_pat
     assert len(weights) == 2
     assert weights[0] == weights[1]
     assert loss == pytest.approx(expected, rel=1e-6)
+
+
+def previewed():
+    def train():
+        import tensorflow as tf
+
+        from spark_tensorflow_distributor import get_context
+
+        rows = tf.data.Dataset.from_tensor_slices((np.arange(400.0).reshape(400, 1), np.arange(400.0)))
+        model = tf.keras.Sequential([tf.keras.layers.Input((1,)), tf.keras.layers.Dense(1)])
+        model.compile(optimizer="sgd", loss="mse")
+        model.evaluate(rows.shuffle(400).batch(40), verbose=0)
+        if get_context().is_chief:
+            next(iter(rows.shuffle(400)))  # takes a seed that the other ranks take for the next order
+        print("after the preview", flush=True)
+        model.fit(rows.shuffle(400).batch(40), epochs=1, verbose=0)
+
+    return train
+
+
+def test_batches_that_differ_between_workers_are_a_warning(spark):
+    runner = MirroredStrategyRunner(num_slots=2, use_gpu=False, spark=spark, progress=False)
+    runner.run(previewed())
+    before, _, after = "\n".join(runner.report.workers[0].log_tail).partition("after the preview")
+    assert "global batches differ" not in before
+    assert "global batches differ: ranks 0 and 1 do not have the same rows" in after

@@ -17,6 +17,7 @@ from .collectives import Collectives
 from .private_names import DATA_DISTRIBUTE
 from .replica import ReplicaStrategy
 from .replica_step import gets_parts
+from .same_batches import sample_of, warn_if_different
 
 # Marks a dataset whose rows belong to this worker alone.
 _OWN_ROWS = "_spark_tensorflow_distributor_own_rows"
@@ -90,7 +91,7 @@ class PartDataset:
         if self._is_cut:
             check_agreement(strategy.collectives, [steps_per_epoch, batches, cardinality])
             self._asks = batches is None and cardinality == tf.data.UNKNOWN_CARDINALITY
-            dataset, self._is_even = cut(dataset, strategy.collectives)
+            dataset, self._is_even = cut(dataset, strategy.collectives, with_samples=True)
         elif not self._is_even:
             self._asks = cardinality == tf.data.UNKNOWN_CARDINALITY
         self._dataset = to_device(dataset, strategy.extended.worker_devices[0])
@@ -111,7 +112,7 @@ class PartIterator:
     """Yields the replica's parts of the batches.
 
     Args:
-        batches: Iterator over this worker's batches; over :class:`CutRows` if ``is_cut``.
+        batches: Iterator over this worker's batches; over the elements of :func:`cut` if ``is_cut``.
         collectives: Connects this worker to the others.
         is_cut: Whether the batches are parts of global batches.
         is_even: Whether all replicas are known to have the same number of rows in each batch.
@@ -151,6 +152,8 @@ class PartIterator:
                 batch = self._continue_without(has_data)
         if batch is None:
             raise StopIteration
+        if self._is_cut and not self._count:
+            warn_if_different(batch[1], self._collectives)
         self._count += 1
         self._last = batch
         part = PartIterator.last_part = self._part(batch, is_idle)
@@ -164,7 +167,7 @@ class PartIterator:
     @property
     def element_spec(self) -> Any:
         """The structure of the batches."""
-        return self._batches.element_spec
+        return self._batches.element_spec[0] if self._is_cut else self._batches.element_spec
 
     def spec_of(self, part: BatchPart) -> BatchPart:
         """Return a copy of the part with type specifications instead of tensors."""
@@ -176,7 +179,7 @@ class PartIterator:
     def _part(self, batch: Any, is_idle: bool) -> BatchPart:
         if not self._is_cut:
             return BatchPart(batch, is_even=self._is_even, is_idle=is_idle)
-        rows, begin, global_rows = batch
+        (rows, begin, global_rows), _ = batch
         if self._is_even:
             return BatchPart(rows, begin, global_rows, is_even=True)
         return BatchPart(rows, begin, global_rows, is_whole=int(global_rows) < self._collectives.world_size)
@@ -227,11 +230,19 @@ def has_equal_batches(dataset: tf.data.Dataset, collectives: Collectives) -> boo
     return bool(found.numpy().all())
 
 
-def cut(dataset: tf.data.Dataset, collectives: Collectives) -> tuple[tf.data.Dataset, bool]:
+def cut(
+    dataset: tf.data.Dataset, collectives: Collectives, *, with_samples: bool = False
+) -> tuple[tf.data.Dataset, bool]:
     """Cut each global batch of a dataset.
 
+    Args:
+        dataset: A dataset of global batches.
+        collectives: Connects this worker to the others.
+        with_samples: Whether each element also contains :func:`sample_of` the global batch.
+
     Returns:
-        A dataset of :class:`CutRows`, and whether all replicas have the same number of rows in every batch.
+        A dataset of :class:`CutRows`, or of pairs of these and samples, and whether all replicas have the same number
+        of rows in every batch.
     """
     is_even = False
 
@@ -240,7 +251,8 @@ def cut(dataset: tf.data.Dataset, collectives: Collectives) -> tuple[tf.data.Dat
         whole = batch if isinstance(dataset.element_spec, tuple) else batch[0]
         part = part_of(whole, collectives.rank, collectives.world_size)
         is_even = part.is_even
-        return CutRows(part.batch, part.begin, part.global_rows)
+        rows = CutRows(part.batch, part.begin, part.global_rows)
+        return (rows, sample_of(whole)) if with_samples else rows
 
     parts = dataset.map(tf.autograph.experimental.do_not_convert(part))
     options = tf.data.Options()
