@@ -43,10 +43,10 @@ def warn_if_different(sample: tf.Tensor, collectives: Collectives) -> None:
     found = collectives.all_gather(sample).numpy()
     if collectives.rank == 0 and len(set(found.tolist())) > 1:
         _log.warning(
-            "The workers' global batches differ: ranks 0 and %d do not have the same rows in the same order. Each worker"
-            " trains on its part of each batch, so some rows are used several times and others not at all. This happens "
-            "if some workers draw random numbers, shuffle or create models that the others do not. Do that on all "
-            "workers, or pass a seed to shuffle(). If each worker has rows of its own, set "
+            "The workers' global batches differ: ranks 0 and %d do not have the same rows in the same order. Each of "
+            "them trains on its part of each batch, so some rows are used several times and others not at all. This "
+            "happens if some workers draw random numbers, shuffle or create models that the others do not. Do that on "
+            "all workers, or pass a seed to shuffle(). If each worker has rows of its own, set "
             "options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF.",
             next(rank for rank, each in enumerate(found.tolist()) if each != found[0]),
         )

@@ -341,6 +341,32 @@ def gathered_in_a_step(keras):
 
 
 @case()
+def masked_rows_of_own_lengths(keras):
+    """The model drops the columns that are padding in all its rows, so parts of a batch have different lengths."""
+    import tensorflow as tf
+
+    class Trimmed(keras.layers.Layer):
+        def call(self, x):
+            return x[:, : tf.reduce_max(tf.reduce_sum(tf.cast(x != 0, tf.int32), axis=1))]
+
+        def compute_output_shape(self, shape):
+            return (shape[0], None)
+
+    def per_token(y_true, y_pred):
+        wanted = y_true[:, : tf.shape(y_pred)[1]]
+        return keras.losses.sparse_categorical_crossentropy(wanted, y_pred)
+
+    numbers = np.random.default_rng(3)
+    lengths = np.sort(numbers.integers(1, 13, 4 * BATCH))
+    tokens = numbers.integers(1, 20, (4 * BATCH, 12)) * (np.arange(12) < lengths[:, np.newaxis])
+    inputs = keras.layers.Input((12,), dtype="int32")
+    hidden = keras.layers.Embedding(20, 6, mask_zero=True)(Trimmed()(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(20, activation="softmax")(hidden))
+    model.compile(keras.optimizers.SGD(0.5), per_token)
+    return outcome(model, fit(model, tokens.astype("int32"), (tokens // 2).astype("int32")))
+
+
+@case()
 def reduced_in_a_step(keras):
     """A layer normalises with the mean of the whole batch, for which it sums over the replicas itself."""
     import tensorflow as tf

@@ -73,9 +73,15 @@ def whole_sum(value: tf.Tensor) -> tf.Tensor:
 
 
 def mask_weights(mask: Any, dtype: Any) -> tf.Tensor:
-    """Return a mask's weights, whose mean over the whole batch is 1: 0 if masked, else all values / unmasked values."""
-    counts = tf.stack([tf.cast(tf.size(mask), dtype), tf.reduce_sum(tf.cast(mask, dtype))])
-    total, unmasked = tf.unstack(whole_sum(counts))
+    """Return a mask's weights, with which the mean over the replicas is the mean over all unmasked values.
+
+    If the replicas' rows have the same shape, a weight is all values / unmasked values. Otherwise, for example if each
+    replica pads to its own longest row, it cancels the number of values by which the replica divides its sum.
+    """
+    size = tf.cast(tf.size(mask), dtype)
+    share = share_of(size)
+    total = size if share is None else of_replica(size, share)
+    unmasked = whole_sum(tf.reduce_sum(tf.cast(mask, dtype)))
     return tf.cast(mask, dtype) * tf.math.divide_no_nan(total, unmasked)
 
 
