@@ -264,13 +264,17 @@ make_venv() {
 # Tests start dozens of JVMs, which take half of the processor time if Spark's classes are in an archive. It is optional,
 # and is tried once for each .venv.
 archive_spark_classes() {
-  local archive=$venv/spark-classes.jsa
-  [ "$venv/archive.log" -ot "$stamp" ] || return 0 # older than .venv, or missing
-  rm -f "$archive"
+  local archive=$venv/spark-classes.jsa log=$venv/archive.log
+  [ "$log" -ot "$stamp" ] || return 0 # older than .venv, or missing
   say "Archiving Spark's classes for the tests (a minute, once)"
-  SPARK_LOCAL_IP=127.0.0.1 SPARK_SUBMIT_OPTS="-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ArchiveClassesAtExit=$archive" \
-    "$venv/bin/spark-submit" "$root/scripts/lib/spark_classes.py" >"$venv/archive.log" 2>&1 </dev/null ||
-    say "This failed, see $venv/archive.log. The tests run without it."
+  # Under names of this process until they are complete: another one may be archiving, too, and this one may be interrupted.
+  SPARK_LOCAL_IP=127.0.0.1 \
+    SPARK_SUBMIT_OPTS="-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ArchiveClassesAtExit=$archive.$$" \
+    "$venv/bin/spark-submit" "$root/scripts/lib/spark_classes.py" >"$log.$$" 2>&1 </dev/null ||
+    say "This failed, see $log. The tests run without it."
+  rm -f "$archive"
+  [ ! -f "$archive.$$" ] || mv -f "$archive.$$" "$archive"
+  mv -f "$log.$$" "$log"
 }
 
 # Print TensorFlow's minor version, such as 2.21.

@@ -19,7 +19,7 @@ class LineSplitter:
     """Splits a stream of bytes into lines.
 
     A carriage return, as in progress bars, starts the line over: only the text after the last one is kept. A line of
-    more than 8 KiB becomes several, which end between characters of UTF-8.
+    more than 8 KiB is split between UTF-8 characters.
     """
 
     def __init__(self) -> None:

@@ -92,7 +92,7 @@ class RestartPolicy:
             return None
         reason = self._reason_against(error, calls_were_lost)
         if reason is not None:
-            if hasattr(error, "add_note"):  # the library's own errors have it on Python 3.10, too
+            if hasattr(error, "add_note"):  # on Python 3.10, only the library's own errors have it
                 error.add_note(reason)
             return None
         self._left -= 1

@@ -83,7 +83,7 @@ def _preload(modules: Sequence[str]) -> None:
             try:
                 importlib.import_module(name)
             except Exception:
-                # The import will fail again in the trainer, which can report it.
+                # A trainer that needs the module will fail in the same way, and can report it.
                 return
 
 
