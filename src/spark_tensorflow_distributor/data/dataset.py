@@ -140,20 +140,20 @@ def build_dataset(
     def begin_pass() -> npt.NDArray[np.int64]:
         plan, number = state.begin_pass()
         key = order.key(number) if order else [0, 0]
-        return np.array([plan.steps, plan.rows, plan.shift, *key], np.int64)
+        return np.array([plan.steps, plan.rows, *key], np.int64)
 
     def read_batch(step: tf.Tensor, plan: tf.Tensor) -> Component | tuple[Component, ...]:
-        start, end = batch_bounds(step, plan[0], plan[1], plan[2], batch, tf)
+        start, end = batch_bounds(step, plan[0], plan[1], batch, tf)
         numbers = start + tf.range(batch, dtype=tf.int64) if is_static else tf.range(start, end)
         if order is not None and order.rows:
-            seed = tf.ensure_shape(plan[3:], (2,))
+            seed = tf.ensure_shape(plan[2:], (2,))
             numbers = tf.random.experimental.index_shuffle(numbers, seed, tf.constant(order.rows - 1, tf.int64))
         rows = file_positions(numbers)
         values = tuple(read(rows) for read in components)
         return values[0] if len(values) == 1 else values
 
     plans = tf.data.Dataset.from_tensors(0).map(
-        lambda _: tf.ensure_shape(tf.numpy_function(begin_pass, [], tf.int64), (5,))
+        lambda _: tf.ensure_shape(tf.numpy_function(begin_pass, [], tf.int64), (4,))
     )
     plans = plans.flat_map(lambda plan: tf.data.Dataset.from_tensors(plan).repeat())
     # TensorFlow cannot know that the plan repeats without end; the number of steps limits the pass.

@@ -16,25 +16,20 @@ class PassPlan:
         steps: The number of batches, the same on every rank.
         batch: Number of rows in each of this rank's batches except the last one.
         rows: Number of the shard's rows that the pass uses. The order changes, so each pass leaves out different rows.
-        shift: Number of rows that the last batch takes from the one before it, because it would otherwise be empty.
+        is_even: Whether all batches of all ranks have ``batch`` rows; the same on every rank.
     """
 
     steps: int
     batch: int
     rows: int
-    shift: int = 0
-
-    @property
-    def is_even(self) -> bool:
-        """Whether all batches have the same number of rows."""
-        return not self.shift and self.rows == self.steps * self.batch
+    is_even: bool
 
 
 def whole_pass(rows: int, total: int, world_size: int, batch: int) -> PassPlan:
     """Plan a pass that uses every row once, for evaluation and prediction.
 
-    The ranks' last batches may differ by one row. A batch is empty only if there are fewer rows than workers, or if a
-    batch is a single row.
+    It has as many steps as :func:`equal_pass`, whose last batch gets the rows that would be left out: at most one on
+    each rank. A batch is empty only if there are fewer rows than workers.
 
     Args:
         rows: Number of rows on this rank.
@@ -42,9 +37,8 @@ def whole_pass(rows: int, total: int, world_size: int, batch: int) -> PassPlan:
         world_size: The number of ranks.
         batch: Rows per rank and step.
     """
-    steps = -(-total // (batch * world_size))
-    is_last_empty = steps > 1 and batch > 1 and rows == (steps - 1) * batch
-    return PassPlan(steps, batch, rows, shift=int(is_last_empty))
+    equal = equal_pass(total, world_size, batch, drop_remainder=False)
+    return PassPlan(max(equal.steps, 1), batch, rows, is_even=equal.is_even and equal.rows * world_size == total)
 
 
 def equal_pass(total: int, world_size: int, batch: int, *, drop_remainder: bool) -> PassPlan:
@@ -61,22 +55,19 @@ def equal_pass(total: int, world_size: int, batch: int, *, drop_remainder: bool)
     """
     steps, left = divmod(total, batch * world_size)
     last = 0 if drop_remainder else left // world_size
-    return PassPlan(steps + (last > 0), batch, steps * batch + last)
+    return PassPlan(steps + (last > 0), batch, steps * batch + last, is_even=not last)
 
 
-def batch_bounds(step: Any, steps: Any, rows: Any, shift: Any, batch: int, xp: Any) -> tuple[Any, Any]:
+def batch_bounds(step: Any, steps: Any, rows: Any, batch: int, xp: Any) -> tuple[Any, Any]:
     """Return the first row of a step's batch and the row after its last one, in the order of the pass.
-
-    The batch is empty after the last step.
 
     Args:
         step: The step, or an array of steps.
-        steps, rows, shift, batch: The attributes of a :class:`PassPlan`.
+        steps, rows, batch: The attributes of a :class:`PassPlan`.
         xp: The module to compute with: TensorFlow in a dataset's graph, or NumPy.
     """
-    last_start = rows - shift
-    end = xp.where(step < steps - 1, xp.minimum((step + 1) * batch, last_start), rows)
-    return xp.minimum(step * batch, last_start), end
+    start = step * batch
+    return start, xp.where(step < steps - 1, start + batch, rows)
 
 
 @dataclass(frozen=True)

@@ -67,17 +67,16 @@ _iterators: list[Iterator[Any]] = []
 @only("fit")
 @contextlib.contextmanager
 def feed_shards(call: MethodCall) -> Iterator[None]:
-    """Let ``fit`` take the same number of steps on every rank, each with the same number of rows."""
+    """Let every rank have the same number of rows in each step of ``fit``."""
     arguments = call.arguments
-    data = arguments.get("x")
-    states = shard_states_of(data)
+    states = shard_states_of(arguments.get("x"))
     if not states:
         yield
         return
     validation = shard_states_of(arguments.get("validation_data"))
     training = [state for state in states if not any(state is other for other in validation)]
-    if training and len(training) == len(states):
-        arguments["x"] = _with_equal_steps(data, states[0])
+    for state in states:
+        _check_steps(state)
     for state in training:
         state.is_training = True
     try:
@@ -87,14 +86,11 @@ def feed_shards(call: MethodCall) -> Iterator[None]:
             state.is_training = False
 
 
-def _with_equal_steps(data: tf.data.Dataset, state: ShardState) -> tf.data.Dataset:
-    """Drop the last step if only some of the ranks have rows for it."""
-    if int(data.cardinality()) != state.whole.steps:
-        return data  # endless, or made by the user from a shard's dataset
+def _check_steps(state: ShardState) -> None:
+    """Reject a shard with too few rows for a single step of training."""
     if not state.equal.steps:
         raise DataError(
             f"The DataFrame {state.name!r} has fewer rows than there are workers or, with drop_remainder, fewer than a "
             f"batch of {state.global_batch} rows: not a single training step is possible. Use fewer workers or a "
             "smaller batch_size."
         )
-    return data.take(state.equal.steps) if state.equal.steps < state.whole.steps else data

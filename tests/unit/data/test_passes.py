@@ -11,24 +11,26 @@ def shares(total, world_size):
     return [total // world_size + (rank < total % world_size) for rank in range(world_size)]
 
 
-def batch_sizes(plan, extra_steps=0):
+def batch_sizes(plan):
     """Return the sizes of a pass's batches, as a dataset computes them, and check that they are contiguous."""
-    steps = np.arange(plan.steps + extra_steps)
-    starts, ends = batch_bounds(steps, plan.steps, plan.rows, plan.shift, plan.batch, np)
+    steps = np.arange(plan.steps)
+    starts, ends = batch_bounds(steps, plan.steps, plan.rows, plan.batch, np)
     assert [0, *ends[:-1]] == list(starts) or not len(steps)
     return (ends - starts).tolist()
 
 
-def test_whole_pass_takes_every_row_once_in_equally_many_steps_on_every_rank():
+def test_whole_pass_takes_every_row_once_in_the_steps_of_an_equal_pass():
     for total, world_size, batch in itertools.product(range(1, 60), range(1, 5), range(1, 8)):
+        equal = equal_pass(total, world_size, batch, drop_remainder=False)
         plans = [whole_pass(rows, total, world_size, batch) for rows in shares(total, world_size)]
-        assert {plan.steps for plan in plans} == {-(-total // (batch * world_size))}
-        for plan, rows in zip(plans, shares(total, world_size), strict=True):
-            sizes = batch_sizes(plan)
-            assert sum(sizes) == rows
-            assert max(sizes) <= batch
-            if rows >= plan.steps and batch > 1:
-                assert min(sizes) >= 1, (total, world_size, batch, sizes)
+        sizes = [batch_sizes(plan) for plan in plans]
+        assert {plan.steps for plan in plans} == {max(equal.steps, 1)}
+        assert list(map(sum, sizes)) == shares(total, world_size)
+        assert max(map(max, sizes)) <= batch + 1
+        assert min(map(min, sizes)) >= (total >= world_size), (total, world_size, batch, sizes)
+        # All ranks agree on whether their batches have a static size.
+        is_even = {size for of_rank in sizes for size in of_rank} == {batch}
+        assert {plan.is_even for plan in plans} == {is_even}
 
 
 def test_equal_pass_leaves_out_fewer_rows_than_there_are_workers():
@@ -39,7 +41,7 @@ def test_equal_pass_leaves_out_fewer_rows_than_there_are_workers():
         assert set(sizes[:-1]) <= {batch}
         assert 0 <= total - world_size * sum(sizes) < world_size
         assert plan.rows <= total // world_size
-        assert batch_sizes(plan, extra_steps=2) == [*sizes, 0, 0]
+        assert plan.is_even == (set(sizes) <= {batch})
         dropped = equal_pass(total, world_size, batch, drop_remainder=True)
         assert dropped.is_even
         assert dropped.steps == total // (batch * world_size)
