@@ -15,6 +15,7 @@ from in_process import on_replicas
 from spark_tensorflow_distributor.data.dataset import build_dataset
 from spark_tensorflow_distributor.data.passes import PassOrder
 from spark_tensorflow_distributor.data.shard import DataShard, ShardId
+from spark_tensorflow_distributor.training.part_data import has_equal_batches
 from spark_tensorflow_distributor.training.replica import replica_strategy
 
 keras = pytest.importorskip("keras")
@@ -80,20 +81,52 @@ def test_a_repeated_shard_has_no_step_without_rows(shuffle):
     assert np.isfinite(losses).all()
 
 
-@pytest.mark.parametrize("total", [9, 11])
-def test_all_ranks_have_the_same_graph(total):
-    """The number of rows on some ranks is divisible by the batch size."""
+@pytest.mark.parametrize(("total", "batch"), [(9, 2), (9, 4), (11, 4)])
+def test_evaluation_reads_every_row_inside_fit_too(total, batch):
+    """The number of rows on some ranks may divide evenly; all ranks need the same graph nevertheless."""
 
     def train(built):
-        model, _ = built
-        data = shard_data(total, 2)
-        table = tf.reshape(tf.range(32.0), (32, 1))
-        model.set_weights([table])
-        model.fit(data, epochs=1, verbose=0)
-        model.set_weights([table])
-        return model.evaluate(data, verbose=0), data.element_spec[0].shape.as_list()
+        model, seen = built
+        data, epochs = shard_data(total, batch), []
 
-    found = on_replicas(2, build, train)
-    assert found[0] == found[1]
-    rows = np.arange(total)
-    np.testing.assert_allclose(found[0][0], np.mean((0.9 * rows) ** 2), rtol=1e-5)
+        class Evaluate(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch, logs=None):
+                epochs.append(list(seen))
+                seen.clear()
+                loss = self.model.evaluate(data, verbose=0)
+                epochs.append([list(seen), loss, self.model.get_weights()[0]])
+                seen.clear()
+
+        model.fit(data, epochs=2, verbose=0, callbacks=[Evaluate()])
+        return epochs, data.element_spec[0].shape.as_list()
+
+    (first, shape), (second, other_shape) = on_replicas(2, build, train)
+    assert shape == other_shape
+    for number in (0, 2):
+        assert [len(ids) for ids in first[number]] == [len(ids) for ids in second[number]]
+        evaluated = [ids for found in (first, second) for batch in found[number + 1][0] for ids in batch]
+        assert sorted(evaluated) == list(range(total))
+        assert all(map(len, first[number + 1][0] + second[number + 1][0]))
+        _, loss, table = first[number + 1]
+        np.testing.assert_allclose(loss, np.mean((table[:total, 0] - np.arange(total) / 10) ** 2), rtol=1e-5)
+
+
+def test_batches_are_equal_only_if_nothing_changes_their_rows():
+    def find(_):
+        data, collectives = shard_data(24, 8), replica_strategy().collectives
+        uneven = shard_data(22, 8)
+        uneven.shard_state.fit = uneven.shard_state.new_fit(uneven.shard_state.equal, range(1), 3, None)
+        datasets = {
+            "static": data,
+            "static, filtered, repeated": data.filter(lambda x, y: x[0, 0] > 3).repeat(),
+            "static, filtered": data.filter(lambda x, y: x[0, 0] > 3),
+            "static, masked": data.map(lambda x, y: (x[x[:, 0] > 3], y)),
+            "fit": uneven,
+            "fit, repeated": uneven.repeat().prefetch(2),
+            "fit, filtered, repeated": uneven.filter(lambda x, y: x[0, 0] > 3).repeat(),
+            "fit, masked": uneven.map(lambda x, y: (x[x[:, 0] > 3], y)),
+        }
+        return [name for name, each in datasets.items() if has_equal_batches(each, collectives)]
+
+    wanted = ["static", "static, filtered, repeated", "fit", "fit, repeated"]
+    assert on_replicas(2, lambda: None, find) == [wanted] * 2

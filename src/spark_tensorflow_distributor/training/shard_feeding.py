@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from ..data.passes import ShardState, shard_states_of
+from ..data.passes import FitPasses, ShardState, shard_states_of
 from ..errors import DataError
 from .fit_hooks import MethodCall, only
 from .private_names import DEVICE_ITERATORS
@@ -64,33 +64,49 @@ def _with_kept_iterators(distributed: Any) -> Any:
 _iterators: list[Iterator[Any]] = []
 
 
-@only("fit")
+@only("fit", "evaluate", "predict")
 @contextlib.contextmanager
 def feed_shards(call: MethodCall) -> Iterator[None]:
-    """Let every rank have the same number of rows in each step of ``fit``."""
-    arguments = call.arguments
-    states = shard_states_of(arguments.get("x"))
-    if not states:
-        yield
-        return
-    validation = shard_states_of(arguments.get("validation_data"))
-    training = [state for state in states if not any(state is other for other in validation)]
-    for state in states:
-        _check_steps(state)
-    for state in training:
-        state.is_training = True
+    """Give ``fit`` passes in which every rank has the same number of rows at each step, and other methods all rows.
+
+    This hook precedes those that change the epochs of ``fit``, because these determine the numbers of its passes.
+    """
+    states = shard_states_of(call.arguments.get("x"))
+    before = [state.fit for state in states]
+    is_fit = call.name == "fit"
+    passes = _passes_of_fit(call.arguments, states) if is_fit else [None] * len(states)
+    for state, its_passes in zip(states, passes, strict=True):
+        state.fit = its_passes
     try:
         yield
     finally:
-        for state in training:
-            state.is_training = False
+        for state, its_passes in zip(states, before, strict=True):
+            state.fit = its_passes
 
 
-def _check_steps(state: ShardState) -> None:
-    """Reject a shard with too few rows for a single step of training."""
-    if not state.equal.steps:
-        raise DataError(
-            f"The DataFrame {state.name!r} has fewer rows than there are workers or, with drop_remainder, fewer than a "
-            f"batch of {state.global_batch} rows: not a single training step is possible. Use fewer workers or a "
-            "smaller batch_size."
+def _passes_of_fit(arguments: Mapping[str, Any], states: Sequence[ShardState]) -> list[FitPasses]:
+    """Return the passes of a ``fit`` over each of its shards.
+
+    Raises:
+        DataError: If there are too few rows for a single step.
+    """
+    for state in states:
+        if not state.equal.steps:
+            raise DataError(
+                f"The DataFrame {state.name!r} has fewer rows than there are workers or, with drop_remainder, fewer "
+                f"than a batch of {state.global_batch} rows: not a single training step is possible. Use fewer workers "
+                "or a smaller batch_size."
+            )
+    validation = shard_states_of(arguments.get("validation_data"))
+    # Validation uses every row. A dataset for both can have only one plan.
+    is_shared = any(state is other for state in states for other in validation)
+    epochs = range(int(arguments.get("initial_epoch", 0)), int(arguments.get("epochs", 1)))
+    return [
+        state.new_fit(
+            state.whole if is_shared else state.equal,
+            epochs,
+            int(arguments["x"].cardinality()),
+            arguments.get("steps_per_epoch"),
         )
+        for state in states
+    ]

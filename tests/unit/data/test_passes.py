@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from spark_tensorflow_distributor.data.passes import batch_bounds, equal_pass, whole_pass
+from spark_tensorflow_distributor.data.passes import ShardState, batch_bounds, equal_pass, whole_pass
 
 
 def shares(total, world_size):
@@ -45,3 +45,49 @@ def test_equal_pass_leaves_out_fewer_rows_than_there_are_workers():
         dropped = equal_pass(total, world_size, batch, drop_remainder=True)
         assert dropped.is_even
         assert dropped.steps == total // (batch * world_size)
+
+
+def orders(state, epochs, length=8, steps_per_epoch=None, opened=1):
+    """Return the numbers of the passes that a ``fit`` begins, if every epoch creates some iterators."""
+    state.fit = state.new_fit(state.equal, epochs, length, steps_per_epoch)
+    state.begin_pass()  # Keras may read a batch to build the model
+    found = []
+    for epoch in epochs:
+        state.fit.begin_epoch(epoch)
+        found += [state.begin_pass()[1] for _ in range(opened)]
+    state.fit = None
+    return found
+
+
+def new_state(first_pass=0):
+    return ShardState("data", 4, whole_pass(17, 33, 2, 2), equal_pass(33, 2, 2, drop_remainder=False), first_pass)
+
+
+def test_every_fit_continues_the_passes_of_the_one_before_it():
+    state = new_state(first_pass=2)
+    assert orders(state, range(3)) == [2, 3, 4]
+    assert state.begin_pass()[1] == 2  # an evaluation, which a resumed run may not repeat
+    assert [orders(state, range(1)) for _ in range(2)] == [[5], [6]]
+    assert orders(state, range(2), length=16, opened=2) == [7, 8, 9, 10]  # repeat(2)
+    assert orders(state, range(1)) == [11]
+
+
+def test_a_fit_that_begins_with_a_later_epoch_has_its_passes():
+    whole, parts = new_state(), new_state()
+    assert orders(whole, range(5)) == orders(parts, range(2)) + orders(parts, range(2, 5))
+    assert orders(new_state(), range(2, 5)) == [2, 3, 4]  # in another process
+
+
+def test_passes_of_fits_with_steps_per_epoch_follow_each_other():
+    state = new_state()
+    state.fit = state.new_fit(state.equal, range(3), -1, 6)  # 18 steps: more than two passes of 8
+    state.fit.begin_epoch(1)
+    assert [state.begin_pass()[1] for _ in range(3)] == [0, 1, 2]
+    state.fit = state.new_fit(state.equal, range(3), -1, 6)
+    assert state.begin_pass()[1] == 3
+
+
+def test_a_fit_inside_another_one_has_a_new_order_in_every_epoch():
+    state = new_state()
+    state.fit = state.new_fit(state.equal, range(2), 8, None)
+    assert [state.begin_pass()[1] for _ in range(2)] == [0, 1]
