@@ -17,6 +17,7 @@ from spark_tensorflow_distributor.data.passes import PassOrder
 from spark_tensorflow_distributor.data.shard import DataShard, ShardId
 from spark_tensorflow_distributor.training.part_data import has_equal_batches
 from spark_tensorflow_distributor.training.replica import replica_strategy
+from spark_tensorflow_distributor.training.shard_feeding import _is_endless
 
 keras = pytest.importorskip("keras")
 
@@ -130,3 +131,20 @@ def test_batches_are_equal_only_if_nothing_changes_their_rows():
 
     wanted = ["static", "static, filtered, repeated", "fit", "fit, repeated"]
     assert on_replicas(2, lambda: None, find) == [wanted] * 2
+
+
+def test_only_datasets_without_an_end_are_endless():
+    def find(_):
+        data = shard_data(9, 4)
+        return [
+            _is_endless(each)
+            for each in (
+                data,
+                data.filter(lambda x, y: True),
+                data.repeat().take(3),
+                data.repeat(),
+                data.repeat().filter(lambda x, y: True).map(lambda x, y: x),
+            )
+        ]
+
+    assert on_replicas(2, lambda: None, find) == [[False, False, False, True, True]] * 2

@@ -42,11 +42,19 @@ def disable_device_autotuning() -> None:
 def distribute_shard(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset, options: Any) -> Any:
     """Distribute a dataset that derives from a shard, which holds this worker's rows alone, for a custom loop."""
     distributed = strategy.distribute_datasets_from_function(lambda _: dataset, options)
-    return _with_kept_iterators(distributed) if int(dataset.cardinality()) < 0 else distributed
+    return _with_kept_iterators(distributed) if _is_endless(dataset) else distributed
+
+
+def _is_endless(dataset: Any) -> bool:
+    """Return whether a dataset repeats a shard without end, even if TensorFlow does not know its length."""
+    length = int(dataset.cardinality())
+    if length != tf.data.UNKNOWN_CARDINALITY or hasattr(dataset, "shard_state"):
+        return bool(length == tf.data.INFINITE_CARDINALITY)
+    return any(map(_is_endless, dataset._inputs()))
 
 
 def _with_kept_iterators(distributed: Any) -> Any:
-    """Keep the iterators of a dataset that may be endless alive until the process ends.
+    """Keep the iterators of an endless dataset alive until the process ends.
 
     TensorFlow's device iterator occasionally crashes if it is destroyed while its thread is fetching the next batch,
     which is always the case for an endless dataset.
