@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from process_groups import make_members
 from spark_tensorflow_distributor.process_group.group import ProcessGroup
-from spark_tensorflow_distributor.training import fit_hooks, keras_api, patches, replica_hooks
+from spark_tensorflow_distributor.training import fit_hooks, keras_api, patches, replica_hooks, shard_feeding
 from spark_tensorflow_distributor.training.collectives import Collectives
 from spark_tensorflow_distributor.training.replica import ReplicaStrategy
 from spark_tensorflow_distributor.training.socket_collectives import SocketCollectives
@@ -141,7 +141,7 @@ def patch_this_process() -> None:
     """Apply the patches and hooks of a trainer. Models outside of a ReplicaStrategy's scope train as before."""
     patches.patch_tensorflow()
     patches.apply_patches()
-    fit_hooks.hook_methods(keras_api.keras_packages(), replica_hooks.HOOKS)
+    fit_hooks.hook_methods(keras_api.keras_packages(), (shard_feeding.feed_shards, *replica_hooks.HOOKS))
 
 
 def on_replicas(count: int, build: Callable[[], Any], train: Callable[[Any], Any], engine: str = "memory") -> list[Any]:

@@ -140,6 +140,11 @@ def program():
             "sequence": lambda: {"x": Shuffled()},
             "generator": lambda: {"x": batches(), "steps_per_epoch": 11},
             "shard": lambda: {"x": shard.to_tf(NAMES, "label", batch_size=64, stack=True)},
+            # The passes of the finite shard are longer than the epochs.
+            "limited shard": lambda: {
+                "x": shard.to_tf(NAMES, "label", batch_size=64, stack=True),
+                "steps_per_epoch": 11,
+            },
             "endless shard": lambda: {
                 "x": shard.to_tf(NAMES, "label", batch_size=64, stack=True, repeat=True),
                 "steps_per_epoch": 11,
@@ -219,16 +224,26 @@ def test_a_model_that_its_first_batch_builds(runner, data):
     check_same(runner().run(program(), data=data, kill=25, special="unbuilt"), whole)
 
 
-@pytest.mark.parametrize("data", ["shard", "endless shard"])
-def test_a_dataframe(runner, frame, data, tmp_path):
+@pytest.mark.parametrize(
+    ("slots", "data", "legacy", "kill", "where"),
+    [
+        (1, "shard", "0", 38, [(0, 2, 4)]),
+        (2, "shard", "1", 38, [(0, 2, 4)]),
+        (2, "endless shard", "0", 38, [(0, 3, 4)]),
+        (2, "limited shard", "0", 22, [(0, 2, 4)]),
+        # In the second fit, which goes on with other orders.
+        (2, "shard", "0", 86, [(0, 4, 0), (1, 1, 4)]),
+        (1, "endless shard", "1", 63, [(0, 4, 0), (1, 1, 4)]),
+    ],
+)
+def test_a_dataframe(runner, frame, tmp_path, slots, data, legacy, kill, where):
     # The order of a shard's rows depends on the run, or on its checkpoint_dir.
-    folder = str(tmp_path)
-    whole = runner(checkpoint_dir=folder).run(program(), data=data, shard=frame)
-    interrupted = runner(checkpoint_dir=folder)
-    check_same(interrupted.run(program(), data=data, shard=frame, kill=38), whole)
-    (position,) = interrupted.report.attempts[1].resumed
-    # Four steps after the end of an epoch.
-    assert (position["epoch"], position["step"]) == ((2, 4) if data == "shard" else (3, 4))
+    options = {"checkpoint_dir": str(tmp_path), "num_slots": slots, "env": {"TF_USE_LEGACY_KERAS": legacy}}
+    whole = runner(**options).run(program(), data=data, shard=frame, again=True)
+    interrupted = runner(**options)
+    check_same(interrupted.run(program(), data=data, shard=frame, again=True, kill=kill), whole)
+    resumed = interrupted.report.attempts[1].resumed
+    assert [(at["fit"], at["epoch"], at["step"]) for at in resumed] == where
 
 
 def test_sgd_on_one_worker_and_on_three(runner):

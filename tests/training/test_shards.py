@@ -241,6 +241,7 @@ def test_fit_reads_equal_parts_and_leaves_out_different_rows_each_epoch(spark):
         model.compile("sgd", "mse")
         scaled = data.to_tf(["id"], "label", batch_size=8, stack=True).map(lambda x, y: (x + 0.0, y))
         model.fit(scaled, epochs=3)
+        model.fit(scaled, epochs=1)
         epochs = int(data.steps(8))
         seen, model.seen = model.seen, []
         endless = data.to_tf(["id"], "label", batch_size=8, stack=True, repeat=True)
@@ -257,7 +258,9 @@ def test_fit_reads_equal_parts_and_leaves_out_different_rows_each_epoch(spark):
     (steps,) = {steps for _, steps in ranks}
     assert steps == 6  # of two rows on each of four workers; the three remaining rows are fewer than the workers
     left_out = []
-    for epoch in range(3):
+    for seen, _ in ranks:  # another fit goes on with another order
+        assert len({str(seen[epoch * steps : (epoch + 1) * steps]) for epoch in range(4)}) == 4
+    for epoch in range(4):
         parts = [seen[epoch * steps : (epoch + 1) * steps] for seen, _ in ranks]
         assert {tuple(map(len, part)) for part in parts} == {(2,) * 6}
         ids = [row for part in parts for step in part for row in step]

@@ -66,6 +66,7 @@ WITH_TENSORFLOW = [
         "runtime.trainer.preload",
         "training.batch_notes",
         "training.batch_parts",
+        "training.device_data",
         "training.collectives",
         "training.socket_collectives",
         "training.gradient_mean",

@@ -136,40 +136,58 @@ def build_dataset(
     """
     batch = state.whole.batch
     is_static = state.equal.is_even and state.whole.is_even
+    repeats = repeat and state.whole.steps > 0  # nothing would come of repeating an empty pass
 
     def begin_pass() -> npt.NDArray[np.int64]:
         plan, number = state.begin_pass()
-        key = order.key(number) if order else [0, 0]
-        return np.array([plan.steps, plan.rows, plan.shift, *key], np.int64)
+        return np.array([plan.steps, plan.rows, number], np.int64)
+
+    def with_order(begun: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        steps, rows, number = begun
+        return np.array([steps, rows, *(order.key(number) if order else [0, 0])], np.int64)
 
     def read_batch(step: tf.Tensor, plan: tf.Tensor) -> Component | tuple[Component, ...]:
-        start, end = batch_bounds(step, plan[0], plan[1], plan[2], batch, tf)
+        start, end = batch_bounds(step, plan[0], plan[1], batch, tf)
         numbers = start + tf.range(batch, dtype=tf.int64) if is_static else tf.range(start, end)
         if order is not None and order.rows:
-            seed = tf.ensure_shape(plan[3:], (2,))
+            seed = tf.ensure_shape(plan[2:], (2,))
             numbers = tf.random.experimental.index_shuffle(numbers, seed, tf.constant(order.rows - 1, tf.int64))
         rows = file_positions(numbers)
         values = tuple(read(rows) for read in components)
         return values[0] if len(values) == 1 else values
 
-    plans = tf.data.Dataset.from_tensors(0).map(
-        lambda _: tf.ensure_shape(tf.numpy_function(begin_pass, [], tf.int64), (5,))
-    )
-    plans = plans.flat_map(lambda plan: tf.data.Dataset.from_tensors(plan).repeat())
-    # TensorFlow cannot know that the plan repeats without end; the number of steps limits the pass.
-    plans = plans.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-    dataset = tf.data.Dataset.zip((tf.data.Dataset.range(state.whole.steps), plans))
-    if repeat:
-        dataset = dataset.repeat()
     # AutoGraph has nothing to convert here, and would only take time and write files.
-    function = tf.autograph.experimental.do_not_convert(read_batch)
+    plain = tf.autograph.experimental.do_not_convert
+    plans = tf.data.Dataset.from_tensors(0).map(plain(lambda _: _call(begin_pass, [], 3)))
+    if repeats:
+        # An iterator counts its own passes. Others may exist, which prefetch passes that nobody will use.
+        plans = plans.flat_map(plain(_repeated))
+    plans = plans.map(plain(lambda begun: _call(with_order, [begun], 4)))
+    dataset = plans.flat_map(plain(_steps_of_pass))
+    length = tf.data.INFINITE_CARDINALITY if repeats else state.whole.steps
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(length))
     threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
     calls = min(max(2, threads), _MAX_PARALLEL_CALLS)
-    dataset = dataset.map(function, num_parallel_calls=calls, deterministic=True).prefetch(_BATCHES_AHEAD)
+    dataset = dataset.map(plain(read_batch), num_parallel_calls=calls, deterministic=True).prefetch(_BATCHES_AHEAD)
     dataset = dataset.with_options(dataset_options())
     dataset.global_batch_size = state.global_batch  # for the progress bar
     dataset.shard_state = state
     return dataset
+
+
+def _call(function: Callable[..., npt.NDArray[np.int64]], arguments: Sequence[tf.Tensor], size: int) -> tf.Tensor:
+    return tf.ensure_shape(tf.numpy_function(function, arguments, tf.int64), (size,))
+
+
+def _repeated(begun: tf.Tensor) -> tf.data.Dataset:
+    """Return an endless dataset of passes, given the first of them; their last numbers count up."""
+    later = tf.autograph.experimental.do_not_convert(lambda index: tf.add(begun, [0, 0, index]))
+    return tf.data.Dataset.counter(dtype=tf.int64).map(later)
+
+
+def _steps_of_pass(plan: tf.Tensor) -> tf.data.Dataset:
+    """Return a dataset of a pass's steps, each with the plan, whose first number is the number of steps."""
+    return tf.data.Dataset.zip((tf.data.Dataset.range(plan[0]), tf.data.Dataset.from_tensors(plan).repeat()))
 
 
 def dataset_options() -> tf.data.Options:

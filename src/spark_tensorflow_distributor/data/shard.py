@@ -125,8 +125,10 @@ class DataShard:
                 share.
             drop_remainder: Leave out a smaller final batch; all batches then have a static size.
             repeat: Repeat without end, for ``steps_per_epoch``.
-            first_pass: The number of the first pass, which determines its order. To continue where a dataset was after
-                k steps of pass e, create one with ``first_pass=e`` and the same seed, and skip k steps.
+            first_pass: The number of the first pass, which determines its order. Each ``fit`` continues the numbers of
+                the one before it; outside of ``fit``, each iterator begins with the next number. To continue where a
+                dataset was after k steps of pass e, create one with ``first_pass=e`` and the same seed, and skip k
+                steps.
             fill_value: The value that replaces nulls in plain columns of numbers or strings, or a dict of values by
                 column. Default: nulls raise an error.
             ragged: How to treat arrays of different lengths: ``"ragged"`` (return a ``tf.RaggedTensor``), ``"pad"`` (to
@@ -315,7 +317,7 @@ class DataShard:
             )  # fmt: skip
         equal = equal_pass(self.total_rows, size, batch, drop_remainder=drop_remainder)
         whole = equal if drop_remainder or only_trains else whole_pass(self.num_rows, self.total_rows, size, batch)
-        return ShardState(self.name, batch * size, whole, equal, first_pass=first_pass, next_pass=first_pass)
+        return ShardState(self.name, batch * size, whole, equal, first_pass)
 
 
 def _names(columns: str | Sequence[str] | None) -> list[str]:

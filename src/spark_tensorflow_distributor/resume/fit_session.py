@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..context import WorkerContext
-from ..data.passes import ShardState, shard_states_of
+from ..data.passes import shard_states_of, yields_batches_of
 from ..errors import CheckpointError
 from ..training.epoch_clock import EpochClock, restored_entries
 from ..training.keras_api import given_callbacks, keras_of
@@ -56,6 +56,7 @@ class FitSession:
         self._first_epoch = int(arguments.get("initial_epoch", 0))
         self._epochs = int(arguments.get("epochs", 1))
         self._callbacks = given_callbacks(arguments.get("callbacks"))
+        self._shard_states = shard_states_of(arguments.get("x"))
         self.position = Position(number, self._first_epoch)
         self.data_use = DataUse()
         self._model_state = ModelState(self._model, context.is_chief)
@@ -174,12 +175,9 @@ class FitSession:
 
     def prepare_data(self, epoch: int) -> None:
         """Announce the epoch that the next iterator is for, which determines the order of a shard's rows."""
-        if not self._arguments.get("steps_per_epoch"):
-            for state in self._shard_states():
-                state.epoch = epoch
-
-    def _shard_states(self) -> list[ShardState]:
-        return shard_states_of(self._arguments.get("x"))
+        for state in self._shard_states:
+            if state.fit is not None:
+                state.fit.begin_epoch(epoch)
 
     def start(self, skip_epochs: Callable[[int, int], int]) -> tuple[int, int]:
         """Position the data at the step to resume from; see ``StepListener.start``."""
@@ -190,17 +188,36 @@ class FitSession:
         epochs = steps = 0
         if self._resume_point is not None:
             epochs, steps = self.position.epoch - self._first_epoch, self.position.step
-        shard_states, steps_per_epoch = self._shard_states(), self._arguments.get("steps_per_epoch")
-        if not shard_states:
-            if self._random is not None:
-                self._random.begin_skipping()
-            return steps, skip_epochs(epochs, self.data_use.epoch_steps) + steps
-        if not steps_per_epoch:
-            return steps, steps  # the order of a shard's rows depends only on the epoch's number
-        consumed = epochs * int(steps_per_epoch) + steps
-        for state in shard_states:
-            state.next_pass = state.first_pass + consumed // state.whole.steps
-        return steps, consumed % shard_states[0].whole.steps
+        if self._shard_states:
+            steps_per_epoch = self._arguments.get("steps_per_epoch")
+            if not steps_per_epoch:
+                return steps, steps  # the order of a shard's rows depends only on the epoch's number
+            remaining = self._skip_passes(epochs * int(steps_per_epoch) + steps)
+            if remaining is not None:
+                return steps, remaining
+        if self._random is not None:
+            self._random.begin_skipping()
+        return steps, skip_epochs(epochs, self.data_use.epoch_steps) + steps
+
+    def _skip_passes(self, batches: int) -> int | None:
+        """Make a shard that repeats without end begin with a later pass, without reading the passes before it.
+
+        Args:
+            batches: The number of batches to skip.
+
+        Returns:
+            How many batches remain to be skipped; None if the data must be read from its beginning.
+        """
+        for state in self._shard_states:
+            if state.fit is not None:
+                state.fit.begun = 0  # Keras may have read a batch to build the model
+        data: Any = self._arguments["x"]
+        fit = self._shard_states[0].fit
+        is_endless = int(data.cardinality()) == tf.data.INFINITE_CARDINALITY
+        if fit is None or not is_endless or not yields_batches_of(data, self._shard_states[0], mapped=True):
+            return None
+        fit.begun, remaining = divmod(batches, fit.plan.steps)
+        return remaining
 
     def arrive(self) -> None:
         """Note that skipping is complete: the data is at the same position as at the checkpoint."""
@@ -241,8 +258,6 @@ class FitSession:
             self._consume_orders(self._resume_point.facts.iterators)
         elif self._saver is not None:
             self._saver.end(self._epochs)
-        for state in self._shard_states():
-            state.epoch = None
 
     def _consume_orders(self, iterators: int) -> None:
         """Create as many iterators as the complete fit did.
@@ -251,7 +266,7 @@ class FitSession:
         orders.
         """
         data: Any = self._arguments.get("x")
-        if hasattr(data, "element_spec") and not self._shard_states():
+        if hasattr(data, "element_spec") and not self._shard_states:
             for _ in range(iterators):
                 iter(data)
 

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from ..data.passes import shard_states_of
+from ..data.passes import shard_states_of, yields_batches_of
 from ..errors import DataError
 from .batch_parts import BatchPart, CutRows, has_rows, part_of
 from .collectives import Collectives
+from .device_data import to_device
 from .private_names import DATA_DISTRIBUTE
 from .replica import ReplicaStrategy
 from .replica_step import gets_parts
@@ -217,17 +218,19 @@ def has_marked_rows(dataset: Any) -> bool:
 def has_equal_batches(dataset: tf.data.Dataset, collectives: Collectives) -> bool:
     """Return whether every rank's batches of a shard have the same number of rows at each step.
 
-    Shards may differ by a row, so a rank cannot infer this from its own. Every rank must call this for a shard's
-    dataset.
+    They have if they are a shard's own batches in an equal pass, or if their size is static. A function in ``map`` may
+    change the number of rows. Shards may differ by a row, so a rank cannot infer this from its own. Every rank must
+    call this for a shard's dataset.
     """
     states = shard_states_of(dataset)
     if not states:
         return False
-    (state, *others) = states
-    is_equal_pass = state.is_training or state.whole == state.equal
-    has_all_batches = int(dataset.cardinality()) in (state.equal.steps, tf.data.INFINITE_CARDINALITY)
-    found = collectives.all_gather(tf.constant(not others and is_equal_pass and has_all_batches))
-    return bool(found.numpy().all())
+    is_equal = states[0].plan == states[0].equal and yields_batches_of(dataset, states[0])
+    shapes = [leaf.shape for leaf in tf.nest.flatten(dataset.element_spec) if leaf.shape.rank]
+    rows, length = (shapes[0][0] if shapes else None) or 0, int(dataset.cardinality())
+    found = collectives.all_gather(tf.constant([is_equal, rows, length], tf.int64)).numpy()
+    are_static = rows and length != tf.data.UNKNOWN_CARDINALITY and (found[:, 1:] == found[0, 1:]).all()
+    return bool(found[:, 0].all() or are_static)
 
 
 def cut(
@@ -259,14 +262,6 @@ def cut(
     # The autotuning thread can delay the destruction of an iterator, and so the end of fit, by up to half a minute.
     options.autotune.enabled = False
     return parts.prefetch(2).with_options(options), is_even
-
-
-def to_device(dataset: tf.data.Dataset, device: str) -> tf.data.Dataset:
-    """Prefetch batches to a GPU during the previous step, unless they contain strings, which GPUs do not support."""
-    kinds = [getattr(leaf, "dtype", None) for leaf in tf.nest.flatten(dataset.element_spec)]
-    if "GPU" not in device.upper() or tf.string in kinds:
-        return dataset
-    return dataset.apply(tf.data.experimental.prefetch_to_device(device))
 
 
 def check_agreement(collectives: Collectives, length: list[int | None]) -> None:

@@ -18,10 +18,10 @@ from ..data.passes import shard_states_of
 from .batch_notes import note_batch
 from .batch_parts import BatchPart, as_part, has_rows, part_of
 from .collectives import NO_COLLECTIVES, Collectives
+from .device_data import to_device
 from .keras_step import run_keras_step
 from .private_names import DISTRIBUTE_INPUT, DISTRIBUTE_INPUT_LIB, DISTRIBUTE_LIB
 from .replica_step import current_method, current_step, cuts_batches, is_alone
-from .shard_feeding import distribute_shard
 from .variable_sync import VariableSync
 
 _extended_base: Any = DISTRIBUTE_LIB.load().StrategyExtendedV1
@@ -299,12 +299,16 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
         return tf.distribute.InputContext(size, rank, size)
 
     def _input_workers(self, options: Any) -> Any:
-        to_device = not options or options.experimental_fetch_to_device
-        return DISTRIBUTE_INPUT_LIB.load().InputWorkers([("/device:CPU:0", (self._device if to_device else "/cpu:0",))])
+        return DISTRIBUTE_INPUT_LIB.load().InputWorkers([("/device:CPU:0", (self._target(options),))])
+
+    def _target(self, options: Any) -> str:
+        """Return the device that the batches of a custom loop go to."""
+        return self._device if not options or options.experimental_fetch_to_device else "/cpu:0"
 
     def _experimental_distribute_dataset(self, dataset: Any, options: Any) -> Any:
         if shard_states_of(dataset):
-            return distribute_shard(self._container_strategy(), dataset, options)
+            # Not through tf.distribute, whose iterators begin a pass when they are created, even if nobody reads it.
+            return to_device(dataset, self._target(options))
         return DISTRIBUTE_INPUT.load().get_distributed_dataset(
             dataset,
             self._input_workers(options),

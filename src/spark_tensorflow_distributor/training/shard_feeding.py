@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from ..data.passes import ShardState, shard_states_of
+from ..data.passes import FitPasses, ShardState, shard_states_of
 from ..errors import DataError
 from .fit_hooks import MethodCall, only
 from .private_names import DEVICE_ITERATORS
@@ -42,11 +42,19 @@ def disable_device_autotuning() -> None:
 def distribute_shard(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset, options: Any) -> Any:
     """Distribute a dataset that derives from a shard, which holds this worker's rows alone, for a custom loop."""
     distributed = strategy.distribute_datasets_from_function(lambda _: dataset, options)
-    return _with_kept_iterators(distributed) if int(dataset.cardinality()) < 0 else distributed
+    return _with_kept_iterators(distributed) if _is_endless(dataset) else distributed
+
+
+def _is_endless(dataset: Any) -> bool:
+    """Return whether a dataset repeats a shard without end, even if TensorFlow does not know its length."""
+    length = int(dataset.cardinality())
+    if length != tf.data.UNKNOWN_CARDINALITY or hasattr(dataset, "shard_state"):
+        return bool(length == tf.data.INFINITE_CARDINALITY)
+    return any(map(_is_endless, dataset._inputs()))
 
 
 def _with_kept_iterators(distributed: Any) -> Any:
-    """Keep the iterators of a dataset that may be endless alive until the process ends.
+    """Keep the iterators of an endless dataset alive until the process ends.
 
     TensorFlow's device iterator occasionally crashes if it is destroyed while its thread is fetching the next batch,
     which is always the case for an endless dataset.
@@ -64,37 +72,49 @@ def _with_kept_iterators(distributed: Any) -> Any:
 _iterators: list[Iterator[Any]] = []
 
 
-@only("fit")
+@only("fit", "evaluate", "predict")
 @contextlib.contextmanager
 def feed_shards(call: MethodCall) -> Iterator[None]:
-    """Let ``fit`` take the same number of steps on every rank, each with the same number of rows."""
-    arguments = call.arguments
-    data = arguments.get("x")
-    states = shard_states_of(data)
-    if not states:
-        yield
-        return
-    validation = shard_states_of(arguments.get("validation_data"))
-    training = [state for state in states if not any(state is other for other in validation)]
-    if training and len(training) == len(states):
-        arguments["x"] = _with_equal_steps(data, states[0])
-    for state in training:
-        state.is_training = True
+    """Give ``fit`` passes in which every rank has the same number of rows at each step, and other methods all rows.
+
+    This hook precedes those that change the epochs of ``fit``, because these determine the numbers of its passes.
+    """
+    states = shard_states_of(call.arguments.get("x"))
+    before = [state.fit for state in states]
+    is_fit = call.name == "fit"
+    passes = _passes_of_fit(call.arguments, states) if is_fit else [None] * len(states)
+    for state, its_passes in zip(states, passes, strict=True):
+        state.fit = its_passes
     try:
         yield
     finally:
-        for state in training:
-            state.is_training = False
+        for state, its_passes in zip(states, before, strict=True):
+            state.fit = its_passes
 
 
-def _with_equal_steps(data: tf.data.Dataset, state: ShardState) -> tf.data.Dataset:
-    """Drop the last step if only some of the ranks have rows for it."""
-    if int(data.cardinality()) != state.whole.steps:
-        return data  # endless, or made by the user from a shard's dataset
-    if not state.equal.steps:
-        raise DataError(
-            f"The DataFrame {state.name!r} has fewer rows than there are workers or, with drop_remainder, fewer than a "
-            f"batch of {state.global_batch} rows: not a single training step is possible. Use fewer workers or a "
-            "smaller batch_size."
+def _passes_of_fit(arguments: Mapping[str, Any], states: Sequence[ShardState]) -> list[FitPasses]:
+    """Return the passes of a ``fit`` over each of its shards.
+
+    Raises:
+        DataError: If there are too few rows for a single step.
+    """
+    for state in states:
+        if not state.equal.steps:
+            raise DataError(
+                f"The DataFrame {state.name!r} has fewer rows than there are workers or, with drop_remainder, fewer "
+                f"than a batch of {state.global_batch} rows: not a single training step is possible. Use fewer workers "
+                "or a smaller batch_size."
+            )
+    validation = shard_states_of(arguments.get("validation_data"))
+    # Validation uses every row. A dataset for both can have only one plan.
+    is_shared = any(state is other for state in states for other in validation)
+    epochs = range(int(arguments.get("initial_epoch", 0)), int(arguments.get("epochs", 1)))
+    return [
+        state.new_fit(
+            state.whole if is_shared else state.equal,
+            epochs,
+            int(arguments["x"].cardinality()),
+            arguments.get("steps_per_epoch"),
         )
-    return data.take(state.equal.steps) if state.equal.steps < state.whole.steps else data
+        for state in states
+    ]

@@ -246,6 +246,7 @@ class Trainer:
             yield announce_calls(
                 control.ask, control.leave, lambda: (user_line(), user_stack()), context.rank, context.world_size
             )
+        yield shard_feeding.feed_shards
         # This hook changes the epoch that later hooks see, and saves after all other callbacks.
         yield self._fit_tracker().hook
         if spec.context.is_chief:
@@ -253,8 +254,7 @@ class Trainer:
         # Precedes the replica's hooks, because the verbosity decides whether the logs of steps are read.
         yield quiet_auto_verbose(spec.context.is_chief)
         yield quiet_shuffle
-        if spec.context.world_size > 1:
-            yield shard_feeding.feed_shards
+        if context.world_size > 1:
             yield from replica_hooks.HOOKS
 
     def _fit_tracker(self) -> "FitTracker":

@@ -12,9 +12,10 @@ from typing import Any
 import tensorflow as tf
 
 from ..batch_parts import CutRows, EvenRows, OwnRows, has_rows, part_of
+from ..device_data import to_device
 from ..gradient_mean import combined_gradients, strategy_to_combine
 from ..keras_api import by_name
-from ..part_data import check_agreement, cut, has_equal_batches, has_marked_rows, identical_on_all, to_device
+from ..part_data import check_agreement, cut, has_equal_batches, has_marked_rows, identical_on_all
 from ..private_names import (
     TF_KERAS_BACKEND,
     TF_KERAS_COMPILED,
