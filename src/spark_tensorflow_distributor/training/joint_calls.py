@@ -54,7 +54,7 @@ def announce_calls(
             isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
             and collectives_of(strategy, rank, world_size).world_size > 1
         )
-        if not spans_workers or is_alone() or _is_validation(call):
+        if not spans_workers or is_alone() or call.is_validation:  # all workers validate
             yield
             return
         line, stack = place()
@@ -88,11 +88,6 @@ def can_be_computed_alone(call: MethodCall) -> bool:
         policy = data.options().experimental_distribute.auto_shard_policy
         return policy not in (policies.OFF, policies.FILE, policies.HINT)
     return not isinstance(data, tf.distribute.DistributedDataset)
-
-
-def _is_validation(call: MethodCall) -> bool:
-    """Return whether ``fit`` itself makes this call, to validate; all workers then make it."""
-    return call.outer is not None and bool(call.arguments.get("kwargs", {}).get("_use_cached_eval_dataset"))
 
 
 @contextlib.contextmanager

@@ -22,8 +22,6 @@ from .variable_sync import plain_variable
 
 # Models whose variables have been synchronised before their first train_on_batch or test_on_batch.
 _synchronised: weakref.WeakSet[Any] = weakref.WeakSet()
-# By model: whether the logs of steps were read when its train and test functions were made.
-_made_for: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -126,18 +124,18 @@ def noting_readers(call: MethodCall) -> Iterator[None]:
     """Make steps combine their logs over the workers only if the logs are read.
 
     Combining them takes one collective per step, which can account for a third of a small step. At the end of an epoch,
-    logs are always combined.
+    logs are always combined. The methods for single batches return the logs of a step, so these are always read, even
+    within a callback of a ``fit`` whose own steps are not.
     """
     strategy = replica_strategy(call.model.distribute_strategy)
-    if strategy is None or call.outer is not None:
+    if strategy is None or call.is_validation:
         yield
         return
     is_batch = call.name.endswith("on_batch")
-    are_read, is_saved_by_all = (True, True) if is_batch else _agreed(call, strategy)
+    are_read, is_saved_by_all = (True, saved_by_all.get()) if is_batch else _agreed(call, strategy)
     are_read = are_read or _computes_own_logs(call)
-    if _made_for.get(call.model, are_read) != are_read:
-        call.model.train_function = call.model.test_function = None
-    _made_for[call.model] = are_read
+    # A method that a callback of fit calls shares its graphs with fit.
+    are_read = are_read or (call.outer is not None and logs_are_read.get())
     tokens = logs_are_read.set(are_read), saved_by_all.set(is_saved_by_all)
     try:
         yield
@@ -149,9 +147,11 @@ def noting_readers(call: MethodCall) -> Iterator[None]:
 def _computes_own_logs(call: MethodCall) -> bool:
     """Return whether a model's steps may return logs that are not results of its metrics.
 
-    Results of metrics can be read later, so only other logs must be combined in each step.
+    Results of metrics can be read later, so only other logs must be combined in each step. A model that makes its own
+    functions also has a single graph for all calls.
     """
-    return _overrides(call, "train_step", "test_step", "compute_metrics", "get_metrics_result")
+    steps = "train_step", "test_step", "compute_metrics", "get_metrics_result"
+    return _overrides(call, *steps, "make_train_function", "make_test_function")
 
 
 def _overrides(call: MethodCall, *names: str) -> bool:

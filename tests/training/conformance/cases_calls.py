@@ -69,6 +69,26 @@ def on_batch(keras):
 
 
 @case()
+def batches_in_a_callback(keras):
+    """The logs of fit's own steps are not read, but a callback reads the loss of a batch and the steps of evaluate."""
+    x, y = digits()
+    model, other = dense(keras), dense(keras)
+    losses = []
+
+    class Batches(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            losses.append(self.model.test_on_batch(x[:50], y[:50], return_dict=True)["loss"])
+            losses.append(other.train_on_batch(x[:50], y[:50], return_dict=True)["loss"])
+            reader = keras.callbacks.LambdaCallback()
+            reader.on_test_batch_end = lambda batch, logs=None: losses.append(logs["loss"])
+            self.model.evaluate(x[:80], y[:80], batch_size=BATCH, verbose=0, callbacks=[reader])
+
+    history = fit(model, x, y, callbacks=[Batches()])
+    losses += [each.train_on_batch(x[:50], y[:50], return_dict=True)["loss"] for each in (model, other)]
+    return outcome(model, history, losses=[float(loss) for loss in losses])
+
+
+@case()
 def save_and_load(keras):
     """All ranks save under the same name at the same time."""
     x, y = digits()

@@ -13,9 +13,9 @@ from typing import Any
 import tensorflow as tf
 
 from ..keras_api import by_name, defining_class
-from ..keras_step import counted, logs_are_read
+from ..keras_step import combines_logs, counted
 from ..replica import replica_strategy
-from ..replica_step import current_method, current_step
+from ..replica_step import current_step
 from ..variable_sync import is_partial_sum, plain_variable
 
 _state = threading.local()
@@ -117,7 +117,7 @@ def whole_metrics(of: Iterable[Any]) -> Iterator[bool]:
 
 def _is_read() -> bool:
     if current_step() is not None:
-        return not current_method().startswith("predict") and logs_are_read.get()
+        return combines_logs()
     # Within Strategy.run, a metric covers the rows that this worker has seen; outside of it, the rows of all workers.
     return tf.distribute.get_replica_context() is None
 

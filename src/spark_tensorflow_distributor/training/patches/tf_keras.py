@@ -14,6 +14,7 @@ import tensorflow as tf
 from ..batch_parts import CutRows, EvenRows, OwnRows, has_rows, part_of
 from ..gradient_mean import combined_gradients, strategy_to_combine
 from ..keras_api import by_name
+from ..keras_step import combines_logs
 from ..part_data import check_agreement, cut, has_equal_batches, has_marked_rows, identical_on_all, to_device
 from ..private_names import (
     TF_KERAS_BACKEND,
@@ -246,6 +247,56 @@ def shuffled_arrays(keras: ModuleType) -> None:
 def epoch_results(keras: ModuleType) -> None:
     """Make the logs of an epoch, and the state of layers after it, cover all workers, as for Keras 3."""
     keras.Model._validate_and_get_metrics_result = epoch_logs(keras.Model._validate_and_get_metrics_result)
+
+
+def step_logs(keras: ModuleType) -> None:
+    """Choose the graph of a step by whether the logs of steps are combined, as ``StepFunction`` does for Keras 3."""
+    for kind in ("train", "test"):
+        name = f"make_{kind}_function"
+        setattr(keras.Model, name, _by_logs(getattr(keras.Model, name), f"{kind}_function"))
+
+
+def _by_logs(original: Callable[..., Any], attribute: str) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def make_function(self: Any, force: bool = False) -> Any:
+        before = getattr(self, attribute)
+        function = original(self, force)
+        if function is before or replica_strategy(self.distribute_strategy) is None:
+            return function
+
+        def make() -> Callable[[Any], Any]:
+            whole = getattr(self, attribute)
+            made: Callable[[Any], Any] = original(self, True)
+            setattr(self, attribute, whole)  # tf_keras has replaced it
+            return made
+
+        setattr(self, attribute, _FunctionsByLogs(function, make))
+        return getattr(self, attribute)
+
+    return make_function
+
+
+class _FunctionsByLogs:
+    """A model's function for steps that combine their logs over the workers, and the one for steps that do not.
+
+    Args:
+        function: The one that is needed now.
+        make: Makes the other.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], make: Callable[[], Callable[[Any], Any]]) -> None:
+        self._make, self._made = make, {combines_logs(): function}
+
+    def __call__(self, iterator: Any) -> Any:
+        combines = combines_logs()
+        if combines not in self._made:
+            self._made[combines] = self._make()
+        return self._made[combines](iterator)
+
+    def experimental_get_tracing_count(self) -> int:
+        """Return how many graphs have been traced, as a ``tf.function`` does."""
+        counts = [getattr(each, "experimental_get_tracing_count", lambda: 0) for each in self._made.values()]
+        return sum(count() for count in counts)
 
 
 def saved_models(keras: ModuleType) -> None:
