@@ -246,7 +246,7 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
             return part
         # A model that builds its own train, test or predict function passes whole batches to its steps.
         is_step = getattr(inspect.unwrap(fn), "__name__", "") in ("train_step", "test_step", "predict_step")
-        if not is_step or len(args) != 1 or current_method() in ("", "predict_on_batch"):
+        if not is_step or len(args) != 1 or not current_method():
             return None
         if cuts_batches() and has_rows(args[0]):
             return part_of(args[0], self.collectives.rank, self.collectives.world_size)
@@ -303,6 +303,8 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
         return DISTRIBUTE_INPUT_LIB.load().InputWorkers([("/device:CPU:0", (self._device if to_device else "/cpu:0",))])
 
     def _experimental_distribute_dataset(self, dataset: Any, options: Any) -> Any:
+        if is_alone():
+            return dataset
         if shard_states_of(dataset):
             return distribute_shard(self._container_strategy(), dataset, options)
         return DISTRIBUTE_INPUT.load().get_distributed_dataset(

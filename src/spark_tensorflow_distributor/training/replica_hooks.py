@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from ..errors import ConfigurationError
+from .calls_alone import by_itself, without_strategy
 from .fit_hooks import MethodCall, only
 from .keras_api import given_callbacks, keras_of, optimizer_variables
 from .keras_step import logs_are_read, saved_by_all
@@ -31,6 +32,10 @@ def as_replica(call: MethodCall) -> Iterator[None]:
     if strategy is None:
         yield
         return
+    if call.name == "predict_on_batch":  # each worker predicts rows of its own, whenever it likes
+        with by_itself(call.model):
+            yield
+        return
     _refuse_fixed_batches(call, strategy.collectives.world_size)
     if call.name == "fit" and call.outer is None:
         strategy.variables.synchronise(model_variables(call.model))
@@ -38,7 +43,7 @@ def as_replica(call: MethodCall) -> Iterator[None]:
         if call.model not in _synchronised:
             _synchronised.add(call.model)
             strategy.variables.synchronise(model_variables(call.model))
-    elif call.outer is None and call.name != "predict_on_batch":  # each worker calls predict_on_batch by itself
+    elif call.outer is None:
         strategy.variables.synchronise()
     makes_own = _makes_own_functions(call)
     cuts_batches = not has_marked_rows(call.arguments.get("x"))
@@ -51,32 +56,12 @@ def as_replica(call: MethodCall) -> Iterator[None]:
         strategy.collectives.wait()  # by now, callbacks have written their files on the chief
 
 
-@contextlib.contextmanager
-def without_strategy(model: Any, strategy: ReplicaStrategy) -> Iterator[None]:
-    """Enter the strategy's scope, and let a Keras 3 model use this strategy rather than a stored one.
-
-    If a model stores a strategy, Keras builds the model before the first step, which consumes a batch and fails for
-    models without a call method. Plain variables can be created in the first step, as in one process.
-    """
-    before = getattr(model, "_distribute_strategy", None)
-    with strategy.scope():
-        if keras_of(model) == "keras":
-            model._distribute_strategy = None
-        try:
-            yield
-        finally:
-            if keras_of(model) == "keras":
-                model._distribute_strategy = before
-
-
 def _refuse_fixed_batches(call: MethodCall, replicas: int) -> None:
     """Reject a model that takes batches of one size only, since a replica has only a part of a batch.
 
     Raises:
         ConfigurationError: If the model's inputs have a fixed batch size.
     """
-    if call.name == "predict_on_batch":
-        return
     shapes = [getattr(each, "shape", None) for each in tf.nest.flatten(getattr(call.model, "inputs", None) or [])]
     for size in {shape[0] for shape in shapes if shape is not None and len(shape)}:
         if size is not None and size >= replicas:
