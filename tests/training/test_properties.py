@@ -109,6 +109,19 @@ def test_the_first_error_of_a_replica_ends_the_group():
         on_replicas(3, lambda: _collectives().rank, fail)
 
 
+def test_each_function_of_a_loop_begins_with_the_variables_of_the_chief():
+    """AutoGraph wraps both functions in one with the same code."""
+
+    def train(strategy):
+        variables = []
+        for step in (lambda: variables[0].read_value(), lambda: variables[1].read_value()):
+            variables.append(tf.Variable(1.0 + strategy.collectives.rank))
+            strategy.run(step)
+        return [float(each) for each in variables]
+
+    assert on_replicas(2, tf.distribute.get_strategy, train) == [[1.0, 1.0]] * 2
+
+
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_replicas_that_call_different_collectives_do_not_hang(in_graph):
     def call(rank):

@@ -232,7 +232,8 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
 
     def _synchronise_for(self, fn: Callable[..., Any]) -> None:
         """Give variables the same initial values on all workers before each function of the program is first called."""
-        function = getattr(fn, "python_function", fn)
+        # AutoGraph wraps every function in one with the same code.
+        function = inspect.unwrap(getattr(fn, "python_function", fn))
         code = getattr(function, "__code__", type(function))
         if code not in self._known_code:
             self._known_code.add(code)
