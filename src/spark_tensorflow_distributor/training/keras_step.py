@@ -42,7 +42,7 @@ def run_keras_step(fn: Callable[[Any], Any], part: BatchPart, collectives: Colle
     if step.counts is not True:
         for variable in variables.partial_sums():
             variable.assign(counted(step, variable))
-    return weighted_mean(outputs, step.share(), collectives) if combines_logs() else outputs
+    return weighted_mean(outputs, step) if combines_logs() else outputs
 
 
 def combines_logs() -> bool:
@@ -89,18 +89,17 @@ def _gather_output(output: Any, collectives: Collectives) -> Any:
     return collectives.gather_rows(output)
 
 
-def weighted_mean(values: Any, share: tf.Tensor, collectives: Collectives) -> Any:
+def weighted_mean(values: Any, step: ReplicaStep) -> Any:
     """Return a structure with each float tensor replaced by its weighted mean over all workers.
 
     Args:
         values: A structure of tensors that have the same shapes on all workers. Leaves that are not float tensors are
             left unchanged.
-        share: This worker's weight; scalar.
-        collectives: Connects this worker to the others.
+        step: The step that computed them from this worker's rows, whose share is their weight.
     """
     leaves = tf.nest.flatten(values)
     floats = [index for index, leaf in enumerate(leaves) if isinstance(leaf, tf.Tensor) and leaf.dtype.is_floating]
-    means = collectives.all_reduce_packed([leaves[index] for index in floats], share)
+    means = step.collectives.all_reduce_packed([step.of_rows(leaves[index]) for index in floats], step.share())
     for index, mean in zip(floats, means, strict=True):
         leaves[index] = mean
     return tf.nest.pack_sequence_as(values, leaves)

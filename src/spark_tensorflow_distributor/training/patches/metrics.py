@@ -41,10 +41,10 @@ def metrics(keras: ModuleType) -> None:
 def _weighting_scalars(original: Callable[..., Any]) -> Callable[..., Any]:
     def update_state(call: inspect.BoundArguments) -> Any:
         step = current_step()
-        if step is not None and call.arguments.get("sample_weight") is None:
-            values = tf.convert_to_tensor(call.arguments["values"])
+        if step is not None and (values := tf.convert_to_tensor(call.arguments["values"])).shape.rank == 0:
+            call.arguments["values"] = step.of_rows(values)
             # If every replica has the whole batch, only the first replica's update is kept (see counted).
-            if values.shape.rank == 0 and step.part.is_whole is not True:
+            if call.arguments.get("sample_weight") is None and step.part.is_whole is not True:
                 weight = step.share()
                 if step.part.is_whole is not False:
                     weight = tf.where(step.part.is_whole, tf.ones_like(weight), weight)
