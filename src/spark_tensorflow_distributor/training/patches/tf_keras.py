@@ -31,7 +31,15 @@ from ..replica_step import current_step, gets_parts, share_of
 from .epochs import Divider, epoch_logs, without_reduction
 from .gradients import note_own_loop, weighting_loss
 from .losses import mask_weights, of_replica, scaling_in_own_steps
-from .random_numbers import drawing_for_all, is_same_for_all_rows, mark_noise, with_a_seed
+from .random_numbers import (
+    counts_rows,
+    drawing_for_all,
+    is_drawn_by_row,
+    is_same_for_all_rows,
+    mark_noise,
+    marking,
+    with_a_seed,
+)
 from .saved_files import atomically, on_the_chief, waiting_for_all
 
 _state = threading.local()
@@ -216,18 +224,22 @@ def dropout(keras: ModuleType) -> None:
     @functools.wraps(original)
     def dropout(self: Any, inputs: tf.Tensor, rate: float, noise_shape: Any = None) -> tf.Tensor:
         step = current_step()
-        if step is None or is_same_for_all_rows(noise_shape):
+        # The layer converts its noise shape to a tensor.
+        is_same = is_same_for_all_rows(noise_shape) or (tf.is_tensor(noise_shape) and not is_drawn_by_row())
+        if step is None or is_same or not counts_rows(inputs.shape[0], step):
             return original(self, inputs, rate, noise_shape)
         shape = tf.shape(inputs, out_type=tf.int64)
         per_row = shape[0] // tf.maximum(step.rows, 1)  # a TimeDistributed layer has several entries per row
         begin, global_rows = step.positions()
         count, begin = per_row * global_rows, per_row * begin
         if noise_shape is not None:
-            noise_shape = [tf.cast(count, tf.int32), *noise_shape[1:]]
+            rest = tf.unstack(noise_shape)[1:] if tf.is_tensor(noise_shape) else noise_shape[1:]
+            noise_shape = [tf.cast(count, tf.int32), *rest]
         masks = original(self, tf.ones(tf.concat([[count], shape[1:]], axis=0), inputs.dtype), rate, noise_shape)
         return inputs * tf.ensure_shape(masks[begin : begin + shape[0]], inputs.shape)
 
     generator.dropout = dropout
+    keras.layers.Dropout.call = marking(keras.layers.Dropout.call)
 
 
 def noise(keras: ModuleType) -> None:
