@@ -34,7 +34,7 @@ NEEDED = {
 }
 NEEDED_BY = {
     "keras": {**NEEDED, "jit_compile": "jit_compile", "callbacks": "tensorboard"},
-    "tf_keras": {**NEEDED, "callbacks": "csv_logger"},
+    "tf_keras": {**NEEDED, "step_logs": "batches_in_a_callback", "callbacks": "csv_logger"},
 }
 # These patches have separate tests, in this file or, for timed steps, in test_runner_training.py.
 SHOWN_ELSEWHERE = {

@@ -16,6 +16,8 @@ from in_process import OutOfStep, on_replicas
 from random_draws import trainings
 from random_models import Training, build, run
 
+from spark_tensorflow_distributor.training.part_data import _OWN_ROWS
+
 # How many trainings are drawn. The usual number takes about a minute and always draws the same trainings; any other
 # number from the environment draws different ones each time.
 _USUAL = 20
@@ -107,6 +109,49 @@ def test_the_first_error_of_a_replica_ends_the_group():
 
     with pytest.raises(ValueError, match="the labels are missing"):
         on_replicas(3, lambda: _collectives().rank, fail)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        tf.keras.losses.MeanSquaredError(reduction="sum"),
+        lambda y, predicted: tf.reduce_mean(tf.square(y - predicted)),  # not a number without rows
+    ],
+)
+def test_a_replica_without_rows_adds_nothing_to_an_evaluation(loss):
+    """The second replica's shard is smaller, so its last batch is empty."""
+    x = np.arange(10, dtype="float32").reshape(5, 2)
+    batches = {0: [x[:1], x[2:3], x[4:]], 1: [x[1:2], x[3:4], x[5:]]}
+
+    def build():
+        model = tf.keras.Sequential([tf.keras.Input((2,)), tf.keras.layers.Dense(1, kernel_initializer="ones")])
+        model.compile(loss=loss)
+        return model
+
+    def evaluate(model):
+        strategy = tf.distribute.get_strategy()
+        whole = [x[:2], x[2:4], x[4:]]
+        own = batches[strategy.collectives.rank] if tf.distribute.has_strategy() else whole
+        signature = (tf.TensorSpec((None, 2)), tf.TensorSpec((None, 2)))
+        data = tf.data.Dataset.from_generator(lambda: iter([(each, each) for each in own]), output_signature=signature)
+        setattr(data, _OWN_ROWS, True)
+        return model.evaluate(data, verbose=0)
+
+    (single,) = on_replicas(0, build, evaluate)
+    np.testing.assert_allclose(on_replicas(2, build, evaluate), [single] * 2, rtol=1e-5)
+
+
+def test_each_function_of_a_loop_begins_with_the_variables_of_the_chief():
+    """AutoGraph wraps both functions in one with the same code."""
+
+    def train(strategy):
+        variables = []
+        for step in (lambda: variables[0].read_value(), lambda: variables[1].read_value()):
+            variables.append(tf.Variable(1.0 + strategy.collectives.rank))
+            strategy.run(step)
+        return [float(each) for each in variables]
+
+    assert on_replicas(2, tf.distribute.get_strategy, train) == [[1.0, 1.0]] * 2
 
 
 @pytest.mark.parametrize("in_graph", [False, True])

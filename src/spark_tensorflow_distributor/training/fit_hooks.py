@@ -36,6 +36,11 @@ class MethodCall:
     outer: MethodCall | None = None
     result: Any = field(default=None)
 
+    @property
+    def is_validation(self) -> bool:
+        """Whether ``fit`` itself makes this call, to validate."""
+        return self.outer is not None and bool(self.arguments.get("kwargs", {}).get("_use_cached_eval_dataset"))
+
 
 # Returns a context manager that is entered before a call and left after it.
 Hook = Callable[[MethodCall], contextlib.AbstractContextManager[None]]

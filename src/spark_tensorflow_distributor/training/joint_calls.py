@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from .calls_alone import by_itself
 from .fit_hooks import Hook, MethodCall, only
 from .part_data import has_marked_rows
 from .private_names import EAGER_CONTEXT
 from .random_state import global_seed, random_state, restore_random_state
 from .replica import replica_strategy
-from .replica_hooks import without_strategy
-from .replica_step import alone, in_method, is_alone
+from .replica_step import is_alone
 from .tf_collectives import collectives_of
 
 # Number of rows that are sampled to tell arrays apart.
@@ -54,7 +54,7 @@ def announce_calls(
             isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
             and collectives_of(strategy, rank, world_size).world_size > 1
         )
-        if not spans_workers or is_alone() or _is_validation(call):
+        if not spans_workers or is_alone() or call.is_validation:  # all workers validate
             yield
             return
         line, stack = place()
@@ -70,7 +70,10 @@ def announce_calls(
             }
         )
         try:
-            with _by_itself(call) if answer == "alone" else contextlib.nullcontext():
+            if answer == "alone":
+                with by_itself(call.model), _same_randomness(call.model):
+                    yield
+            else:
                 yield
         finally:
             leave(number)
@@ -88,56 +91,6 @@ def can_be_computed_alone(call: MethodCall) -> bool:
         policy = data.options().experimental_distribute.auto_shard_policy
         return policy not in (policies.OFF, policies.FILE, policies.HINT)
     return not isinstance(data, tf.distribute.DistributedDataset)
-
-
-def _is_validation(call: MethodCall) -> bool:
-    """Return whether ``fit`` itself makes this call, to validate; all workers then make it."""
-    return call.outer is not None and bool(call.arguments.get("kwargs", {}).get("_use_cached_eval_dataset"))
-
-
-@contextlib.contextmanager
-def _by_itself(call: MethodCall) -> Iterator[None]:
-    """Compute a call on this worker with all of the data, as one process would."""
-    model, strategy = call.model, replica_strategy(call.model.distribute_strategy)
-    assert strategy is not None
-    with (
-        alone(),
-        in_method(""),
-        without_strategy(model, strategy),
-        _functions_of_its_own(model),
-        _same_randomness(model),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def _functions_of_its_own(model: Any) -> Iterator[None]:
-    """Use separate compiled functions, not the ones that all workers call together."""
-    names = ("test_function", "predict_function")
-    before = {name: getattr(model, name, None) for name in names}
-    global _last
-    owner, compiled, kept = _last
-    if owner is not model or any(a is not b for a, b in zip(compiled, _compiled(model), strict=True)):
-        kept = {}  # the kept functions update the metrics of an earlier compile
-    for name in names:
-        setattr(model, name, kept.get(name))
-    try:
-        yield
-    finally:
-        _last = model, _compiled(model), {name: getattr(model, name, None) for name in names}
-        for name, function in before.items():
-            setattr(model, name, function)
-
-
-# The model that was last called alone, what it was compiled with, and its functions.
-_last: tuple[Any, list[Any], dict[str, Any]] = (None, [], {})
-
-
-def _compiled(model: Any) -> list[Any]:
-    """Return the objects that Keras 3 and tf_keras recreate in each ``compile``."""
-    return [
-        getattr(model, name, None) for name in ("_loss_tracker", "_compile_metrics", "_compile_loss", "compiled_loss")
-    ]
 
 
 @contextlib.contextmanager

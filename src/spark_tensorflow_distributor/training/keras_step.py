@@ -13,7 +13,7 @@ from .collectives import Collectives
 from .replica_step import ReplicaStep, current_method, in_step
 from .variable_sync import VariableSync
 
-# Whether a callback on any worker reads the logs of single steps.
+# Whether anything on any worker reads the logs of single steps.
 logs_are_read: contextvars.ContextVar[bool] = contextvars.ContextVar("logs_are_read", default=True)
 # Whether all workers have the callbacks that save models; programs may give them to the chief alone.
 saved_by_all: contextvars.ContextVar[bool] = contextvars.ContextVar("saved_by_all", default=True)
@@ -22,7 +22,7 @@ saved_by_all: contextvars.ContextVar[bool] = contextvars.ContextVar("saved_by_al
 def run_keras_step(fn: Callable[[Any], Any], part: BatchPart, collectives: Collectives, variables: VariableSync) -> Any:
     """Call a step, and return its outputs for the whole batch: predictions of all rows, or logs.
 
-    If no callback reads the logs of single steps, this replica's own logs are returned.
+    If nothing reads the logs of single steps, this replica's own logs are returned.
 
     Args:
         fn: The step, a function of a batch.
@@ -42,9 +42,13 @@ def run_keras_step(fn: Callable[[Any], Any], part: BatchPart, collectives: Colle
     if step.counts is not True:
         for variable in variables.partial_sums():
             variable.assign(counted(step, variable))
-    if current_method() and not logs_are_read.get():
-        return outputs
-    return weighted_mean(outputs, step.share(), collectives)
+    return weighted_mean(outputs, step) if combines_logs() else outputs
+
+
+def combines_logs() -> bool:
+    """Return whether the steps of the current method return logs of all workers; a graph does so or does not."""
+    method = current_method()
+    return not method.startswith("predict") and (not method or logs_are_read.get())
 
 
 def counted(step: ReplicaStep, variable: tf.Variable) -> tf.Tensor:
@@ -85,18 +89,17 @@ def _gather_output(output: Any, collectives: Collectives) -> Any:
     return collectives.gather_rows(output)
 
 
-def weighted_mean(values: Any, share: tf.Tensor, collectives: Collectives) -> Any:
+def weighted_mean(values: Any, step: ReplicaStep) -> Any:
     """Return a structure with each float tensor replaced by its weighted mean over all workers.
 
     Args:
         values: A structure of tensors that have the same shapes on all workers. Leaves that are not float tensors are
             left unchanged.
-        share: This worker's weight; scalar.
-        collectives: Connects this worker to the others.
+        step: The step that computed them from this worker's rows, whose share is their weight.
     """
     leaves = tf.nest.flatten(values)
     floats = [index for index, leaf in enumerate(leaves) if isinstance(leaf, tf.Tensor) and leaf.dtype.is_floating]
-    means = collectives.all_reduce_packed([leaves[index] for index in floats], share)
+    means = step.collectives.all_reduce_packed([step.of_rows(leaves[index]) for index in floats], step.share())
     for index, mean in zip(floats, means, strict=True):
         leaves[index] = mean
     return tf.nest.pack_sequence_as(values, leaves)

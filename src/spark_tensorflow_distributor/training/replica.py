@@ -232,7 +232,8 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
 
     def _synchronise_for(self, fn: Callable[..., Any]) -> None:
         """Give variables the same initial values on all workers before each function of the program is first called."""
-        function = getattr(fn, "python_function", fn)
+        # AutoGraph wraps every function in one with the same code.
+        function = inspect.unwrap(getattr(fn, "python_function", fn))
         code = getattr(function, "__code__", type(function))
         if code not in self._known_code:
             self._known_code.add(code)
@@ -246,7 +247,7 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
             return part
         # A model that builds its own train, test or predict function passes whole batches to its steps.
         is_step = getattr(inspect.unwrap(fn), "__name__", "") in ("train_step", "test_step", "predict_step")
-        if not is_step or len(args) != 1 or current_method() in ("", "predict_on_batch"):
+        if not is_step or len(args) != 1 or not current_method():
             return None
         if cuts_batches() and has_rows(args[0]):
             return part_of(args[0], self.collectives.rank, self.collectives.world_size)
@@ -306,6 +307,8 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
         return self._device if not options or options.experimental_fetch_to_device else "/cpu:0"
 
     def _experimental_distribute_dataset(self, dataset: Any, options: Any) -> Any:
+        if is_alone():
+            return dataset
         if shard_states_of(dataset):
             # Not through tf.distribute, whose iterators begin a pass when they are created, even if nobody reads it.
             return to_device(dataset, self._target(options))

@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from ..errors import ConfigurationError
+from .calls_alone import by_itself, without_strategy
 from .fit_hooks import MethodCall, only
 from .keras_api import given_callbacks, keras_of, optimizer_variables
 from .keras_step import logs_are_read, saved_by_all
@@ -22,8 +23,6 @@ from .variable_sync import plain_variable
 
 # Models whose variables have been synchronised before their first train_on_batch or test_on_batch.
 _synchronised: weakref.WeakSet[Any] = weakref.WeakSet()
-# By model: whether the logs of steps were read when its train and test functions were made.
-_made_for: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -32,6 +31,10 @@ def as_replica(call: MethodCall) -> Iterator[None]:
     strategy = replica_strategy(call.model.distribute_strategy)
     if strategy is None:
         yield
+        return
+    if call.name == "predict_on_batch":  # each worker predicts rows of its own, whenever it likes
+        with by_itself(call.model):
+            yield
         return
     _refuse_fixed_batches(call, strategy.collectives.world_size)
     if call.name in ("fit", "evaluate", "predict") and call.outer is None:
@@ -50,32 +53,12 @@ def as_replica(call: MethodCall) -> Iterator[None]:
         strategy.collectives.wait()  # by now, callbacks have written their files on the chief
 
 
-@contextlib.contextmanager
-def without_strategy(model: Any, strategy: ReplicaStrategy) -> Iterator[None]:
-    """Enter the strategy's scope, and let a Keras 3 model use this strategy rather than a stored one.
-
-    If a model stores a strategy, Keras builds the model before the first step, which consumes a batch and fails for
-    models without a call method. Plain variables can be created in the first step, as in one process.
-    """
-    before = getattr(model, "_distribute_strategy", None)
-    with strategy.scope():
-        if keras_of(model) == "keras":
-            model._distribute_strategy = None
-        try:
-            yield
-        finally:
-            if keras_of(model) == "keras":
-                model._distribute_strategy = before
-
-
 def _refuse_fixed_batches(call: MethodCall, replicas: int) -> None:
     """Reject a model that takes batches of one size only, since a replica has only a part of a batch.
 
     Raises:
         ConfigurationError: If the model's inputs have a fixed batch size.
     """
-    if call.name == "predict_on_batch":
-        return
     shapes = [getattr(each, "shape", None) for each in tf.nest.flatten(getattr(call.model, "inputs", None) or [])]
     for size in {shape[0] for shape in shapes if shape is not None and len(shape)}:
         if size is not None and size >= replicas:
@@ -123,18 +106,18 @@ def noting_readers(call: MethodCall) -> Iterator[None]:
     """Make steps combine their logs over the workers only if the logs are read.
 
     Combining them takes one collective per step, which can account for a third of a small step. At the end of an epoch,
-    logs are always combined.
+    logs are always combined. The methods for single batches return the logs of a step, so these are always read, even
+    within a callback of a ``fit`` whose own steps are not.
     """
     strategy = replica_strategy(call.model.distribute_strategy)
-    if strategy is None or call.outer is not None:
+    if strategy is None or call.is_validation:
         yield
         return
     is_batch = call.name.endswith("on_batch")
-    are_read, is_saved_by_all = (True, True) if is_batch else _agreed(call, strategy)
+    are_read, is_saved_by_all = (True, saved_by_all.get()) if is_batch else _agreed(call, strategy)
     are_read = are_read or _computes_own_logs(call)
-    if _made_for.get(call.model, are_read) != are_read:
-        call.model.train_function = call.model.test_function = None
-    _made_for[call.model] = are_read
+    # A method that a callback of fit calls shares its graphs with fit.
+    are_read = are_read or (call.outer is not None and logs_are_read.get())
     tokens = logs_are_read.set(are_read), saved_by_all.set(is_saved_by_all)
     try:
         yield
@@ -146,9 +129,11 @@ def noting_readers(call: MethodCall) -> Iterator[None]:
 def _computes_own_logs(call: MethodCall) -> bool:
     """Return whether a model's steps may return logs that are not results of its metrics.
 
-    Results of metrics can be read later, so only other logs must be combined in each step.
+    Results of metrics can be read later, so only other logs must be combined in each step. A model that makes its own
+    functions also has a single graph for all calls.
     """
-    return _overrides(call, "train_step", "test_step", "compute_metrics", "get_metrics_result")
+    steps = "train_step", "test_step", "compute_metrics", "get_metrics_result"
+    return _overrides(call, *steps, "make_train_function", "make_test_function")
 
 
 def _overrides(call: MethodCall, *names: str) -> bool:

@@ -78,6 +78,15 @@ class ReplicaStep:
         share = rows / tf.cast(part.global_rows, tf.float32)
         return share if part.is_whole is False else tf.where(part.is_whole, equal, share)
 
+    def of_rows(self, value: tf.Tensor) -> tf.Tensor:
+        """Return a value computed from the replica's rows, but zero if it has none: a mean of no rows is not a number.
+
+        A worker has none in the last batch of an evaluation if its shard is smaller than others, or empty.
+        """
+        if self.part.is_even or self.part.is_whole is True or not has_any_rows(self.part.batch):
+            return value
+        return tf.where(self.rows > 0, value, tf.zeros_like(value))
+
     def weighted(self, gradient: tf.Tensor, reduce_op: tf.distribute.ReduceOp) -> tf.Tensor:
         """Return the gradient with respect to this replica's input to a reduction over the replicas.
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from .batch_parts import BatchPart, has_rows, part_of
 from .collectives import Collectives
+from .keras_step import combines_logs
 from .part_data import PartIterator, identical_on_all
 from .replica import ReplicaStrategy
 from .step_times import step_times
@@ -38,19 +39,23 @@ class StepFunction:
         self._make_keras_function = keras_function
         self._keras_function: Callable[[Any], Any] | None = None
         self._is_traced = False
-        # The graphs for the parts of each iterator, by the attributes of a part that are not tensors.
+        # The graphs for the parts of each iterator, by combines_logs() and the attributes that are not tensors.
         self._graphs: weakref.WeakKeyDictionary[PartIterator, dict[Any, Callable[[BatchPart], Any]]]
         self._graphs = weakref.WeakKeyDictionary()
-        # The graphs for batches without such an iterator, as in ``train_on_batch``, by specification.
-        self._graphs_of_batches: dict[str, Callable[[BatchPart], Any]] = {}
+        # The graphs for batches without such an iterator, as in ``train_on_batch``, by the same and specification.
+        self._graphs_of_batches: dict[tuple[bool, str], Callable[[BatchPart], Any]] = {}
 
         def one_step(part: BatchPart) -> Any:
             batch = tf.nest.map_structure(_without_optional, part.batch)
             return strategy.run(step, args=(part._replace(batch=batch),))
 
         self._run = tf.autograph.experimental.do_not_convert(one_step)
-        if not model.run_eagerly:
-            self._run = tf.function(self._run, reduce_retracing=True, jit_compile=model.jit_compile or None)
+        # The functions that trace the step, by combines_logs(), which TensorFlow does not consider in its choice of a
+        # graph: a callback of a fit whose logs are not read may call train_on_batch, whose logs are.
+        self._traced = {
+            combines: tf.function(self._run, reduce_retracing=True, jit_compile=model.jit_compile or None)
+            for combines in (False, True)
+        }
 
     def __call__(self, iterator: Any) -> Any:
         """Run the next steps.
@@ -100,12 +105,12 @@ class StepFunction:
         """
         if iterator is None:
             spec = _same_on_all(_spec_of(part))
-            key = repr(spec)
+            key = combines_logs(), repr(spec)
             if key not in self._graphs_of_batches:
                 self._graphs_of_batches[key] = self._trace(spec)
             return self._graphs_of_batches[key]
         graphs = self._graphs.setdefault(iterator, {})
-        kind = part[3:]
+        kind = combines_logs(), *part[3:]
         if kind not in graphs:
             graphs[kind] = self._trace(_same_on_all(iterator.spec_of(part)))
         return graphs[kind]
@@ -113,14 +118,15 @@ class StepFunction:
     def _trace(self, spec: BatchPart) -> Callable[[BatchPart], Any]:
         """Return a graph for parts that match a specification; trace it if there is none yet."""
         graph: Callable[[BatchPart], Any]
+        traced = self._traced[combines_logs()]
         step_times.cancel()  # the time of a step that is traced is not typical
         if self._is_traced:
-            graph = self._run.get_concrete_function(spec)
+            graph = traced.get_concrete_function(spec)
             return graph
         # The first graph creates variables, and no worker has executed a step with them yet.
         variables = self._strategy.variables
         with variables.deferred():
-            graph = self._run.get_concrete_function(spec)
+            graph = traced.get_concrete_function(spec)
         variables.synchronise()
         self._is_traced = True
         return graph

@@ -40,6 +40,7 @@ class VariableSync:
         self._partial: weakref.WeakValueDictionary[int, tf.Variable] = weakref.WeakValueDictionary()
         self._numbers = itertools.count()
         self._is_deferred = False
+        self._created: list[tf.Variable] | None = None
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -50,6 +51,15 @@ class VariableSync:
         finally:
             self._is_deferred = before
 
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[list[tf.Variable]]:
+        """Collect the variables that are created within the context, except within another one in it."""
+        before, self._created = self._created, []
+        try:
+            yield self._created
+        finally:
+            self._created = before
+
     def add(self, variable: tf.Variable, *, on_all_ranks: bool) -> None:
         """Register a new variable.
 
@@ -57,6 +67,8 @@ class VariableSync:
             variable: The variable.
             on_all_ranks: Whether the other workers create it at the same time, so that its value can be exchanged now.
         """
+        if self._created is not None:
+            self._created.append(variable)
         if is_partial_sum(variable):
             self._partial[next(self._numbers)] = variable
             return
@@ -66,6 +78,12 @@ class VariableSync:
             self._exchange([variable])
         else:
             self._new.append(weakref.ref(variable))
+
+    def make_partial_sum(self, variable: tf.Variable) -> None:
+        """Make a variable hold this worker's part of a sum over all workers."""
+        variable._synchronization = tf.VariableSynchronization.ON_READ
+        variable._aggregation = tf.VariableAggregation.SUM
+        self._partial[next(self._numbers)] = variable
 
     def partial_sums(self) -> list[tf.Variable]:
         """Return the variables that hold this worker's part of a sum over all workers: the state of metrics."""

@@ -4,6 +4,8 @@ import os
 import tempfile
 import threading
 
+import numpy as np
+
 from .table import BATCH, case, dataset, dense, digits, fit, outcome, wait_for_all
 
 
@@ -61,11 +63,39 @@ def predict_nested(keras):
 
 @case()
 def on_batch(keras):
+    import tensorflow as tf
+
     x, y = digits()
     model = dense(keras)
+    # Every worker predicts by itself, as many rows of its own as it likes.
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    rank = 0 if resolver is None else resolver.task_id
+    own = []
+    for _ in range(3 - rank):
+        own = model.predict_on_batch(x[rank : rank + 5]) - np.asarray(model(x[rank : rank + 5]))
     logs = [model.train_on_batch(x[:BATCH], y[:BATCH], return_dict=True)["loss"] for _ in range(3)]
     tested = model.test_on_batch(x[:BATCH], y[:BATCH], return_dict=True)["loss"]
-    return outcome(model, logs=logs, tested=tested, predicted=model.predict_on_batch(x[:BATCH])[:20])
+    return outcome(model, logs=logs, tested=tested, own=own, predicted=model.predict_on_batch(x[:BATCH])[:20])
+
+
+@case()
+def batches_in_a_callback(keras):
+    """The logs of fit's own steps are not read, but a callback reads the loss of a batch and the steps of evaluate."""
+    x, y = digits()
+    model, other = dense(keras), dense(keras)
+    losses = []
+
+    class Batches(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            losses.append(self.model.test_on_batch(x[:50], y[:50], return_dict=True)["loss"])
+            losses.append(other.train_on_batch(x[:50], y[:50], return_dict=True)["loss"])
+            reader = keras.callbacks.LambdaCallback()
+            reader.on_test_batch_end = lambda batch, logs=None: losses.append(logs["loss"])
+            self.model.evaluate(x[:80], y[:80], batch_size=BATCH, verbose=0, callbacks=[reader])
+
+    history = fit(model, x, y, callbacks=[Batches()])
+    losses += [each.train_on_batch(x[:50], y[:50], return_dict=True)["loss"] for each in (model, other)]
+    return outcome(model, history, losses=[float(loss) for loss in losses])
 
 
 @case()

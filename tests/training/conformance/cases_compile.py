@@ -103,6 +103,62 @@ def custom_metric(keras):
 
 
 @case()
+def metric_of_plain_variables(keras):
+    """Metrics whose variables are not those of ``add_weight``."""
+    import tensorflow as tf
+
+    class Confident(keras.metrics.Metric):
+        """The fraction of rows whose highest probability is above a threshold."""
+
+        def __init__(self, name, variable):
+            super().__init__(name=name)
+            self.threshold = tf.Variable(0.5, trainable=False, name="threshold")
+            self.total, self.count = variable(self, "total"), variable(self, "count")
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            confident = tf.cast(tf.reduce_max(y_pred, axis=-1) > self.threshold, tf.float32)
+            self.total.assign_add(tf.reduce_sum(confident))
+            self.count.assign_add(tf.cast(tf.shape(confident)[0], tf.float32))
+
+        def result(self):
+            return (self.threshold + self.total) / (self.count + 1e-7)
+
+        def reset_state(self):
+            self.total.assign(0.0)
+            self.count.assign(0.0)
+
+    kinds = {"tensorflow": lambda metric, name: tf.Variable(0.0, trainable=False, name=name)}
+    if hasattr(keras, "Variable"):
+        kinds["keras"] = lambda metric, name: keras.Variable(0.0, trainable=False, name=name)
+        kinds["none"] = lambda metric, name: metric.add_variable((), "zeros", aggregation="none", name=name)
+    x, y = digits(2 * BATCH + 1)
+    model = dense(keras, metrics=[Confident(*each) for each in kinds.items()])
+    return outcome(model, fit(model, x, y), evaluated=model.evaluate(x, y, batch_size=BATCH, verbose=0))
+
+
+@case()
+def metric_outside_of_the_model(keras):
+    """``get_metrics_result`` reads a metric that is not among the model's."""
+    import tensorflow as tf
+
+    brightness = keras.metrics.Mean(name="brightness")
+
+    class Model(keras.Model):
+        def train_step(self, data):
+            brightness.update_state(tf.reduce_mean(data[0], axis=1))
+            return super().train_step(data)
+
+        def get_metrics_result(self):
+            return {**super().get_metrics_result(), "brightness": brightness.result()}
+
+    x, y = digits()
+    inputs = keras.Input((64,))
+    model = Model(inputs, keras.layers.Dense(10, activation="softmax")(inputs))
+    model.compile(keras.optimizers.SGD(0.2), "sparse_categorical_crossentropy")
+    return outcome(model, fit(model, x, y))
+
+
+@case()
 def custom_loss(keras):
     import tensorflow as tf
 

@@ -219,6 +219,29 @@ def noise(keras):
 
 
 @case()
+def dropout_with_a_noise_shape(keras):
+    """The mask of a row covers all units, or one mask covers all rows, or weights are dropped."""
+    import tensorflow as tf
+
+    class Dropped(keras.layers.Layer):
+        def build(self, shape):
+            self.kernel = self.add_weight(shape=(12, 10), initializer="glorot_uniform", name="kernel")
+            self.drop = keras.layers.Dropout(0.2, seed=4)
+
+        def call(self, inputs, training=None):
+            return tf.matmul(inputs, self.drop(tf.convert_to_tensor(self.kernel), training=training))
+
+    x, y = digits()
+    layers = [keras.layers.Dropout(0.2, noise_shape=shape, seed=3) for shape in ((None, 1), (1, 12))]
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(12), *layers, Dropped()])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.2), loss)
+    history = fit(model, x, y)
+    model.compile(keras.optimizers.SGD(0.2), loss, run_eagerly=True)
+    return outcome(model, history, eagerly=fit(model, x[:BATCH], y[:BATCH]).history["loss"])
+
+
+@case()
 def spatial_dropout(keras):
     """The same channels are dropped at all positions of a row."""
     x, y = digits()

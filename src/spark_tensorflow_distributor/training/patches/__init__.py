@@ -46,6 +46,7 @@ TF_KERAS_PATCHES: dict[str, Patch] = {
     "sums": tf_keras.sums,
     "metrics": metrics.metrics,
     "epoch_results": tf_keras.epoch_results,
+    "step_logs": tf_keras.step_logs,
     "shuffled_arrays": tf_keras.shuffled_arrays,
     "dropout": tf_keras.dropout,
     "noise": tf_keras.noise,

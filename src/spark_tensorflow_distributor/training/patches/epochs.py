@@ -110,6 +110,6 @@ def epoch_logs(original: Callable[..., Any]) -> Callable[..., Any]:
         if result is not logs or logs_are_read.get() or not logs:
             return result
         part = PartIterator.last_part or BatchPart(None, is_even=True)
-        return weighted_mean(logs, ReplicaStep(part, strategy.collectives).share(), strategy.collectives)
+        return weighted_mean(logs, ReplicaStep(part, strategy.collectives))
 
     return metrics_result_or_logs

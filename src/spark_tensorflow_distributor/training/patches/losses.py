@@ -90,7 +90,7 @@ def of_replica(total: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     step = current_step()
     if step is None or step.part.is_idle:  # its share is 0
         return total
-    divided = total / share
+    divided = tf.math.divide_no_nan(total, share)
     if step.part.is_whole is False:
         return divided
     return total if step.part.is_whole is True else tf.where(step.part.is_whole, total, divided)

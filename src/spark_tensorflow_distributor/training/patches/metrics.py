@@ -10,15 +10,20 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from ..keras_api import by_name, defining_class
-from ..keras_step import counted, logs_are_read
+from ..keras_step import combines_logs, counted
 from ..replica import replica_strategy
-from ..replica_step import current_method, current_step
-from ..variable_sync import is_partial_sum, plain_variable
+from ..replica_step import current_step
+from ..variable_sync import is_numeric, is_partial_sum, plain_variable
 
+# Attribute whole: ids of the variables of metrics that hold sums over all workers now.
 _state = threading.local()
+
+# Set on a method that has been wrapped.
+_MARK = "covers_all_workers"
 
 
 def metrics(keras: ModuleType) -> None:
@@ -30,16 +35,16 @@ def metrics(keras: ModuleType) -> None:
     for base in (keras.metrics.Mean, keras.metrics.Sum):
         owner = defining_class(base, "update_state")
         owner.update_state = _weighting_scalars(owner.update_state)
-    _combine_results(keras.metrics.Metric)
+    _wrap_at_first_use(keras.metrics.Metric)
 
 
 def _weighting_scalars(original: Callable[..., Any]) -> Callable[..., Any]:
     def update_state(call: inspect.BoundArguments) -> Any:
         step = current_step()
-        if step is not None and call.arguments.get("sample_weight") is None:
-            values = tf.convert_to_tensor(call.arguments["values"])
+        if step is not None and (values := tf.convert_to_tensor(call.arguments["values"])).shape.rank == 0:
+            call.arguments["values"] = step.of_rows(values)
             # If every replica has the whole batch, only the first replica's update is kept (see counted).
-            if values.shape.rank == 0 and step.part.is_whole is not True:
+            if call.arguments.get("sample_weight") is None and step.part.is_whole is not True:
                 weight = step.share()
                 if step.part.is_whole is not False:
                     weight = tf.where(step.part.is_whole, tf.ones_like(weight), weight)
@@ -49,26 +54,64 @@ def _weighting_scalars(original: Callable[..., Any]) -> Callable[..., Any]:
     return by_name(original, update_state)
 
 
-def _combine_results(metric_class: Any) -> None:
-    """Wrap ``result`` in the class and all of its subclasses, present and future."""
-    waiting = [metric_class]
-    while waiting:
-        each = waiting.pop()
-        _wrap_result(each)
-        waiting += each.__subclasses__()
-    init_subclass = metric_class.__init_subclass__
+def _wrap_at_first_use(metric_class: Any) -> None:
+    """Wrap the methods of each class of metrics when an instance is created.
 
-    def wrap_new(cls: Any, /, **kwargs: Any) -> None:
-        init_subclass(**kwargs)
-        _wrap_result(cls)
+    When a class is defined, it may have no methods yet: cloudpickle creates a class first, and adds its methods later.
+    """
+    original = metric_class.__new__
 
-    metric_class.__init_subclass__ = classmethod(wrap_new)
+    @functools.wraps(original)
+    def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        for name, wrap in (("__init__", _wrap_init), ("result", _wrap_result)):
+            method = getattr(cls, name)
+            if inspect.isfunction(method) and not hasattr(method, _MARK):
+                setattr(cls, name, wrap(method))
+                setattr(getattr(cls, name), _MARK, True)
+        return original(cls) if original is object.__new__ else original(cls, *args, **kwargs)
+
+    metric_class.__new__ = staticmethod(new)
 
 
-def _wrap_result(metric_class: Any) -> None:
-    original = vars(metric_class).get("result")
-    if not inspect.isfunction(original) or hasattr(original, "covers_all_workers"):
-        return
+def _wrap_init(original: Callable[..., None]) -> Callable[..., None]:
+    """Make the variables that a metric creates hold parts of sums, however they are created.
+
+    Keras declares only those of ``add_weight`` as sums. A variable of another kind would hold the sum over this
+    worker's rows, and workers that decide by it would decide differently. One that does not begin at zero, such as a
+    threshold, is not a sum.
+    """
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        strategy = replica_strategy()
+        if strategy is None:
+            return original(self, *args, **kwargs)
+        with strategy.variables.collected() as created:
+            original(self, *args, **kwargs)
+        own = {id(variable) for variable in _variables(self)}
+        for variable in created:
+            if id(variable) in own and not is_partial_sum(variable) and _is_zero(variable):
+                strategy.variables.make_partial_sum(variable)
+        return None
+
+    init.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]  # tf_keras does not unwrap functions
+    return init
+
+
+def _variables(metric: Any) -> list[tf.Variable]:
+    """Return the variables that a metric lists or has as attributes, not those of layers in a metric."""
+    found = []
+    for value in vars(metric).values():
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        found += [plain for plain in map(plain_variable, values) if isinstance(plain, tf.Variable)]
+    return found
+
+
+def _is_zero(variable: tf.Variable) -> bool:
+    return tf.executing_eagerly() and is_numeric(variable) and not np.any(variable.numpy())
+
+
+def _wrap_result(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def result(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -77,8 +120,7 @@ def _wrap_result(metric_class: Any) -> None:
             # A result may be a variable, whose value is about to be restored to this worker's part.
             return tf.nest.map_structure(_value, value) if is_whole else value
 
-    result.covers_all_workers = True  # type: ignore[attr-defined]
-    metric_class.result = result
+    return result
 
 
 @contextlib.contextmanager
@@ -94,30 +136,30 @@ def whole_metrics(of: Iterable[Any]) -> Iterator[bool]:
         Whether the variables hold the sums.
     """
     strategy = replica_strategy()
-    is_whole = getattr(_state, "is_whole", False)
-    if strategy is None or is_whole or not _is_read():
-        yield is_whole
+    if strategy is None or not _is_read():
+        yield False
         return
-    variables = list(
-        {id(v): v for metric in of for v in map(plain_variable, metric.variables) if is_partial_sum(v)}.values()
-    )
+    listed = [v for metric in of for v in (*map(plain_variable, metric.variables), *_variables(metric))]
+    # Those that hold sums already: the result of a metric may read others, and those of fit's logs any.
+    before: frozenset[int] = getattr(_state, "whole", frozenset())
+    variables = list({id(v): v for v in listed if is_partial_sum(v) and id(v) not in before}.values())
     step = current_step()
     own = [tf.identity(variable) for variable in variables]
     parts = own if step is None else [counted(step, variable) for variable in variables]
     for variable, total in zip(variables, strategy.collectives.all_reduce_packed(parts), strict=True):
         variable.assign(total)
-    _state.is_whole = True
+    _state.whole = before.union(map(id, variables))
     try:
         yield True
     finally:
-        _state.is_whole = False
+        _state.whole = before
         for variable, value in zip(variables, own, strict=True):
             variable.assign(value)
 
 
 def _is_read() -> bool:
     if current_step() is not None:
-        return not current_method().startswith("predict") and logs_are_read.get()
+        return combines_logs()
     # Within Strategy.run, a metric covers the rows that this worker has seen; outside of it, the rows of all workers.
     return tf.distribute.get_replica_context() is None
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from ..batch_parts import first_with_rows
 from ..keras_api import by_name, defining_class
 from ..private_names import DATA_SEEDS, EAGER_CONTEXT, KERAS_LEGACY_LAYERS, KERAS_RANDOM, KERAS_TRAINER
 from ..replica_step import ReplicaStep, current_step
@@ -109,9 +110,10 @@ def dropout(keras: ModuleType) -> None:
     @functools.wraps(original)
     def dropout(inputs: tf.Tensor, rate: float, noise_shape: Any = None, seed: Any = None) -> tf.Tensor:
         step = current_step()
-        is_same = is_same_for_all_rows(noise_shape) and not getattr(_state, "is_by_row", False)
-        if step is None or is_same or not 0 < rate < 1:
+        is_same = is_same_for_all_rows(noise_shape) and not is_drawn_by_row()
+        if step is None or is_same or not 0 < rate < 1 or not counts_rows(inputs.shape[0], step):
             return original(inputs, rate, noise_shape, seed)
+        inputs = tf.convert_to_tensor(inputs)
         seed = module._cast_seed(module.draw_seed(seed))
         shape = tf.shape(inputs, out_type=tf.int64)
         if noise_shape is not None:
@@ -122,7 +124,25 @@ def dropout(keras: ModuleType) -> None:
 
     module.dropout = dropout
     spatial = defining_class(keras.layers.SpatialDropout1D, "call")
-    spatial.call = _marking(spatial.call)
+    spatial.call = marking(spatial.call)
+
+
+def counts_rows(size: Any, step: ReplicaStep) -> bool:
+    """Return whether the first dimension of a tensor counts rows, or several entries per row.
+
+    That of weights or positions does not. It is known where the number of rows is not, or no multiple of it.
+
+    Args:
+        size: The dimension; anything but an int if it is not known while the step is traced.
+        step: The current step.
+    """
+    rows = first_with_rows(step.part.batch).shape[0]
+    return not isinstance(size, int) or (rows is not None and size % max(rows, 1) == 0)
+
+
+def is_drawn_by_row() -> bool:
+    """Return whether this thread is in the call of a layer that draws separate numbers for each row."""
+    return getattr(_state, "is_by_row", False)
 
 
 def is_same_for_all_rows(shape: Any) -> bool:
@@ -162,16 +182,18 @@ def noise(keras: ModuleType) -> None:
         setattr(module, name, drawing_for_all(getattr(module, name)))
     mark_noise(keras.layers)
     legacy = KERAS_LEGACY_LAYERS.load().AlphaDropout  # the one in tf.keras
-    legacy.call = _marking(legacy.call)
+    legacy.call = marking(legacy.call)
 
 
 def mark_noise(layers: ModuleType) -> None:
     """Wrap the noise layers' ``call``, so that their draws can be distinguished from others."""
     for layer in (layers.GaussianNoise, layers.GaussianDropout, layers.AlphaDropout):
-        layer.call = _marking(layer.call)
+        layer.call = marking(layer.call)
 
 
-def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
+def marking(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a layer's ``call``, for :func:`is_drawn_by_row`."""
+
     @functools.wraps(original)
     def call(self: Any, inputs: tf.Tensor, training: Any = None) -> Any:
         # The drawn shape does not show this, because it also begins with 1 for a part of one row.
@@ -189,9 +211,11 @@ def drawing_for_all(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def draw(call: inspect.BoundArguments) -> Any:
         step, shape = current_step(), call.arguments["shape"]
-        if step is None or not getattr(_state, "is_by_row", False):
+        if step is None or not is_drawn_by_row():
             return original(*call.args, **call.kwargs)
         static = shape if isinstance(shape, tuple | list) else [None] * shape.shape[0]
+        if not counts_rows(static[0], step):
+            return original(*call.args, **call.kwargs)
         shape = tf.cast(tf.stack(shape), tf.int64)
         per_row = shape[0] // tf.maximum(step.rows, 1)  # a TimeDistributed layer has several entries per row
         begin, global_rows = step.positions()

@@ -15,6 +15,7 @@ from ..batch_parts import CutRows, EvenRows, OwnRows, has_rows, part_of
 from ..device_data import to_device
 from ..gradient_mean import combined_gradients, strategy_to_combine
 from ..keras_api import by_name
+from ..keras_step import combines_logs
 from ..part_data import check_agreement, cut, has_equal_batches, has_marked_rows, identical_on_all
 from ..private_names import (
     TF_KERAS_BACKEND,
@@ -31,7 +32,15 @@ from ..replica_step import current_step, gets_parts, share_of
 from .epochs import Divider, epoch_logs, without_reduction
 from .gradients import note_own_loop, weighting_loss
 from .losses import mask_weights, of_replica, scaling_in_own_steps
-from .random_numbers import drawing_for_all, is_same_for_all_rows, mark_noise, with_a_seed
+from .random_numbers import (
+    counts_rows,
+    drawing_for_all,
+    is_drawn_by_row,
+    is_same_for_all_rows,
+    mark_noise,
+    marking,
+    with_a_seed,
+)
 from .saved_files import atomically, on_the_chief, waiting_for_all
 
 _state = threading.local()
@@ -216,18 +225,22 @@ def dropout(keras: ModuleType) -> None:
     @functools.wraps(original)
     def dropout(self: Any, inputs: tf.Tensor, rate: float, noise_shape: Any = None) -> tf.Tensor:
         step = current_step()
-        if step is None or is_same_for_all_rows(noise_shape):
+        # The layer converts its noise shape to a tensor.
+        is_same = is_same_for_all_rows(noise_shape) or (tf.is_tensor(noise_shape) and not is_drawn_by_row())
+        if step is None or is_same or not counts_rows(inputs.shape[0], step):
             return original(self, inputs, rate, noise_shape)
         shape = tf.shape(inputs, out_type=tf.int64)
         per_row = shape[0] // tf.maximum(step.rows, 1)  # a TimeDistributed layer has several entries per row
         begin, global_rows = step.positions()
         count, begin = per_row * global_rows, per_row * begin
         if noise_shape is not None:
-            noise_shape = [tf.cast(count, tf.int32), *noise_shape[1:]]
+            rest = tf.unstack(noise_shape)[1:] if tf.is_tensor(noise_shape) else noise_shape[1:]
+            noise_shape = [tf.cast(count, tf.int32), *rest]
         masks = original(self, tf.ones(tf.concat([[count], shape[1:]], axis=0), inputs.dtype), rate, noise_shape)
         return inputs * tf.ensure_shape(masks[begin : begin + shape[0]], inputs.shape)
 
     generator.dropout = dropout
+    keras.layers.Dropout.call = marking(keras.layers.Dropout.call)
 
 
 def noise(keras: ModuleType) -> None:
@@ -247,6 +260,56 @@ def shuffled_arrays(keras: ModuleType) -> None:
 def epoch_results(keras: ModuleType) -> None:
     """Make the logs of an epoch, and the state of layers after it, cover all workers, as for Keras 3."""
     keras.Model._validate_and_get_metrics_result = epoch_logs(keras.Model._validate_and_get_metrics_result)
+
+
+def step_logs(keras: ModuleType) -> None:
+    """Choose the graph of a step by whether the logs of steps are combined, as ``StepFunction`` does for Keras 3."""
+    for kind in ("train", "test"):
+        name = f"make_{kind}_function"
+        setattr(keras.Model, name, _by_logs(getattr(keras.Model, name), f"{kind}_function"))
+
+
+def _by_logs(original: Callable[..., Any], attribute: str) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def make_function(self: Any, force: bool = False) -> Any:
+        before = getattr(self, attribute)
+        function = original(self, force)
+        if function is before or replica_strategy(self.distribute_strategy) is None:
+            return function
+
+        def make() -> Callable[[Any], Any]:
+            whole = getattr(self, attribute)
+            made: Callable[[Any], Any] = original(self, True)
+            setattr(self, attribute, whole)  # tf_keras has replaced it
+            return made
+
+        setattr(self, attribute, _FunctionsByLogs(function, make))
+        return getattr(self, attribute)
+
+    return make_function
+
+
+class _FunctionsByLogs:
+    """A model's function for steps that combine their logs over the workers, and the one for steps that do not.
+
+    Args:
+        function: The one that is needed now.
+        make: Makes the other.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], make: Callable[[], Callable[[Any], Any]]) -> None:
+        self._make, self._made = make, {combines_logs(): function}
+
+    def __call__(self, iterator: Any) -> Any:
+        combines = combines_logs()
+        if combines not in self._made:
+            self._made[combines] = self._make()
+        return self._made[combines](iterator)
+
+    def experimental_get_tracing_count(self) -> int:
+        """Return how many graphs have been traced, as a ``tf.function`` does."""
+        counts = [getattr(each, "experimental_get_tracing_count", lambda: 0) for each in self._made.values()]
+        return sum(count() for count in counts)
 
 
 def saved_models(keras: ModuleType) -> None:
