@@ -15,8 +15,8 @@ class BatchPart(NamedTuple):
         begin: Index of the replica's first row in the global batch; int64 scalar. None if each worker has rows of its
             own.
         global_rows: Number of rows in the global batch; int64 scalar. None if each worker has rows of its own.
-        is_whole: Whether every replica has the whole batch, because the batch has fewer rows than there are replicas. A
-            bool if this is known while the step is traced, otherwise a boolean scalar.
+        is_whole: Whether every replica has the whole batch, because the batch has fewer rows than there are replicas or
+            cannot be divided. A bool if this is known while the step is traced, otherwise a boolean scalar.
         is_even: Whether every replica is known to have the same number of rows.
         is_idle: Whether this worker has no rows left while others have. ``batch`` is then an arbitrary batch, which
             does not count.
@@ -31,11 +31,19 @@ class BatchPart(NamedTuple):
 
 
 class CutRows(NamedTuple):
-    """A replica's rows of a global batch, as an element of a dataset; see :class:`BatchPart`."""
+    """A replica's rows of a global batch, as an element of a dataset; see :class:`BatchPart`.
+
+    Attributes:
+        batch, begin, global_rows: As in a part.
+        is_whole: Boolean scalar.
+        sample: See ``same_batches.sample_of``.
+    """
 
     batch: Any
     begin: tf.Tensor
     global_rows: tf.Tensor
+    is_whole: tf.Tensor
+    sample: tf.Tensor
 
 
 class OwnRows(NamedTuple):
@@ -50,12 +58,12 @@ class EvenRows(NamedTuple):
     batch: Any
 
 
-def as_part(element: Any, replicas: int) -> BatchPart | None:
+def as_part(element: Any) -> BatchPart | None:
     """Convert an element of a dataset to a part; return None if it is not an instance of a class above."""
     if isinstance(element, BatchPart):
         return element
     if isinstance(element, CutRows):
-        return BatchPart(*element, is_whole=element.global_rows < replicas)
+        return BatchPart(element.batch, element.begin, element.global_rows, element.is_whole)
     return (
         BatchPart(element.batch, is_even=isinstance(element, EvenRows))
         if isinstance(element, OwnRows | EvenRows)
@@ -67,37 +75,44 @@ def part_of(batch: Any, replica: int, replicas: int) -> BatchPart:
     """Cut a replica's rows out of a batch; if they do not divide evenly, the first replicas get one more row each.
 
     Many operations do not support zero rows. Therefore, if a batch has fewer rows than there are replicas, each replica
-    gets the whole batch.
+    gets the whole batch. It also does if the batch cannot be divided: if its tensors differ in their numbers of rows,
+    or one is a scalar or of unknown rank.
 
     Args:
-        batch: A structure of dense, sparse or ragged tensors with the same first dimension. Other leaves are left
-            unchanged.
+        batch: A structure of dense, sparse or ragged tensors. Leaves that are not tensors are left unchanged.
         replica: Index of the replica, from 0.
         replicas: Number of replicas on all workers.
-
-    Raises:
-        ValueError: If the batch has no tensor with rows.
     """
-    first = first_with_rows(batch)
-    static_rows = first.shape[0]
-    is_whole: bool | tf.Tensor
-    if static_rows is not None and static_rows < replicas:
-        return BatchPart(batch, tf.constant(0, tf.int64), tf.constant(static_rows, tf.int64), is_whole=True)
-    if static_rows is not None and static_rows % replicas == 0:
-        count = static_rows // replicas
-        begin, end, global_rows, is_whole = replica * count, (replica + 1) * count, static_rows, False
-    else:
-        global_rows = row_count(first)
-        each, remainder = global_rows // replicas, global_rows % replicas
-        begin = replica * each + tf.minimum(tf.constant(replica, tf.int64), remainder)
-        end = begin + each + tf.cast(replica < remainder, tf.int64)
-        is_whole = False
-        if static_rows is None:
-            is_whole = global_rows < replicas
-            begin, end = tf.where(is_whole, tf.zeros_like(begin), begin), tf.where(is_whole, global_rows, end)
-    part = tf.nest.map_structure(lambda leaf: _rows_of(leaf, begin, end) if _has_rows(leaf) else leaf, batch)
-    is_even = isinstance(begin, int)
-    return BatchPart(part, tf.cast(begin, tf.int64), tf.cast(global_rows, tf.int64), is_whole, is_even)
+    leaves = [leaf for leaf in tf.nest.flatten(batch) if _has_rows(leaf)]
+    known = {leaf.shape[0] for leaf in leaves}
+    if not has_rows(batch) or (None not in known and (len(known) > 1 or min(known) < replicas)):
+        global_rows = row_count(leaves[0]) if leaves else tf.constant(0, tf.int64)
+        return BatchPart(batch, tf.constant(0, tf.int64), global_rows, is_whole=True)
+    if None not in known and (rows := known.pop()) % replicas == 0:
+        begin, end = rows // replicas * replica, rows // replicas * (replica + 1)
+        part = tf.nest.map_structure(lambda leaf: _rows_of(leaf, begin, end) if _has_rows(leaf) else leaf, batch)
+        return BatchPart(part, tf.constant(begin, tf.int64), tf.constant(rows, tf.int64), is_even=True)
+    return _unevenly(batch, leaves, replica, replicas)
+
+
+def _unevenly(batch: Any, leaves: list[Any], replica: int, replicas: int) -> BatchPart:
+    """Cut a batch whose number of rows is unknown or does not divide evenly."""
+    counts = [row_count(leaf) for leaf in leaves]
+    global_rows = counts[0]
+    is_whole: bool | tf.Tensor = False
+    if any(leaf.shape[0] is None for leaf in leaves):
+        is_whole = tf.logical_or(global_rows < replicas, tf.reduce_any(tf.stack(counts) != global_rows))
+    each, remainder = global_rows // replicas, global_rows % replicas
+    begin = replica * each + tf.minimum(tf.constant(replica, tf.int64), remainder)
+    end = begin + each + tf.cast(replica < remainder, tf.int64)
+    begin = begin if is_whole is False else tf.where(is_whole, tf.zeros_like(begin), begin)
+
+    def cut(leaf: Any) -> Any:
+        if not _has_rows(leaf):
+            return leaf
+        return _rows_of(leaf, begin, end if is_whole is False else tf.where(is_whole, row_count(leaf), end))
+
+    return BatchPart(tf.nest.map_structure(cut, batch), begin, global_rows, is_whole)
 
 
 def _rows_of(leaf: Any, begin: Any, end: Any) -> Any:
@@ -137,4 +152,5 @@ def has_rows(batch: Any) -> bool:
 
 
 def _has_rows(leaf: Any) -> bool:
-    return getattr(leaf, "shape", None) is not None and len(leaf.shape) > 0
+    shape = getattr(leaf, "shape", None)
+    return shape is not None and bool(tf.TensorShape(shape).rank)

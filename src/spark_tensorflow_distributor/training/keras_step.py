@@ -69,6 +69,8 @@ def _all_rows(outputs: Any, step: ReplicaStep) -> Any:
         return outputs
 
     def gather(output: Any) -> Any:
+        if isinstance(output, tf.Tensor) and output.shape.rank and not step.counts_rows(output.shape[0]):
+            return output  # such as a table, which all replicas have
         if step.part.is_idle and isinstance(output, tf.Tensor) and output.shape.rank:
             output = output[:0]
         gathered = _gather_output(output, step.collectives)

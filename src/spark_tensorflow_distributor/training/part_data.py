@@ -12,13 +12,13 @@ import tensorflow as tf
 
 from ..data.passes import shard_states_of, yields_batches_of
 from ..errors import DataError
-from .batch_parts import BatchPart, CutRows, has_rows, part_of
+from .batch_parts import BatchPart, CutRows, part_of
 from .collectives import Collectives
 from .device_data import to_device
 from .private_names import DATA_DISTRIBUTE
 from .replica import ReplicaStrategy
 from .replica_step import gets_parts
-from .same_batches import sample_of, warn_if_different
+from .same_batches import sample_of, warn_if_different, warn_if_undivided
 
 # Marks a dataset whose rows belong to this worker alone.
 _OWN_ROWS = "_spark_tensorflow_distributor_own_rows"
@@ -70,6 +70,7 @@ class PartDataset:
         dataset: A dataset of global batches, of a shard, or of this worker's own rows.
         steps_per_epoch: The argument of ``fit``; None if it was not passed.
         batches: The number of batches; None if Keras does not know it.
+        prefetched: How many global batches to read in advance.
 
     Raises:
         DataError: If the workers have datasets of different lengths.
@@ -81,18 +82,19 @@ class PartDataset:
         dataset: tf.data.Dataset,
         steps_per_epoch: int | None = None,
         batches: int | None = None,
+        prefetched: int = 2,
     ) -> None:
         self._collectives = strategy.collectives
         self.element_spec = dataset.element_spec
         cardinality = int(dataset.cardinality())
-        self._is_cut = gets_parts() and not has_marked_rows(dataset) and has_rows(dataset.element_spec)
+        self._is_cut = gets_parts() and not has_marked_rows(dataset)
         self._is_plain = not gets_parts()
         self._asks = False
         self._is_even = has_equal_batches(dataset, strategy.collectives)
         if self._is_cut:
             check_agreement(strategy.collectives, [steps_per_epoch, batches, cardinality])
             self._asks = batches is None and cardinality == tf.data.UNKNOWN_CARDINALITY
-            dataset, self._is_even = cut(dataset, strategy.collectives, with_samples=True)
+            dataset, self._is_even = cut(dataset, strategy.collectives, prefetched)
         elif not self._is_even:
             self._asks = cardinality == tf.data.UNKNOWN_CARDINALITY
         self._dataset = to_device(dataset, strategy.extended.worker_devices[0])
@@ -113,7 +115,7 @@ class PartIterator:
     """Yields the replica's parts of the batches.
 
     Args:
-        batches: Iterator over this worker's batches; over the elements of :func:`cut` if ``is_cut``.
+        batches: Iterator over this worker's batches; over :class:`CutRows` if ``is_cut``.
         collectives: Connects this worker to the others.
         is_cut: Whether the batches are parts of global batches.
         is_even: Whether all replicas are known to have the same number of rows in each batch.
@@ -154,7 +156,7 @@ class PartIterator:
         if batch is None:
             raise StopIteration
         if self._is_cut and not self._count:
-            warn_if_different(batch[1], self._collectives)
+            warn_if_different(batch.sample, self._collectives)
         self._count += 1
         self._last = batch
         part = PartIterator.last_part = self._part(batch, is_idle)
@@ -168,22 +170,24 @@ class PartIterator:
     @property
     def element_spec(self) -> Any:
         """The structure of the batches."""
-        return self._batches.element_spec[0] if self._is_cut else self._batches.element_spec
+        return self._batches.element_spec
 
     def spec_of(self, part: BatchPart) -> BatchPart:
         """Return a copy of the part with type specifications instead of tensors."""
         if not self._is_cut:
             return part._replace(batch=self.element_spec)
-        rows, begin, global_rows = self.element_spec
-        return part._replace(batch=rows, begin=begin, global_rows=global_rows)
+        spec = self.element_spec
+        return part._replace(batch=spec.batch, begin=spec.begin, global_rows=spec.global_rows)
 
     def _part(self, batch: Any, is_idle: bool) -> BatchPart:
         if not self._is_cut:
             return BatchPart(batch, is_even=self._is_even, is_idle=is_idle)
-        (rows, begin, global_rows), _ = batch
         if self._is_even:
-            return BatchPart(rows, begin, global_rows, is_even=True)
-        return BatchPart(rows, begin, global_rows, is_whole=int(global_rows) < self._collectives.world_size)
+            return BatchPart(batch.batch, batch.begin, batch.global_rows, is_even=True)
+        is_whole = bool(batch.is_whole)
+        if is_whole and self._collectives.rank == 0:
+            warn_if_undivided(int(batch.global_rows), self._collectives.world_size)
+        return BatchPart(batch.batch, batch.begin, batch.global_rows, is_whole)
 
     def _continue_without(self, has_data: np.ndarray) -> Any:
         """Return the last batch again, for a step that does not count, because only other workers have rows left.
@@ -233,35 +237,31 @@ def has_equal_batches(dataset: tf.data.Dataset, collectives: Collectives) -> boo
     return bool(found[:, 0].all() or are_static)
 
 
-def cut(
-    dataset: tf.data.Dataset, collectives: Collectives, *, with_samples: bool = False
-) -> tuple[tf.data.Dataset, bool]:
+def cut(dataset: tf.data.Dataset, collectives: Collectives, prefetched: int = 2) -> tuple[tf.data.Dataset, bool]:
     """Cut each global batch of a dataset.
 
     Args:
         dataset: A dataset of global batches.
         collectives: Connects this worker to the others.
-        with_samples: Whether each element also contains :func:`sample_of` the global batch.
+        prefetched: How many batches to read in advance.
 
     Returns:
-        A dataset of :class:`CutRows`, or of pairs of these and samples, and whether all replicas have the same number
-        of rows in every batch.
+        A dataset of :class:`CutRows`, and whether all replicas have the same number of rows in every batch.
     """
     is_even = False
 
-    def part(*batch: Any) -> Any:
+    def part(*batch: Any) -> CutRows:
         nonlocal is_even
         whole = batch if isinstance(dataset.element_spec, tuple) else batch[0]
-        part = part_of(whole, collectives.rank, collectives.world_size)
-        is_even = part.is_even
-        rows = CutRows(part.batch, part.begin, part.global_rows)
-        return (rows, sample_of(whole)) if with_samples else rows
+        rows, begin, global_rows, is_whole, is_even, _ = part_of(whole, collectives.rank, collectives.world_size)
+        return CutRows(rows, begin, global_rows, tf.convert_to_tensor(is_whole), sample_of(whole))
 
     parts = dataset.map(tf.autograph.experimental.do_not_convert(part))
     options = tf.data.Options()
     # The autotuning thread can delay the destruction of an iterator, and so the end of fit, by up to half a minute.
     options.autotune.enabled = False
-    return parts.prefetch(2).with_options(options), is_even
+    parts = parts.prefetch(prefetched) if prefetched else parts
+    return parts.with_options(options), is_even
 
 
 def check_agreement(collectives: Collectives, length: list[int | None]) -> None:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from ..data.passes import shard_states_of
 from .batch_notes import note_batch
-from .batch_parts import BatchPart, as_part, has_rows, part_of
+from .batch_parts import BatchPart, as_part, part_of
 from .collectives import NO_COLLECTIVES, Collectives
 from .device_data import to_device
 from .keras_step import run_keras_step
@@ -243,13 +243,13 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
         """Return the replica's part of the batch if the arguments are those of a Keras step, else None."""
         if not args:
             return None
-        if (part := as_part(args[0], self.collectives.world_size)) is not None:
+        if (part := as_part(args[0])) is not None:
             return part
         # A model that builds its own train, test or predict function passes whole batches to its steps.
         is_step = getattr(inspect.unwrap(fn), "__name__", "") in ("train_step", "test_step", "predict_step")
         if not is_step or len(args) != 1 or not current_method():
             return None
-        if cuts_batches() and has_rows(args[0]):
+        if cuts_batches():
             return part_of(args[0], self.collectives.rank, self.collectives.world_size)
         return BatchPart(args[0])
 

@@ -166,6 +166,17 @@ def _reads_steps(keras: ModuleType, callback: Any) -> bool:
     return any(overridden) or any(name in vars(callback) for name in names)
 
 
+@contextlib.contextmanager
+def as_one_process(call: MethodCall) -> Iterator[None]:
+    """Make a model that is alone train as without a strategy, which its steps do not need."""
+    strategy = call.model.distribute_strategy
+    if not isinstance(strategy, ReplicaStrategy):
+        yield
+        return
+    with without_strategy(call.model, strategy):
+        yield
+
+
 # In the order in which they are entered: datasets are marked before they are divided, and steps are traced only once it
 # is known whether their logs are read.
 HOOKS = (own_rows_of_workers, noting_readers, as_replica)

@@ -87,6 +87,17 @@ class ReplicaStep:
             return value
         return tf.where(self.rows > 0, value, tf.zeros_like(value))
 
+    def counts_rows(self, size: Any) -> bool:
+        """Return whether the first dimension of a tensor counts rows, or several entries per row.
+
+        That of weights or positions does not. It is known where the number of rows is not, or no multiple of it.
+
+        Args:
+            size: The dimension; anything but an int if it is not known while the step is traced.
+        """
+        rows = first_with_rows(self.part.batch).shape[0] if has_any_rows(self.part.batch) else None
+        return not isinstance(size, int) or (rows is not None and size % max(rows, 1) == 0)
+
     def weighted(self, gradient: tf.Tensor, reduce_op: tf.distribute.ReduceOp) -> tf.Tensor:
         """Return the gradient with respect to this replica's input to a reduction over the replicas.
 

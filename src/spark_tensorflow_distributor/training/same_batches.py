@@ -50,3 +50,24 @@ def warn_if_different(sample: tf.Tensor, collectives: Collectives) -> None:
             "options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF.",
             next(rank for rank, each in enumerate(found.tolist()) if each != found[0]),
         )
+
+
+_has_warned = False
+
+
+def warn_if_undivided(rows: int, replicas: int) -> None:
+    """Warn, once, that all workers compute the whole of each batch although the batches have enough rows to share.
+
+    Args:
+        rows: Rows of the batch's first tensor; 0 if none of its tensors has rows.
+        replicas: Number of replicas on all workers.
+    """
+    global _has_warned
+    if _has_warned or 0 < rows < replicas:
+        return
+    _has_warned = True
+    _log.warning(
+        "The batches cannot be divided among the workers: their tensors differ in their numbers of rows, or one is a "
+        "scalar or of unknown rank (after tf.py_function, call set_shape). Every worker therefore computes whole "
+        "batches. The numbers are those of one process, but training is not faster."
+    )

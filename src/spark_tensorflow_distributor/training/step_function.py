@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .batch_parts import BatchPart, has_rows, part_of
+from .batch_parts import BatchPart, part_of
 from .collectives import Collectives
 from .keras_step import combines_logs
 from .part_data import PartIterator, identical_on_all
@@ -170,7 +170,7 @@ def _parts_of(batches: Iterable[Any], collectives: Collectives) -> Iterator[Batc
     for batch in batches:
         tensors = tf.nest.map_structure(lambda leaf: leaf if leaf is None else tf.convert_to_tensor(leaf), batch)
         # If the batches differ, each worker has rows of its own, for example from its shard.
-        if has_rows(tensors) and identical_on_all(tensors, collectives):
+        if identical_on_all(tensors, collectives):
             yield part_of(tensors, collectives.rank, collectives.world_size)
         else:
             yield BatchPart(tensors)

@@ -168,3 +168,12 @@ def custom_loss(keras):
     x, y = digits()
     model = dense(keras, loss=loss)
     return outcome(model, fit(model, x, y))
+
+
+@case(keras_3_only=True)
+def loss_without_reduction(keras):
+    """The gradient of a loss that is a vector is that of its sum."""
+    loss = keras.losses.SparseCategoricalCrossentropy(reduction=None)
+    x, y = digits()
+    model = dense(keras, keras.optimizers.SGD(0.005), loss=loss)
+    return outcome(model, fit(model, x, y))

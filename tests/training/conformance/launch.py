@@ -21,7 +21,7 @@ import numpy as np
 
 from .table import CASES, Case
 
-GROUPS = ("data", "models", "optimizers", "compile", "calls", "callbacks")
+GROUPS = ("data", "batches", "models", "optimizers", "compile", "calls", "callbacks")
 for group in GROUPS:
     importlib.import_module(f"{__package__}.cases_{group}")
 

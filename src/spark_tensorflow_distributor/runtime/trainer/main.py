@@ -254,8 +254,7 @@ class Trainer:
         # Precedes the replica's hooks, because the verbosity decides whether the logs of steps are read.
         yield quiet_auto_verbose(spec.context.is_chief)
         yield quiet_shuffle
-        if context.world_size > 1:
-            yield from replica_hooks.HOOKS
+        yield from replica_hooks.HOOKS if context.world_size > 1 else (replica_hooks.as_one_process,)
 
     def _fit_tracker(self) -> "FitTracker":
         from ...resume.fit_tracker import track_fits

@@ -64,6 +64,8 @@ def _dividing(original: Callable[..., None]) -> Callable[..., None]:
 
         def divide(dataset: Any) -> Any:
             length = self.steps_per_epoch, self.data_adapter.num_batches
+            if reads_a_generator(self.data_adapter):
+                return PartDataset(strategy, _without_prefetch(dataset), *length, prefetched=1)
             return PartDataset(strategy, dataset, *length)
 
         call.arguments["distribute_strategy"] = Divider(divide)
@@ -72,6 +74,19 @@ def _dividing(original: Callable[..., None]) -> Callable[..., None]:
         return None
 
     return by_name(original, init)
+
+
+def reads_a_generator(adapter: Any) -> bool:
+    """Return whether an adapter of either Keras reads a generator, which several calls of ``fit`` may share.
+
+    What is read in advance is lost for the next call. As in one process, this is one batch. On all workers, it must be
+    the same number, whatever the timing.
+    """
+    return type(adapter).__name__ == "GeneratorDataAdapter"
+
+
+def _without_prefetch(dataset: Any) -> Any:
+    return dataset._inputs()[0] if "Prefetch" in type(dataset).__name__ else dataset
 
 
 def _on_parts(original: Callable[..., Any]) -> Callable[..., Any]:

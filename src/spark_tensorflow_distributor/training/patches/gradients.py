@@ -15,6 +15,7 @@ from ..private_names import KERAS_OPTIMIZER
 from ..replica import ReplicaStrategy
 from ..replica_step import ReplicaStep, current_step
 from ..variable_sync import plain_variable
+from .losses import of_replica
 
 # What loops outside of Strategy.run have used: optimizers of Keras 3, and the names of variables for tf_keras.
 _in_own_loops: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -58,6 +59,8 @@ def weighting_loss(original: Callable[..., Any]) -> Callable[..., Any]:
 def _with_weighted_gradient(loss: Any, step: ReplicaStep) -> tf.Tensor:
     loss = tf.convert_to_tensor(loss)
     share = tf.cast(step.share(), loss.dtype)
+    if loss.shape.rank:  # the gradient of a vector is that of its sum
+        share = of_replica(share, share)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def weighted(value: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from ..batch_parts import first_with_rows
 from ..keras_api import by_name, defining_class
 from ..private_names import DATA_SEEDS, EAGER_CONTEXT, KERAS_LEGACY_LAYERS, KERAS_RANDOM, KERAS_TRAINER
 from ..replica_step import ReplicaStep, current_step
@@ -111,7 +110,7 @@ def dropout(keras: ModuleType) -> None:
     def dropout(inputs: tf.Tensor, rate: float, noise_shape: Any = None, seed: Any = None) -> tf.Tensor:
         step = current_step()
         is_same = is_same_for_all_rows(noise_shape) and not is_drawn_by_row()
-        if step is None or is_same or not 0 < rate < 1 or not counts_rows(inputs.shape[0], step):
+        if step is None or is_same or not 0 < rate < 1 or not step.counts_rows(inputs.shape[0]):
             return original(inputs, rate, noise_shape, seed)
         inputs = tf.convert_to_tensor(inputs)
         seed = module._cast_seed(module.draw_seed(seed))
@@ -125,19 +124,6 @@ def dropout(keras: ModuleType) -> None:
     module.dropout = dropout
     spatial = defining_class(keras.layers.SpatialDropout1D, "call")
     spatial.call = marking(spatial.call)
-
-
-def counts_rows(size: Any, step: ReplicaStep) -> bool:
-    """Return whether the first dimension of a tensor counts rows, or several entries per row.
-
-    That of weights or positions does not. It is known where the number of rows is not, or no multiple of it.
-
-    Args:
-        size: The dimension; anything but an int if it is not known while the step is traced.
-        step: The current step.
-    """
-    rows = first_with_rows(step.part.batch).shape[0]
-    return not isinstance(size, int) or (rows is not None and size % max(rows, 1) == 0)
 
 
 def is_drawn_by_row() -> bool:
@@ -214,7 +200,7 @@ def drawing_for_all(original: Callable[..., Any]) -> Callable[..., Any]:
         if step is None or not is_drawn_by_row():
             return original(*call.args, **call.kwargs)
         static = shape if isinstance(shape, tuple | list) else [None] * shape.shape[0]
-        if not counts_rows(static[0], step):
+        if not step.counts_rows(static[0]):
             return original(*call.args, **call.kwargs)
         shape = tf.cast(tf.stack(shape), tf.int64)
         per_row = shape[0] // tf.maximum(step.rows, 1)  # a TimeDistributed layer has several entries per row

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ..batch_parts import CutRows, EvenRows, OwnRows, has_rows, part_of
+from ..batch_parts import CutRows, EvenRows, OwnRows, part_of
 from ..device_data import to_device
 from ..gradient_mean import combined_gradients, strategy_to_combine
 from ..keras_api import by_name
@@ -29,11 +29,10 @@ from ..private_names import (
 )
 from ..replica import ReplicaStrategy, replica_strategy
 from ..replica_step import current_step, gets_parts, share_of
-from .epochs import Divider, epoch_logs, without_reduction
+from .epochs import Divider, epoch_logs, reads_a_generator, without_reduction
 from .gradients import note_own_loop, weighting_loss
 from .losses import mask_weights, of_replica, scaling_in_own_steps
 from .random_numbers import (
-    counts_rows,
     drawing_for_all,
     is_drawn_by_row,
     is_same_for_all_rows,
@@ -62,21 +61,25 @@ def _dividing(original: Callable[..., None]) -> Callable[..., None]:
     def configure(call: inspect.BoundArguments) -> None:
         strategy = replica_strategy(call.arguments["strategy"])
         if strategy is not None:
-            length = call.arguments["steps_per_epoch"], call.arguments["self"]._adapter.get_size()
-            call.arguments["strategy"] = Divider(lambda dataset: _part_dataset(strategy, dataset, *length))
+            adapter = call.arguments["self"]._adapter
+            length = call.arguments["steps_per_epoch"], adapter.get_size()
+            prefetched = 0 if reads_a_generator(adapter) else 2  # Keras has already added one for a generator
+            call.arguments["strategy"] = Divider(lambda dataset: _part_dataset(strategy, dataset, *length, prefetched))
         original(*call.args, **call.kwargs)
 
     return by_name(original, configure)
 
 
-def _part_dataset(strategy: ReplicaStrategy, dataset: Any, steps_per_epoch: Any, batches: Any) -> tf.data.Dataset:
+def _part_dataset(
+    strategy: ReplicaStrategy, dataset: Any, steps_per_epoch: Any, batches: Any, prefetched: int
+) -> tf.data.Dataset:
     device = strategy.extended.worker_devices[0]
     if not gets_parts():
         return dataset
     is_marked = has_marked_rows(dataset)
-    if not is_marked and has_rows(dataset.element_spec):
+    if not is_marked:
         check_agreement(strategy.collectives, [steps_per_epoch, batches, int(dataset.cardinality())])
-        rows, _ = cut(dataset, strategy.collectives)
+        rows, _ = cut(dataset, strategy.collectives, prefetched)
         return to_device(rows, device)
     kind = EvenRows if has_equal_batches(dataset, strategy.collectives) else OwnRows
     wrapped = dataset.map(lambda *batch: kind(batch if isinstance(dataset.element_spec, tuple) else batch[0]))
@@ -96,10 +99,11 @@ def _dividing_one(original: Callable[..., Any]) -> Callable[..., Any]:
 def _single(dataset: tf.data.Dataset, strategy: ReplicaStrategy) -> tf.data.Dataset:
     (batch,) = dataset
     collectives = strategy.collectives
-    if not has_rows(batch) or not identical_on_all(batch, collectives):
+    if not identical_on_all(batch, collectives):
         return tf.data.Dataset.from_tensors(OwnRows(batch))
-    part = part_of(batch, collectives.rank, collectives.world_size)
-    return tf.data.Dataset.from_tensors(CutRows(part.batch, part.begin, part.global_rows))
+    rows, begin, global_rows, is_whole, _, _ = part_of(batch, collectives.rank, collectives.world_size)
+    no_sample = tf.constant(0, tf.int64)  # the whole batches have just been compared
+    return tf.data.Dataset.from_tensors(CutRows(rows, begin, global_rows, tf.convert_to_tensor(is_whole), no_sample))
 
 
 def gradients(keras: ModuleType) -> None:
@@ -227,7 +231,7 @@ def dropout(keras: ModuleType) -> None:
         step = current_step()
         # The layer converts its noise shape to a tensor.
         is_same = is_same_for_all_rows(noise_shape) or (tf.is_tensor(noise_shape) and not is_drawn_by_row())
-        if step is None or is_same or not counts_rows(inputs.shape[0], step):
+        if step is None or is_same or not step.counts_rows(inputs.shape[0]):
             return original(self, inputs, rate, noise_shape)
         shape = tf.shape(inputs, out_type=tf.int64)
         per_row = shape[0] // tf.maximum(step.rows, 1)  # a TimeDistributed layer has several entries per row
