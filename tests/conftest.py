@@ -27,7 +27,8 @@ for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
 
 
 def pytest_configure(config):
-    if importlib.metadata.version("pyspark").startswith("3."):  # it leaves its sockets open until garbage collection
+    # These leave their sockets open until garbage collection.
+    if importlib.metadata.version("pyspark").startswith(("3.", "4.0.")):
         config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
 
 
