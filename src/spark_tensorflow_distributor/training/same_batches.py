@@ -4,6 +4,8 @@ This happens if a worker has drawn random numbers that the others have not, and 
 lengths of the data are still the same, so only its content shows the difference.
 """
 
+from __future__ import annotations
+
 import logging
 from typing import Any
 
