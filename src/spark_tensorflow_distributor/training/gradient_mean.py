@@ -11,7 +11,7 @@ import tensorflow as tf
 from .collectives import Collectives
 from .replica import ReplicaStrategy, replica_strategy
 from .replica_step import current_step
-from .row_choice import is_chosen_by_rows
+from .row_choice import is_chosen_by_rows, joined_lookups, lookups_of
 
 # An index is encoded as three digits of 12 bits.
 _BASE = 1 << 12
@@ -90,6 +90,12 @@ class _Combination:
         self._collectives, self._scale = collectives, scale
 
     def combine(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+        lookups = [lookups_of(each) for each in gradients]
+        pairs = [(each, variable) for group, variable in zip(lookups, variables, strict=True) for each in group]
+        results = iter(self._combine([each for each, _ in pairs], [variable for _, variable in pairs]))
+        return [joined_lookups([next(results) for _ in group]) for group in lookups]
+
+    def _combine(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         gradients = list(gradients)
         results = list(gradients)
         dense: list[tuple[int, tf.Tensor]] = []

@@ -50,6 +50,30 @@ def is_chosen_by_rows(indices: tf.Tensor) -> bool:
     return False
 
 
+def lookups_of(gradient: Any) -> list[Any]:
+    """Return the gradients of a table's lookups, which TensorFlow has concatenated, if only some depend on the rows.
+
+    Otherwise, the gradient itself is the only element.
+    """
+    if not isinstance(gradient, tf.IndexedSlices) or not hasattr(gradient.indices, "graph") or tf.executing_eagerly():
+        return [gradient]
+    if gradient.values.op.type != "ConcatV2" or gradient.indices.op.type != "ConcatV2":
+        return [gradient]
+    values, indices = (each.op.inputs[:-1] for each in (gradient.values, gradient.indices))  # the last is the axis
+    is_mixed = len({is_chosen_by_rows(each) for each in indices}) > 1
+    if not is_mixed or len(values) != len(indices):
+        return [gradient]
+    return [tf.IndexedSlices(*each, gradient.dense_shape) for each in zip(values, indices, strict=True)]
+
+
+def joined_lookups(gradients: list[Any]) -> Any:
+    """Return the gradient whose :func:`lookups_of` the arguments are."""
+    if len(gradients) == 1:
+        return gradients[0]
+    values, indices = ([getattr(each, name) for each in gradients] for name in ("values", "indices"))
+    return tf.IndexedSlices(tf.concat(values, axis=0), tf.concat(indices, axis=0), gradients[0].dense_shape)
+
+
 def _relevant_inputs(operation: tf.Operation) -> list[Any]:
     """Return the inputs of an operation; none if it takes a dimension other than the first one from a shape."""
     if operation.type == "StridedSlice" and operation.inputs[0].op.type == "Shape":

@@ -140,3 +140,24 @@ def loss_by_weights(keras):
     loss = keras.losses.SparseCategoricalCrossentropy(reduction="mean_with_sample_weight")
     model = dense(keras, keras.optimizers.SGD(0.1), loss=loss)
     return outcome(model, fit(model, x, y, sample_weight=np.linspace(0, 2, ROWS).astype("float32")))
+
+
+@case()
+def table_by_rows_and_as_a_whole(keras):
+    """A recommender: each row looks up some items, and is compared to all of them."""
+    import tensorflow as tf
+
+    class Recommender(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.items = keras.layers.Embedding(15, 6)
+
+        def call(self, seen):
+            return tf.matmul(tf.reduce_mean(self.items(seen), axis=1), self.items(tf.range(15)), transpose_b=True)
+
+    numbers = np.random.default_rng(5)
+    seen, bought = numbers.integers(0, 15, (ROWS, 4)), numbers.integers(0, 15, ROWS)
+    model = Recommender()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
+    return outcome(model, fit(model, seen, bought))
