@@ -39,7 +39,7 @@ def check(result):
     assert "no such luck" in message
     kind, message = result["unknown"]
     assert kind in ("DataError", "WorkerDataError")
-    assert "no column 'idd'; did you mean 'id'?" in message
+    assert "no column 'idd' (did you mean 'id'?)" in message
     assert result["left"] == []
 
 

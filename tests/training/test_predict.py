@@ -115,7 +115,7 @@ def test_a_dict_of_columns_with_text(numbers, keras):
     wanted = model({"a": tf.constant([[r.a] for r in rows]), "city": tf.constant([[r.city] for r in rows])})
     close([r.prediction.score for r in rows], wanted["score"][:, 0])
     close([r.prediction.probabilities for r in rows], wanted["probabilities"])
-    with pytest.raises(Exception, match="'city' gets no column; did you mean 'city_'"):
+    with pytest.raises(Exception, match=r"'city' gets no column \(did you mean 'city_'"):
         predict(numbers.withColumnRenamed("city", "city_"), model, ["a", "city_"]).collect()
 
 

@@ -233,7 +233,7 @@ def test_options_for_nulls_and_ragged_arrays(spark):
 
 
 REFUSED = {
-    "unknown": (("gasp",), {}, "no column 'gasp'; did you mean 'gaps'"),
+    "unknown": (("gasp",), {}, r"no column 'gasp' \(did you mean 'gaps'"),
     "far_off": (("qqqqqq",), {}, "no column 'qqqqqq'; it has id, gaps"),
     "nulls": (("gaps",), {}, "column 'gaps': 10 of 40 rows are null. Pass fill_value"),
     "all_null": (("never",), {"fill_value": 0}, "column 'never': all 40 rows are null"),
@@ -253,7 +253,7 @@ MISTAKES = {
     "batch": (("id",), {"batch_size": 1}, "batch_size is 1.*one row per worker: 2"),
     "fraction": (("id",), {"batch_size": 2.5}, "batch_size is 2.5"),
     "choice": (("ragged",), {"ragged": "yes"}, "ragged is 'yes' for the column 'ragged'"),
-    "fill_name": (("gaps",), {"fill_value": {"gasp": 0}}, "'gasp', which is not a requested column; did you mean"),
+    "fill_name": (("gaps",), {"fill_value": {"gasp": 0}}, r"'gasp', which is not a requested column \(did you mean"),
     "nothing": (([],), {}, "names no column"),
 }  # fmt: skip
 

@@ -134,8 +134,8 @@ def known_column(store: "MappedRows", what: str, name: str) -> Column:
         DataError: If there is no such column.
     """
     if name not in store.columns:
-        hint = nearest(name, store.columns) or f"; it has {', '.join(store.columns)}."
-        raise DataError(f"{what} has no column {name!r}{hint}")
+        hint = nearest(name, store.columns) or f"; it has {', '.join(store.columns)}"
+        raise DataError(f"{what} has no column {name!r}{hint}.")
     return store.columns[name]
 
 

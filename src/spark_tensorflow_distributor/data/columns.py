@@ -181,11 +181,11 @@ def quoted(name: str) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" if one of the names is similar, else an empty string."""
+    """Return " (did you mean 'x'?)" if one of the names is similar, else an empty string."""
     names = list(names)
     lowered = {each.lower(): each for each in reversed(names)}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
-    return f"; did you mean {lowered[close[0]]!r}?" if close else ""
+    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
 
 
 def by_column(argument: str, value: T | Mapping[str, T] | None, names: Sequence[str]) -> dict[str, T]:
@@ -205,8 +205,8 @@ def by_column(argument: str, value: T | Mapping[str, T] | None, names: Sequence[
         return dict.fromkeys(names, value)
     for name in value:
         if name not in names:
-            hint = nearest(name, names) or f". The call uses {', '.join(names)}."
-            raise ConfigurationError(f"{argument} names {name!r}, which is not a requested column{hint}")
+            hint = nearest(name, names) or f". The call uses {', '.join(names)}"
+            raise ConfigurationError(f"{argument} names {name!r}, which is not a requested column{hint}.")
     return dict(value)
 
 

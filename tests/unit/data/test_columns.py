@@ -62,7 +62,7 @@ def test_a_schema_needs_columns_with_distinct_names():
 
 
 def test_nearest_name():
-    assert nearest("Lable", ["x", "label"]) == "; did you mean 'label'?"
+    assert nearest("Lable", ["x", "label"]) == " (did you mean 'label'?)"
     assert nearest("zzz", ["x", "label"]) == ""
 
 

@@ -84,7 +84,7 @@ def test_columns_that_suit_their_inputs(columns, inputs, is_stacked):
     [
         (["features"], True, "2 inputs .*, but featuresCol gives one tensor. Set inputCols"),
         (["age"], False, "The input 'kind' gets no column"),
-        (["age", "kinds"], False, "The input 'kind' gets no column; did you mean 'kinds'"),
+        (["age", "kinds"], False, r"The input 'kind' gets no column \(did you mean 'kinds'"),
         (["age", "kind", "id"], False, "The column 'id' is not an input"),
     ],
 )
