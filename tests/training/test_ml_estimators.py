@@ -307,7 +307,7 @@ def test_mistakes_are_reported_with_their_cause(plants, features, classifier):
         with pytest.raises(error, match=text):
             classifier.copy().setParams(**params).fit(df)
 
-    refused(features, DataError, "labelCol names the column 'labl', which .* did you mean 'label'", labelCol="labl")
+    refused(features, DataError, "labelCol names the column 'labl', which .*did you mean 'label'", labelCol="labl")
     refused(features, DataError, "'kind', a column of type string.*StringIndexer", labelCol="kind")
     refused(plants, DataError, "featuresCol names the column 'features', which the DataFrame does not have")
     refused(features, DataError, "must be boolean", validationIndicatorCol="label")
