@@ -199,6 +199,9 @@ TF_KERAS_OPTIMIZER = PrivateModule(
     ("all_reduce_sum_gradients", "filter_empty_gradients"),
     "combines gradients over the workers",
 )
+TF_KERAS_V1_OPTIMIZERS = PrivateModule(
+    "tf_keras.src.optimizers.optimizer_v1", ("TFOptimizer.apply_gradients",), "combines gradients over the workers"
+)
 TF_KERAS_LOSSES = PrivateModule(
     "tf_keras.src.utils.losses_utils",
     ("ReductionV2", "apply_valid_mask", "reduce_weighted_loss", "scale_loss_for_distribution"),

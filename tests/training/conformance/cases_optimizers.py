@@ -161,3 +161,12 @@ def table_by_rows_and_as_a_whole(keras):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
     return outcome(model, fit(model, seen, bought))
+
+
+@case()
+def optimizer_of_tensorflow_1(keras):
+    """tf_keras takes the optimizers of ``tf.compat.v1.train``, which sum gradients themselves."""
+    import tensorflow as tf
+
+    is_tf_keras = keras.Model.__module__.startswith("tf_keras")
+    return with_optimizer(keras, tf.compat.v1.train.MomentumOptimizer(0.1, 0.9) if is_tf_keras else "sgd")

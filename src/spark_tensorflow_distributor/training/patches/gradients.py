@@ -86,6 +86,23 @@ def _combining(original: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
+def combining_pairs(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``apply_gradients`` of tf_keras' wrapper for TensorFlow 1's optimizers, which sum gradients themselves."""
+
+    @functools.wraps(original)
+    def apply_gradients(self: Any, grads_and_vars: Any) -> Any:
+        strategy = strategy_to_combine()
+        if strategy is None:
+            return original(self, grads_and_vars)
+        pairs = [(gradient, variable) for gradient, variable in grads_and_vars if gradient is not None]
+        variables = [variable for _, variable in pairs]
+        combined = combined_gradients(strategy, self, [gradient for gradient, _ in pairs], variables)
+        with already_combined(strategy):
+            return original(self, list(zip(combined, variables, strict=True)))
+
+    return apply_gradients
+
+
 def note_own_loop(strategy: ReplicaStrategy, optimizer: Any, variables: Sequence[Any]) -> None:
     """Synchronise variables when an optimizer is first used in a custom loop outside of ``Strategy.run``.
 
@@ -105,6 +122,6 @@ def note_own_loop(strategy: ReplicaStrategy, optimizer: Any, variables: Sequence
             "reads, and gradients are averaged over the workers. If all workers read the same data, the numbers are "
             "those of a single process, but training is not faster. To share the work, use model.fit, or pass the step "
             "to tf.distribute.get_strategy().run and the dataset to experimental_distribute_dataset, or pass a "
-            "DataFrame to run() and read the worker's shard.",
+            "DataFrame to run() and read the worker's shard with to_tf(..., drop_remainder=True).",
             flush=True,
         )

@@ -26,11 +26,12 @@ from ..private_names import (
     TF_KERAS_OPTIMIZER,
     TF_KERAS_SAVING_API,
     TF_KERAS_TRAINING,
+    TF_KERAS_V1_OPTIMIZERS,
 )
 from ..replica import ReplicaStrategy, replica_strategy
 from ..replica_step import current_step, gets_parts, share_of
 from .epochs import Divider, epoch_logs, reads_a_generator, without_reduction
-from .gradients import note_own_loop, weighting_loss
+from .gradients import combining_pairs, note_own_loop, weighting_loss
 from .losses import mask_weights, of_replica, scaling_in_own_steps
 from .random_numbers import (
     drawing_for_all,
@@ -125,6 +126,8 @@ def gradients(keras: ModuleType) -> None:
         return list(zip(combined, variables, strict=True))
 
     module.all_reduce_sum_gradients = all_reduce_sum_gradients
+    wrapper = TF_KERAS_V1_OPTIMIZERS.load().TFOptimizer
+    wrapper.apply_gradients = combining_pairs(wrapper.apply_gradients)
     scaling = TF_KERAS_LOSS_SCALE.load()
     for owner in (scaling.LossScaleOptimizer, scaling.LossScaleOptimizerV3):
         owner.get_scaled_loss = weighting_loss(owner.get_scaled_loss)
