@@ -65,7 +65,7 @@ def _dividing(original: Callable[..., None]) -> Callable[..., None]:
         def divide(dataset: Any) -> Any:
             length = self.steps_per_epoch, self.data_adapter.num_batches
             if reads_a_generator(self.data_adapter):
-                return PartDataset(strategy, _without_prefetch(dataset), *length, prefetched=1)
+                return PartDataset(strategy, without_prefetch(dataset), *length, prefetched=0)
             return PartDataset(strategy, dataset, *length)
 
         call.arguments["distribute_strategy"] = Divider(divide)
@@ -79,13 +79,14 @@ def _dividing(original: Callable[..., None]) -> Callable[..., None]:
 def reads_a_generator(adapter: Any) -> bool:
     """Return whether an adapter of either Keras reads a generator, which several calls of ``fit`` may share.
 
-    What is read in advance is lost for the next call. As in one process, this is one batch. On all workers, it must be
-    the same number, whatever the timing.
+    What is read in advance is lost for the next call, and how much that is depends on the timing. Workers would then
+    train on different batches, so they read nothing in advance.
     """
     return type(adapter).__name__ == "GeneratorDataAdapter"
 
 
-def _without_prefetch(dataset: Any) -> Any:
+def without_prefetch(dataset: Any) -> Any:
+    """Return a dataset without the prefetch that Keras has added to it."""
     return dataset._inputs()[0] if "Prefetch" in type(dataset).__name__ else dataset
 
 

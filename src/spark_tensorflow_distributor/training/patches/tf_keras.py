@@ -30,7 +30,7 @@ from ..private_names import (
 )
 from ..replica import ReplicaStrategy, replica_strategy
 from ..replica_step import current_step, gets_parts, share_of
-from .epochs import Divider, epoch_logs, reads_a_generator, without_reduction
+from .epochs import Divider, epoch_logs, reads_a_generator, without_prefetch, without_reduction
 from .gradients import combining_pairs, note_own_loop, weighting_loss
 from .losses import mask_weights, of_replica, scaling_in_own_steps
 from .random_numbers import (
@@ -64,7 +64,7 @@ def _dividing(original: Callable[..., None]) -> Callable[..., None]:
         if strategy is not None:
             adapter = call.arguments["self"]._adapter
             length = call.arguments["steps_per_epoch"], adapter.get_size()
-            prefetched = 0 if reads_a_generator(adapter) else 2  # Keras has already added one for a generator
+            prefetched = 0 if reads_a_generator(adapter) else 2
             call.arguments["strategy"] = Divider(lambda dataset: _part_dataset(strategy, dataset, *length, prefetched))
         original(*call.args, **call.kwargs)
 
@@ -80,7 +80,8 @@ def _part_dataset(
     is_marked = has_marked_rows(dataset)
     if not is_marked:
         check_agreement(strategy.collectives, [steps_per_epoch, batches, int(dataset.cardinality())])
-        rows, _ = cut(dataset, strategy.collectives, prefetched)
+        source = dataset if prefetched else without_prefetch(dataset)
+        rows, _ = cut(source, strategy.collectives, prefetched)
         return to_device(rows, device)
     kind = EvenRows if has_equal_batches(dataset, strategy.collectives) else OwnRows
     wrapped = dataset.map(lambda *batch: kind(batch if isinstance(dataset.element_spec, tuple) else batch[0]))
