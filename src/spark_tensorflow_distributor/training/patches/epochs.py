@@ -87,7 +87,9 @@ def reads_a_generator(adapter: Any) -> bool:
 
 def without_prefetch(dataset: Any) -> Any:
     """Return a dataset without the prefetch that Keras has added to it."""
-    return dataset._inputs()[0] if "Prefetch" in type(dataset).__name__ else dataset
+    while "Prefetch" in type(dataset).__name__:
+        (dataset,) = dataset._inputs()
+    return dataset
 
 
 def _on_parts(original: Callable[..., Any]) -> Callable[..., Any]:
