@@ -231,7 +231,7 @@ def test_a_model_that_its_first_batch_builds(runner, data):
         (2, "shard", "1", 38, [(0, 2, 4)]),
         (2, "endless shard", "0", 38, [(0, 3, 4)]),
         (2, "limited shard", "0", 22, [(0, 2, 4)]),
-        # In the second fit, which goes on with other orders.
+        # In the second fit, whose passes have other orders.
         (2, "shard", "0", 86, [(0, 4, 0), (1, 1, 4)]),
         (1, "endless shard", "1", 63, [(0, 4, 0), (1, 1, 4)]),
     ],

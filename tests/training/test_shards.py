@@ -258,7 +258,7 @@ def test_fit_reads_equal_parts_and_leaves_out_different_rows_each_epoch(spark):
     (steps,) = {steps for _, steps in ranks}
     assert steps == 6  # of two rows on each of four workers; the three remaining rows are fewer than the workers
     left_out = []
-    for seen, _ in ranks:  # another fit goes on with another order
+    for seen, _ in ranks:  # the passes of the second fit have other orders
         assert len({str(seen[epoch * steps : (epoch + 1) * steps]) for epoch in range(4)}) == 4
     for epoch in range(4):
         parts = [seen[epoch * steps : (epoch + 1) * steps] for seen, _ in ranks]

@@ -58,6 +58,11 @@ class EvenRows(NamedTuple):
     batch: Any
 
 
+def cut_rows(part: BatchPart, sample: tf.Tensor) -> CutRows:
+    """Return a part as an element of a dataset."""
+    return CutRows(part.batch, part.begin, part.global_rows, tf.convert_to_tensor(part.is_whole), sample)
+
+
 def as_part(element: Any) -> BatchPart | None:
     """Convert an element of a dataset to a part; return None if it is not an instance of a class above."""
     if isinstance(element, BatchPart):
@@ -83,39 +88,50 @@ def part_of(batch: Any, replica: int, replicas: int) -> BatchPart:
         replica: Index of the replica, from 0.
         replicas: Number of replicas on all workers.
     """
-    leaves = [leaf for leaf in tf.nest.flatten(batch) if _has_rows(leaf)]
-    known = {leaf.shape[0] for leaf in leaves}
-    if not has_rows(batch) or (None not in known and (len(known) > 1 or min(known) < replicas)):
-        global_rows = row_count(leaves[0]) if leaves else tf.constant(0, tf.int64)
-        return BatchPart(batch, tf.constant(0, tf.int64), global_rows, is_whole=True)
-    if None not in known and (rows := known.pop()) % replicas == 0:
-        begin, end = rows // replicas * replica, rows // replicas * (replica + 1)
-        part = tf.nest.map_structure(lambda leaf: _rows_of(leaf, begin, end) if _has_rows(leaf) else leaf, batch)
-        return BatchPart(part, tf.constant(begin, tf.int64), tf.constant(rows, tf.int64), is_even=True)
-    return _unevenly(batch, leaves, replica, replicas)
+    tensors = [leaf for leaf in tf.nest.flatten(batch) if getattr(leaf, "shape", None) is not None]
+    if not tensors or not all(map(_has_rows, tensors)):
+        return _whole(batch)
+    known = {leaf.shape[0] for leaf in tensors}
+    if None in known:
+        return _unevenly(batch, tensors, replica, replicas)
+    if len(known) > 1 or min(known) < replicas:
+        return _whole(batch)
+    (rows,) = known
+    if rows % replicas:
+        return _unevenly(batch, tensors, replica, replicas)
+    begin, end = rows // replicas * replica, rows // replicas * (replica + 1)
+    part = tf.nest.map_structure(lambda leaf: _rows_of(leaf, begin, end), batch)
+    return BatchPart(part, tf.constant(begin, tf.int64), tf.constant(rows, tf.int64), is_even=True)
 
 
-def _unevenly(batch: Any, leaves: list[Any], replica: int, replicas: int) -> BatchPart:
+def _whole(batch: Any) -> BatchPart:
+    global_rows = row_count(first_with_rows(batch)) if has_any_rows(batch) else tf.constant(0, tf.int64)
+    return BatchPart(batch, tf.constant(0, tf.int64), global_rows, is_whole=True)
+
+
+def _unevenly(batch: Any, tensors: list[Any], replica: int, replicas: int) -> BatchPart:
     """Cut a batch whose number of rows is unknown or does not divide evenly."""
-    counts = [row_count(leaf) for leaf in leaves]
+    counts = [row_count(leaf) for leaf in tensors]
     global_rows = counts[0]
     is_whole: bool | tf.Tensor = False
-    if any(leaf.shape[0] is None for leaf in leaves):
+    if any(leaf.shape[0] is None for leaf in tensors):
         is_whole = tf.logical_or(global_rows < replicas, tf.reduce_any(tf.stack(counts) != global_rows))
     each, remainder = global_rows // replicas, global_rows % replicas
     begin = replica * each + tf.minimum(tf.constant(replica, tf.int64), remainder)
     end = begin + each + tf.cast(replica < remainder, tf.int64)
-    begin = begin if is_whole is False else tf.where(is_whole, tf.zeros_like(begin), begin)
-
-    def cut(leaf: Any) -> Any:
-        if not _has_rows(leaf):
-            return leaf
-        return _rows_of(leaf, begin, end if is_whole is False else tf.where(is_whole, row_count(leaf), end))
-
-    return BatchPart(tf.nest.map_structure(cut, batch), begin, global_rows, is_whole)
+    if is_whole is False:
+        part = tf.nest.map_structure(lambda leaf: _rows_of(leaf, begin, end), batch)
+        return BatchPart(part, begin, global_rows)
+    begin = tf.where(is_whole, tf.zeros_like(begin), begin)
+    part = tf.nest.map_structure(lambda leaf: _rows_of(leaf, begin, end, is_whole), batch)
+    return BatchPart(part, begin, global_rows, is_whole)
 
 
-def _rows_of(leaf: Any, begin: Any, end: Any) -> Any:
+def _rows_of(leaf: Any, begin: Any, end: Any, is_whole: bool | tf.Tensor = False) -> Any:
+    if not _has_rows(leaf):
+        return leaf
+    if is_whole is not False:
+        end = tf.where(is_whole, row_count(leaf), end)
     if isinstance(leaf, tf.SparseTensor):
         size = tf.concat([tf.reshape(tf.cast(end - begin, tf.int64), [1]), leaf.dense_shape[1:]], axis=0)
         start = tf.concat([tf.reshape(tf.cast(begin, tf.int64), [1]), tf.zeros_like(leaf.dense_shape[1:])], axis=0)
@@ -143,12 +159,6 @@ def row_count(leaf: Any) -> tf.Tensor:
 def has_any_rows(batch: Any) -> bool:
     """Return whether a batch has a tensor with rows."""
     return any(map(_has_rows, tf.nest.flatten(batch)))
-
-
-def has_rows(batch: Any) -> bool:
-    """Return whether a batch can be cut into parts: it has tensors, none of them a scalar or of unknown rank."""
-    shapes = [leaf.shape for leaf in tf.nest.flatten(batch) if getattr(leaf, "shape", None) is not None]
-    return bool(shapes) and all(shape.rank not in (0, None) for shape in map(tf.TensorShape, shapes))
 
 
 def _has_rows(leaf: Any) -> bool:

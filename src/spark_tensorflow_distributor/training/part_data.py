@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -12,7 +11,7 @@ import tensorflow as tf
 
 from ..data.passes import shard_states_of, yields_batches_of
 from ..errors import DataError
-from .batch_parts import BatchPart, CutRows, part_of
+from .batch_parts import BatchPart, CutRows, cut_rows, part_of
 from .collectives import Collectives
 from .device_data import to_device
 from .private_names import DATA_DISTRIBUTE
@@ -253,8 +252,9 @@ def cut(dataset: tf.data.Dataset, collectives: Collectives, prefetched: int = 2)
     def part(*batch: Any) -> CutRows:
         nonlocal is_even
         whole = batch if isinstance(dataset.element_spec, tuple) else batch[0]
-        rows, begin, global_rows, is_whole, is_even, _ = part_of(whole, collectives.rank, collectives.world_size)
-        return CutRows(rows, begin, global_rows, tf.convert_to_tensor(is_whole), sample_of(whole))
+        part = part_of(whole, collectives.rank, collectives.world_size)
+        is_even = part.is_even
+        return cut_rows(part, sample_of(whole))
 
     parts = dataset.map(tf.autograph.experimental.do_not_convert(part))
     options = tf.data.Options()
@@ -292,13 +292,3 @@ def _length(steps_per_epoch: int | None, batches: int | None, cardinality: int) 
     if steps_per_epoch:
         return f"{steps_per_epoch} steps"
     return f"{batches} batches" if batches is not None else "unknown"
-
-
-def identical_on_all(batch: Any, collectives: Collectives) -> bool:
-    """Return whether all workers have the same batch, by checksum; every rank must call this eagerly."""
-    values = [leaf.numpy() for leaf in tf.nest.flatten(batch, expand_composites=True) if leaf is not None]
-    checksum = 0
-    for value in values:
-        checksum = zlib.crc32(value.tobytes() if value.dtype != object else repr(value.tolist()).encode(), checksum)
-    found = collectives.all_gather(tf.constant(checksum, tf.int64)).numpy()
-    return bool((found == checksum).all())

@@ -1,12 +1,13 @@
-"""Notices workers whose global batches differ, although each one trains on its part of them.
+"""Compares the workers' batches, of which each worker trains on its part.
 
-This happens if a worker has drawn random numbers that the others have not, and then shuffles in another order. The
-lengths of the data are still the same, so only its content shows the difference.
+They differ, for example, if a worker has drawn random numbers that the others have not, and then shuffles in another
+order. The lengths of the data are still the same, so only its content shows the difference.
 """
 
 from __future__ import annotations
 
 import logging
+import zlib
 from typing import Any
 
 import tensorflow as tf
@@ -52,6 +53,16 @@ def warn_if_different(sample: tf.Tensor, collectives: Collectives) -> None:
             "options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF.",
             next(rank for rank, each in enumerate(found.tolist()) if each != found[0]),
         )
+
+
+def identical_on_all(batch: Any, collectives: Collectives) -> bool:
+    """Return whether all workers have the same batch, by checksum; every rank must call this eagerly."""
+    values = [leaf.numpy() for leaf in tf.nest.flatten(batch, expand_composites=True) if leaf is not None]
+    checksum = 0
+    for value in values:
+        checksum = zlib.crc32(value.tobytes() if value.dtype != object else repr(value.tolist()).encode(), checksum)
+    found = collectives.all_gather(tf.constant(checksum, tf.int64)).numpy()
+    return bool((found == checksum).all())
 
 
 _has_warned = False

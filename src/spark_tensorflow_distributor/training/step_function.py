@@ -11,8 +11,9 @@ import tensorflow as tf
 from .batch_parts import BatchPart, part_of
 from .collectives import Collectives
 from .keras_step import combines_logs
-from .part_data import PartIterator, identical_on_all
+from .part_data import PartIterator
 from .replica import ReplicaStrategy
+from .same_batches import identical_on_all
 from .step_times import step_times
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from ..batch_parts import CutRows, EvenRows, OwnRows, part_of
+from ..batch_parts import EvenRows, OwnRows, cut_rows, part_of
 from ..device_data import to_device
 from ..gradient_mean import combined_gradients, strategy_to_combine
 from ..keras_api import by_name
 from ..keras_step import combines_logs
-from ..part_data import check_agreement, cut, has_equal_batches, has_marked_rows, identical_on_all
+from ..part_data import check_agreement, cut, has_equal_batches, has_marked_rows
 from ..private_names import (
     TF_KERAS_BACKEND,
     TF_KERAS_COMPILED,
@@ -30,6 +30,7 @@ from ..private_names import (
 )
 from ..replica import ReplicaStrategy, replica_strategy
 from ..replica_step import current_step, gets_parts, share_of
+from ..same_batches import identical_on_all
 from .epochs import Divider, epoch_logs, reads_a_generator, without_prefetch, without_reduction
 from .gradients import combining_pairs, note_own_loop, weighting_loss
 from .losses import mask_weights, of_replica, scaling_in_own_steps
@@ -103,9 +104,9 @@ def _single(dataset: tf.data.Dataset, strategy: ReplicaStrategy) -> tf.data.Data
     collectives = strategy.collectives
     if not identical_on_all(batch, collectives):
         return tf.data.Dataset.from_tensors(OwnRows(batch))
-    rows, begin, global_rows, is_whole, _, _ = part_of(batch, collectives.rank, collectives.world_size)
+    part = part_of(batch, collectives.rank, collectives.world_size)
     no_sample = tf.constant(0, tf.int64)  # the whole batches have just been compared
-    return tf.data.Dataset.from_tensors(CutRows(rows, begin, global_rows, tf.convert_to_tensor(is_whole), no_sample))
+    return tf.data.Dataset.from_tensors(cut_rows(part, no_sample))
 
 
 def gradients(keras: ModuleType) -> None:
