@@ -1,7 +1,7 @@
 """Measures an all-reduce by size: ours, TensorFlow's collectives, and the lower bound of loopback TCP.
 
     .venv/bin/python benchmarks/allreduce.py --workers 2 4 8
-    .venv/bin/python benchmarks/allreduce.py --workers 3 --gbit 1 --kinds sockets tensorflow loopback
+    .venv/bin/python benchmarks/allreduce.py --workers 3 --gbit 1 --delay 1 --kinds sockets tensorflow loopback
 
 A model has many gradients; here they are ``--tensors`` tensors of equal size, summed in a ``tf.function``. The systems
 take turns in each round, in processes of one machine. With ``--gbit``, each process has its own host: a network
@@ -50,6 +50,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=[*KINDS, "integrity", "privacy"])
     parser.add_argument("--gbit", type=float, help="bandwidth of each worker's host; default: all on one host")
+    parser.add_argument("--delay", type=float, default=0.0, help="ms from one host to another; with --gbit")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="in bytes")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--wiring", type=json.loads, help=argparse.SUPPRESS)
@@ -59,7 +60,8 @@ def main():
         return
     for workers in options.workers:
         hosts = contextlib.nullcontext([("", "127.0.0.1")] * workers)
-        with hosts if options.gbit is None else limited_hosts(workers, options.gbit) as found:
+        limited = None if options.gbit is None else limited_hosts(workers, options.gbit, options.delay / 1000)
+        with limited or hosts as found:
             if start(found):
                 sys.exit(f"{workers} workers failed")
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import CollectiveError
 from ..formatting import one_line
-from .arrays import AnyArray, Sequential, aligned, working_type
+from .arrays import AnyArray, Layout, working_type
 from .connect import connect
 from .connection import Connection, DifferentOperationError, FarewellError, PeerLostError
 from .frames import SUMMED, Operation
@@ -109,9 +109,10 @@ class ProcessGroup:
         with self._operation("all_reduce", dtype.name, nbytes, details) as operation:
             if self._remote is not None and len(self._topology.leaders) == self.world_size:
                 return self._reduce_remotely(operation, self._remote, arrays, scale, wire)
-            _, results = aligned([array.shape for array in arrays], arrays[0].dtype)
+            layout = Layout([array.shape for array in arrays], arrays[0].dtype)
+            buffer, results = layout.allocate()
             between = None if len(self._topology.leaders) == 1 else self._sum_of_machines(operation, wire)
-            self._local.all_reduce(operation, Sequential(arrays), Sequential(results), scale, between)
+            self._local.all_reduce(operation, functools.partial(layout.fill, arrays, scale=scale), buffer, between)
             return results
 
     def all_gather(self, array: AnyArray, purpose: str = "") -> AnyArray:
@@ -125,7 +126,7 @@ class ProcessGroup:
             CollectiveError: If a member is gone, or in another operation.
         """
         array = np.asarray(array, order="C")
-        _, (result,) = aligned([(self.world_size, *array.shape)], array.dtype)
+        _, (result,) = Layout([(self.world_size, *array.shape)], array.dtype).allocate()
         rows = (
             result.view(np.uint8).reshape(self.world_size, array.nbytes) if array.nbytes else np.empty((0, 0), np.uint8)
         )
@@ -188,9 +189,9 @@ class ProcessGroup:
     ) -> list[AnyArray]:
         """Sum arrays in a group where every member is on a different machine."""
         dtype = np.dtype(operation.dtype)
-        buffer, sums = aligned([array.shape for array in arrays], dtype)
-        for array, total in zip(arrays, sums, strict=True):
-            Sequential([array]).read(0, array.size, total.reshape(-1), scale)
+        layout = Layout([array.shape for array in arrays], dtype)
+        buffer, sums = layout.allocate()
+        layout.fill(arrays, 0, layout.size, buffer, scale)
         remote.all_reduce(operation, buffer, wire)
         return sums if arrays[0].dtype == dtype else [total.astype(arrays[0].dtype) for total in sums]
 

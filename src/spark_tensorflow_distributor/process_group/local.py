@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import AnyArray, Sequential
+from .arrays import AnyArray
 from .connection import Connection
 from .frames import Operation
 from .topology import distances, segments
@@ -67,28 +67,26 @@ class LocalGroup:
     def all_reduce(
         self,
         operation: Operation,
-        source: Sequential,
-        target: Sequential,
-        scale: float | None,
+        fill: Callable[[int, int, Array], None],
+        target: AnyArray,
         between: Callable[[Array], None] | None = None,
     ) -> None:
-        """Sum arrays over the workers of this machine, or of several machines.
+        """Sum an array over the workers of this machine, or of several machines.
 
         Args:
             operation: The operation.
-            source: This worker's arrays.
-            target: Where to put the sums.
-            scale: Factor for this worker's arrays; None for 1.
+            fill: Copies a section of this worker's array, given by its first element and its end, to an array.
+            target: Where to put the sums; of the operation's type, or of another one.
             between: Called on the leader with this machine's sums, to replace them with the sums over all machines;
                 None if there are no other machines. The other workers may pass any function.
         """
         dtype = np.dtype(operation.dtype)
-        for start, stop, blocks in self._blocks_for(source.size, dtype):
+        for start, stop, blocks in self._blocks_for(target.size, dtype):
             *parts, total = blocks
-            source.read(start, stop, parts[self.index], scale)
+            fill(start, stop, parts[self.index])
             self.barrier(operation)
             if between is None and (self.size == 2 or total.nbytes <= _SMALL_BYTES):
-                _sum_into(target, start, stop, parts)
+                _sum_into(target[start:stop], parts)
                 continue
             begin, end = segments(stop - start, self.size)[self.index]
             _sum([part[begin:end] for part in parts], total[begin:end])
@@ -97,7 +95,7 @@ class LocalGroup:
                 if self.index == 0:
                     between(total)
                 self.barrier(operation)
-            target.write(start, stop, total)
+            np.copyto(target[start:stop], total, casting="unsafe")
 
     def all_gather(self, operation: Operation, row: Array, rows: list[Array]) -> None:
         """Gather the rows of all workers of this machine, which have the same number of bytes, into ``rows``."""
@@ -134,12 +132,10 @@ def _sum(parts: list[Array], total: AnyArray) -> None:
         np.add(total, part, out=total)
 
 
-def _sum_into(target: Sequential, start: int, stop: int, parts: list[Array]) -> None:
-    for piece, offset in target.pieces(start, stop):
-        pieces = [part[offset : offset + piece.size] for part in parts]
-        if piece.dtype == parts[0].dtype:
-            _sum(pieces, piece)
-        else:
-            total = np.empty_like(pieces[0])
-            _sum(pieces, total)
-            np.copyto(piece, total, casting="unsafe")
+def _sum_into(target: AnyArray, parts: list[Array]) -> None:
+    if target.dtype == parts[0].dtype:
+        _sum(parts, target)
+    else:
+        total = np.empty_like(parts[0])
+        _sum(parts, total)
+        np.copyto(target, total, casting="unsafe")

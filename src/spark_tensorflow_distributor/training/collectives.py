@@ -152,8 +152,9 @@ class Collectives(abc.ABC):
         return results
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """Return the mean of an array of floats over all ranks, computed in float32."""
-        mean = self.all_reduce(tf.constant(values.astype(np.float32))).numpy() / self.world_size
+        """Return the mean of an array of floats over all ranks; computed in float64 for float64, else in float32."""
+        exact = values.astype(np.float64 if values.dtype == np.float64 else np.float32)
+        mean = self.all_reduce(tf.constant(exact)).numpy() / self.world_size
         return np.asarray(mean.astype(values.dtype))
 
     def wait(self) -> None:

@@ -43,7 +43,7 @@ def combined_gradients(
     elif tf.distribute.get_replica_context() is not None:
         scale = None
     else:
-        scale = tf.constant(1 / collectives.world_size)
+        scale = tf.constant(1 / collectives.world_size, tf.float64)
     return _Combination(collectives, scale).combine(gradients, variables)
 
 
@@ -83,7 +83,7 @@ class _Combination:
 
     Args:
         collectives: Connects this worker to the others.
-        scale: Factor for this worker's gradients before they are summed; float32 scalar, None for 1.
+        scale: Factor for this worker's gradients before they are summed; float64 scalar, None for 1.
     """
 
     def __init__(self, collectives: Collectives, scale: tf.Tensor | None) -> None:
@@ -177,7 +177,7 @@ class _Combination:
         indices = tf.cast(slices.indices, tf.int64)
         digits = tf.cast(tf.stack([indices // place % _BASE for place in _PLACES], axis=1), tf.float32)
         if self._scale is not None:
-            digits /= self._scale  # the reduction multiplies everything by it
+            digits /= tf.cast(self._scale, tf.float32)  # the reduction multiplies everything by it
         most = counts if isinstance(counts, int) else tf.reduce_max(counts)
         padded = tf.pad(tf.concat([rows, digits], axis=1), [[0, most - tf.shape(rows)[0]], [0, 0]])
         position = tf.one_hot(self._collectives.rank, self._collectives.world_size)

@@ -56,7 +56,7 @@ class ReplicaStep:
         return self.collectives.world_size
 
     def share(self) -> tf.Tensor:
-        """Return the replica's weight: its fraction of the rows of the global batch; float32 scalar.
+        """Return the replica's weight: its fraction of the rows of the global batch; float64 scalar.
 
         The shares of all replicas add up to 1. If every replica has the whole batch, the shares are equal.
         """
@@ -67,15 +67,15 @@ class ReplicaStep:
         return self._share
 
     def _compute_share(self) -> tf.Tensor:
-        part, equal = self.part, tf.constant(1 / self.replicas)
+        part, equal = self.part, tf.constant(1 / self.replicas, tf.float64)
         if part.is_even or part.is_whole is True:
             return equal
         if part.global_rows is None and not has_any_rows(part.batch):
             return equal
-        rows = tf.zeros(()) if part.is_idle else tf.cast(self.rows, tf.float32)
+        rows = tf.zeros((), tf.float64) if part.is_idle else tf.cast(self.rows, tf.float64)
         if part.global_rows is None:
             return tf.math.divide_no_nan(rows, self.collectives.all_reduce(rows))
-        share = rows / tf.cast(part.global_rows, tf.float32)
+        share = rows / tf.cast(part.global_rows, tf.float64)
         return share if part.is_whole is False else tf.where(part.is_whole, equal, share)
 
     def of_rows(self, value: tf.Tensor) -> tf.Tensor:

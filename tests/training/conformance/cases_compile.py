@@ -177,3 +177,26 @@ def loss_without_reduction(keras):
     x, y = digits()
     model = dense(keras, keras.optimizers.SGD(0.005), loss=loss)
     return outcome(model, fit(model, x, y))
+
+
+@case(rtol=1e-11, atol=1e-11)
+def float64(keras):
+    """Everything in float64, whose digits the workers' shares and moving averages must keep."""
+    before = keras.backend.floatx()
+    keras.backend.set_floatx("float64")
+    try:
+        layers = keras.layers
+        model = keras.Sequential(
+            [
+                keras.Input((64,)),
+                layers.Dense(12, activation="tanh", kernel_regularizer="l2"),
+                layers.BatchNormalization(momentum=0.9, trainable=False),
+                layers.Dense(10, activation="softmax"),
+            ]
+        )
+        model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        x, y = digits()
+        history = fit(model, x.astype("float64"), y)
+        return outcome(model, history, predicted=model.predict(x[:7].astype("float64"), verbose=0))
+    finally:
+        keras.backend.set_floatx(before)
