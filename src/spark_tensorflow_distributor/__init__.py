@@ -18,6 +18,8 @@ _HOMES = {
     "MLflowCallback": "tracking.mlflow",
     "WorkerReport": "runtime.driver.report",
     "DataShard": "data.shard",
+    "StepComparison": "training.step_comparison",
+    "compare_step": "training.step_comparison",
     "get_context": "context",
     "predict": "inference.predict",
     "predict_udf": "inference.predict",
@@ -64,11 +66,13 @@ __all__ = [
     "RunHandle",
     "RunReport",
     "SerializationError",
+    "StepComparison",
     "TrainingFailedError",
     "WorkerContext",
     "WorkerDataError",
     "WorkerFailure",
     "WorkerReport",
+    "compare_step",
     "get_context",
     "predict",
     "predict_udf",
@@ -103,5 +107,6 @@ if TYPE_CHECKING:
     from .runtime.driver.handle import RunHandle
     from .runtime.driver.report import RunReport, WorkerReport
     from .tracking.mlflow import MLflowCallback
+    from .training.step_comparison import StepComparison, compare_step
 
 __getattr__, __dir__ = lazy_names(globals(), _HOMES)

@@ -67,6 +67,7 @@ WITH_TENSORFLOW = [
         "training.batch_notes",
         "training.batch_parts",
         "training.calls_alone",
+        "training.compared_steps",
         "training.device_data",
         "training.collectives",
         "training.socket_collectives",

@@ -71,7 +71,7 @@ def announce_calls(
         )
         try:
             if answer == "alone":
-                with by_itself(call.model), _same_randomness(call.model):
+                with by_itself(call.model), same_randomness(call.model):
                     yield
             else:
                 yield
@@ -94,7 +94,7 @@ def can_be_computed_alone(call: MethodCall) -> bool:
 
 
 @contextlib.contextmanager
-def _same_randomness(model: Any) -> Iterator[None]:
+def same_randomness(model: Any) -> Iterator[None]:
     """Restore the random generators afterwards, because those of the other workers have not advanced meanwhile."""
     from .patches.random_numbers import restore_seeds, seeds_so_far
 
