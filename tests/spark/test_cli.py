@@ -24,14 +24,9 @@ def call(name, *words, cwd):
 def test_doctor_on_a_cluster_with_too_few_slots_and_no_tensorflow(tmp_path):
     cluster = StandaloneCluster(tmp_path)
     try:
-        size = [
-            "--conf",
-            "spark.cores.max=2",
-            "--conf",
-            "spark.executor.cores=1",
-            "--conf",
-            "spark.executor.memory=512m",
-        ]
+        # With the number of executors, the doctor waits for the second one, however slow the machine is.
+        settings = ["cores.max=2", "executor.cores=1", "executor.instances=2", "executor.memory=512m"]
+        size = [word for each in settings for word in ("--conf", f"spark.{each}")]
         words = ["--master", cluster.url, *size, "--num-slots=3", "--timeout=200", "--env", f"PYTHONPATH={MISSING}"]
         done = call("doctor", "--json", "--conf", "spark.driver.host=127.0.0.1", *words, cwd=tmp_path)
     finally:
