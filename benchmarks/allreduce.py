@@ -55,6 +55,8 @@ def main():
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--wiring", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.delay and options.gbit is None:
+        parser.error("--delay needs --gbit")
     if options.rank is not None:
         work(options)
         return

@@ -21,7 +21,7 @@ def limited_hosts(count, gbit, delay=0.0):
 
     Args:
         count: The number of hosts.
-        gbit: What each can send, in Gbit/s.
+        gbit: The bandwidth of each host, in Gbit/s.
         delay: How long a frame takes from one host to another, in seconds.
     """
     switch = f"{_PREFIX}-switch"
@@ -59,6 +59,7 @@ def _delay_line(host, switch, port, delay):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     if process.stdout.readline() != "ready\n":
         process.kill()
+        process.wait()
         raise RuntimeError(f"The line of {host} did not start; see its output above.")
     return process
 

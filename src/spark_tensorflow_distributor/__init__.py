@@ -19,7 +19,7 @@ _HOMES = {
     "WorkerReport": "runtime.driver.report",
     "DataShard": "data.shard",
     "StepComparison": "training.step_comparison",
-    "compare_step": "training.step_comparison",
+    "compare_step": "training.compare_step",
     "get_context": "context",
     "predict": "inference.predict",
     "predict_udf": "inference.predict",
@@ -107,6 +107,7 @@ if TYPE_CHECKING:
     from .runtime.driver.handle import RunHandle
     from .runtime.driver.report import RunReport, WorkerReport
     from .tracking.mlflow import MLflowCallback
-    from .training.step_comparison import StepComparison, compare_step
+    from .training.compare_step import compare_step
+    from .training.step_comparison import StepComparison
 
 __getattr__, __dir__ = lazy_names(globals(), _HOMES)

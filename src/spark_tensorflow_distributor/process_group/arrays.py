@@ -50,7 +50,7 @@ class Layout:
     def fill(
         self, arrays: Sequence[AnyArray], start: int, stop: int, target: AnyArray, scale: float | None = None
     ) -> None:
-        """Copy a section of the buffer to the beginning of ``target``, as it would be if it held the given arrays.
+        """Write to the beginning of ``target`` what a section of the buffer would hold if it held the given arrays.
 
         Args:
             arrays: Contiguous arrays of the shapes of this layout.
@@ -69,5 +69,6 @@ class Layout:
                     np.multiply(piece, part.dtype.type(scale), out=part)
                 else:
                     np.multiply(piece.astype(part.dtype), part.dtype.type(scale), out=part)
-            if begin + size < min(stop, end):
-                target[max(start, begin + size) - start : min(stop, end) - start] = 0
+            first, last = max(start, begin + size), min(stop, end)  # the gap after the array
+            if first < last:
+                target[first - start : last - start] = 0

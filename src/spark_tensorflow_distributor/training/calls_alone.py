@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .keras_api import keras_of
+from .private_names import EAGER_CONTEXT
+from .random_state import global_seed, random_state, restore_random_state
 from .replica import ReplicaStrategy, replica_strategy
 from .replica_step import alone, in_method
 
@@ -30,7 +35,7 @@ class _FunctionsAlone:
 
 @contextlib.contextmanager
 def by_itself(model: Any) -> Iterator[None]:
-    """Compute a model's ``evaluate``, ``predict`` or ``predict_on_batch`` on this worker, as one process would."""
+    """Let this worker compute a model's methods without the others, as one process would."""
     strategy = replica_strategy(model.distribute_strategy)
     assert strategy is not None
     with alone(), in_method(""), without_strategy(model, strategy), _functions_of_its_own(model):
@@ -78,3 +83,26 @@ def _compiled(model: Any) -> list[Any]:
     """Return the objects that Keras 3 and tf_keras recreate in each ``compile``."""
     names = ("_loss_tracker", "_compile_metrics", "_compile_loss", "compiled_loss")
     return [vars(model).get(name) for name in names]  # in Keras 3, compiled_loss is a method
+
+
+@contextlib.contextmanager
+def same_randomness(model: Any) -> Iterator[None]:
+    """Restore the random generators afterwards.
+
+    If a worker computes alone, those of the others have not advanced meanwhile.
+    """
+    from .patches.random_numbers import restore_seeds, seeds_so_far
+
+    state, seeds, context = random_state(), seeds_so_far(), EAGER_CONTEXT.load().context()
+    operations: random.Random | None = getattr(context, "_rng", None)  # None if the program has set no seed
+    operation_state = None if operations is None else operations.getstate()
+    variables = [(variable, np.asarray(variable)) for variable in global_seed(model)]
+    try:
+        yield
+    finally:
+        restore_random_state(state)
+        restore_seeds(seeds)
+        if operations is not None and operation_state is not None:
+            operations.setstate(operation_state)
+        for variable, value in variables:
+            variable.assign(value)

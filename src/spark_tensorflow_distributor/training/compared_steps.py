@@ -2,213 +2,233 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
+import dataclasses
+import json
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from ..errors import ConfigurationError
 from .calls_alone import by_itself
-from .joint_calls import same_randomness
+from .gradient_recorder import GradientRecorder, norm, recording
 from .keras_api import import_package, keras_of
-from .replica import replica_strategy
+from .replica import ReplicaStrategy, replica_strategy
+from .replica_hooks import model_variables, synchronised_models
 from .same_batches import identical_on_all
 from .step_comparison import StepComparison
+from .step_function import as_tensor
 from .variable_sync import plain_variable
+from .without_effects import eager, unchanged
 
-_Step = tuple[dict[str, "np.ndarray[Any, Any]"], dict[str, float]]
+# Rounding errors must not count as differences. The norm of a gradient counts as at least this fraction of the norm of
+# all gradients of its optimizer, because a gradient that is zero in theory, such as that of a bias before a
+# normalisation, consists of them.
+_OF_ALL_GRADIENTS = 1e-4
+# And as at least this fraction of the norm of a worker's own gradients, which cancel each other near a minimum.
+_OF_OWN_GRADIENTS = 1e-3
+# Default tolerances, which rounding does not reach.
+_TOLERANCE, _TOLERANCE_OF_HALF_PRECISION = 1e-3, 5e-2
 
-# The norm of a gradient counts as at least this fraction of the norm of all gradients. A gradient that is zero in
-# theory, such as that of a bias before a normalisation, consists of rounding errors.
-_LEAST_NORM = 1e-4
-# The base classes of Keras 3's and tf_keras' layers for augmentation.
-_RANDOM_LAYERS = ("BaseImageAugmentationLayer", "BaseImagePreprocessingLayer", "BaseRandomLayer")
+
+class _Step(NamedTuple):
+    """What a step has computed.
+
+    Attributes:
+        gradients: By name.
+        least_norms: For each gradient, the norm below which it consists of rounding errors.
+        logs: The scalar logs, by name.
+    """
+
+    gradients: dict[str, np.ndarray[Any, Any]]
+    least_norms: dict[str, float]
+    logs: dict[str, float]
 
 
-def compare(model: Any, batch: tuple[Any, Any, Any], tolerance: float, world_size: int) -> StepComparison:
-    """Compare a step on ``world_size`` workers; see :func:`compare_step`."""
-    _refuse_unfit(model, world_size)
-    strategy = replica_strategy(model.distribute_strategy)
-    tensors = tf.nest.map_structure(lambda leaf: leaf if leaf is None else tf.convert_to_tensor(leaf), batch)
-    if strategy is not None and not identical_on_all(tensors, strategy.collectives):
+def compare(model: Any, batch: tuple[Any, Any, Any], tolerance: float | None, world_size: int) -> StepComparison:
+    """Compare a step on several workers; see :func:`compare_step`."""
+    strategy = replica_strategy(model.distribute_strategy) if keras_of(model) else None
+    if strategy is None:
         raise ConfigurationError(
-            "The workers have passed different batches to compare_step. Pass the same global batch on all of them. "
-            "Rows of a DataFrame's shard differ between workers; collect a few hundred rows of the DataFrame before "
-            "run(), and pass them as an argument."
+            "compare_step needs a Keras model, created in the training function, and the library's own strategy. With "
+            "several GPUs per task or use_custom_strategy, training follows the rules of TensorFlow's strategy."
         )
-    together = alone = _step(model, tensors)
-    if strategy is not None:
+    tensors = tf.nest.map_structure(_converted_for(model), batch)
+    _refuse_unfit(model, tensors, strategy)
+    if tolerance is None:
+        types = {getattr(layer, "compute_dtype", None) for layer in model._flatten_layers()}
+        is_rounded = strategy.collectives.compresses_gradients or types & {"float16", "bfloat16"}
+        tolerance = _TOLERANCE_OF_HALF_PRECISION if is_rounded else _TOLERANCE
+    was_synchronised = model in synchronised_models
+    with unchanged(model, strategy):
+        strategy.variables.synchronise(model_variables(model))
+        together = _step(model, tensors, strategy)
         with by_itself(model):
-            alone = _step(model, tensors)
-    causes = list(_causes(model))
-    times = {path: gradient * world_size for path, gradient in together[0].items()}
-    different, rescaled = (_differences(alone[0], each) for each in (together[0], times))
-    worst = max(different.values(), default=0.0)
-    if worst > tolerance and max(rescaled.values()) < worst / 10:
-        causes.insert(
-            0,
-            f"all gradients are about 1/{world_size} of those in one process, so the loss is a sum over the "
-            "rows. Use a mean, reduction='sum', or tf.nn.compute_average_loss with global_batch_size.",
+            alone = _step(model, tensors, strategy)
+    if not was_synchronised:
+        synchronised_models.discard(model)
+    if not together.gradients and not alone.gradients:
+        raise ConfigurationError(
+            "The step has neither called an optimizer nor changed a trainable variable, so there is nothing to "
+            "compare. A train_step that accumulates gradients itself cannot be compared."
         )
-    logs = {name: (alone[1][name], value) for name, value in together[1].items() if name in alone[1]}
-    return StepComparison(world_size, tolerance, different, logs, tuple(causes))
+    mine = _comparison(model, together, alone, tolerance, world_size)
+    # Rounding may differ between processors, but all workers must come to the same decision.
+    chief = json.loads(strategy.collectives.broadcast_bytes(json.dumps(dataclasses.asdict(mine)).encode()) or b"{}")
+    logs = {name: tuple(pair) for name, pair in chief["logs"].items()}
+    return StepComparison(**{**chief, "logs": logs, "causes": tuple(chief["causes"])})
 
 
-def _refuse_unfit(model: Any, world_size: int) -> None:
-    """Reject a model whose step cannot be compared.
+def _converted_for(model: Any) -> Any:
+    """Return a function that converts a leaf of a batch as ``fit`` does."""
+    keras = import_package(keras_of(model) or "keras")
+    floatx = "float32" if keras is None else keras.backend.floatx()
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, tf.data.Dataset) or hasattr(leaf, "__next__"):
+            raise ConfigurationError(
+                f"compare_step takes the arrays or tensors of one batch, not a {type(leaf).__name__}."
+            )
+        if hasattr(leaf, "to_numpy"):  # pandas, in which fit makes a column of a Series
+            leaf = leaf.to_numpy()
+            leaf = leaf[:, np.newaxis] if leaf.ndim == 1 else leaf
+        tensor = as_tensor(leaf)
+        return tf.cast(tensor, floatx) if tensor is not None and tensor.dtype.is_floating else tensor
+
+    return convert
+
+
+def _refuse_unfit(model: Any, batch: Any, strategy: ReplicaStrategy) -> None:
+    """Reject what cannot be compared.
 
     Raises:
-        ConfigurationError: If the model is not compiled, has no variables yet, or has a strategy of TensorFlow's.
+        ConfigurationError: If the model is not compiled or has no variables yet, or the batch is too small or differs
+            between the workers.
     """
-    if replica_strategy(model.distribute_strategy) is None and world_size > 1:
-        raise ConfigurationError(
-            "compare_step needs the library's own strategy. With several GPUs per task or use_custom_strategy, "
-            "training follows the rules of TensorFlow's strategy instead."
-        )
-    if getattr(model, "optimizer", None) is None:
+    if getattr(model, "optimizer", None) is None and not getattr(model, "compiled", False):
         raise ConfigurationError("compare_step needs a compiled model. Call model.compile first.")
-    if not model.built or not model.trainable_variables:
+    if not _trainable(model):
         raise ConfigurationError(
             "compare_step needs a model whose variables exist. Create its first layer with an Input, or call the model "
             "with a few rows first, model(x[:2])."
         )
+    rows = next((int(leaf.shape[0]) for leaf in tf.nest.flatten(batch) if leaf is not None and leaf.shape.rank), 0)
+    workers = strategy.collectives.world_size
+    if rows < workers:
+        raise ConfigurationError(
+            f"compare_step got a batch of {rows} rows for {workers} workers, of which each would compute all rows. "
+            "Pass a batch as large as that of fit."
+        )
+    if not identical_on_all(batch, strategy.collectives):
+        raise ConfigurationError(
+            "The workers have passed different batches to compare_step. Pass the same global batch on all workers. The "
+            "rows of a DataFrame's shard differ between them: collect a few hundred rows before run(), and pass them "
+            "to the function."
+        )
 
 
-def _step(model: Any, batch: tuple[Any, Any, Any]) -> _Step:
-    """Run a step; return the gradients by the paths of their variables, and the logs."""
+def _trainable(model: Any) -> list[Any]:
+    try:
+        return list(model.trainable_variables)
+    except ValueError:  # a tf_keras model that is not built yet
+        return []
+
+
+def _step(model: Any, batch: tuple[Any, Any, Any], strategy: ReplicaStrategy) -> _Step:
+    """Run a step without applying its gradients."""
     x, y, sample_weight = batch
-    with _unchanged(model), _recording(model) as recorders:
+    trainable = _trainable(model)
+    before = [np.array(plain_variable(each).numpy()) for each in trainable]
+    with unchanged(model, strategy), eager(model), recording() as recorder:
         model.reset_metrics()
         logs = model.train_on_batch(x, y, sample_weight=sample_weight, return_dict=True)
-        return _gradients(recorders), {name: float(value) for name, value in logs.items() if np.ndim(value) == 0}
-
-
-@contextlib.contextmanager
-def _recording(model: Any) -> Iterator[dict[str, Any]]:
-    """Replace a model's optimizers by others that keep the gradients, which it yields by attribute."""
-    keras = import_package(keras_of(model) or "keras")
-    assert keras is not None
-    known = (keras.optimizers.Optimizer, getattr(keras.optimizers, "legacy", keras.optimizers).Optimizer)
-    replaced = {name: value for name, value in vars(model).items() if isinstance(value, known)}
-    functions = {name: getattr(model, name) for name in ("train_function", "train_tf_function") if hasattr(model, name)}
-    recorder_class, recorder_of = _recorder_class(keras), dict[int, Any]()
-    with model.distribute_strategy.scope():
-        for name, optimizer in replaced.items():  # a model may have two names for one optimizer
-            setattr(model, name, recorder_of.setdefault(id(optimizer), recorder_class()))
-    model.train_function = None
-    try:
-        yield {name: getattr(model, name) for name in replaced}
-    finally:
-        for name, value in (replaced | functions).items():
-            setattr(model, name, value)
-
-
-def _gradients(recorders: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the recorded gradients by the path of the variable, after the optimizer's name if there are several."""
-    several = len({id(each) for each in recorders.values()}) > 1
-    return {
-        f"{name} {path}" if several else path: total.numpy()
-        for name, recorder in recorders.items()
-        for path, total in recorder.totals.items()
-    }
-
-
-def _recorder_class(keras: Any) -> Any:
-    class Recorder(keras.optimizers.SGD):  # type: ignore[misc]
-        """An optimizer that adds up gradients, and leaves the variables as they are."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.totals: dict[str, tf.Variable] = {}
-            self._total_of: dict[int, tf.Variable] = {}
-
-        def build(self, variables: Any) -> None:
-            super().build(variables)
-            for variable in variables:
-                plain = plain_variable(variable)
-                if id(plain) not in self._total_of:
-                    path = getattr(variable, "path", None) or plain.name
-                    path = path if path not in self.totals else f"{path} ({len(self.totals)})"
-                    with tf.init_scope():
-                        total = tf.Variable(np.zeros(plain.shape, plain.dtype.as_numpy_dtype), trainable=False)
-                    self.totals[path] = self._total_of[id(plain)] = total
-
-        def get_scaled_loss(self, loss: Any) -> Any:  # in tf_keras' optimizers for mixed precision
-            return loss
-
-        def get_unscaled_gradients(self, gradients: Any) -> Any:
-            return gradients
-
-        def update_step(self, gradient: Any, variable: Any, learning_rate: Any = None) -> None:
-            del learning_rate
-            total = self._total_of[id(plain_variable(variable))]
-            total.assign_add(tf.cast(tf.convert_to_tensor(gradient), total.dtype))
-
-    return Recorder
-
-
-@contextlib.contextmanager
-def _unchanged(model: Any) -> Iterator[None]:
-    """Restore the model's variables and the random generators afterwards, and reset its metrics."""
-    others = [getattr(model, "_train_counter", None)]  # tf_keras
-    generators: list[Any] = [getattr(layer, "_random_generator", None) for layer in model._flatten_layers()]  # tf_keras
-    others += [getattr(getattr(each, "_generator", None), "state", None) for each in generators]
-    seeds = [(each, each._seed) for each in generators if hasattr(each, "_seed")]  # counts the graphs
-    variables = [plain_variable(each) for each in (*model.variables, *others)]
-    values = [(each, each.numpy()) for each in variables if isinstance(each, tf.Variable)]
-    with same_randomness(model):
-        try:
-            yield
-        finally:
-            for generator, seed in seeds:
-                generator._seed = seed
-            for variable, value in values:
-                variable.assign(value)
-            model.reset_metrics()
-
-
-def _differences(
-    alone: Mapping[str, np.ndarray[Any, Any]], together: Mapping[str, np.ndarray[Any, Any]]
-) -> dict[str, float]:
-    """Return the relative difference of each gradient."""
-    norms = {path: _norm(gradient) for path, gradient in alone.items()}
-    least = _LEAST_NORM * math.hypot(*norms.values())
-    found = {}
-    for path, gradient in together.items():
-        apart = _norm(gradient - alone[path]) if path in alone else math.inf
-        found[path] = 0.0 if apart == 0 else apart / max(norms.get(path, 0.0), least, sys.float_info.min)
+        found = _recorded(recorder, trainable)
+        for variable, value in zip(trainable, before, strict=True):
+            changed = plain_variable(variable).numpy()
+            if not np.array_equal(changed, value):  # by the program itself, since no optimizer changes anything
+                name = f"the change of {_path(variable)}"
+                found.gradients[name], found.least_norms[name] = changed - value, 0.0
+    found.logs.update((name, float(value)) for name, value in logs.items() if _is_number(value))
     return found
 
 
-def _norm(array: np.ndarray[Any, Any]) -> float:
-    return float(np.linalg.norm(array.astype(np.float64).reshape(-1)))
+def _is_number(value: Any) -> bool:
+    array = np.asarray(value)
+    return array.ndim == 0 and array.dtype.kind in "fiub"
+
+
+def _recorded(recorder: GradientRecorder, trainable: list[Any]) -> _Step:
+    """Return the recorded gradients by the paths of their variables."""
+    paths = {id(plain_variable(each)): _path(each) for each in trainable}
+    step = _Step({}, {}, {})
+    for number, (gradients, own) in enumerate(zip(recorder.gradients, recorder.own_norms, strict=True), 1):
+        of = f" for optimizer {number}" if len(recorder.gradients) > 1 else ""
+        everything = float(np.linalg.norm([norm(each) for each in gradients.values()]))
+        for key, gradient in gradients.items():
+            name = f"the gradient of {paths.get(key, 'a variable outside of the model')}{of}"
+            while name in step.gradients:
+                name += "'"
+            step.gradients[name] = gradient
+            step.least_norms[name] = max(_OF_ALL_GRADIENTS * everything, _OF_OWN_GRADIENTS * own)
+    return step
+
+
+def _path(variable: Any) -> str:
+    return str(getattr(variable, "path", None) or variable.name)
+
+
+def _comparison(model: Any, together: _Step, alone: _Step, tolerance: float, world_size: int) -> StepComparison:
+    different = _differences(alone, together, 1)
+    causes = list(_causes(model))
+    worst = max(different.values(), key=_finite)
+    if worst > tolerance and _finite(max(_differences(alone, together, world_size).values(), key=_finite)) < worst / 10:
+        causes.insert(
+            0,
+            f"all gradients are about 1/{world_size} of those in one process, so the loss is probably a sum over the "
+            "rows. Use a mean, reduction='sum', or tf.nn.compute_average_loss with global_batch_size.",
+        )
+    names = {**together.logs, **alone.logs}
+    logs = {name: (alone.logs.get(name, np.nan), together.logs.get(name, np.nan)) for name in names}
+    return StepComparison(world_size, tolerance, different, logs, tuple(causes))
+
+
+def _finite(value: float) -> float:
+    return value if np.isfinite(value) else sys.float_info.max
+
+
+def _differences(alone: _Step, together: _Step, factor: int) -> dict[str, float]:
+    """Return the relative difference of each gradient, if those of the workers are multiplied by a factor."""
+    found = {}
+    for name in {**together.gradients, **alone.gradients}:
+        if name not in together.gradients or name not in alone.gradients:
+            found[name] = float("inf")
+            continue
+        expected, gradient = alone.gradients[name], together.gradients[name]
+        apart = norm(gradient.astype(np.result_type(gradient.dtype, np.float32)) * factor - expected)
+        least = max(alone.least_norms[name], together.least_norms[name], sys.float_info.min)
+        found[name] = 0.0 if apart == 0 else apart / max(norm(expected), least)
+    return found
 
 
 def _causes(model: Any) -> Iterator[str]:
     """Describe the layers of a model that are known to cause differences."""
-    layers = list(model._flatten_layers())
+    layers = [(layer.name, [base.__name__ for base in type(layer).__mro__], layer) for layer in model._flatten_layers()]
     normalizing = [
-        layer.name
-        for layer in layers
-        if _is_a(layer, "BatchNormalization") and not getattr(layer, "synchronized", False)
+        name
+        for name, bases, layer in layers
+        if "BatchNormalization" in bases and layer.trainable and not getattr(layer, "synchronized", False)
     ]
     if normalizing:
         yield (
-            f"BatchNormalization without synchronized=True ({_some(normalizing)}): each worker normalises with the "
+            f"BatchNormalization without synchronized=True ({_listed(normalizing)}): each worker normalises with the "
             "statistics of its own rows."
         )
-    drawing = [layer.name for layer in layers if _is_a(layer, *_RANDOM_LAYERS)]
+    drawing = [name for name, bases, _ in layers if bases[0].startswith("Random")]
     if drawing:
-        yield f"layers that draw random numbers ({_some(drawing)}), which may differ between the two computations."
+        yield f"layers that draw random numbers ({_listed(drawing)}): each worker draws its own."
 
 
-def _is_a(layer: Any, *names: str) -> bool:
-    return any(base.__name__ in names for base in type(layer).__mro__)
-
-
-def _some(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

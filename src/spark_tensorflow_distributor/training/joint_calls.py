@@ -8,7 +8,6 @@ once all of them have announced it, except on the library's own collectives, whi
 from __future__ import annotations
 
 import contextlib
-import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,11 +15,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from .calls_alone import by_itself
+from .calls_alone import by_itself, same_randomness
 from .fit_hooks import Hook, MethodCall, only
 from .part_data import has_marked_rows
-from .private_names import EAGER_CONTEXT
-from .random_state import global_seed, random_state, restore_random_state
 from .replica import replica_strategy
 from .replica_step import is_alone
 from .tf_collectives import collectives_of
@@ -91,26 +88,6 @@ def can_be_computed_alone(call: MethodCall) -> bool:
         policy = data.options().experimental_distribute.auto_shard_policy
         return policy not in (policies.OFF, policies.FILE, policies.HINT)
     return not isinstance(data, tf.distribute.DistributedDataset)
-
-
-@contextlib.contextmanager
-def same_randomness(model: Any) -> Iterator[None]:
-    """Restore the random generators afterwards, because those of the other workers have not advanced meanwhile."""
-    from .patches.random_numbers import restore_seeds, seeds_so_far
-
-    state, seeds, context = random_state(), seeds_so_far(), EAGER_CONTEXT.load().context()
-    operations: random.Random | None = getattr(context, "_rng", None)  # None if the program has set no seed
-    operation_state = None if operations is None else operations.getstate()
-    variables = [(variable, np.asarray(variable)) for variable in global_seed(model)]
-    try:
-        yield
-    finally:
-        restore_random_state(state)
-        restore_seeds(seeds)
-        if operations is not None and operation_state is not None:
-            operations.setstate(operation_state)
-        for variable, value in variables:
-            variable.assign(value)
 
 
 def _fingerprint(call: MethodCall) -> int:

@@ -22,7 +22,7 @@ from .replica_step import in_method
 from .variable_sync import plain_variable
 
 # Models whose variables have been synchronised before their first train_on_batch or test_on_batch.
-_synchronised: weakref.WeakSet[Any] = weakref.WeakSet()
+synchronised_models: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 @contextlib.contextmanager
@@ -39,8 +39,8 @@ def as_replica(call: MethodCall) -> Iterator[None]:
     _refuse_fixed_batches(call, strategy.collectives.world_size)
     if call.name in ("fit", "evaluate", "predict") and call.outer is None:
         strategy.variables.synchronise(model_variables(call.model))
-    elif call.name in ("train_on_batch", "test_on_batch") and call.model not in _synchronised:
-        _synchronised.add(call.model)
+    elif call.name in ("train_on_batch", "test_on_batch") and call.model not in synchronised_models:
+        synchronised_models.add(call.model)
         strategy.variables.synchronise(model_variables(call.model))
     makes_own = _makes_own_functions(call)
     cuts_batches = not has_marked_rows(call.arguments.get("x"))

@@ -161,6 +161,12 @@ def _of_any_rows(spec: Any) -> Any:
     return tf.TensorSpec(shape, spec.dtype, spec.name)
 
 
+def as_tensor(leaf: Any) -> Any:
+    """Return a leaf of a batch as a tensor; None, ragged and sparse tensors stay as they are."""
+    is_kept = leaf is None or isinstance(leaf, tf.RaggedTensor | tf.SparseTensor)
+    return leaf if is_kept else tf.convert_to_tensor(leaf)
+
+
 def _without_optional(leaf: Any) -> Any:
     """Return None in place of the Optionals with which Keras' data adapters represent missing values."""
     return None if isinstance(leaf, tf.experimental.Optional) else leaf
@@ -169,7 +175,7 @@ def _without_optional(leaf: Any) -> Any:
 def _parts_of(batches: Iterable[Any], collectives: Collectives) -> Iterator[BatchPart]:
     """Yield the replica's parts of batches that do not come from a PartIterator, as in ``train_on_batch``."""
     for batch in batches:
-        tensors = tf.nest.map_structure(lambda leaf: leaf if leaf is None else tf.convert_to_tensor(leaf), batch)
+        tensors = tf.nest.map_structure(as_tensor, batch)
         # If the batches differ, each worker has rows of its own, for example from its shard.
         if identical_on_all(tensors, collectives):
             yield part_of(tensors, collectives.rank, collectives.world_size)

@@ -11,8 +11,8 @@ def test_equal_gradients_and_logs():
     found = comparison({"kernel": 2e-7}, {"loss": (1.0, 1.0 + 1e-6), "constant": (0.0, 0.0)})
     assert found.is_equal
     assert str(found) == (
-        "A step on 2 workers has the gradients and logs of one process (largest relative difference of a gradient: "
-        "2.0e-07)."
+        "A step on 2 workers computes the same gradients and logs as one process (largest relative "
+        "difference of a gradient: 2.0e-07)."
     )
 
 
@@ -21,8 +21,8 @@ def test_what_differs_is_listed_with_the_largest_first():
     found = comparison(gradients, {"loss": (2.0, 1.0), "mae": (1.0, 1.0)}, ["a cause"])
     lines = str(found).splitlines()
     assert not found.is_equal
-    assert lines[1] == "  the gradient of kernel 8 by 8 %"
-    assert lines[6:8] == ["  and 3 more of 9 gradients", "  loss: 1, in one process 2"]
+    assert lines[1] == "  kernel 8 differs by 8%"
+    assert lines[6:8] == ["  and 3 others, of 9 in all", "  loss is 1 instead of 2"]
     assert lines[9] == "  - a cause"
     assert "mae" not in str(found)
 

@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from ..gradient_mean import already_combined, combined_gradients, strategy_to_combine
+from ..gradient_recorder import is_recorded
 from ..private_names import KERAS_OPTIMIZER
 from ..replica import ReplicaStrategy
 from ..replica_step import ReplicaStep, current_step
@@ -72,14 +73,17 @@ def _with_weighted_gradient(loss: Any, step: ReplicaStep) -> tf.Tensor:
 def _combining(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
-        strategy = strategy_to_combine()
-        if strategy is None:
-            return original(self, grads, trainable_variables)
+        strategy, grads = strategy_to_combine(), list(grads)
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
         variables = self._trainable_variables if trainable_variables is None else trainable_variables
+        if strategy is None:
+            is_done = is_recorded(self, grads, grads, variables)
+            return None if is_done else original(self, grads, trainable_variables)
         note_own_loop(strategy, self, variables)
-        combined = combined_gradients(strategy, self, list(grads), variables)
+        combined = combined_gradients(strategy, self, grads, variables)
+        if is_recorded(self, grads, combined, variables):
+            return None
         with already_combined(strategy):
             return original(self, combined, trainable_variables)
 
@@ -92,11 +96,13 @@ def combining_pairs(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def apply_gradients(self: Any, grads_and_vars: Any) -> Any:
         strategy = strategy_to_combine()
-        if strategy is None:
-            return original(self, grads_and_vars)
         pairs = [(gradient, variable) for gradient, variable in grads_and_vars if gradient is not None]
-        variables = [variable for _, variable in pairs]
-        combined = combined_gradients(strategy, self, [gradient for gradient, _ in pairs], variables)
+        gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
+        if strategy is None:
+            return None if is_recorded(self, gradients, gradients, variables) else original(self, pairs)
+        combined = combined_gradients(strategy, self, gradients, variables)
+        if is_recorded(self, gradients, combined, variables):
+            return None
         with already_combined(strategy):
             return original(self, list(zip(combined, variables, strict=True)))
 

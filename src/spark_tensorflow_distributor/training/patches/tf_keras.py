@@ -14,6 +14,7 @@ import tensorflow as tf
 from ..batch_parts import EvenRows, OwnRows, cut_rows, part_of
 from ..device_data import to_device
 from ..gradient_mean import combined_gradients, strategy_to_combine
+from ..gradient_recorder import is_recorded
 from ..keras_api import by_name
 from ..keras_step import combines_logs
 from ..part_data import check_agreement, cut, has_equal_batches, has_marked_rows
@@ -116,15 +117,17 @@ def gradients(keras: ModuleType) -> None:
 
     @functools.wraps(original)
     def all_reduce_sum_gradients(grads_and_vars: Any) -> Any:
-        strategy = strategy_to_combine()
-        if strategy is None:
-            return original(grads_and_vars)
-        pairs = list(grads_and_vars)
-        module.filter_empty_gradients(pairs)  # raises or warns
-        variables = [variable for _, variable in pairs]
-        note_own_loop(strategy, tuple(variable.name for variable in variables), variables)
+        strategy, pairs = strategy_to_combine(), list(grads_and_vars)
         optimizer = getattr(_state, "optimizer", module)
-        combined = combined_gradients(strategy, optimizer, [gradient for gradient, _ in pairs], variables)
+        gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
+        if strategy is None:
+            return [] if is_recorded(optimizer, gradients, gradients, variables) else original(pairs)
+        module.filter_empty_gradients(pairs)  # raises or warns
+        names = tuple(variable.name for variable in variables)
+        note_own_loop(strategy, names, variables)
+        combined = combined_gradients(strategy, optimizer, gradients, variables)
+        if is_recorded(optimizer, gradients, combined, variables):
+            return []  # with which optimizers do nothing
         return list(zip(combined, variables, strict=True))
 
     module.all_reduce_sum_gradients = all_reduce_sum_gradients
