@@ -12,7 +12,7 @@ import numpy as np
 
 from .keras_api import keras_of
 from .private_names import EAGER_CONTEXT
-from .random_state import global_seed, random_state, restore_random_state
+from .random_state import global_seed, random_state, restore_random_state, use_seed
 from .replica import ReplicaStrategy, replica_strategy
 from .replica_step import alone, in_method
 
@@ -106,3 +106,5 @@ def same_randomness(model: Any) -> Iterator[None]:
             operations.setstate(operation_state)
         for variable, value in variables:
             variable.assign(value)
+        if not variables and global_seed(model):  # created meanwhile
+            use_seed(None)

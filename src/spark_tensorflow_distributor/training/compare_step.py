@@ -40,7 +40,7 @@ def compare_step(
             ``gradient_compression``, it is 5e-2.
 
     Returns:
-        The differences; the same object on all workers. With one worker, there are none, and nothing is computed.
+        The differences; the same result on all workers. With one worker, there are none, and nothing is computed.
 
     Raises:
         ConfigurationError: The workers have different batches or too few rows, the model is not compiled or has no
@@ -49,8 +49,9 @@ def compare_step(
         DistributorError: The call is made outside of a training function.
     """
     workers = get_context().world_size
-    if workers == 1:
+    strategy = getattr(model, "distribute_strategy", None)
+    if workers == 1 and getattr(strategy, "num_replicas_in_sync", 1) == 1:
         return StepComparison(1, tolerance or 0.0, {}, {})
     from .compared_steps import compare  # loads TensorFlow
 
-    return compare(model, (x, y, sample_weight), tolerance, workers)
+    return compare(model, (x, y, sample_weight), tolerance)

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..errors import ConfigurationError
+from ..formatting import one_line
 from .calls_alone import by_itself
 from .gradient_recorder import GradientRecorder, norm, recording
 from .keras_api import import_package, keras_of
@@ -23,14 +24,19 @@ from .step_function import as_tensor
 from .variable_sync import plain_variable
 from .without_effects import eager, unchanged
 
-# Rounding errors must not count as differences. The norm of a gradient counts as at least this fraction of the norm of
-# all gradients of its optimizer, because a gradient that is zero in theory, such as that of a bias before a
-# normalisation, consists of them.
-_OF_ALL_GRADIENTS = 1e-4
-# And as at least this fraction of the norm of a worker's own gradients, which cancel each other near a minimum.
-_OF_OWN_GRADIENTS = 1e-3
+# The norm of a gradient counts as at least this fraction of the norm of all gradients that a worker has passed to the
+# optimizer, because rounding errors must not count as differences. A gradient that is zero in theory, such as that of a
+# bias before a normalisation, consists of them, and so do all gradients at a minimum, where the workers' cancel out.
+_LEAST_FRACTION = 1e-3
 # Default tolerances, which rounding does not reach.
+_LARGEST = sys.float_info.max
 _TOLERANCE, _TOLERANCE_OF_HALF_PRECISION = 1e-3, 5e-2
+
+
+_UNBUILT = (
+    "compare_step needs a model all of whose variables exist. Create its first layer with an Input, or call the model "
+    "with a few rows first, model(x[:2])."
+)
 
 
 class _Step(NamedTuple):
@@ -47,7 +53,7 @@ class _Step(NamedTuple):
     logs: dict[str, float]
 
 
-def compare(model: Any, batch: tuple[Any, Any, Any], tolerance: float | None, world_size: int) -> StepComparison:
+def compare(model: Any, batch: tuple[Any, Any, Any], tolerance: float | None) -> StepComparison:
     """Compare a step on several workers; see :func:`compare_step`."""
     strategy = replica_strategy(model.distribute_strategy) if keras_of(model) else None
     if strategy is None:
@@ -62,19 +68,22 @@ def compare(model: Any, batch: tuple[Any, Any, Any], tolerance: float | None, wo
         is_rounded = strategy.collectives.compresses_gradients or types & {"float16", "bfloat16"}
         tolerance = _TOLERANCE_OF_HALF_PRECISION if is_rounded else _TOLERANCE
     was_synchronised = model in synchronised_models
-    with unchanged(model, strategy):
-        strategy.variables.synchronise(model_variables(model))
-        together = _step(model, tensors, strategy)
-        with by_itself(model):
-            alone = _step(model, tensors, strategy)
-    if not was_synchronised:
-        synchronised_models.discard(model)
+    strategy.variables.synchronise()  # new ones, as any call of a method does
+    try:
+        with unchanged(model, strategy):
+            strategy.variables.synchronise(model_variables(model))
+            together = _step(model, tensors, strategy)
+            with by_itself(model):
+                alone = _step(model, tensors, strategy)
+    finally:
+        if not was_synchronised:
+            synchronised_models.discard(model)
     if not together.gradients and not alone.gradients:
         raise ConfigurationError(
             "The step has neither called an optimizer nor changed a trainable variable, so there is nothing to "
             "compare. A train_step that accumulates gradients itself cannot be compared."
         )
-    mine = _comparison(model, together, alone, tolerance, world_size)
+    mine = _comparison(model, together, alone, tolerance, strategy.collectives.world_size)
     # Rounding may differ between processors, but all workers must come to the same decision.
     chief = json.loads(strategy.collectives.broadcast_bytes(json.dumps(dataclasses.asdict(mine)).encode()) or b"{}")
     logs = {name: tuple(pair) for name, pair in chief["logs"].items()}
@@ -83,8 +92,8 @@ def compare(model: Any, batch: tuple[Any, Any, Any], tolerance: float | None, wo
 
 def _converted_for(model: Any) -> Any:
     """Return a function that converts a leaf of a batch as ``fit`` does."""
-    keras = import_package(keras_of(model) or "keras")
-    floatx = "float32" if keras is None else keras.backend.floatx()
+    package: Any = import_package(keras_of(model) or "keras")
+    floatx = package.backend.floatx()
 
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, tf.data.Dataset) or hasattr(leaf, "__next__"):
@@ -94,7 +103,13 @@ def _converted_for(model: Any) -> Any:
         if hasattr(leaf, "to_numpy"):  # pandas, in which fit makes a column of a Series
             leaf = leaf.to_numpy()
             leaf = leaf[:, np.newaxis] if leaf.ndim == 1 else leaf
-        tensor = as_tensor(leaf)
+        try:
+            tensor = as_tensor(leaf)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"compare_step takes the arrays or tensors of one batch. A {type(leaf).__name__} cannot be converted "
+                f"to a tensor: {one_line(error)}"
+            ) from None
         return tf.cast(tensor, floatx) if tensor is not None and tensor.dtype.is_floating else tensor
 
     return convert
@@ -110,15 +125,12 @@ def _refuse_unfit(model: Any, batch: Any, strategy: ReplicaStrategy) -> None:
     if getattr(model, "optimizer", None) is None and not getattr(model, "compiled", False):
         raise ConfigurationError("compare_step needs a compiled model. Call model.compile first.")
     if not _trainable(model):
-        raise ConfigurationError(
-            "compare_step needs a model whose variables exist. Create its first layer with an Input, or call the model "
-            "with a few rows first, model(x[:2])."
-        )
+        raise ConfigurationError(_UNBUILT)
     rows = next((int(leaf.shape[0]) for leaf in tf.nest.flatten(batch) if leaf is not None and leaf.shape.rank), 0)
     workers = strategy.collectives.world_size
     if rows < workers:
         raise ConfigurationError(
-            f"compare_step got a batch of {rows} rows for {workers} workers, of which each would compute all rows. "
+            f"compare_step got a batch of {rows} rows for {workers} workers, so each worker would compute all rows. "
             "Pass a batch as large as that of fit."
         )
     if not identical_on_all(batch, strategy.collectives):
@@ -144,6 +156,8 @@ def _step(model: Any, batch: tuple[Any, Any, Any], strategy: ReplicaStrategy) ->
     with unchanged(model, strategy), eager(model), recording() as recorder:
         model.reset_metrics()
         logs = model.train_on_batch(x, y, sample_weight=sample_weight, return_dict=True)
+        if len(_trainable(model)) != len(trainable):
+            raise ConfigurationError(_UNBUILT)
         found = _recorded(recorder, trainable)
         for variable, value in zip(trainable, before, strict=True):
             changed = plain_variable(variable).numpy()
@@ -165,13 +179,12 @@ def _recorded(recorder: GradientRecorder, trainable: list[Any]) -> _Step:
     step = _Step({}, {}, {})
     for number, (gradients, own) in enumerate(zip(recorder.gradients, recorder.own_norms, strict=True), 1):
         of = f" for optimizer {number}" if len(recorder.gradients) > 1 else ""
-        everything = float(np.linalg.norm([norm(each) for each in gradients.values()]))
         for key, gradient in gradients.items():
             name = f"the gradient of {paths.get(key, 'a variable outside of the model')}{of}"
             while name in step.gradients:
                 name += "'"
             step.gradients[name] = gradient
-            step.least_norms[name] = max(_OF_ALL_GRADIENTS * everything, _OF_OWN_GRADIENTS * own)
+            step.least_norms[name] = _LEAST_FRACTION * own
     return step
 
 
@@ -182,12 +195,21 @@ def _path(variable: Any) -> str:
 def _comparison(model: Any, together: _Step, alone: _Step, tolerance: float, world_size: int) -> StepComparison:
     different = _differences(alone, together, 1)
     causes = list(_causes(model))
-    worst = max(different.values(), key=_finite)
-    if worst > tolerance and _finite(max(_differences(alone, together, world_size).values(), key=_finite)) < worst / 10:
+    worst = max(map(_finite, different.values()))
+    if (
+        tolerance < worst < _LARGEST
+        and max(map(_finite, _differences(alone, together, world_size).values())) < worst / 10
+    ):
         causes.insert(
             0,
             f"all gradients are about 1/{world_size} of those in one process, so the loss is probably a sum over the "
             "rows. Use a mean, reduction='sum', or tf.nn.compute_average_loss with global_batch_size.",
+        )
+    if not all(np.isfinite(each).all() for each in alone.gradients.values()):
+        causes.insert(
+            0,
+            "the gradients are not finite in one process either: the data contain NaN or infinity, or half precision "
+            "overflows, as in the first steps with a loss scale.",
         )
     names = {**together.logs, **alone.logs}
     logs = {name: (alone.logs.get(name, np.nan), together.logs.get(name, np.nan)) for name in names}
@@ -195,7 +217,7 @@ def _comparison(model: Any, together: _Step, alone: _Step, tolerance: float, wor
 
 
 def _finite(value: float) -> float:
-    return value if np.isfinite(value) else sys.float_info.max
+    return value if np.isfinite(value) else _LARGEST
 
 
 def _differences(alone: _Step, together: _Step, factor: int) -> dict[str, float]:
@@ -207,7 +229,7 @@ def _differences(alone: _Step, together: _Step, factor: int) -> dict[str, float]
             continue
         expected, gradient = alone.gradients[name], together.gradients[name]
         apart = norm(gradient.astype(np.result_type(gradient.dtype, np.float32)) * factor - expected)
-        least = max(alone.least_norms[name], together.least_norms[name], sys.float_info.min)
+        least = max(together.least_norms[name], sys.float_info.min)
         found[name] = 0.0 if apart == 0 else apart / max(norm(expected), least)
     return found
 

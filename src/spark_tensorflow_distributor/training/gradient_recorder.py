@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,13 +14,17 @@ import tensorflow as tf
 from .variable_sync import plain_variable
 
 
+class GradientsRecorded(Exception):
+    """Ends a call of an optimizer whose gradients have been recorded."""
+
+
 class GradientRecorder:
     """The gradients of one step.
 
     Attributes:
         gradients: The sums of the gradients of the whole batch, for each optimizer in the order of its first call, by
             the id of the variable.
-        own_norms: For each optimizer, the norm of the gradients that this worker has passed to it.
+        own_norms: For each optimizer, the norm of all gradients that this worker has passed to it.
     """
 
     def __init__(self) -> None:
@@ -46,7 +51,8 @@ class GradientRecorder:
             if gradient is not None:
                 key, value = id(plain_variable(variable)), _array(gradient)
                 totals[key] = totals[key] + value if key in totals else value
-        self.own_norms[index] += sum(norm(_array(gradient)) for gradient in own if gradient is not None)
+        own_norms = [norm(_array(gradient)) for gradient in own if gradient is not None]
+        self.own_norms[index] = math.hypot(self.own_norms[index], *own_norms)
 
 
 def norm(array: np.ndarray[Any, Any]) -> float:

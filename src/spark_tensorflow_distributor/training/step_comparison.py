@@ -48,7 +48,8 @@ class StepComparison:
         return [
             (name, alone, together)
             for name, (alone, together) in self.logs.items()
-            if not abs(together - alone) <= self.tolerance * max(abs(alone), abs(together)) + _LEAST_LOG
+            if not (math.isnan(alone) and math.isnan(together))
+            and not abs(together - alone) <= self.tolerance * max(abs(alone), abs(together)) + _LEAST_LOG
         ]
 
     def __str__(self) -> str:
@@ -64,7 +65,7 @@ class StepComparison:
         different = self._different()
         lines += [f"  {name} differs by {100 * value:.3g}%" for name, value in different[:_SHOWN]]
         if len(different) > _SHOWN:
-            lines.append(f"  and {len(different) - _SHOWN} others, of {len(self.differences)} in all")
+            lines.append(f"  and {len(different) - _SHOWN} more, of {len(self.differences)} in all")
         for name, alone, together in self._different_logs():
             lines.append(f"  {name} is {together:.6g} instead of {alone:.6g}")
         lines.append("Probable causes:")

@@ -11,63 +11,53 @@ import numpy as np
 import tensorflow as tf
 
 from .calls_alone import same_randomness
-from .keras_api import keras_of, optimizer_variables
+from .keras_api import import_package, keras_of
 from .replica import ReplicaStrategy
 from .variable_sync import plain_variable
 
 
 @contextlib.contextmanager
 def eager(model: Any) -> Iterator[None]:
-    """Run steps eagerly, in which compiled functions of the model and of the program are not involved.
+    """Run steps eagerly, without the compiled functions of the model and of the program.
 
     A function that the program has decorated with ``tf.function`` would otherwise remember a step without updates.
     """
-    functions = {name: getattr(model, name) for name in ("train_function", "train_tf_function") if hasattr(model, name)}
-    was_eager, all_were_eager = model.run_eagerly, tf.config.functions_run_eagerly()
-    step, steps = model.train_step, getattr(model, "_steps_per_execution", None)
-    is_keras_3, has_own = keras_of(model) == "keras", "train_step" in vars(model)
+    names = ("train_function", "train_tf_function", "_run_eagerly", "run_eagerly")
+    before = {name: vars(model)[name] for name in names if name in vars(model)}
+    all_were_eager, steps = tf.config.functions_run_eagerly(), getattr(model, "_steps_per_execution", None)
+    step, own_step = model.train_step, vars(model).get("train_step")
+    executed = int(steps) if isinstance(steps, tf.Variable) else None  # of tf_keras
 
     @functools.wraps(step)
     def train_step(data: Any) -> Any:
-        import keras
+        # fit passes x alone, or a tuple of the values that are given; train_on_batch always a tuple.
+        package: Any = import_package(keras_of(model) or "keras")
+        return step(package.utils.pack_x_y_sample_weight(*data))
 
-        # Keras 3's train_on_batch always passes three values; fit passes only those that are given.
-        return step(keras.utils.pack_x_y_sample_weight(*data))
-
-    executed: tuple[tf.Variable, int] | None = None
     try:
         model.train_function, model.run_eagerly = None, True
+        model.train_step = train_step
         tf.config.run_functions_eagerly(True)
-        if is_keras_3:
-            model.train_step = train_step
-        elif isinstance(steps, tf.Variable):
-            executed = steps, int(steps)
-            steps.assign(1)
+        if executed is not None:
+            steps.assign(1)  # type: ignore[union-attr]
         yield
     finally:
-        tf.config.run_functions_eagerly(all_were_eager)
-        model.run_eagerly = was_eager
-        if is_keras_3 and has_own:
-            model.train_step = step
-        elif is_keras_3:
-            del model.train_step
         if executed is not None:
-            executed[0].assign(executed[1])
-        for name, function in functions.items():
-            setattr(model, name, function)
+            steps.assign(executed)  # type: ignore[union-attr]
+        tf.config.run_functions_eagerly(all_were_eager)
+        del model.train_step
+        if own_step is not None:
+            model.train_step = own_step
+        for name, value in before.items():
+            setattr(model, name, value)
 
 
 @contextlib.contextmanager
 def unchanged(model: Any, strategy: ReplicaStrategy) -> Iterator[None]:
     """Restore variables, metrics and random generators afterwards."""
     layers = list(model._flatten_layers())
-    held: list[Any] = [value for layer in layers for value in getattr(layer, "__dict__", {}).values()]
-    held = [value.state if isinstance(value, tf.random.Generator) else value for value in held]
-    optimizers = [value for value in held if hasattr(value, "apply_gradients")]
-    metrics = strategy.variables.partial_sums()
-    variables = [*model.variables, *held, *metrics]
-    for optimizer in (model.optimizer, *optimizers):
-        variables += optimizer_variables(optimizer)
+    held = [value for each in (*layers, *_losses(model)) for value in _held(each)]
+    variables = [*model.variables, *held, *strategy.variables.partial_sums()]
     plain = {id(each): each for each in map(plain_variable, variables) if isinstance(each, tf.Variable)}
     values = [(each, np.array(each.numpy())) for each in plain.values() if each.is_initialized()]
     with same_randomness(model), _same_draws(layers):
@@ -81,6 +71,18 @@ def unchanged(model: Any, strategy: ReplicaStrategy) -> Iterator[None]:
                     variable.assign(tf.zeros_like(variable))
 
 
+def _losses(model: Any) -> list[Any]:
+    return [each for each in tf.nest.flatten(getattr(model, "loss", None)) if hasattr(each, "__dict__")]
+
+
+def _held(owner: Any) -> Iterator[Any]:
+    """Yield the attributes of an object, those in lists and dicts too, with the state of generators in their place."""
+    for attribute in list(getattr(owner, "__dict__", {}).values()):
+        values = attribute.values() if isinstance(attribute, dict) else attribute
+        for value in list(values) if isinstance(attribute, list | tuple | dict) else [attribute]:
+            yield value.state if isinstance(value, tf.random.Generator) else value
+
+
 @contextlib.contextmanager
 def _same_draws(layers: Sequence[Any]) -> Iterator[None]:
     """Make tf_keras' layers draw the same numbers in each step.
@@ -88,11 +90,17 @@ def _same_draws(layers: Sequence[Any]) -> Iterator[None]:
     Normally, they use operations that keep a state in TensorFlow's runtime, which cannot be restored.
     """
     generators: list[Any] = [getattr(layer, "_random_generator", None) for layer in layers]
-    before = [(each, each._rng_type, each._seed) for each in generators if hasattr(each, "_rng_type")]
+    names = ("_rng_type", "_seed", "_built", "_generator")
+    before = [
+        (each, {name: getattr(each, name) for name in names if hasattr(each, name)})
+        for each in generators
+        if hasattr(each, "_rng_type")
+    ]
     try:
-        for number, (generator, _, _) in enumerate(before):
+        for number, (generator, _) in enumerate(before):
             generator._rng_type, generator._seed = generator.RNG_STATELESS, number
         yield
     finally:
-        for generator, kind, seed in before:
-            generator._rng_type, generator._seed = kind, seed
+        for generator, state in before:
+            for name, value in state.items():
+                setattr(generator, name, value)

@@ -22,7 +22,7 @@ def test_what_differs_is_listed_with_the_largest_first():
     lines = str(found).splitlines()
     assert not found.is_equal
     assert lines[1] == "  kernel 8 differs by 8%"
-    assert lines[6:8] == ["  and 3 others, of 9 in all", "  loss is 1 instead of 2"]
+    assert lines[6:8] == ["  and 3 more, of 9 in all", "  loss is 1 instead of 2"]
     assert lines[9] == "  - a cause"
     assert "mae" not in str(found)
 

@@ -13,7 +13,18 @@ import tensorflow as tf
 
 from ..keras_api import keras_for_workers, selected_keras
 from ..shard_feeding import disable_device_autotuning
-from . import epochs, execution, gradients, losses, metrics, mirrored, random_numbers, saved_files, tf_keras
+from . import (
+    epochs,
+    execution,
+    gradients,
+    losses,
+    metrics,
+    mirrored,
+    random_numbers,
+    saved_files,
+    tf_keras,
+    tf_keras_gradients,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +53,7 @@ PATCHES: dict[str, Patch] = {
 
 TF_KERAS_PATCHES: dict[str, Patch] = {
     "parts": tf_keras.parts,
-    "gradients": tf_keras.gradients,
+    "gradients": tf_keras_gradients.gradients,
     "sums": tf_keras.sums,
     "metrics": metrics.metrics,
     "epoch_results": tf_keras.epoch_results,

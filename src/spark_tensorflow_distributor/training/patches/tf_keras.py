@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -13,8 +12,6 @@ import tensorflow as tf
 
 from ..batch_parts import EvenRows, OwnRows, cut_rows, part_of
 from ..device_data import to_device
-from ..gradient_mean import combined_gradients, strategy_to_combine
-from ..gradient_recorder import is_recorded
 from ..keras_api import by_name
 from ..keras_step import combines_logs
 from ..part_data import check_agreement, cut, has_equal_batches, has_marked_rows
@@ -22,18 +19,14 @@ from ..private_names import (
     TF_KERAS_BACKEND,
     TF_KERAS_COMPILED,
     TF_KERAS_DATA,
-    TF_KERAS_LOSS_SCALE,
     TF_KERAS_LOSSES,
-    TF_KERAS_OPTIMIZER,
     TF_KERAS_SAVING_API,
     TF_KERAS_TRAINING,
-    TF_KERAS_V1_OPTIMIZERS,
 )
 from ..replica import ReplicaStrategy, replica_strategy
 from ..replica_step import current_step, gets_parts, share_of
 from ..same_batches import identical_on_all
 from .epochs import Divider, epoch_logs, reads_a_generator, without_prefetch, without_reduction
-from .gradients import combining_pairs, note_own_loop, weighting_loss
 from .losses import mask_weights, of_replica, scaling_in_own_steps
 from .random_numbers import (
     drawing_for_all,
@@ -44,8 +37,6 @@ from .random_numbers import (
     with_a_seed,
 )
 from .saved_files import atomically, on_the_chief, waiting_for_all
-
-_state = threading.local()
 
 
 def parts(keras: ModuleType) -> None:
@@ -108,49 +99,6 @@ def _single(dataset: tf.data.Dataset, strategy: ReplicaStrategy) -> tf.data.Data
     part = part_of(batch, collectives.rank, collectives.world_size)
     no_sample = tf.constant(0, tf.int64)  # the whole batches have just been compared
     return tf.data.Dataset.from_tensors(cut_rows(part, no_sample))
-
-
-def gradients(keras: ModuleType) -> None:
-    """Combine gradients where tf_keras' optimizers sum them, which is before clipping."""
-    module: Any = TF_KERAS_OPTIMIZER.load()
-    original = module.all_reduce_sum_gradients
-
-    @functools.wraps(original)
-    def all_reduce_sum_gradients(grads_and_vars: Any) -> Any:
-        strategy, pairs = strategy_to_combine(), list(grads_and_vars)
-        optimizer = getattr(_state, "optimizer", module)
-        gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
-        if strategy is None:
-            return [] if is_recorded(optimizer, gradients, gradients, variables) else original(pairs)
-        module.filter_empty_gradients(pairs)  # raises or warns
-        names = tuple(variable.name for variable in variables)
-        note_own_loop(strategy, names, variables)
-        combined = combined_gradients(strategy, optimizer, gradients, variables)
-        if is_recorded(optimizer, gradients, combined, variables):
-            return []  # with which optimizers do nothing
-        return list(zip(combined, variables, strict=True))
-
-    module.all_reduce_sum_gradients = all_reduce_sum_gradients
-    wrapper = TF_KERAS_V1_OPTIMIZERS.load().TFOptimizer
-    wrapper.apply_gradients = combining_pairs(wrapper.apply_gradients)
-    scaling = TF_KERAS_LOSS_SCALE.load()
-    for owner in (scaling.LossScaleOptimizer, scaling.LossScaleOptimizerV3):
-        owner.get_scaled_loss = weighting_loss(owner.get_scaled_loss)
-        owner.apply_gradients = _applying(owner.apply_gradients)
-
-
-def _applying(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Record which optimizer is applying gradients, for ``all_reduce_sum_gradients``."""
-
-    @functools.wraps(original)
-    def apply_gradients(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _state.optimizer = self
-        try:
-            return original(self, *args, **kwargs)
-        finally:
-            del _state.optimizer
-
-    return apply_gradients
 
 
 def sums(keras: ModuleType) -> None:
