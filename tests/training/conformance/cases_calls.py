@@ -78,6 +78,17 @@ def on_batch(keras):
     return outcome(model, logs=logs, tested=tested, own=own, predicted=model.predict_on_batch(x[:BATCH])[:20])
 
 
+@case(keras_3_only=True)
+def sparse_on_batch(keras):
+    import tensorflow as tf
+
+    x, y = digits(BATCH)
+    rows = tf.sparse.from_dense(np.where(x > 0.5, x, 0))
+    model = keras.Sequential([keras.Input((64,), sparse=True), keras.layers.Dense(10, activation="softmax")])
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    return outcome(model, losses=[model.train_on_batch(rows, y) for _ in range(3)])
+
+
 @case()
 def batches_in_a_callback(keras):
     """The logs of fit's own steps are not read, but a callback reads the loss of a batch and the steps of evaluate."""
