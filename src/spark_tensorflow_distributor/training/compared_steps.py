@@ -15,7 +15,7 @@ from ..errors import ConfigurationError
 from ..formatting import one_line
 from .calls_alone import by_itself
 from .gradient_recorder import GradientRecorder, norm, recording
-from .keras_api import import_package, keras_of
+from .keras_api import keras_of
 from .replica import ReplicaStrategy, replica_strategy
 from .replica_hooks import model_variables, synchronised_models
 from .same_batches import identical_on_all
@@ -29,9 +29,9 @@ from .without_effects import eager, unchanged
 # bias before a normalisation, consists of them, and so do all gradients at a minimum, where the workers' cancel out.
 _LEAST_FRACTION = 1e-3
 # Default tolerances, which rounding does not reach.
-_LARGEST = sys.float_info.max
 _TOLERANCE, _TOLERANCE_OF_HALF_PRECISION = 1e-3, 5e-2
-
+# Stands for differences that are not finite, where differences are compared with each other.
+_LARGEST = sys.float_info.max
 
 _UNBUILT = (
     "compare_step needs a model all of whose variables exist. Create its first layer with an Input, or call the model "
@@ -92,8 +92,7 @@ def compare(model: Any, batch: tuple[Any, Any, Any], tolerance: float | None) ->
 
 def _converted_for(model: Any) -> Any:
     """Return a function that converts a leaf of a batch as ``fit`` does."""
-    package: Any = import_package(keras_of(model) or "keras")
-    floatx = package.backend.floatx()
+    floatx = sys.modules[keras_of(model)].backend.floatx()
 
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, tf.data.Dataset) or hasattr(leaf, "__next__"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from .calls_alone import same_randomness
-from .keras_api import import_package, keras_of
+from .keras_api import keras_of
 from .replica import ReplicaStrategy
 from .variable_sync import plain_variable
 
@@ -31,8 +32,7 @@ def eager(model: Any) -> Iterator[None]:
     @functools.wraps(step)
     def train_step(data: Any) -> Any:
         # fit passes x alone, or a tuple of the values that are given; train_on_batch always a tuple.
-        package: Any = import_package(keras_of(model) or "keras")
-        return step(package.utils.pack_x_y_sample_weight(*data))
+        return step(sys.modules[keras_of(model)].utils.pack_x_y_sample_weight(*data))
 
     try:
         model.train_function, model.run_eagerly = None, True

@@ -184,6 +184,7 @@ def float64(keras):
     """Everything in float64, whose digits the workers' shares and moving averages must keep."""
     before = keras.backend.floatx()
     keras.backend.set_floatx("float64")
+    keras.mixed_precision.set_global_policy("float64")  # another case may have set one, which counts more
     try:
         layers = keras.layers
         model = keras.Sequential(
@@ -200,3 +201,4 @@ def float64(keras):
         return outcome(model, history, predicted=model.predict(x[:7].astype("float64"), verbose=0))
     finally:
         keras.backend.set_floatx(before)
+        keras.mixed_precision.set_global_policy(before)

@@ -110,7 +110,7 @@ def run_here(package: str, names: list[str], folder: str, workers: int, suite: s
         if not isinstance(result, dict):
             return
         keras.backend.clear_session()
-        gc.freeze()
+        gc.freeze()  # and what this case has left
         assert tf.distribute.get_strategy().num_replicas_in_sync == max(workers, 1)
 
 

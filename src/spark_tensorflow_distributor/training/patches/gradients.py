@@ -77,13 +77,14 @@ def _combining(original: Callable[..., Any]) -> Callable[..., Any]:
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
         variables = self._trainable_variables if trainable_variables is None else trainable_variables
-        if strategy is None:
-            is_done = is_recorded(self, grads, grads, variables)
-            return None if is_done else original(self, grads, trainable_variables)
-        note_own_loop(strategy, self, variables)
-        combined = combined_gradients(strategy, self, grads, variables)
+        combined = grads
+        if strategy is not None:
+            note_own_loop(strategy, self, variables)
+            combined = combined_gradients(strategy, self, grads, variables)
         if is_recorded(self, grads, combined, variables):
             return None
+        if strategy is None:
+            return original(self, grads, trainable_variables)
         with already_combined(strategy):
             return original(self, combined, trainable_variables)
 
@@ -95,14 +96,14 @@ def combining_pairs(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def apply_gradients(self: Any, grads_and_vars: Any) -> Any:
-        strategy = strategy_to_combine()
-        pairs = [(gradient, variable) for gradient, variable in grads_and_vars if gradient is not None]
+        strategy, given = strategy_to_combine(), list(grads_and_vars)
+        pairs = [(gradient, variable) for gradient, variable in given if gradient is not None]
         gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
-        if strategy is None:
-            return None if is_recorded(self, gradients, gradients, variables) else original(self, pairs)
-        combined = combined_gradients(strategy, self, gradients, variables)
+        combined = gradients if strategy is None else combined_gradients(strategy, self, gradients, variables)
         if is_recorded(self, gradients, combined, variables):
             return None
+        if strategy is None:
+            return original(self, given)
         with already_combined(strategy):
             return original(self, list(zip(combined, variables, strict=True)))
 

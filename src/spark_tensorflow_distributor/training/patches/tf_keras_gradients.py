@@ -26,17 +26,14 @@ def gradients(keras: ModuleType) -> None:
         strategy, pairs = strategy_to_combine(), list(grads_and_vars)
         optimizer = getattr(_state, "optimizer", module)
         gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
-        if strategy is None:
-            if is_recorded(optimizer, gradients, gradients, variables):
-                raise GradientsRecorded
-            return original(pairs)
-        module.filter_empty_gradients(pairs)  # raises or warns
-        names = tuple(variable.name for variable in variables)
-        note_own_loop(strategy, names, variables)
-        combined = combined_gradients(strategy, optimizer, gradients, variables)
+        combined = gradients
+        if strategy is not None:
+            module.filter_empty_gradients(pairs)  # raises or warns
+            note_own_loop(strategy, tuple(variable.name for variable in variables), variables)
+            combined = combined_gradients(strategy, optimizer, gradients, variables)
         if is_recorded(optimizer, gradients, combined, variables):
             raise GradientsRecorded
-        return list(zip(combined, variables, strict=True))
+        return original(pairs) if strategy is None else list(zip(combined, variables, strict=True))
 
     module.all_reduce_sum_gradients = all_reduce_sum_gradients
     wrapper = TF_KERAS_V1_OPTIMIZERS.load().TFOptimizer
