@@ -46,7 +46,7 @@ def report_fit_progress(send: Send) -> Hook:
       since the fit began, counting partial batches as full ones; None if the batch size is unknown; a dataset can
       declare it in an attribute ``global_batch_size``). Sent at once, then at most once per STEP_INTERVAL.
     - ``epoch_end``: ``epoch``, ``step`` (its last), ``logs`` (floats by name).
-    - ``fit_end``: ``is_complete``, False after an exception.
+    - ``fit_end``, also after an exception.
 
     Args:
         send: Receives one message at a time, possibly on one of Keras' threads. If it raises, reporting stops for good.
@@ -64,7 +64,7 @@ def _report_fit(call: MethodCall) -> Iterator[None]:
     with contextlib.ExitStack() as cleanup:
         try:
             reporter = reporter_class(call.arguments.get("epochs", 1), global_batch_of(**call.arguments))
-            cleanup.push(lambda error, *_: reporter.close(is_complete=error is None))
+            cleanup.callback(reporter.close)
             cleanup.enter_context(joined(call.arguments, reporter, module.CallbackList))
         except Exception:  # most likely wrong arguments, which Keras explains best
             _log.debug("this fit does not report its progress", exc_info=True)
@@ -120,8 +120,8 @@ class _FitReporter:
         self._report("epoch_end", epoch=epoch, step=self._step, logs=floats_of(logs))
 
     @_suppressing_errors
-    def close(self, *, is_complete: bool) -> None:
-        self._report("fit_end", is_complete=is_complete)
+    def close(self) -> None:
+        self._report("fit_end")
 
     def _report(self, event: str, **details: object) -> None:
         with _Receiver.lock:

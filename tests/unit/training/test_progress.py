@@ -31,7 +31,7 @@ def test_fit_reports_its_progress(model, report, keras, monkeypatch):
         {"event": "epoch_end", "epoch": 0, "step": 2, "logs": {"loss": 0.25}},
         {"event": "step", "epoch": 1, "step": 1, "loss": 0.5, "samples": 96},
         {"event": "epoch_end", "epoch": 1, "step": 2, "logs": {"loss": 0.25}},
-        {"event": "fit_end", "is_complete": True},
+        {"event": "fit_end"},
     ]
 
 
@@ -65,7 +65,7 @@ def test_a_callback_list_is_restored(model, report, keras):
     assert model.callbacks is callbacks
     assert callbacks.callbacks == before
     assert messages[0] == {"event": "fit_begin", "epochs": 1, "steps": None}
-    assert messages[-1] == {"event": "fit_end", "is_complete": True}
+    assert messages[-1] == {"event": "fit_end"}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_callbacks_may_have_any_form_that_keras_takes(model, report, keras, call
     messages = []
     report(messages.append)
     model.fit(callbacks=callbacks(keras.callbacks))
-    assert messages[-1] == {"event": "fit_end", "is_complete": True}
+    assert messages[-1] == {"event": "fit_end"}
 
 
 def test_a_failing_receiver_stops_the_reports_but_not_training(model, report):
@@ -102,7 +102,7 @@ def test_a_fit_that_raises_reports_its_end(model, report, keras):
 
     with pytest.raises(InterruptedError):
         model.fit(callbacks=Stop())
-    assert messages[-1] == {"event": "fit_end", "is_complete": False}
+    assert messages[-1] == {"event": "fit_end"}
 
 
 def dataset(kind, **attributes):

@@ -18,11 +18,13 @@ class RunBar:
     """One tqdm bar for each ``fit``, over all of its epochs and all attempts.
 
     It shows the epoch, the steps, the time left until the last epoch ends, the loss, the metrics of the last epoch and
-    the samples per second. A saved notebook does not keep widgets, so a line of text remains there instead.
+    the samples per second. A saved notebook does not keep widgets, so text replaces a widget at the end.
     """
 
     _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
     _FORMAT_NO_TOTAL = "{desc}: {n_fmt} steps [{elapsed}{postfix}]"
+    # What replaces a widget. Its bar has a fixed width, because the text lies in a page of any width.
+    _FORMAT_TEXT = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]"
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -57,7 +59,7 @@ class RunBar:
             self._show(int(message["epoch"]), int(message["step"]))
             self._rate = None  # an evaluation follows, which trains no samples
         elif event == "fit_end":
-            self.close(is_complete=bool(message["is_complete"]))
+            self.close()
 
     def _begin_fit(self, epochs: int, steps: int | None) -> None:
         self._fit += 1
@@ -128,35 +130,38 @@ class RunBar:
         """Return a context in which output to ``stream`` appears above the bar."""
         return contextlib.nullcontext() if self._bar is None else self._bar.external_write_mode(file=stream)
 
-    def close(self, *, is_complete: bool = False) -> None:
-        """Close the bar, and leave its last state on the screen.
-
-        Args:
-            is_complete: Whether ``fit`` has returned, even if it has trained fewer epochs than planned.
-        """
+    def close(self) -> None:
+        """Close the bar, and leave its last state on the screen."""
         if self._bar is None:
             return
         bar, self._bar = self._bar, None
-        is_widget = hasattr(bar, "container")
-        shape = {"bar_format": "{desc}: {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]", "ncols": None}
-        line = bar.format_meter(**{**bar.format_dict, **shape}) if is_widget else ""
-        with _breaking_lines(bar):
+        if not hasattr(bar, "container"):
             bar.close()
-        if is_widget:
-            if is_complete:  # tqdm shows a fit that was stopped early in red, as if it had failed
-                bar.container.children[1].bar_style = "success"
-            print(line)
+            return
+        shape = self._FORMAT_NO_TOTAL if bar.total is None else self._FORMAT_TEXT
+        text = bar.format_meter(**{**bar.format_dict, "bar_format": shape, "ncols": None})
+        bar.close()
+        _update_display(bar, {"text/plain": text})
 
 
 def _display_widget(bar: Any) -> None:
     """Display the widget of a bar.
 
-    A saved notebook keeps a text in place of the widget. It is empty here, because tqdm's text would be the bar at 0 %.
+    The text for pages that cannot show widgets is empty, because tqdm's would be the bar at 0 %.
     """
-    display: Any = importlib.import_module("IPython.display").display
     view = {"version_major": 2, "version_minor": 0, "model_id": bar.container.model_id}
-    display({"text/plain": "", "application/vnd.jupyter.widget-view+json": view}, raw=True)
+    data = {"text/plain": "", "application/vnd.jupyter.widget-view+json": view}
+    _ipython_display().display(data, raw=True, display_id=bar.container.model_id)
     bar.displayed = True
+
+
+def _update_display(bar: Any, data: Mapping[str, str]) -> None:
+    """Replace the widget of a bar in the notebook."""
+    _ipython_display().update_display(data, raw=True, display_id=bar.container.model_id)
+
+
+def _ipython_display() -> Any:
+    return importlib.import_module("IPython.display")
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ class WidgetBar(tqdm.std.tqdm):
         text = SimpleNamespace(value="", hold_sync=contextlib.nullcontext)
         self.container = SimpleNamespace(
             model_id="id of the widget",
-            children=(SimpleNamespace(value=""), SimpleNamespace(bar_style=""), text),
+            children=(SimpleNamespace(value=""), SimpleNamespace(value=0), text),
         )
         super().__init__(*args, gui=True, **options)
 
@@ -34,28 +34,35 @@ class WidgetBar(tqdm.std.tqdm):
             return
         self.disable = True
         self.refresh()
-        self.container.children[1].bar_style = "danger" if self.n < self.total else "success"
 
 
 @pytest.fixture
-def displayed(monkeypatch):
-    shown = []
+def outputs(monkeypatch):
+    """The outputs of a notebook's cell by their id."""
+    shown = {}
     monkeypatch.setattr(tqdm.auto, "tqdm", WidgetBar)
-    monkeypatch.setattr(display, "display", lambda data, raw: shown.append(data))
+    monkeypatch.setattr(display, "display", lambda data, raw, display_id: shown.setdefault(display_id, data))
+    monkeypatch.setattr(display, "update_display", lambda data, raw, display_id: shown.update({display_id: data}))
     return shown
 
 
-@pytest.mark.parametrize(("is_complete", "style"), [(True, "success"), (False, "danger")])
-def test_a_saved_notebook_keeps_a_line_and_only_failures_are_red(displayed, capsys, is_complete, style):
+def test_text_replaces_the_widget_at_the_end(outputs, capsys):
     bar = RunBar()
     bar.update({"event": "fit_begin", "epochs": 4, "steps": 10})
     bar.update({"event": "epoch_end", "epoch": 0, "step": 10, "logs": {"loss": 0.5, "auc": 0.9}})
-    _, shown, text = bar._bar.container.children
-    (data,) = displayed
+    (data,) = outputs.values()
     assert data["text/plain"] == ""
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == "id of the widget"
-    assert text.value == "loss=0.5, auc=0.9"  # with spaces at which lines break
-    bar.update({"event": "fit_end", "is_complete": is_complete})
-    assert text.value == "loss=0.5, auc=0.9"
-    assert shown.bar_style == style
-    assert capsys.readouterr().out.startswith("epoch 1/4: 10/40 steps [00:00, loss=0.5, auc=0.9]")
+    assert bar._bar.container.children[2].value == "loss=0.5, auc=0.9"  # with spaces at which lines break
+    bar.update({"event": "fit_end"})
+    (data,) = outputs.values()
+    assert data == {"text/plain": "epoch 1/4:  25%|██▌       | 10/40 steps [00:00, loss=0.5, auc=0.9]"}
+    assert capsys.readouterr().out == ""
+
+
+def test_the_number_of_steps_is_unknown(outputs):
+    bar = RunBar()
+    bar.update({"event": "fit_begin", "epochs": 4, "steps": None})
+    bar.update({"event": "step", "epoch": 0, "step": 7, "loss": 0.5})
+    bar.update({"event": "fit_end"})
+    assert list(outputs.values()) == [{"text/plain": "epoch 1/4: 7 steps [00:00, loss=0.5]"}]

@@ -99,7 +99,7 @@ def test_the_bar_shows_steps_and_metrics(capsys, steps, shown):
     console.progress({"event": "step", "epoch": 0, "step": 1, "loss": 0.51234, "samples": 64})
     console.lines(0, "h", lines("a line"))
     console.progress({"event": "epoch_end", "epoch": 0, "step": 4, "logs": {"loss": 0.25}})
-    console.progress({"event": "fit_end", "is_complete": True})
+    console.progress({"event": "fit_end"})
     console.close()
     out, err = capsys.readouterr()
     assert out.splitlines()[-1].endswith("[rank 0 @ h] a line")
@@ -122,7 +122,7 @@ def test_one_bar_spans_all_epochs_and_attempts(capsys):
     console.progress({"event": "fit_begin", "epochs": 4, "steps": 10})
     console.progress(step(1, 3))
     console.progress(step(3, 10))
-    console.progress({"event": "fit_end", "is_complete": True})
+    console.progress({"event": "fit_end"})
     console.close()
     err = capsys.readouterr().err
     assert "epoch 2/4:  38%" in err
@@ -163,7 +163,7 @@ def test_a_second_fit_has_its_own_bar(capsys):
     for _ in range(2):
         bar.update({"event": "fit_begin", "epochs": 1, "steps": 2})
         bar.update({"event": "epoch_end", "epoch": 0, "step": 2, "logs": {"loss": 1.0}})
-        bar.update({"event": "fit_end", "is_complete": True})
+        bar.update({"event": "fit_end"})
     bar.close()
     err = capsys.readouterr().err
     assert "fit 2, epoch 1/1: 100%" in err
