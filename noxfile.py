@@ -64,7 +64,9 @@ ENVIRONMENTS = {
     "oldest": Environment("3.10", "3.5", "2.16", "3.10", "2.1", "17", _NUMPY_1, ALL),
     "spark-3.5": Environment("3.11", "3.5", "2.17", "3.11", "2.2", "17", _NUMPY_1),
     "spark-4.0": Environment("3.11", "4.0", "2.18", "3.12", "2.2", "18"),
-    "spark-4.1": Environment("3.12", "4.1", "2.19", "3.13", "2.2", "20"),
+    # From PySpark 4.1 on, Spark Connect needs protobuf 6, which TensorFlow takes from 2.20 on.
+    "tensorflow-2.19": Environment("3.12", "4.0", "2.19", "3.13", "2.2", "20"),
+    "spark-4.1": Environment("3.12", "4.1", "2.20", "3.13", "2.3", "21"),
     "spark-4.2": Environment("3.12", "4.2", "2.20", "3.14", "2.3", "22"),
     "newest": Environment("3.13", "4.3", "2.21", "3.15", "2.3", "26", (), ALL),
 }
