@@ -221,7 +221,7 @@ def test_several_outputs_weights_and_validation(spark):
     scored = single.transform(counted)
     assert scored.schema["prediction"].dataType.simpleString() == "double"
     assert RegressionEvaluator(labelCol="second", metricName="mae").evaluate(scored) < 0.3
-    with pytest.raises(DataError, match="label column 'y' has 2 numbers a row, but the model's output has 1"):
+    with pytest.raises(DataError, match="label column 'y' has 2 numbers per row, but the model's output has 1"):
         regressor.copy({regressor.modelParams: {}}).fit(rows)
     with pytest.raises(DataError, match=r"The weight column 'weight' contains -1; weights must not be negative"):
         regressor.fit(rows.withColumn("weight", -F.col("weight")))
@@ -333,7 +333,7 @@ def test_mistakes_are_reported_with_their_cause(plants, features, classifier):
     def of_text(num_features):
         raise AssertionError(num_features)
 
-    with pytest.raises(DataError, match=r"num_features=None, because the column 'kind' of features is of type string"):
+    with pytest.raises(DataError, match=r"num_features=None, because the feature column 'kind' is of type string"):
         KerasClassifier(modelFn=of_text, inputCols=["a", "kind"]).fit(plants)
     with pytest.raises(DataError, match=r"There are no rows to train on: the DataFrame is empty"):
         classifier.copy().setParams(modelParams={"num_classes": 3}).fit(features.where("a > 9"))

@@ -159,7 +159,7 @@ def test_a_label_of_another_width_fails_the_group():
     from spark_tensorflow_distributor.ml.groups.training import GroupData
 
     features, _ = rows_of(1, 8)
-    with pytest.raises(DataError, match="'y' has 3 numbers a row, but the model's output has 1"):
+    with pytest.raises(DataError, match="'y' has 3 numbers per row, but the model's output has 1"):
         trainer_of(build).train(GroupData(features, Rows("y", np.ones((8, 3), np.float32))))
 
 
@@ -168,7 +168,7 @@ def test_text_for_an_input_of_numbers_fails_the_group():
 
     (a, _), labels = rows_of(1, 8)
     text = Rows("b", np.array(["x"] * 8, object))
-    with pytest.raises(DataError, match=r"'b' of features is of type string.*StringIndexer"):
+    with pytest.raises(DataError, match=r"'b' is of type string.*StringIndexer"):
         trainer_of(build).train(GroupData([a, text], labels))
 
 

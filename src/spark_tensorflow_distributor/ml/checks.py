@@ -26,7 +26,7 @@ def check_compiled(model: Any) -> None:
     """Check that ``Model.fit`` can train a model.
 
     Raises:
-        ConfigurationError: It is not compiled.
+        ConfigurationError: The model is not compiled.
     """
     if getattr(model, "optimizer", None) is None:
         raise ConfigurationError(
@@ -39,16 +39,16 @@ def check_label_width(label: str, given: int | None, width: int | None) -> None:
     """Check that a regressor has an output for each number of a label; Keras would broadcast one to the other.
 
     Args:
-        label: The column of labels, for the message.
+        label: The label column, for the message.
         given: How many numbers a label has; None if that varies or is not known.
         width: How many numbers the model returns for a row; None if it is not known.
 
     Raises:
-        DataError: They differ.
+        DataError: The numbers differ.
     """
     if width is not None and given is not None and given != width:
         raise DataError(
-            f"The label column {label!r} has {given} numbers a row, but the model's output has {width}. Give "
+            f"The label column {label!r} has {given} numbers per row, but the model's output has {width}. Give "
             "its last layer as many units, or select other labels."
         )
 
@@ -57,12 +57,12 @@ def check_classes(label: str, values: "npt.NDArray[Any]", limit: int | None) -> 
     """Check that a classifier's labels are indices of classes.
 
     Args:
-        label: The column of labels, for the message.
+        label: The label column, for the message.
         values: The labels.
         limit: The number of the model's classes; None if it is not known.
 
     Raises:
-        DataError: One is not.
+        DataError: A label is not the index of a class.
     """
     wrong = values[(values != values.round()) | (values < 0) | ((values >= limit) if limit else False)]
     if len(wrong):
@@ -78,7 +78,7 @@ def check_features(columns: Sequence[Column], inputs: Inputs, *, is_stacked: boo
     """Check that text goes to inputs that take text, and that other inputs get numbers.
 
     Args:
-        columns: The columns of features.
+        columns: The feature columns.
         inputs: The model's inputs.
         is_stacked: Whether the columns go side by side into one tensor.
 
@@ -88,7 +88,7 @@ def check_features(columns: Sequence[Column], inputs: Inputs, *, is_stacked: boo
     by_name = {each.name: each for each in inputs.inputs}
     is_only = len(columns) == len(inputs.inputs) == 1
     for column in columns:
-        subject = f"The column {column.name!r} of features is of type {column.spark_type}"
+        subject = f"The feature column {column.name!r} is of type {column.spark_type}"
         wanted = inputs.inputs[0] if is_only else by_name.get(column.name)
         if is_stacked:
             if not column.is_number:
@@ -122,10 +122,10 @@ def call_model_fn(function: Callable[..., Any], arguments: Mapping[str, Any], co
     Args:
         function: The function.
         arguments: Its arguments.
-        columns: The columns of features.
+        columns: The feature columns.
 
     Raises:
-        DataError: It fails without a number of features, because there are columns of text.
+        DataError: The function fails, perhaps because text columns leave it without a number of features.
     """
     try:
         return function(**arguments)
@@ -134,8 +134,8 @@ def call_model_fn(function: Callable[..., Any], arguments: Mapping[str, Any], co
         if text is None or arguments.get("num_features", 0) is not None:
             raise
         raise DataError(
-            f"modelFn failed: {sentence(one_line(error))} It got num_features=None, because the column {text.name!r} "
-            f"of features is of type {text.spark_type}. {remedy(text, is_stacked=True)}"
+            f"modelFn failed: {sentence(one_line(error))} It got num_features=None, because the feature column "
+            f"{text.name!r} is of type {text.spark_type}. {remedy(text, is_stacked=True)}"
         ) from error
 
 
@@ -149,7 +149,7 @@ def check_input_names(names: Sequence[str], inputs: Inputs, *, is_single: bool, 
         by_order: Whether columns may be matched to inputs by order if no names agree.
 
     Raises:
-        DataError: It does not.
+        DataError: The columns do not match the inputs.
     """
     wanted = [each.name for each in inputs.inputs]
     if len(wanted) < 2 or set(names) == set(wanted):
@@ -170,15 +170,15 @@ def check_input_names(names: Sequence[str], inputs: Inputs, *, is_single: bool, 
 
 
 def check_rows(what: str, total: int, *, is_split: bool) -> None:
-    """Check that there are rows to ``"train"``, to ``"validate"`` or to ``"evaluate"`` on.
+    """Check that there are rows to train, validate or evaluate on.
 
     Args:
-        what: For what the rows are.
+        what: What the rows are for: ``"train"``, ``"validate"`` or ``"evaluate"``.
         total: Their number on all workers.
         is_split: Whether ``validationIndicatorCol`` is set.
 
     Raises:
-        DataError: There are none.
+        DataError: There are no such rows.
     """
     if total:
         return

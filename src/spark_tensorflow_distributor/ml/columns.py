@@ -19,7 +19,7 @@ def check_is_frame(value: object) -> None:
     """Check that a value is a Spark DataFrame.
 
     Raises:
-        DataError: It is not.
+        DataError: The value is something else.
     """
     if is_pandas_on_spark(value):
         raise DataError(f"The rows are {a_type(value)} of pandas on Spark. Pass its to_spark().")
@@ -50,7 +50,7 @@ def check_exists(df: "DataFrame", param: str, name: str) -> None:
     """Check that a DataFrame has a column, or one that may be a struct with such a field.
 
     Raises:
-        DataError: It has not.
+        DataError: There is no such column.
     """
     if not any(name == known or name.startswith(f"{known}.") for known in df.columns):
         raise DataError(
@@ -60,10 +60,10 @@ def check_exists(df: "DataFrame", param: str, name: str) -> None:
 
 
 def check_label(column: Column, param: str, *, is_classifier: bool) -> None:
-    """Check the type of a column of labels.
+    """Check the type of a label column.
 
     Raises:
-        DataError: It is not numeric, or one of arrays for a classifier.
+        DataError: The column is not numeric, or is a classifier's and holds arrays.
     """
     if not column.is_number or column.depth > 1:
         raise DataError(
@@ -73,15 +73,15 @@ def check_label(column: Column, param: str, *, is_classifier: bool) -> None:
     if is_classifier and column.depth:
         raise DataError(
             f"{param} is {column.name!r}, a column of type {column.spark_type}. A classifier's label is one number, "
-            "the index of the class. For several numbers a row, use KerasRegressor."
+            "the index of the class. For several numbers per row, use KerasRegressor."
         )
 
 
 def check_weight(column: Column) -> None:
-    """Check the type of a column of weights.
+    """Check the type of a weight column.
 
     Raises:
-        DataError: It is not a number.
+        DataError: The column does not hold one number per row.
     """
     if not column.is_number or column.depth:
         raise DataError(
@@ -137,7 +137,7 @@ def split_by(df: "DataFrame", indicator: str) -> "tuple[DataFrame, DataFrame]":
 
 
 def indicator_expression(df: "DataFrame", indicator: str) -> "SparkColumn":
-    """Return the column that is true for the rows of validation.
+    """Return the column that is true for validation rows.
 
     Raises:
         DataError: There is no such column, or it is not boolean.
@@ -146,7 +146,7 @@ def indicator_expression(df: "DataFrame", indicator: str) -> "SparkColumn":
     if column.dtype != "bool" or column.depth:
         raise DataError(
             f"validationIndicatorCol is {indicator!r}, a column of type {column.spark_type}; it must be boolean: true "
-            "for the rows of validation."
+            "for validation rows."
         )
     return column_expression(column)
 
@@ -220,7 +220,7 @@ def probabilities_of(output: "SparkColumn", width: int | None, *, are_logits: bo
 
 
 def _with_value(value: "SparkColumn", use: "Callable[[SparkColumn], SparkColumn]") -> "SparkColumn":
-    """Return ``use(value)`` with the value computed once a row; in a lambda, Spark computes it for each element."""
+    """Return ``use(value)`` with the value computed once per row; in a lambda, Spark computes it for each element."""
     import pyspark.sql.functions as F
 
     return F.element_at(F.transform(F.array(value), use), 1)

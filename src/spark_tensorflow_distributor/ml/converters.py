@@ -66,7 +66,7 @@ def path(value: Any) -> str:
 
 
 def function(value: Any) -> Callable[..., Any]:
-    """Accept what can be called, except a Keras model."""
+    """Accept any callable except a Keras model."""
     if keras_of(value):
         raise TypeError(f"It is {a_type(value)}; it must be a function. To train a model object, set the Param model.")
     if not callable(value):
@@ -107,7 +107,7 @@ def column_names(value: Any) -> list[str]:
 
 
 def _items(value: Any, expected: str) -> list[Any]:
-    """Return the items of a list or another collection that is no text and no mapping."""
+    """Return the items of a list or another collection that is neither text nor a mapping."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise TypeError(f"It is {a_type(value)}; it must be {expected}.")
     return list(value)

@@ -51,7 +51,7 @@ def write_file(spark: Any, path: str, data: bytes) -> None:
         data: The content.
 
     Raises:
-        SerializationError: It cannot be written.
+        SerializationError: The file cannot be written.
     """
     try:
         _write_table(spark, path, data) if is_connect(spark) else _write_file(spark, path, data)
@@ -82,7 +82,7 @@ def _write_table(spark: Any, path: str, data: bytes) -> None:
 
 
 def delete_folder(spark: Any, path: str) -> None:
-    """Delete a folder, and the one that contains it if that is empty then; a client of Spark Connect cannot.
+    """Delete a folder, and its parent if that is then empty; does nothing for a client of Spark Connect.
 
     If that fails, it only logs a warning, because the caller has another error to raise.
 
@@ -110,7 +110,7 @@ def read_file(spark: Any, path: str, stored_as: str) -> bytes:
         stored_as: What :func:`format_of` said when it was written.
 
     Raises:
-        SerializationError: It cannot be read.
+        SerializationError: The file cannot be read.
     """
     try:
         if stored_as == "parquet":

@@ -39,7 +39,7 @@ class CheckpointNames:
         """Yield the name of a training's folder, which no other training uses for the duration of the context.
 
         Args:
-            identity: What another process, too, knows of the training.
+            identity: The training's identity; see :func:`identity_of`.
             rows: Spark's hash of its rows in this session, which tells rows apart that have the same identity. They
                 are numbered in the order of their trainings, so that the same program finds its folders again.
         """

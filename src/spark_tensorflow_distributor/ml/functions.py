@@ -152,7 +152,7 @@ def _own_modules(values: Any) -> list[ModuleType]:
         if module is not None:
             found[module.__name__] = module
         waiting += _parts(value, is_own=module is not None)
-    # A module that was itself loaded by value is no module of this process, and travels by value anyway.
+    # A module that was itself loaded by value is not a module of this process, and travels by value anyway.
     return [module for name, module in found.items() if name != "__main__" and sys.modules.get(name) is module]
 
 

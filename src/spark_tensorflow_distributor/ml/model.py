@@ -97,7 +97,7 @@ class KerasModel(HasInputs, HasTargets, HasPredictBatchSize, HasRunner, Model):
         """Compute the loss and the metrics that the model was compiled with, on the cluster.
 
         Args:
-            dataset: A DataFrame with the columns of features, labels and, if ``weightCol`` is set, weights.
+            dataset: A DataFrame with the feature and label columns and, if ``weightCol`` is set, the weight column.
 
         Returns:
             The values by the metrics' names.

@@ -18,7 +18,7 @@ def declared_width(model: Any) -> int | None:
     """Return how many values a model returns for each row; None if it does not declare it.
 
     Raises:
-        DataError: It has several outputs, or one with more than one dimension.
+        DataError: The model has several outputs, or one with more than one dimension.
     """
     outputs = getattr(model, "outputs", None)
     if not outputs:
@@ -27,13 +27,13 @@ def declared_width(model: Any) -> int | None:
     if len(dims) > 1 or len(dims[0]) > 1:
         raise DataError(
             f"The model's outputs have the shapes {', '.join(str(['batch', *each]) for each in dims)}; a classifier or "
-            "regressor needs one output of one or more numbers a row. Train other models with MirroredStrategyRunner."
+            "regressor needs one output of one or more numbers per row. Train other models with MirroredStrategyRunner."
         )
     return dims[0][0] if dims[0] else 1
 
 
 def gives_logits(model: Any) -> bool:
-    """Return whether a classifier's output consists of logits: as its loss says, else as its last layer does."""
+    """Return whether a classifier's output consists of logits, judging by its loss or else by its last layer."""
     loss = _loss_of(model)
     if hasattr(loss, "from_logits"):
         return bool(loss.from_logits)
@@ -46,7 +46,7 @@ def check_loss(model: Any) -> None:
     """Check that a classifier's loss fits class indices and the model's output.
 
     Raises:
-        ConfigurationError: It does not.
+        ConfigurationError: The loss does not fit.
     """
     loss = _loss_of(model)
     name, width = _name_of(loss), declared_width(model)
@@ -58,14 +58,14 @@ def check_loss(model: Any) -> None:
         )
     if compares_values and width is not None and width > 1:
         raise ConfigurationError(
-            f"The model's loss is {_shown(loss)}, which compares the output's {width} values a row with as many "
+            f"The model's loss is {_shown(loss)}, which compares the output's {width} values per row with as many "
             "labels, but a classifier's label is one number, the index of the class. Compile it with "
             "sparse_categorical_crossentropy, or give its last layer one unit (two classes). To predict numbers, use "
             "KerasRegressor."
         )
     if name == "sparsecategoricalcrossentropy" and width == 1:
         raise ConfigurationError(
-            "The model's loss is sparse_categorical_crossentropy, but its output has one value a row. Give its last "
+            "The model's loss is sparse_categorical_crossentropy, but its output has one value per row. Give its last "
             "layer a unit for each class, or compile it with binary_crossentropy (two classes)."
         )
     check_activation(model)
@@ -75,7 +75,7 @@ def check_activation(model: Any) -> None:
     """Check that a classifier whose loss takes probabilities returns probabilities.
 
     Raises:
-        ConfigurationError: It does not.
+        ConfigurationError: The model returns logits.
     """
     loss, last = _loss_of(model), _last_layer(model)
     if _name_of(loss).endswith("crossentropy") and not getattr(loss, "from_logits", False) and _is_linear(last):

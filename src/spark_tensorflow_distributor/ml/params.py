@@ -104,12 +104,12 @@ class HasInputs(AccessibleParams, HasFeaturesCol, HasInputCols):
         return "inputCols" if self._value("inputCols") else "featuresCol"
 
     def input_columns(self) -> str | list[str]:
-        """Return the name of the column of features, or the list of ``inputCols``."""
+        """Return the name of the feature column, or the list of ``inputCols``."""
         return self._value("inputCols") or self._value("featuresCol")  # type: ignore[no-any-return]
 
 
 class HasTargets(AccessibleParams, HasLabelCol, HasWeightCol, HasPredictionCol):
-    """The columns of labels, weights and predictions."""
+    """The label, weight and prediction columns."""
 
 
 class HasPredictBatchSize(AccessibleParams):

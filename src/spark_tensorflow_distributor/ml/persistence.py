@@ -57,7 +57,7 @@ class _Writer(MLWriter):
         """Save to a path that does not exist; see ``save`` and ``overwrite``.
 
         Raises:
-            SerializationError: It exists, or something cannot be saved.
+            SerializationError: The path exists, or something cannot be saved.
         """
         spark = self.sparkSession
         if files.path_exists(spark, path):
@@ -125,7 +125,7 @@ class _Reader(MLReader[T]):
         """Load from a path.
 
         Raises:
-            SerializationError: It contains something else, or functions that do not load here.
+            SerializationError: The path contains something else, or functions that do not load here.
         """
         spark, path = self.sparkSession, path.rstrip("/")
         metadata = DefaultParamsReader.loadMetadata(path, _owner(spark))
@@ -188,7 +188,7 @@ def _split(instance: "Params") -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the Params to save that were set: those that JSON can hold, and the others."""
     plain: dict[str, Any] = {}
     objects: dict[str, Any] = {}
-    # A model trains no more: modules that its estimator sent to the workers would only be conditions to load it.
+    # A model no longer trains, so loading it must not require the modules that its estimator sent to the workers.
     unsaved = UNSAVED_PARAMS if isinstance(instance, Estimator) else (*UNSAVED_PARAMS, "pyModules")
     for param, value in instance._paramMap.items():
         if param.name in unsaved:
@@ -205,7 +205,7 @@ def _exists(path: str) -> SerializationError:
 
 
 def _is_json(value: Any) -> bool:
-    """Return whether a value is the same after a passage through JSON, which has no tuples and only text as keys."""
+    """Return whether a value survives a round trip through JSON, which has no tuples and only text as keys."""
     try:
         return bool(json.loads(json.dumps(value)) == value)
     except (TypeError, ValueError):

@@ -35,7 +35,7 @@ class SlotQueue:
 
         Args:
             tasks: The number of slots.
-            capacity: Returns how many slots the cluster has now; None if that is not known, when all are admitted.
+            capacity: Returns how many slots the cluster has now; None if unknown, and every training is then admitted.
         """
         ticket = next(self._tickets)
         with self._changed:

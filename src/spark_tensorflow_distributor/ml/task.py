@@ -21,9 +21,9 @@ class TrainingTask:
     """Describes what to train, apart from the user's functions and the rows.
 
     Attributes:
-        features: The column of features, or the list of columns for the model's inputs.
-        label: The column of labels.
-        weight: The column of weights; None if all rows weigh 1.
+        features: The feature column, or the list of columns for the model's inputs.
+        label: The label column.
+        weight: The weight column; None if all rows weigh 1.
         batch_size: Rows per step on all workers together.
         epochs: Passes over the rows.
         seed: Determines initial weights, dropout and the order of the rows.
@@ -69,16 +69,16 @@ class TrainedModel:
 def arguments_for(
     name: str, function: Callable[..., Any], params: Mapping[str, Any], offered: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the keyword arguments for a function of the user's: all of ``params``, and what it names of ``offered``.
+    """Return the keyword arguments for a user's function: all of ``params``, and those of ``offered`` that it names.
 
     Args:
         name: The Param that holds the function, for the message.
         function: The function.
         params: The value of ``modelParams``.
-        offered: What else it may take, by name; ``params`` come first.
+        offered: What else it may take, by name; ``params`` take precedence.
 
     Raises:
-        ConfigurationError: It cannot be called with these arguments.
+        ConfigurationError: The function cannot be called with these arguments.
     """
     try:
         signature = inspect.signature(function)

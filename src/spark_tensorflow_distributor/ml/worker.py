@@ -50,11 +50,11 @@ def train(
     """Train on this worker's rows; the arguments are named like the Params, because error messages quote them.
 
     In the driver's own process (``localMode``), the model is the user's object: a copy is trained, whose variables
-    belong to the strategy's scope like those of a model that has travelled.
+    belong to the strategy's scope like those of a model that was sent to a worker.
 
     Raises:
         DataError: A label or a weight is invalid, or the model does not fit the rows.
-        ConfigurationError: A function of the user's returns something else than it must.
+        ConfigurationError: A user's function does not return what it must.
     """
     importlib.import_module(selected_keras()).utils.set_random_seed(task.seed)
     _check_data(task, {"train": train_data, "validate": validation_data}, is_filled=fitFn is not None)
@@ -73,7 +73,7 @@ def train(
         model = call_model_fn(modelFn, arguments_for("modelFn", modelFn, params, named), _columns(task, train_data))
         _check_model("modelFn", model)
     if task.is_classifier:
-        # fitFn may make other labels of the classes.
+        # fitFn may encode the labels differently.
         check_loss(model) if fitFn is None else check_activation(model)
     _check_labels(task, model, train_data, validation_data)
     callbacks = [] if callbacksFn is None else list(callbacksFn())
@@ -159,7 +159,7 @@ def _inputs(model: Any) -> Inputs:
 
 
 def _num_features(task: TrainingTask, shard: "DataShard") -> int | None:
-    """Return how many numbers a row has as features; None if the columns are texts or of varying length."""
+    """Return the number of feature values per row; None if the columns are texts or of varying length."""
     widths = [shard.width_of(name) for name in ([task.features] if isinstance(task.features, str) else task.features)]
     return None if None in widths else sum(width for width in widths if width is not None)
 
@@ -183,7 +183,7 @@ def _check_labels(task: TrainingTask, model: Any, *shards: "DataShard | None") -
     if classes is not None and (task.num_classes or 0) > classes:
         raise DataError(
             f"The label column {task.label!r} has {task.num_classes} classes, but the model's output has {width} "
-            f"value{'s' if width != 1 else ''} a row. Give its last layer a unit for each class (modelFn may take "
+            f"value{'s' if width != 1 else ''} per row. Give its last layer a unit for each class (modelFn may take "
             "num_classes)."
         )
     limit = classes or task.num_classes
@@ -207,7 +207,7 @@ def _check_data(task: TrainingTask, shards: "Mapping[str, DataShard | None]", *,
         is_filled: Whether the user's function may fill nulls and pad arrays.
 
     Raises:
-        DataError: There are no rows; nulls or arrays of different lengths; or a weight is invalid.
+        DataError: There are no rows, there are nulls or arrays of different lengths, or a weight is invalid.
     """
     for what, shard in shards.items():
         if shard is None:

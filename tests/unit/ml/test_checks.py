@@ -22,7 +22,7 @@ def test_a_label_that_fits(given, width):
 
 
 def test_a_label_of_another_width():
-    with pytest.raises(DataError, match="'y' has 3 numbers a row, but the model's output has 1"):
+    with pytest.raises(DataError, match="'y' has 3 numbers per row, but the model's output has 1"):
         check_label_width("y", 3, 1)
 
 
@@ -57,10 +57,10 @@ TWO = Inputs("dict", (Input("age", (1,), "float32"), Input("kind", (), "string")
             [AGE, KIND],
             ONE,
             True,
-            "'kind' of features is of type string, but .* takes numbers. .*StringIndexer",
+            "'kind' is of type string, but .* takes numbers. .*StringIndexer",
         ),
         ([AGE, KIND], Inputs("unknown"), True, r"name='kind', dtype='string'\) with StringLookup or TextVectorization"),
-        ([AGE, DAY], ONE, True, "'day' of features is of type date, .* Convert it to a number in Spark"),
+        ([AGE, DAY], ONE, True, "'day' is of type date, .* Convert it to a number in Spark"),
         ([TAGS], ONE, False, r"'tags' .* type array<string>, but the model's input is 'x' \[batch, 2\] float32"),
         ([KIND], ONE, False, "Convert it to numbers in Spark"),
         ([AGE], Inputs("tensor", (Input("x", (), "string"),)), False, "'age' .* type integer.*Cast it to string"),
@@ -123,7 +123,9 @@ def test_a_model_function_that_fails_without_a_number_of_features():
         return 2 * num_features
 
     assert call_model_fn(build, {"num_features": 2}, [KIND]) == 4
-    with pytest.raises(DataError, match=r"modelFn failed: TypeError.* num_features=None, because the column 'kind'"):
+    with pytest.raises(
+        DataError, match=r"modelFn failed: TypeError.* num_features=None, because the feature column 'kind'"
+    ):
         call_model_fn(build, {"num_features": None}, [AGE, KIND])
     with pytest.raises(TypeError):
         call_model_fn(build, {"num_features": None}, [AGE])

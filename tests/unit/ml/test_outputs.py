@@ -50,11 +50,11 @@ def test_logits(found, expected):
     [
         (model("categorical_crossentropy"), "Compile it with sparse_categorical_crossentropy"),
         (model({"last": "CategoricalHinge"}), "CategoricalHinge, which needs one-hot labels"),
-        (model("binary_crossentropy"), "the output's 3 values a row"),
+        (model("binary_crossentropy"), "the output's 3 values per row"),
         (model("mse"), "loss is mse, which compares the output's 3 values .* Compile it with sparse_categorical"),
         (model(["MeanSquaredError"]), "loss is MeanSquaredError"),
         (model(loss_object("huber_loss", "tf_keras.src.losses")), "loss is huber_loss"),
-        (model("SparseCategoricalCrossentropy", width=1), "its output has one value a row"),
+        (model("SparseCategoricalCrossentropy", width=1), "its output has one value per row"),
         (model("sparse_categorical_crossentropy", activation=linear), "'last', has no activation"),
         (model(loss("binary_crossentropy", False), width=1, activation=linear), "activation='sigmoid'"),
     ],

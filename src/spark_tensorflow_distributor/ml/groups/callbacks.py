@@ -7,7 +7,7 @@ from ...errors import ConfigurationError
 
 _OF_BATCHES = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
 _OF_EVALUATION = ("on_test_begin", "on_test_end", "on_test_batch_begin", "on_test_batch_end")
-# Classes of Keras whose methods of batches do nothing if this attribute is "epoch".
+# Classes of Keras whose batch methods do nothing if this attribute is "epoch".
 _FREQUENCIES = {
     "BackupAndRestore": "save_freq",
     "ModelCheckpoint": "save_freq",
@@ -17,22 +17,22 @@ _FREQUENCIES = {
 
 
 def check_callbacks(callbacks: Sequence[Any], base: type, *, has_validation: bool) -> None:
-    """Check that all methods of the callbacks are called, which are those of epochs and of training.
+    """Check that the callbacks have only methods that are called: those for epochs and for training.
 
     Args:
         callbacks: The callbacks.
         base: ``keras.callbacks.Callback``.
-        has_validation: Whether there are rows of validation, so that Keras would call the methods of evaluation.
+        has_validation: Whether there are validation rows, so that Keras would call the evaluation methods.
 
     Raises:
-        ConfigurationError: One has methods of batches or of evaluation.
+        ConfigurationError: A callback has batch or evaluation methods.
     """
     names = (*_OF_BATCHES, *(_OF_EVALUATION if has_validation else ()))
     for callback in callbacks:
         if found := [name for name in names if _has(callback, name, base)]:
             raise ConfigurationError(
                 f"The callback {type(callback).__name__} has {', '.join(found)}, but a group is trained and evaluated "
-                "in a graph, which calls no methods of batches or of evaluation. Use on_epoch_begin and on_epoch_end, "
+                "in a graph, which calls no batch or evaluation methods. Use on_epoch_begin and on_epoch_end, "
                 "or train this model by itself."
             )
 

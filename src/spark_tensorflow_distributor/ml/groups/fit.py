@@ -22,7 +22,7 @@ from .worker import RESULT_TYPES
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-# Partitions for each slot: more of them even out large groups, and lose less when a task is repeated.
+# Partitions for each slot: more of them even out large groups, and lose less when a task is retried.
 _TASKS_PER_SLOT = 4
 
 
@@ -62,11 +62,11 @@ def fit_groups(
         feature_columns: A name or a list of names, as in ``predict``. Several columns go side by side into a model with
             one input, else to its inputs by name.
         label_column: A numeric column, or one of arrays or vectors.
-        weight_column: A column of weights. Default: all rows weigh 1.
+        weight_column: The weight column. Default: all rows weigh 1.
         validation_column: A boolean column, true for rows on which the model is evaluated after each epoch.
         order_columns: Sort the rows of a group by these columns. Only matters with ``shuffle=False``.
         model_params: Keyword arguments of the function.
-        callbacks: A function that returns Keras callbacks for one group. Only their methods of epochs and of training
+        callbacks: A function that returns Keras callbacks for one group. Only their epoch and training methods
             are called.
         batch_size: Rows per step. Default: 32.
         epochs: Passes over the rows of a group. Default: 1.

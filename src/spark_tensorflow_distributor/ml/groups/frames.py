@@ -21,7 +21,7 @@ def key_columns(df: "DataFrame", names: Sequence[str]) -> list[Column]:
     """Return the columns that form the key.
 
     Raises:
-        DataError: One does not exist, or is of a type that cannot be a key.
+        DataError: A column does not exist, or is of a type that cannot be a key.
     """
     columns = select_columns(df.schema.jsonValue(), names, "groupCol")
     for column in columns:
@@ -46,7 +46,7 @@ def training_rows(
     Args:
         df: The DataFrame.
         keys: The columns that form the key.
-        features: The columns of features.
+        features: The feature columns.
         others: The label, and what follows it.
         order: The columns by which the rows of a group are sorted first.
         num_tasks: The number of partitions.
@@ -79,13 +79,13 @@ def scored_rows(
     """Return the rows to predict and the models, each group within one partition, its model first.
 
     The columns are ``k0``, ``k1``, ... (the key, in the types of the models' keys), ``is_known`` (false for rows whose
-    key is no value of these types), ``model`` (null for the rows), ``f0``, ``f1``, ... (the features, null for the
+    key these types cannot hold), ``model`` (null for the rows), ``f0``, ``f1``, ... (the features, null for the
     models) and ``row``, a struct of all columns (null for the models).
 
     Args:
         df: The DataFrame.
         keys: Its columns that form the key.
-        features: Its columns of features.
+        features: Its feature columns.
         models: The key's columns and ``model``.
         names: The names of the key's columns in ``models``.
         integers: See :func:`integer_types`.
@@ -121,9 +121,9 @@ def scored_rows(
 
 
 def _converted(key: Column, kind: str) -> "tuple[SparkColumn, SparkColumn]":
-    """Return a column in another type, null where that is impossible; and whether each value remains what it is.
+    """Return a column in another type, null where that is impossible; and whether each value is preserved.
 
-    Text is read as the other type. Other values must not change: 1.5 is no whole number.
+    Text is read as the other type. Other values must not change: 1.5 is not a whole number.
     """
     import pyspark.sql.functions as F
 
@@ -159,7 +159,7 @@ def key_texts(rows: "DataFrame", count: int) -> "list[SparkColumn]":
         if kind in ("float", "double"):
             value = value + F.lit(0).cast(kind)  # Spark takes -0.0 for 0.0
         elif kind == "timestamp":
-            value = F.unix_micros(value)  # an hour comes twice when summer time ends
+            value = F.unix_micros(value)  # an hour occurs twice when summer time ends
         elif kind == "binary":
             value = F.hex(value)
         found.append(value.cast("string"))
@@ -183,10 +183,10 @@ def _named(df: "DataFrame", name: str) -> "SparkColumn":
 
 
 def label_expression(column: Column) -> "SparkColumn":
-    """Return a column of labels or weights as floats.
+    """Return a label or weight column as floats.
 
     Raises:
-        DataError: It is not numeric.
+        DataError: The column is not numeric.
     """
     if not column.is_number or column.depth > 1:
         raise DataError(f"The column {column.name!r} is of type {column.spark_type}, but a label must be a number.")
@@ -197,7 +197,7 @@ def check_frame(df: object) -> None:
     """Check that a DataFrame is not a stream, whose groups never end.
 
     Raises:
-        DataError: It is one.
+        DataError: The DataFrame is a stream.
     """
     if getattr(df, "isStreaming", False):
         raise DataError(

@@ -28,7 +28,7 @@ class TrainingGraph:
         specs: The types of features, labels and weights.
 
     Attributes:
-        function: Takes the order of the rows in each epoch, ``[epochs, rows]``, the numbers of the rows of validation,
+        function: Takes the order of the rows in each epoch, ``[epochs, rows]``, the numbers of the validation rows,
             and tensors of all rows. Returns the logs, ``[epochs, names]``.
         names: The names of the logs.
         train_names: Those of training, which come first.
@@ -74,7 +74,7 @@ class TrainingGraph:
             return epoch + 1, found.write(epoch, logs)
 
         found = tf.TensorArray(tf.float32, count, element_shape=[len(self.names)])
-        # One iteration after the other, as the variables' updates are.
+        # Iterations run one after the other, because each updates the variables.
         _, found = tf.while_loop(lambda epoch, _: epoch < count, body, (0, found), parallel_iterations=1)
         return found.stack()
 

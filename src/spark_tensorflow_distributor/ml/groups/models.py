@@ -32,7 +32,7 @@ class GroupModels:
             ``template``.
         template: What the models have in common.
         group_columns: The columns that form the key.
-        features: The columns of features.
+        features: The feature columns.
         is_single: Whether they were given as a single name.
         num_groups: The number of groups.
         num_failed: How many of them have no model.
@@ -73,6 +73,7 @@ class GroupModels:
             key: The values of the key's columns, in their order.
 
         Raises:
+            ConfigurationError: The key does not have one value for each column.
             DataError: There is no model for the key.
         """
         import pyspark.sql.functions as F
@@ -111,7 +112,7 @@ class GroupModels:
         Rows are shuffled, so that those of a group come together; the other columns stay in the JVM.
 
         Args:
-            df: A DataFrame with the columns of the key and of features.
+            df: A DataFrame with the key and feature columns.
             output_column: Name of the new column; an existing column of that name is replaced.
             feature_columns: A name or a list of names. Default: those of the training.
             group_columns: The columns of ``df`` that form the key, in the order of the training's. Default: those of
@@ -200,7 +201,7 @@ def load_groups(spark: Any, path: str) -> GroupModels:
         path: The path.
 
     Raises:
-        SerializationError: It contains no such models.
+        SerializationError: The path contains no such models.
     """
     try:
         row = spark.read.parquet(f"{path.rstrip('/')}/description").first()

@@ -29,7 +29,7 @@ class GroupPredictTask:
 
     Attributes:
         group_columns: The names of the columns that form the key.
-        features: The names of the columns of features.
+        features: The names of the feature columns.
         is_single: Whether the user gave a single name, so that the model gets one tensor instead of a collection.
         batch_size: Largest number of rows in one call of the model.
         gpu_resource_name: Name of the GPU resource in Spark's settings.
@@ -59,7 +59,7 @@ def run_function(packed: bytes, template: Any, batches: "Iterator[tuple[pa.Array
             are null, and its prediction is null.
 
     Raises:
-        DataError: There are two models for a key; or none, and that is to be an error.
+        DataError: There are two models for a key; or none, with ``refuses_unknown``.
     """
     import pyarrow as pa
     from pyspark.sql.pandas.types import to_arrow_type
@@ -97,7 +97,7 @@ def run_function(packed: bytes, template: Any, batches: "Iterator[tuple[pa.Array
 
 
 def _typed(array: "pa.Array") -> "pa.Array":
-    """Return an array of nulls alone, whose type pandas does not know, as one of text."""
+    """Return an array of nulls only, whose type pandas does not know, as text; others unchanged."""
     import pyarrow as pa
 
     return array.cast(pa.string()) if pa.types.is_null(array.type) else array

@@ -33,7 +33,7 @@ def split_groups(batches: "Iterator[pa.RecordBatch]", num_keys: int, max_bytes: 
     """Yield the groups, one at a time; at most one group and one batch are in memory.
 
     Args:
-        batches: The batches, in which the rows of a key follow each other, across batches too.
+        batches: The batches, in which the rows of a key are contiguous, also across batches.
         num_keys: The number of columns, from the first, that form the key.
         max_bytes: Size above which the rows of a group are dropped and only counted.
     """

@@ -1,4 +1,4 @@
-"""What the models of ``pyspark.ml`` have in common that consist of one Keras model for each group."""
+"""What the ``pyspark.ml`` models that consist of one Keras model for each group have in common."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ class KerasGroupModel(KerasModel, HasGroupColumns):
 
     @property
     def groups(self) -> GroupModels:
-        """The models as the functions of this library know them.
+        """The models of all groups, on which the other attributes are based.
 
         Raises:
             ConfigurationError: The model is empty, because it was constructed instead of trained or loaded.
@@ -77,6 +77,7 @@ class KerasGroupModel(KerasModel, HasGroupColumns):
             key: The values of the columns in ``groupCol``, in their order.
 
         Raises:
+            ConfigurationError: The key does not have one value for each column.
             DataError: There is no model for the key.
         """
         return self.groups.keras_model(*key)

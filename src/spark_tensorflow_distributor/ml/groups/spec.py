@@ -16,11 +16,11 @@ class GroupTask:
 
     Attributes:
         num_keys: The number of columns that form the key.
-        features: The names of the columns of features.
+        features: The names of the feature columns.
         is_single: Whether the user gave a single name, so that the model gets one tensor instead of a collection.
-        label: The column of labels, for messages.
-        has_weights: Whether a column of weights follows the labels.
-        has_validation: Whether a column follows them that is true for rows of validation.
+        label: The label column, for messages.
+        has_weights: Whether a weight column follows the labels.
+        has_validation: Whether a column that is true for validation rows follows them.
         batch_size: Rows per step.
         epochs: Passes over the rows.
         shuffle: Whether the order of the rows differs from epoch to epoch.
@@ -69,7 +69,7 @@ class Template:
     Attributes:
         spec: The description of a Keras model.
         data: Its bytes.
-        stack: Whether the columns of features go into it side by side in one tensor.
+        stack: Whether the feature columns go into it side by side in one tensor.
         width: The number of values that it returns for a row.
         gives_logits: Whether these are logits instead of probabilities.
     """

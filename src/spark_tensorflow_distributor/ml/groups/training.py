@@ -38,9 +38,9 @@ from .callbacks import check_callbacks
 from .graph import TrainingGraph
 from .spec import OFFERED, GroupProgram, GroupTask
 
-# Places in the orders of the rows that one call of the graph gets; more epochs need more calls.
+# Limit for epochs times rows in one call of the graph; more epochs need more calls.
 _MAX_ORDER = 1 << 22
-# Models of groups whose rows differ in shape, such as arrays of other lengths.
+# How many models to keep for groups whose rows differ in shape, such as in the length of arrays.
 _MAX_REPLICAS = 8
 Logs = dict[str, float]
 # The types and dimensions of the features.
@@ -85,7 +85,7 @@ class GroupTrainer:
     """Trains one model after the other.
 
     Args:
-        task: Describes how.
+        task: Describes the training.
         load: Returns the user's functions; a model among them has its initial weights each time.
     """
 
@@ -114,7 +114,7 @@ class GroupTrainer:
     def _replica_for(self, data: GroupData) -> _Replica:
         shapes = tuple((each.dtype, each.dims) for each in data.features)
         if shapes in self._errors:
-            raise self._errors[shapes].with_traceback(None)  # it would grow, and keep the rows of each group
+            raise self._errors[shapes].with_traceback(None)  # its traceback would grow, and keep the rows of each group
         replica = self._replicas.get(shapes)
         if replica is None or not replica.is_reusable:
             program = self._load()
@@ -235,7 +235,7 @@ class _Replica:
         self.model.reset_metrics()
         self.model.optimizer.build(self.model.trainable_variables)
         if not isinstance(outputs, tf.Tensor) or outputs.shape.rank > 2:
-            raise DataError("The model must have one output, of one or more numbers a row.")
+            raise DataError("The model must have one output, of one or more numbers per row.")
         return int(outputs.shape[1]) if outputs.shape.rank == 2 else 1
 
     def train(self, data: GroupData) -> TrainedGroup:

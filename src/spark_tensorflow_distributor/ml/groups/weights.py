@@ -26,10 +26,10 @@ def unpack_weights(data: bytes, likes: "Sequence[npt.NDArray[Any]]") -> "list[np
 
     Args:
         data: The bytes.
-        likes: Arrays of the shapes and types that they have.
+        likes: Arrays with the shapes and types of the result.
 
     Raises:
-        SerializationError: The bytes are damaged, or those of another model.
+        SerializationError: The bytes are damaged, or belong to another model.
     """
     import numpy as np
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _MAX_CACHED = 2
 _MAX_ERROR = 4000
-# Results are handed to Spark when there are so many, or so many bytes.
+# Results are passed to Spark once there are this many, or this many bytes.
 _RESULTS_AT_ONCE, _BYTES_AT_ONCE = 500, 4 << 20
 
 # Trainers by the content of their program.
@@ -52,8 +52,8 @@ def run_task(packed: bytes, program: Any, batches: "Iterator[pa.RecordBatch]") -
     Args:
         packed: A pickled ``GroupTask``.
         program: A pickled ``GroupProgram``, or a broadcast of it.
-        batches: The rows, sorted by key: the key's columns, those of features, the label, and those of weights and of
-            the indicator of validation if there are any.
+        batches: The rows, sorted by key: the key columns, the feature columns, the label column and, if there
+            are any, the weight column and the validation indicator column.
     """
     # From the driver, in the Spark task.
     task: GroupTask = pickle.loads(packed)  # nosec B301
@@ -61,7 +61,7 @@ def run_task(packed: bytes, program: Any, batches: "Iterator[pa.RecordBatch]") -
     types: list[pa.Field] = []
     state = random.getstate()
     template_is_due, size = True, 0
-    # Once for each task, but again after an error.
+    # Created once for each task, but again after an error.
     trainer = functools.cache(lambda: _trainer(task, packed, program))
 
     def watched() -> "Iterator[pa.RecordBatch]":
@@ -129,7 +129,7 @@ def _data(task: GroupTask, group: Group) -> "GroupData":
     """Return the rows of a group as arrays.
 
     Raises:
-        DataError: They cannot be trained on.
+        DataError: The rows cannot be trained on.
     """
     import numpy as np
 
