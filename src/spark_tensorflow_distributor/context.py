@@ -99,6 +99,9 @@ class WorkerContext:
         The result is True after ``RunHandle.stop()`` or an interrupt in a notebook, and once a callback's
         ``on_epoch_end`` has returned True for metrics of :meth:`report`. This is a collective operation: all ranks call
         it at the same step and get the same answer. With ``use_custom_strategy``, call it in your strategy's scope.
+
+        Raises:
+            ConfigurationError: With ``use_custom_strategy``, the call is made outside of the strategy's scope.
         """
         return _custom_loop is not None and _custom_loop.should_stop()
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def _keywords_only(init: Callable[P, None]) -> Callable[P, None]:
-    """Reject positional arguments of a constructor with advice; Python's own message would only count them."""
+    """Reject positional arguments of a constructor; unlike Python's own message, the error says what to call."""
 
     @functools.wraps(init)  # also keeps the signature
     def checked(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -262,7 +262,7 @@ class MirroredStrategyRunner:
         if self._config.local_mode:
             raise ConfigurationError(
                 "submit() with local_mode=True: the function would share this process's environment and GPUs with "
-                "what runs meanwhile. Use run(), or local_mode=False to train on the cluster."
+                "whatever else runs in it. Use run(), or local_mode=False to train on the cluster."
             )
         return RunHandle(self._plan_run(target, kwargs), self._gateway)
 

@@ -1,7 +1,7 @@
 """Plans how to equalise the workers' shards, and merges their facts. Pure.
 
-Spark's shuffle distributes the rows of each partition evenly, so the shards differ by a few rows only. Workers hand
-over such rows to each other until no two shards differ by more than one, so that no worker runs out of rows early.
+Spark's shuffle distributes the rows of each partition evenly, so the shards differ by only a few rows. Workers hand
+these over to each other until no two shards differ by more than one row, so that no worker runs out of rows early.
 """
 
 from collections import deque

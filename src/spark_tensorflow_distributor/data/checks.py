@@ -38,7 +38,7 @@ class Checks:
     Args:
         store: This worker's rows, and the facts about all rows.
         what: The DataFrame's name, for messages.
-        total: Its rows on all workers.
+        total: Its number of rows on all workers.
         advice: What errors tell the caller to do.
     """
 
@@ -140,7 +140,7 @@ def known_column(store: "MappedRows", what: str, name: str) -> Column:
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Return whether a value is an integer of Python or NumPy; booleans do not count."""
+    """Return whether a value is a Python or NumPy integer; booleans do not count."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

@@ -98,7 +98,7 @@ def columns_of(schema: Mapping[str, Any], what: str) -> tuple[Column, ...]:
 
     Args:
         schema: The result of ``DataFrame.schema.jsonValue()``.
-        what: What has this schema, for messages, such as "The DataFrame 'train_data'".
+        what: The owner of the schema, for messages, such as "The DataFrame 'train_data'".
 
     Raises:
         DataError: If a column's type has no counterpart in TensorFlow, two columns have the same name, or there are no
@@ -176,7 +176,7 @@ def _refusal(what: str, name: str, kind: str, depth: int) -> str:
 
 
 def quoted(name: str) -> str:
-    """Return a name as SQL, whatever characters it contains."""
+    """Quote a name for SQL, whatever characters it contains."""
     return "`" + name.replace("`", "``") + "`"
 
 

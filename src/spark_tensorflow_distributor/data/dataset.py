@@ -1,9 +1,9 @@
 """Builds the ``tf.data.Dataset`` of a shard.
 
-A batch is computed from the number of its step alone. The order of a pass is a keyed permutation, so no list of rows is
-needed: it yields the numbers of the batch's rows, these yield positions in the files, and one gather per file reads the
-rows. All of this runs in TensorFlow's threads, several batches at a time. Python runs once per pass, to provide the
-plan of the pass.
+A batch is computed from its step number alone. The order of a pass is a keyed permutation, so no list of rows is
+needed: the permutation yields the batch's row numbers, these are mapped to positions in the files, and one gather per
+file reads the rows. All of this runs in TensorFlow's threads, several batches at a time. Python runs once per pass, to
+provide the plan of the pass.
 """
 
 import os
@@ -132,11 +132,11 @@ def build_dataset(
         file_positions: Maps row numbers, in the DataFrame's order, to positions in the files.
         state: Provides the plan of each pass.
         order: The random order of the rows; None for the DataFrame's order.
-        repeat: Whether to repeat the passes without end.
+        repeat: Whether to repeat the passes endlessly.
     """
     batch = state.whole.batch
     is_static = state.equal.is_even and state.whole.is_even
-    repeats = repeat and state.whole.steps > 0  # nothing would come of repeating an empty pass
+    repeats = repeat and state.whole.steps > 0  # repeating an empty pass would never yield a batch
 
     def begin_pass() -> npt.NDArray[np.int64]:
         plan, number = state.begin_pass()
@@ -160,7 +160,7 @@ def build_dataset(
     plain = tf.autograph.experimental.do_not_convert
     plans = tf.data.Dataset.from_tensors(0).map(plain(lambda _: _call(begin_pass, [], 3)))
     if repeats:
-        # An iterator counts its own passes. Others may exist, which prefetch passes that nobody will use.
+        # Each iterator counts its own passes, because others may prefetch passes that nobody will use.
         plans = plans.flat_map(plain(_repeated))
     plans = plans.map(plain(lambda begun: _call(with_order, [begun], 4)))
     dataset = plans.flat_map(plain(_steps_of_pass))
@@ -180,7 +180,7 @@ def _call(function: Callable[..., npt.NDArray[np.int64]], arguments: Sequence[tf
 
 
 def _repeated(begun: tf.Tensor) -> tf.data.Dataset:
-    """Return an endless dataset of passes, given the first of them; their last numbers count up."""
+    """Return an endless dataset of passes, given the first one; their numbers, the last elements, count up."""
     later = tf.autograph.experimental.do_not_convert(lambda index: tf.add(begun, [0, 0, index]))
     return tf.data.Dataset.counter(dtype=tf.int64).map(later)
 

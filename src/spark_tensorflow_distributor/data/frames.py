@@ -7,7 +7,7 @@ column are null. One shuffle then distributes the rows over the workers.
 The distribution is Spark's round robin with two differences. Each group of ``n`` consecutive rows goes to the ``n``
 workers in an order that changes from group to group, so that rows that follow a pattern (such as every second one being
 positive) do not all reach the same worker. And it is computed as a column, so that Spark does not sort each partition
-first, which it does for its own round robin to make tasks repeatable (SPARK-23207); a barrier stage never repeats
+first, which it does for its own round robin to make tasks repeatable (SPARK-23207); a barrier stage never retries
 single tasks.
 """
 

@@ -90,7 +90,7 @@ class RowReceiver:
         return sum(spool.bytes for spool in self._spools)
 
     def acknowledge(self) -> list[Message]:
-        """End the reception of batches; call this once the descriptor is readable.
+        """Finish receiving batches; call this once the descriptor is readable.
 
         Returns:
             Messages for the driver.
@@ -258,7 +258,7 @@ class RowReceiver:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             rows, needed = sum(self.rows.values()), self._needed()
-            known = f" of at least {_size(needed)} that all of them need" if needed else ""
+            known = f"; the rows for this disk need at least {_size(needed)}" if needed else ""
             raise DataError(
                 f"The disk of {self._directory} is full ({error.strerror}): this worker had written "
                 f"{_size(self.bytes)} ({rows} rows){known}; {self._workers()}. {_REMEDY}"

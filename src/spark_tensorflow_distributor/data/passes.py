@@ -28,8 +28,8 @@ class PassPlan:
 def whole_pass(rows: int, total: int, world_size: int, batch: int) -> PassPlan:
     """Plan a pass that uses every row once, for evaluation and prediction.
 
-    It has as many steps as :func:`equal_pass`, whose last batch gets the rows that would be left out: at most one on
-    each rank. A batch is empty only if there are fewer rows than workers.
+    It has as many steps as :func:`equal_pass`. The last batch also gets the rows that :func:`equal_pass` leaves out, at
+    most one on each rank. A batch is empty only if there are fewer rows than workers.
 
     Args:
         rows: Number of rows on this rank.

@@ -119,12 +119,12 @@ class DataShard:
                 ``batch_size // world_size`` rows.
             weight_column: The column with the rows' weights, which are converted to float32; requires labels.
             stack: Concatenate a list of numeric columns into one float32 tensor ``[batch, k]`` instead of a dict. A
-                plain column becomes one column of the tensor, an array of fixed length n becomes n columns.
+                plain column becomes one column of the tensor, and an array of fixed length n becomes n columns.
             shuffle: Use a new random order for every pass; otherwise, the DataFrame's order.
             seed: Determines the orders. By default, it is derived from the run's seed, which all attempts of a run
                 share.
             drop_remainder: Leave out a smaller final batch; all batches then have a static size.
-            repeat: Repeat without end, for ``steps_per_epoch``.
+            repeat: Repeat endlessly, for use with ``steps_per_epoch``.
             first_pass: The number of the first pass, which determines its order. Each ``fit`` continues the numbers of
                 the one before it; outside of ``fit``, each iterator begins with the next number. To continue where a
                 dataset was after k steps of pass e, create one with ``first_pass=e`` and the same seed, and skip k
@@ -215,7 +215,7 @@ class DataShard:
     def numbers(self, column: str) -> "Iterator[npt.NDArray[Any]]":
         """Yield the values of a numeric column in this worker's rows, without nulls, as 1-D arrays of many rows each.
 
-        Of a column of arrays, yields all values.
+        For a column of arrays, yields the values in all arrays.
 
         Raises:
             DataError: If there is no such column, or it is not numeric.
@@ -236,7 +236,7 @@ class DataShard:
 
         Args:
             columns: The names of the columns.
-            advice: What the error tells the caller to do, who does not call ``to_tf``.
+            advice: What the errors tell the user to do instead of passing arguments to ``to_tf``.
 
         Raises:
             DataError: A column has nulls or arrays of different lengths, or there are no rows.

@@ -166,7 +166,7 @@ class MappedRows:
         return layout
 
     def _level_bounds(self, level: LevelLayout) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-        """Return a function that maps items of a level to their begin and end at the next level."""
+        """Return a function that maps items of a level to their start and end at the next level."""
         if level.offsets is None:
             length = tf.constant(level.length, tf.int64)
             return lambda items: (items * length, (items + 1) * length)
@@ -178,7 +178,7 @@ class MappedRows:
     def numbers(self, name: str, max_rows: int) -> Iterator[tuple[Array, Mask | None]]:
         """Yield a numeric column's values and a mask of its nulls (None if there are none), ``max_rows`` at a time.
 
-        Of a column of arrays, yields all values, which include no nulls.
+        For a column of arrays, yields the values in all arrays, which include no nulls.
         """
         column, layout = self.columns[name], self._layouts[name]
         for start, end in self._segments(max_rows):
@@ -251,7 +251,7 @@ def _short_strings(data: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor) -> tf.Te
 
 
 def _long_strings(data: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
-    """Slice strings out one by one, using that a serialised tensor of bytes ends with these bytes."""
+    """Slice strings out one by one: a serialised tensor of bytes ends with these bytes."""
 
     def cut(bounds: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         length = tf.cast(bounds[1] - bounds[0], tf.int32)

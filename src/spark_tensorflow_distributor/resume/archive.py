@@ -52,11 +52,11 @@ class Archive:
         """Parse a member as JSON."""
         size = self._archive.getinfo(name).file_size
         if size > MAX_TEXT_BYTES:
-            raise CheckpointError(f"its member {name!r} has {size} bytes; {MAX_TEXT_BYTES} are the limit")
+            raise CheckpointError(f"its member {name!r} has {size} bytes; the limit is {MAX_TEXT_BYTES}")
         return json.loads(self._archive.read(name))
 
     def array(self, number: int) -> np.ndarray:
-        """Read an array; each one only once, or a small file could have a large array read many times."""
+        """Read an array, at most once: otherwise, a small file could have a large array read many times."""
         name = f"{int(number)}.npy"
         self._unread.remove(name)
         with self._archive.open(name) as part:

@@ -96,9 +96,8 @@ class FitTracker:
     def finish(self) -> None:
         """Mark the run as finished."""
         if self._checkpointing is not None and self._context.is_chief:
-            with contextlib.suppress(
-                Exception
-            ):  # at worst, the next run in this folder resumes from the end of this one
+            # At worst, the next run in this folder resumes from the end of this one.
+            with contextlib.suppress(Exception):
                 self._checkpointing.store.finish()
 
     def hook(self, call: MethodCall) -> contextlib.AbstractContextManager[None]:

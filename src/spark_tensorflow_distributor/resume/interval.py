@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-# Checkpoints may take at most this fraction of the time, in which training pauses or shares a core with the writer.
+# Checkpoints may take at most this fraction of the time; meanwhile, training pauses or shares a core with the writer.
 _MAX_COST = 0.01
 
 

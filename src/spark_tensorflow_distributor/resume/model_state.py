@@ -44,7 +44,7 @@ class ModelState:
             data: The ``x`` of ``fit``; only shapes and types matter.
 
         Returns:
-            What to pass to ``fit`` instead: the same data, but a generator has to be read once.
+            What to pass to ``fit`` instead: the same data, or for a generator, one that yields all of its batches.
         """
         if self.model.built:
             return data

@@ -1,7 +1,7 @@
 """Decides at which steps the ranks synchronise, and whether they save a checkpoint there. Pure.
 
-All ranks must save at the same step, but their clocks differ. So at each sync, rank 0 converts the remaining seconds
-into steps, and announces the step of the next sync.
+All ranks must save at the same step, but their clocks differ. At each sync, rank 0 therefore converts the remaining
+seconds into steps, and announces the step of the next sync.
 """
 
 import time

@@ -50,8 +50,8 @@ def write(file: BinaryIO, facts: Facts, state: object) -> None:
             f"The numbers, strings and lists of the state take {size >> 20} MiB as JSON; the limit is "
             f"{MAX_TEXT_BYTES >> 20} MiB. Save long lists as NumPy arrays."
         )
-    # Not compressed: weights hardly shrink, compression takes time, and reading never takes more memory than the file
-    # has.
+    # Not compressed: weights hardly shrink, compression takes time, and reading never takes more memory than the size
+    # of the file.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, text in texts.items():
             archive.writestr(name, text)
@@ -118,7 +118,7 @@ def _flatten(value: object, arrays: list[np.ndarray], where: str, depth: int = 0
         return {"bytes": _numbered(np.frombuffer(value, np.uint8), arrays)}
     raise CheckpointError(
         f"{where} is {a_type(value)}. A checkpoint can hold numbers, strings, bytes, arrays, tensors, "
-        "variables, and lists, tuples and dicts of these; save a model's get_weights(), an optimizer's variables."
+        "variables, and lists, tuples and dicts of these. Save a model's get_weights() or an optimizer's variables."
     )
 
 

@@ -99,7 +99,7 @@ def _read_whole(file: BinaryIO) -> bytes:
     """
     size, limit = file.seek(0, os.SEEK_END), _memory_bytes()
     if size > limit:
-        raise CheckpointError(f"it has {gibibytes(size)}, and this host or container {gibibytes(limit)} of memory")
+        raise CheckpointError(f"it has {gibibytes(size)}, but this host or container has {gibibytes(limit)} of memory")
     file.seek(0)
     return file.read()
 

@@ -44,7 +44,7 @@ class CheckpointWriter:
         Args:
             name: The checkpoint's name.
             facts: The checkpoint's metadata, as JSON; the name and the time are added.
-            state: The checkpoint's contents (see ``snapshot.write``), which must not change any more.
+            state: The checkpoint's contents (see ``snapshot.write``), which must no longer change.
         """
         checkpoint = _Checkpoint(name, {**facts, "name": name, "time": time.time()}, state)
         self._background.put(lane_of(name), checkpoint)

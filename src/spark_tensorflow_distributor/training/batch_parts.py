@@ -80,8 +80,8 @@ def part_of(batch: Any, replica: int, replicas: int) -> BatchPart:
     """Cut a replica's rows out of a batch; if they do not divide evenly, the first replicas get one more row each.
 
     Many operations do not support zero rows. Therefore, if a batch has fewer rows than there are replicas, each replica
-    gets the whole batch. It also does if the batch cannot be divided: if its tensors differ in their numbers of rows,
-    or one is a scalar or of unknown rank.
+    gets the whole batch. The same applies if the batch cannot be divided: if its tensors differ in their numbers of
+    rows, or one is a scalar or of unknown rank.
 
     Args:
         batch: A structure of dense, sparse or ragged tensors. Leaves that are not tensors are left unchanged.

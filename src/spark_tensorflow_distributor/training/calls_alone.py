@@ -25,8 +25,8 @@ class _FunctionsAlone:
     """The functions that a model has compiled for calls alone; Keras does not look into it when it saves a model.
 
     Attributes:
-        compiled: What the model was compiled with then.
-        functions: The functions by attribute.
+        compiled: The result of :func:`_compiled` when the functions were made.
+        functions: The functions, by the name of the model's attribute.
     """
 
     compiled: list[Any]
@@ -35,7 +35,7 @@ class _FunctionsAlone:
 
 @contextlib.contextmanager
 def by_itself(model: Any) -> Iterator[None]:
-    """Let this worker compute a model's methods without the others, as one process would."""
+    """Let this worker run a model's methods without the others, as one process would."""
     strategy = replica_strategy(model.distribute_strategy)
     assert strategy is not None
     with alone(), in_method(""), without_strategy(model, strategy), _functions_of_its_own(model):
@@ -89,7 +89,7 @@ def _compiled(model: Any) -> list[Any]:
 def same_randomness(model: Any) -> Iterator[None]:
     """Restore the random generators afterwards.
 
-    If a worker computes alone, those of the others have not advanced meanwhile.
+    While one worker computes alone, the generators of the others do not advance.
     """
     from .patches.random_numbers import restore_seeds, seeds_so_far
 

@@ -181,6 +181,7 @@ NO_COLLECTIVES = NoCollectives()
 
 @functools.cache
 def wire_type(dtype: tf.DType) -> tf.DType:
+    """Return the type in which tensors of ``dtype`` travel between the workers."""
     if dtype in (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64):
         return dtype
     return tf.int32 if dtype in (tf.bool, tf.int8, tf.uint8, tf.int16, tf.uint16) else tf.int64

@@ -28,7 +28,7 @@ from .without_effects import eager, unchanged
 # optimizer, because rounding errors must not count as differences. A gradient that is zero in theory, such as that of a
 # bias before a normalisation, consists of them, and so do all gradients at a minimum, where the workers' cancel out.
 _LEAST_FRACTION = 1e-3
-# Default tolerances, which rounding does not reach.
+# Default tolerances; rounding errors stay below them.
 _TOLERANCE, _TOLERANCE_OF_HALF_PRECISION = 1e-3, 5e-2
 # Stands for differences that are not finite, where differences are compared with each other.
 _LARGEST = sys.float_info.max
@@ -99,7 +99,7 @@ def _converted_for(model: Any) -> Any:
             raise ConfigurationError(
                 f"compare_step takes the arrays or tensors of one batch, not a {type(leaf).__name__}."
             )
-        if hasattr(leaf, "to_numpy"):  # pandas, in which fit makes a column of a Series
+        if hasattr(leaf, "to_numpy"):  # pandas; fit turns a Series into a column
             leaf = leaf.to_numpy()
             leaf = leaf[:, np.newaxis] if leaf.ndim == 1 else leaf
         try:

@@ -43,7 +43,7 @@ def keras_packages() -> list[ModuleType]:
 
 
 def optimizer_variables(optimizer: Any) -> list[Any]:
-    """Return an optimizer's variables; none for None. In tf_keras' legacy optimizers, ``variables`` is a method."""
+    """Return an optimizer's variables; [] for None. In tf_keras' legacy optimizers, ``variables`` is a method."""
     variables = getattr(optimizer, "variables", ())
     return list(variables() if callable(variables) else variables)
 

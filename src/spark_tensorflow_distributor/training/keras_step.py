@@ -46,7 +46,7 @@ def run_keras_step(fn: Callable[[Any], Any], part: BatchPart, collectives: Colle
 
 
 def combines_logs() -> bool:
-    """Return whether the steps of the current method return logs of all workers; a graph does so or does not."""
+    """Return whether steps of the current method return logs of all workers; this is fixed when a graph is traced."""
     method = current_method()
     return not method.startswith("predict") and (not method or logs_are_read.get())
 

@@ -221,7 +221,7 @@ def has_marked_rows(dataset: Any) -> bool:
 def has_equal_batches(dataset: tf.data.Dataset, collectives: Collectives) -> bool:
     """Return whether every rank's batches of a shard have the same number of rows at each step.
 
-    They have if they are a shard's own batches in an equal pass, or if their size is static. A function in ``map`` may
+    They do if they are a shard's own batches in an equal pass, or if their size is static. A function in ``map`` may
     change the number of rows. Shards may differ by a row, so a rank cannot infer this from its own. Every rank must
     call this for a shard's dataset.
     """

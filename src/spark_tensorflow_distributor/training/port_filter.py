@@ -147,7 +147,7 @@ class PortFilter:
             return
         self._result, self._report = os.pipe()
         parent = os.getpid()
-        library = ctypes.PyDLL(None, use_errno=True)  # keeps Python's lock, which the child then holds
+        library = ctypes.PyDLL(None, use_errno=True)  # does not release the GIL, so the child holds it
         # A child without an exit signal is invisible to the program's own calls of wait.
         child = library.syscall(_CLONE, _CLONE_FILES, 0, 0, 0, 0)
         if child == 0:

@@ -20,7 +20,7 @@ def global_seed(model: object) -> list[Any]:
 
 
 def own_seed() -> Any:
-    """Return Keras 3's global seed generator, and create it first if it is unused."""
+    """Return Keras 3's global seed generator, creating it first if it is unused."""
     import keras
 
     state = KERAS_STATE.load()

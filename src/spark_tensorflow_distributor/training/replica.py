@@ -293,7 +293,7 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
         del destinations
         return tensor
 
-    # Data of custom loops, divided in the same way as tf.distribute does.
+    # Data of custom loops, divided in the same way as in tf.distribute.
 
     def _input_context(self) -> tf.distribute.InputContext:
         size, rank = self.collectives.world_size, self.collectives.rank

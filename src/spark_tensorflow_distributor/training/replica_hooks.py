@@ -107,7 +107,7 @@ def noting_readers(call: MethodCall) -> Iterator[None]:
 
     Combining them takes one collective per step, which can account for a third of a small step. At the end of an epoch,
     logs are always combined. The methods for single batches return the logs of a step, so these are always read, even
-    within a callback of a ``fit`` whose own steps are not.
+    within a callback of a ``fit`` whose own logs are not.
     """
     strategy = replica_strategy(call.model.distribute_strategy)
     if strategy is None or call.is_validation:
@@ -168,7 +168,7 @@ def _reads_steps(keras: ModuleType, callback: Any) -> bool:
 
 @contextlib.contextmanager
 def as_one_process(call: MethodCall) -> Iterator[None]:
-    """Make a model that is alone train as without a strategy, which its steps do not need."""
+    """Make the model of a single worker train as if without a strategy, which its steps do not need."""
     strategy = call.model.distribute_strategy
     if not isinstance(strategy, ReplicaStrategy):
         yield

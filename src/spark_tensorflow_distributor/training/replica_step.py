@@ -79,9 +79,9 @@ class ReplicaStep:
         return share if part.is_whole is False else tf.where(part.is_whole, equal, share)
 
     def of_rows(self, value: tf.Tensor) -> tf.Tensor:
-        """Return a value computed from the replica's rows, but zero if it has none: a mean of no rows is not a number.
+        """Return a value computed from the replica's rows, but zero if it has none: a mean of no rows is NaN.
 
-        A worker has none in the last batch of an evaluation if its shard is smaller than others, or empty.
+        A worker has no rows in the last batch of an evaluation if its shard is smaller than others, or is empty.
         """
         if self.part.is_even or self.part.is_whole is True or not has_any_rows(self.part.batch):
             return value
@@ -90,7 +90,8 @@ class ReplicaStep:
     def counts_rows(self, size: Any) -> bool:
         """Return whether the first dimension of a tensor counts rows, or several entries per row.
 
-        That of weights or positions does not. It is known where the number of rows is not, or no multiple of it.
+        The first dimension of weights or positions does not: it is known although the number of rows is not, or it is
+        not a multiple of that number.
 
         Args:
             size: The dimension; anything but an int if it is not known while the step is traced.

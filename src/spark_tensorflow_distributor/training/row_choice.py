@@ -67,7 +67,7 @@ def lookups_of(gradient: Any) -> list[Any]:
 
 
 def joined_lookups(gradients: list[Any]) -> Any:
-    """Return the gradient whose :func:`lookups_of` the arguments are."""
+    """Concatenate the result of :func:`lookups_of` into one gradient again."""
     if len(gradients) == 1:
         return gradients[0]
     values, indices = ([getattr(each, name) for each in gradients] for name in ("values", "indices"))

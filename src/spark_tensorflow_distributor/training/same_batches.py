@@ -1,7 +1,7 @@
-"""Compares the workers' batches, of which each worker trains on its part.
+"""Checks that all workers have the same global batches, of which each worker trains on its part.
 
-They differ, for example, if a worker has drawn random numbers that the others have not, and then shuffles in another
-order. The lengths of the data are still the same, so only its content shows the difference.
+Batches differ, for example, if a worker has drawn random numbers that the others have not, and therefore shuffles in
+another order. The lengths of the data are still the same, so only its content shows the difference.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _VALUES_PER_ROW = 64
 def sample_of(batch: Any) -> tf.Tensor:
     """Return a hash of some values of a batch; int64 scalar.
 
-    They are labels if there are any, because features are often augmented at random, in different ways on each worker.
+    Labels are preferred, because features are often augmented at random, in different ways on each worker.
     """
     has_labels = isinstance(batch, tuple) and len(batch) > 1
     leaves = tf.nest.flatten(batch[1] if has_labels and tf.nest.flatten(batch[1]) else batch)

@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 
 
 def disable_device_autotuning() -> None:
-    """Turn autotuning off in the dataset that tf.distribute appends for a device, too (see ``dataset_options``).
+    """Also turn autotuning off in the dataset that tf.distribute appends for a device (see ``dataset_options``).
 
-    This dataset does not inherit the options of the one before it, and its iterator can take as long to end.
+    This dataset does not inherit the options of the one before it, and its iterator can take just as long to end.
     """
     module = DEVICE_ITERATORS.load()
     original = getattr(module, "_create_device_dataset", None)
@@ -77,7 +77,8 @@ _iterators: list[Iterator[Any]] = []
 def feed_shards(call: MethodCall) -> Iterator[None]:
     """Give ``fit`` passes in which every rank has the same number of rows at each step, and other methods all rows.
 
-    This hook precedes those that change the epochs of ``fit``, because these determine the numbers of its passes.
+    This hook precedes those that change the epochs of ``fit``, because the numbers of its passes depend on the epochs
+    that the program has passed.
     """
     states = shard_states_of(call.arguments.get("x"))
     before = [state.fit for state in states]

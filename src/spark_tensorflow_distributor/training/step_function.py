@@ -43,7 +43,7 @@ class StepFunction:
         # The graphs for the parts of each iterator, by combines_logs() and the attributes that are not tensors.
         self._graphs: weakref.WeakKeyDictionary[PartIterator, dict[Any, Callable[[BatchPart], Any]]]
         self._graphs = weakref.WeakKeyDictionary()
-        # The graphs for batches without such an iterator, as in ``train_on_batch``, by the same and specification.
+        # The graphs for batches without such an iterator, as in ``train_on_batch``, by combines_logs() and spec.
         self._graphs_of_batches: dict[tuple[bool, str], Callable[[BatchPart], Any]] = {}
 
         def one_step(part: BatchPart) -> Any:

@@ -53,7 +53,7 @@ class VariableSync:
 
     @contextlib.contextmanager
     def collected(self) -> Iterator[list[tf.Variable]]:
-        """Collect the variables that are created within the context, except within another one in it."""
+        """Collect the variables that are created within the context, except those of a nested one."""
         before, self._created = self._created, []
         try:
             yield self._created

@@ -76,7 +76,7 @@ def _losses(model: Any) -> list[Any]:
 
 
 def _held(owner: Any) -> Iterator[Any]:
-    """Yield the attributes of an object, those in lists and dicts too, with the state of generators in their place."""
+    """Yield an object's attributes, and the items of those that are lists or dicts; for generators, their state."""
     for attribute in list(getattr(owner, "__dict__", {}).values()):
         values = attribute.values() if isinstance(attribute, dict) else attribute
         for value in list(values) if isinstance(attribute, list | tuple | dict) else [attribute]:

@@ -79,7 +79,7 @@ def _dividing(original: Callable[..., None]) -> Callable[..., None]:
 def reads_a_generator(adapter: Any) -> bool:
     """Return whether an adapter of either Keras reads a generator, which several calls of ``fit`` may share.
 
-    What is read in advance is lost for the next call, and how much that is depends on the timing. Workers would then
+    Batches that are read in advance are lost to the next call, and their number depends on timing. Workers would then
     train on different batches, so they read nothing in advance.
     """
     return type(adapter).__name__ == "GeneratorDataAdapter"

@@ -18,7 +18,7 @@ from ..replica_step import ReplicaStep, current_step
 from ..variable_sync import plain_variable
 from .losses import of_replica
 
-# What loops outside of Strategy.run have used: optimizers of Keras 3, and the names of variables for tf_keras.
+# Seen in loops outside of Strategy.run: optimizers of Keras 3; for tf_keras, the names of their variables.
 _in_own_loops: weakref.WeakSet[Any] = weakref.WeakSet()
 _variables_in_own_loops: set[tuple[str, ...]] = set()
 

@@ -140,7 +140,7 @@ def whole_metrics(of: Iterable[Any]) -> Iterator[bool]:
         yield False
         return
     listed = [v for metric in of for v in (*map(plain_variable, metric.variables), *_variables(metric))]
-    # Those that hold sums already: the result of a metric may read others, and those of fit's logs any.
+    # Variables that hold sums already: a metric's result may read other metrics, and fit's logs read all of them.
     before: frozenset[int] = getattr(_state, "whole", frozenset())
     variables = list({id(v): v for v in listed if is_partial_sum(v) and id(v) not in before}.values())
     step = current_step()

@@ -1,4 +1,4 @@
-"""The patch of tf_keras' optimizers, which combine gradients elsewhere than those of Keras 3."""
+"""The patch for tf_keras' optimizers, which combine gradients in a different place from those of Keras 3."""
 
 from __future__ import annotations
 
