@@ -104,7 +104,7 @@ def test_a_resource_profile_of_tasks(cluster):
         assert words in result["message"]
     result, out = cluster.drive("gpu_run.py", "2", "1", "1", "1", "executors", conf=conf("1"))
     assert result["error"] == "ClusterError", out
-    assert "requirements of tasks only" in result["message"]
+    assert "may only have task requirements" in result["message"]
 
 
 def test_local_mode_uses_the_drivers_gpus(cluster):

@@ -104,7 +104,7 @@ def test_the_chief_alone_has_only_its_own_rows_of_a_shard(runner, spark, method)
     rows = spark.range(64).selectExpr("cast(id as float) as a", "cast(id as float) as b")
     started = time.monotonic()
     with pytest.raises(
-        TrainingFailedError, match="may be called by one worker alone, with data that it has as a whole"
+        TrainingFailedError, match="may be called by one worker alone, and only if that worker has all rows"
     ):
         runner.run(call_on_the_chief, rows=rows)
     assert time.monotonic() - started < 60

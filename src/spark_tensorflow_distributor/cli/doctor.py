@@ -42,7 +42,7 @@ def doctor(options: Namespace) -> int:
 
 
 def _free_slots(gateway: SparkGateway) -> int:
-    """Return all free slots; used when ``--num-slots`` is omitted."""
+    """Return the number of slots that the cluster has now; used when ``--num-slots`` is omitted."""
     facts = gateway.facts(RunnerConfig(num_slots=1, use_gpu=False))
     return max(1, facts.slots or 1)
 
@@ -111,7 +111,7 @@ def _check_settings(facts: plan.ClusterFacts) -> None:
     """Parse this library's own settings, as a run does.
 
     Raises:
-        ClusterError: One is invalid.
+        ClusterError: A setting is invalid.
     """
     conf = facts.conf
     plan.number(conf.get(plan.DRIVER_PORT, "0"), plan.DRIVER_PORT)

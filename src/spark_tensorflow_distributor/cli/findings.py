@@ -111,7 +111,7 @@ def _gpus(
         if len(given) < wanted:
             is_complete = False
             yield Finding(
-                "problem", f"Spark gave rank {task['rank']} on {task['host']} the GPUs {given}, not {wanted}."
+                "problem", f"Spark gave rank {task['rank']} on {task['host']} the GPUs {given}, but it needs {wanted}."
             )
         seen = task.get("tensorflow", {}).get("gpus")
         if seen is not None and len(seen) < min(wanted, len(given)):
@@ -147,7 +147,7 @@ def _network(made: RunPlan, tasks: Sequence[Mapping[str, Any]]) -> Iterator[Find
     if lost:
         yield Finding(
             "warning",
-            f"The driver cannot be reached from {', '.join(lost)}: starts are slower, and output comes late.",
+            f"The driver cannot be reached from {', '.join(lost)}: starts are slower, and their output is not shown.",
             "Open the port that tensorflow.spark.distributor.driverPort sets, and set spark.driver.host to an address "
             "that the executors reach.",
         )

@@ -48,7 +48,7 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     """Parse ``NAME=VALUE`` texts.
 
     Raises:
-        ConfigurationError: One has no ``=``.
+        ConfigurationError: A text is not of this form.
     """
     found = {}
     for text in texts:

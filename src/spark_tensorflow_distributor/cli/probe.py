@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("pyspark", "pyarrow", "pandas", "numpy", "tensorflow", "keras", "tf_keras", "cryptography")
 SCHEMA = "rank int, facts string"
-# Try connections to this many peers only: more would tell nothing new.
+# Try to connect to only this many peers: more would reveal nothing new.
 _MAX_PEERS = 32
 _CONNECT_SECONDS = 5.0
 

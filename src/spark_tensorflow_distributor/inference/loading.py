@@ -85,7 +85,7 @@ def _load_url(spec: ModelSpec) -> LoadedModel:
 
 
 def load_keras(spec: ModelSpec, data: bytes) -> Any:
-    """Load the content of a ``.keras`` file as a Keras model, compiled if it was saved so.
+    """Load the content of a ``.keras`` file as a Keras model, compiled if it was compiled when saved.
 
     Raises:
         SerializationError: If the file cannot be loaded.

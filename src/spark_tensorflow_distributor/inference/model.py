@@ -147,7 +147,7 @@ def _fingerprint(kind: str, data: bytes) -> bytes:
 
 
 def _selected_library() -> str:
-    return "tf_keras" if selected_keras() == "tf_keras" else ""  # otherwise the file itself shows it
+    return "tf_keras" if selected_keras() == "tf_keras" else ""  # otherwise the file itself tells
 
 
 def archive_library(data: bytes) -> str | None:

@@ -105,7 +105,7 @@ def predict(
 
 
 def _as_rows(df: "DataFrame") -> "DataFrame":
-    """Return the same rows, which Spark does not hand to a function as columns if there are user-defined types.
+    """Return the same rows, but if there are user-defined types, make Spark process them row by row.
 
     With a columnar source such as Parquet, Spark 4.3 converts all columns, even those that the function does
     not take, and fails on vectors. A filter works on rows; this one lets all of them pass.
@@ -129,7 +129,7 @@ def predict_udf(
     gpu_resource_name: str = "gpu",
     spark: Any = None,
 ) -> Any:
-    """Return a model as a function of columns, for ``select``, ``withColumn`` and, by ``spark.udf.register``, SQL.
+    """Return a model as a function of columns, for ``select``, ``withColumn`` and, after ``spark.udf.register``, SQL.
 
     The result is an ordinary user-defined function of Spark. Spark considers it deterministic, so it may compute a
     column again for each use; ``asNondeterministic()`` prevents that. Wrap vector arguments in ``vector_to_array`` and
@@ -180,7 +180,7 @@ def _check_frame(df: object) -> None:
             "function has no advantage."
         )
     else:
-        hint = "Data on the driver becomes a DataFrame by spark.createDataFrame(...)."
+        hint = "Make data on the driver a DataFrame with spark.createDataFrame(...)."
     raise DataError(f"predict() got {a_type(df)} of {module} as df; it must be a Spark DataFrame. {hint}")
 
 
@@ -231,7 +231,7 @@ def payload_of(spark: Any, data: bytes) -> bytes | Broadcast:
     """
     if is_connect(spark) and len(data) > _CONNECT_LIMIT:
         raise SerializationError(
-            f"The model is {mebibytes(len(data))} large. Spark Connect sends it in the query plan, which is limited to "
+            f"The model has {mebibytes(len(data))}. Spark Connect sends it in the query plan, which is limited to "
             f"{mebibytes(_CONNECT_LIMIT)}. Save the model where the executors can read it and pass the URL (gs://, "
             "s3://, hdfs://)."
         )

@@ -124,12 +124,14 @@ def _structure(inputs: Inputs, tensors: Sequence[Tensor]) -> object:
 
 
 def type_spec_of(rows: Rows, is_exact: bool = True) -> tf.TypeSpec:
+    """Return the type of a feature's tensor for any number of rows; ``is_exact`` also fixes the size of each row."""
     if rows.lengths:
         return tf.RaggedTensorSpec([None] * (len(rows.lengths) + 1), rows.dtype, len(rows.lengths))
     return tf.TensorSpec([None, *(size if is_exact else None for size in rows.dims)], rows.dtype)
 
 
 def tensor_of(rows: Rows) -> Tensor:
+    """Return a feature's rows as a dense or ragged tensor."""
     tensor = tf.convert_to_tensor(rows.data, rows.dtype)
     return tf.RaggedTensor.from_nested_row_lengths(tensor, rows.lengths, validate=False) if rows.lengths else tensor
 

@@ -109,8 +109,8 @@ def _predict(
     if not pa.types.is_struct(kind):
         if len(names) != 1:
             raise DataError(
-                f"The model has {len(names)} outputs ({', '.join(names)}), but the column is {kind}. Pass as "
-                "output_type a struct with a field for each."
+                f"The model has {len(names)} outputs ({', '.join(names)}), but the column is {kind}. Pass an "
+                "output_type that is a struct with a field for each."
             )
         return rows_to_arrow([piece[0] for piece in pieces], kind)
     fields = [kind.field(i) for i in range(kind.num_fields)]

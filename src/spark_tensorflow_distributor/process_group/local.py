@@ -76,7 +76,7 @@ class LocalGroup:
         Args:
             operation: The operation.
             fill: Copies a section of this worker's array, given by its first element and its end, to an array.
-            target: Receives the sums; it may have another type than the operation.
+            target: Receives the sums; its type may differ from the operation's.
             between: Called on the leader with this machine's sums, to replace them with the sums over all machines;
                 None if there are no other machines. The other workers may pass any function.
         """

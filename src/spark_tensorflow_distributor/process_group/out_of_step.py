@@ -5,7 +5,7 @@ from ..errors import CollectiveError
 SAME_CALLS = (
     "All workers must call fit, and whatever else trains on them together, equally often and in the same order: call "
     "it on every rank, not under a condition such as `if get_context().is_chief`. Only evaluate and predict may be "
-    "called by one worker alone, with data that it has as a whole: not with that of a DataShard or of "
+    "called by one worker alone, and only if that worker has all rows of the data: not with a DataShard, nor with "
     "AutoShardPolicy.OFF or FILE."
 )
 

@@ -33,7 +33,7 @@ class RemoteGroup:
         transfer(senders, receivers, self._watched)
 
     def all_reduce(self, operation: Operation, array: Array, wire: np.dtype[Any] | None = None) -> None:
-        """Replace an array by the sum of all leaders' arrays, bit for bit the same on all of them.
+        """Replace an array with the sum of all leaders' arrays, bit for bit the same on all of them.
 
         Args:
             operation: The operation.

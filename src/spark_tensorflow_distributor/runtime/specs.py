@@ -58,7 +58,7 @@ class TrainerSettings:
         gradient_compression: The runner's argument.
         start_timeout: Time limit for connecting to the other workers, in seconds.
         max_result_bytes: Spark's ``spark.driver.maxResultSize``; 0 for no limit.
-        seed: Orders the rows of DataFrames if the user gives no seed; the same in all attempts of a run.
+        seed: Determines the order of rows and of shuffles if the user gives no seed; the same in all attempts of a run.
         checkpoints: Where checkpoints are kept, and how often one is saved.
         has_callbacks: Whether the run has callbacks on the driver, which may end training after any epoch.
         closes_port: Whether to refuse connections to TensorFlow's port once all workers are connected.

@@ -42,7 +42,7 @@ class Sealer(Protocol):
         """
 
     def open_in_place(self, data: memoryview, tag: Buffer, *, bulk: bool = False) -> None:
-        """Replace received data by the record that was sealed; raise the same errors as :meth:`open`."""
+        """Replace received data with the record that was sealed; raise the same errors as :meth:`open`."""
 
     def tag_bytes(self, *, bulk: bool = False) -> int:
         """Return the size of a record's tag, in bytes."""

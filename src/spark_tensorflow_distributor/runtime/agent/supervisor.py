@@ -45,7 +45,7 @@ class Supervisor:
     """Supervises one trainer.
 
     Args:
-        rank, host: This worker's, for its failures.
+        rank, host: This worker's rank and host, for its failures.
         fork_client: A connection to the fork server.
         link: The driver's channel, connected or not.
         tail: Keeps the last lines of output.

@@ -39,7 +39,7 @@ class RunBar:
         self._speed = ""
 
     def begin_attempt(self, attempt: int) -> None:
-        """Begin another attempt, whose calls of ``fit`` are counted from the first again."""
+        """Begin another attempt, in which calls of ``fit`` are counted from the first again."""
         self._attempt, self._fit = attempt, -1
 
     def update(self, message: Mapping[str, Any]) -> None:

@@ -61,7 +61,7 @@ class Channel:
 
     Attributes:
         events: Queue of ``(rank, message)``. The channel adds messages of the types ``connected``, ``disconnected``,
-            ``blocked``, ``unblocked`` and ``broken`` to those of the agents.
+            ``blocked``, ``unblocked``, ``broken``, ``result`` and ``committed`` to those of the agents.
         addresses: ``(host, port)`` pairs at which agents may reach it, best first.
     """
 

@@ -28,7 +28,7 @@ STACKS_SECONDS = 4.0
 # Time limit for the chief to pickle its value alone; a value of 1 GB takes seconds.
 PICKLE_SECONDS = 60.0
 _CAUSE = "its host, or the network to it, is down"
-# Up to this many ranks, every announced call is handled at once; else at the next tick, or once all ranks wait.
+# With up to this many ranks, every announced call is handled immediately; with more, at the next tick or once all wait.
 _SMALL_WORLD = 64
 
 

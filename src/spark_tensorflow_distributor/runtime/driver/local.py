@@ -76,7 +76,7 @@ def _log_dir(config: RunnerConfig) -> str | None:
 
 @contextlib.contextmanager
 def _own_modules(config: RunnerConfig) -> Iterator[None]:
-    """Make those ``py_modules`` importable that are not yet, such as a file in another folder."""
+    """Make ``py_modules`` importable within the context, for example a file in another folder."""
     files = ProgramFiles(tempfile.gettempdir())
     try:
         entries = files.unpack(pack_modules(config.py_modules))

@@ -69,7 +69,7 @@ def lost_a_port(result: LaunchResult, times: int) -> bool:
 
 
 class RestartPolicy:
-    """Decides whether a failed attempt is followed by another one, and after which pause.
+    """Decides whether a failed attempt is followed by another one, and after how long a pause.
 
     Args:
         max_restarts: The runner's argument.

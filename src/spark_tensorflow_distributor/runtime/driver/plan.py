@@ -109,7 +109,7 @@ def num_tasks_for(config: RunnerConfig, facts: ClusterFacts) -> int:
 
 
 def make_plan(config: RunnerConfig, facts: ClusterFacts) -> RunPlan:
-    """Check everything that can be checked without starting a job, except the number of free slots.
+    """Check everything that can be checked without starting a job, except the number of slots.
 
     Raises:
         GpuConfigurationError: See :func:`num_tasks_for`.

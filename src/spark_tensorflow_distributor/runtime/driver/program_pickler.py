@@ -62,7 +62,7 @@ def _pickler_class() -> Any:
     from pyspark import cloudpickle  # this module can be imported without PySpark
 
     class ProgramPickler(cloudpickle.Pickler):
-        """Replaces Spark's shared variables by references, and notes the files of functions that travel by value."""
+        """Replaces Spark's shared variables with references, and notes the files of functions that travel by value."""
 
         def __init__(self, file: io.BytesIO) -> None:
             super().__init__(file)  # type: ignore[no-untyped-call]

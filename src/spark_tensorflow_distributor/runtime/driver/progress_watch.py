@@ -17,7 +17,7 @@ class ProgressWatch:
         steps: Steps made together with the others, and the position in ``fit``, of each rank that has reported any.
         vitals: The last known state of each trainer's process.
         last: When each rank last made progress.
-        suspended_since: When each trainer that is suspended was first seen so, by rank.
+        suspended_since: When each suspended trainer was first seen suspended, by rank.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class ProgressWatch:
         return self.steps.get(rank, (0, None))[1] is not None
 
     def stalled_for(self, done: Collection[int], now: float) -> float:
-        """Return how long no working rank has made progress, or a rank in ``fit`` has made none if that is longer."""
+        """Return how long no working rank has made progress or, if longer, how long a rank in ``fit`` has made none."""
         since = {rank: now - when for rank, when in self.last.items() if rank not in done}
         in_fit = [seconds for rank, seconds in since.items() if self.is_in_fit(rank)]
         return max(max(in_fit, default=0.0), min(since.values(), default=0.0))

@@ -219,8 +219,8 @@ class SparkGateway:
         except Py4JJavaError as error:
             raise ClusterError(
                 f"Spark does not accept the resource_profile: {sentence(error.java_exception.getMessage())} Without "
-                "dynamic allocation, which barrier stages do not support, a profile may have requirements of tasks "
-                "only: ResourceProfileBuilder().require(TaskResourceRequests()...), on a standalone, YARN or "
+                "dynamic allocation, which barrier stages do not support, a profile may only have task "
+                "requirements: ResourceProfileBuilder().require(TaskResourceRequests()...), on a standalone, YARN or "
                 "Kubernetes cluster."
             ) from error
         return profile
@@ -339,7 +339,7 @@ def _check_profiles(frame: Any) -> None:
     """Check that the tasks of a DataFrame can have a resource profile.
 
     Raises:
-        ConfigurationError: They cannot, in PySpark 3.5.
+        ConfigurationError: This is PySpark 3.5, where only RDDs can have one.
     """
     if "profile" not in inspect.signature(frame.mapInArrow).parameters:
         raise ConfigurationError(

@@ -60,7 +60,7 @@ class TrackedRun:
 
 
 def follow(report: RunReport, callbacks: CallbackList, execute: Callable[[], Any]) -> Any:
-    """Execute a run; record its outcome in the report, and call the callbacks of its beginning and end.
+    """Execute a run; record its outcome in the report, and call the callbacks for its beginning and end.
 
     Args:
         report: The report of the run.

@@ -1,6 +1,6 @@
 """Makes ``mlflow.autolog()`` in a training function record a run once, without waiting for other ranks.
 
-All ranks call it, so each would record the run. At the end of ``fit``, MLflow calls ``predict`` to find out the model's
+All ranks call it, so each would record the run. At the end of ``fit``, MLflow calls ``predict`` to infer the model's
 signature, and all ranks would have to take part in this call.
 """
 
