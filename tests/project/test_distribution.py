@@ -61,10 +61,10 @@ def test_the_sdist_has_what_tests_and_documentation_need(built):
     (sdist,) = [path for name, path in built.items() if name.endswith(".tar.gz")]
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "mkdocs.yml", "docs/index.md", "scripts/lib/site_pages.py"):
+    for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "mkdocs.yml", "docs/index.md", "tests/unit/test_house.py"):
         assert name in names
-    for folder in ("tests/unit/test_house.py", "examples/notebooks/start.ipynb", "docker/Dockerfile"):
-        assert folder in names
+    for name in ("scripts/lib/site_pages.py", "examples/notebooks/start.ipynb", "docker/Dockerfile"):
+        assert name in names
     assert not [name for name in names if "__pycache__" in name or name.startswith(("build/", "dist/", ".venv"))]
 
 

@@ -34,14 +34,14 @@ def doctor(options: Namespace) -> int:
     with session(options, num_slots or 2, is_quiet=True) as spark:
         gateway = SparkGateway(spark)
         if num_slots is None:
-            num_slots = _free_slots(gateway)
+            num_slots = _slots(gateway)
         arguments = {**runner_arguments(options), "num_slots": num_slots}
         diagnosis = diagnose(RunnerConfig(**arguments), gateway, options.timeout)
     print(json.dumps(diagnosis.to_dict(), indent=1) if options.json else printable(report_text(diagnosis)))
     return 0 if diagnosis.would_start else 1
 
 
-def _free_slots(gateway: SparkGateway) -> int:
+def _slots(gateway: SparkGateway) -> int:
     """Return the number of slots that the cluster has now; used when ``--num-slots`` is omitted."""
     facts = gateway.facts(RunnerConfig(num_slots=1, use_gpu=False))
     return max(1, facts.slots or 1)
@@ -117,7 +117,7 @@ def _check_settings(facts: plan.ClusterFacts) -> None:
     plan.number(conf.get(plan.DRIVER_PORT, "0"), plan.DRIVER_PORT)
     plan.number(conf.get(plan.WARM_SECONDS, "300"), plan.WARM_SECONDS)
     plan.ports(conf.get(plan.WORKER_PORTS, ""), plan.WORKER_PORTS)
-    for key in (plan.WARM_START, plan.PORT_FILTER, plan.IGNORE_SSL):
+    for key in (plan.WARM_START, plan.PORT_FILTER, plan.CLOSE_PORT, plan.IGNORE_SSL):
         plan.is_true(conf.get(key), key)
     plan.parse_bytes(conf.get("spark.driver.maxResultSize", "1g"), "spark.driver.maxResultSize")
 

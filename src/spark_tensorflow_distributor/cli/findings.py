@@ -111,7 +111,7 @@ def _gpus(
         if len(given) < wanted:
             is_complete = False
             yield Finding(
-                "problem", f"Spark gave rank {task['rank']} on {task['host']} the GPUs {given}, but it needs {wanted}."
+                "problem", f"Spark gave rank {task['rank']} on {task['host']} the GPUs {given}, not {wanted}."
             )
         seen = task.get("tensorflow", {}).get("gpus")
         if seen is not None and len(seen) < min(wanted, len(given)):

@@ -231,7 +231,7 @@ def payload_of(spark: Any, data: bytes) -> bytes | Broadcast:
     """
     if is_connect(spark) and len(data) > _CONNECT_LIMIT:
         raise SerializationError(
-            f"The model has {mebibytes(len(data))}. Spark Connect sends it in the query plan, which is limited to "
+            f"The model takes {mebibytes(len(data))}. Spark Connect sends it in the query plan, which is limited to "
             f"{mebibytes(_CONNECT_LIMIT)}. Save the model where the executors can read it and pass the URL (gs://, "
             "s3://, hdfs://)."
         )

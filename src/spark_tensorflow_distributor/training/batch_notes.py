@@ -10,7 +10,7 @@ from .step_times import step_times
 
 def note_batch(batch: Any) -> None:
     """Record, eagerly or in a graph, that a batch has arrived; do nothing if steps are not measured in graphs."""
-    if not step_times.is_told_by_graphs:
+    if not step_times.fetches_in_graph:
         return
     if tf.executing_eagerly():
         step_times.has_batch()

@@ -80,7 +80,7 @@ def recording() -> Iterator[GradientRecorder]:
         _recorder.reset(token)
 
 
-def is_recorded(optimizer: Any, own: Sequence[Any], combined: Sequence[Any], variables: Sequence[Any]) -> bool:
+def record_if_comparing(optimizer: Any, own: Sequence[Any], combined: Sequence[Any], variables: Sequence[Any]) -> bool:
     """Record a call of an optimizer if gradients are being recorded; return whether they are.
 
     If so, the optimizer must not apply them.

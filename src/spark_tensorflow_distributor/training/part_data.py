@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from ..data.passes import shard_states_of, yields_batches_of
 from ..errors import DataError
+from ..formatting import rank_list
 from .batch_parts import BatchPart, CutRows, cut_rows, part_of
 from .collectives import Collectives
 from .device_data import to_device
@@ -88,14 +89,14 @@ class PartDataset:
         cardinality = int(dataset.cardinality())
         self._is_cut = gets_parts() and not has_marked_rows(dataset)
         self._is_plain = not gets_parts()
-        self._asks = False
+        self._asks_others = False
         self._is_even = has_equal_batches(dataset, strategy.collectives)
         if self._is_cut:
             check_agreement(strategy.collectives, [steps_per_epoch, batches, cardinality])
-            self._asks = batches is None and cardinality == tf.data.UNKNOWN_CARDINALITY
+            self._asks_others = batches is None and cardinality == tf.data.UNKNOWN_CARDINALITY
             dataset, self._is_even = cut(dataset, strategy.collectives, prefetched)
         elif not self._is_even:
-            self._asks = cardinality == tf.data.UNKNOWN_CARDINALITY
+            self._asks_others = cardinality == tf.data.UNKNOWN_CARDINALITY
         self._dataset = to_device(dataset, strategy.extended.worker_devices[0])
 
     def __iter__(self) -> Iterator[Any]:
@@ -106,7 +107,7 @@ class PartDataset:
             self._collectives,
             is_cut=self._is_cut,
             is_even=self._is_even,
-            asks=self._asks,
+            asks=self._asks_others,
         )
 
 
@@ -137,7 +138,7 @@ class PartIterator:
     ) -> None:
         self._batches: Any = batches
         self._collectives = collectives
-        self._is_cut, self._is_even, self._asks = is_cut, is_even, asks
+        self._is_cut, self._is_even, self._asks_others = is_cut, is_even, asks
         self._count = 0
         self._last: Any = None
 
@@ -147,7 +148,7 @@ class PartIterator:
     def __next__(self) -> BatchPart:
         batch = next(self._batches, None)
         is_idle = False
-        if self._asks:
+        if self._asks_others:
             has_data = self._collectives.all_gather(tf.constant(batch is not None)).numpy()
             is_idle = batch is None and bool(has_data.any())
             if is_idle or (self._is_cut and has_data.any() and not has_data.all()):
@@ -162,9 +163,9 @@ class PartIterator:
         return part
 
     @property
-    def found_the_end(self) -> tf.data.Iterator | None:
+    def ended_iterator(self) -> tf.data.Iterator | None:
         """TensorFlow's iterator if the number of batches was unknown before it ended; otherwise None."""
-        return self._batches if self._is_cut and self._asks else None
+        return self._batches if self._is_cut and self._asks_others else None
 
     @property
     def element_spec(self) -> Any:
@@ -197,10 +198,10 @@ class PartIterator:
         Raises:
             DataError: If all workers should have the same data, or if this one has had none.
         """
-        ended = ", ".join(f"{rank}" for rank, has in enumerate(has_data) if not has)
+        ended = rank_list([rank for rank, has in enumerate(has_data) if not has])
         if self._is_cut:
             raise DataError(
-                f"The data of rank {ended} ended after {self._count} steps, but that of other ranks did not. fit, "
+                f"The data of {ended} ended after {self._count} steps, but that of other ranks did not. fit, "
                 "evaluate and predict take the same data in global batches on all workers, and each worker processes "
                 "its part of each batch. Give all workers the whole data, or say that each one has rows of its own "
                 "with options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF, or "

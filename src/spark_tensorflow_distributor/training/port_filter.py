@@ -27,8 +27,8 @@ from .ports import own_port, sockets_on
 
 _SO_ATTACH_FILTER = 26
 # Polling slows down after the first minute: a program's own strategy may open the socket at any time, or never.
-_PATIENT_SECONDS = 0.05
-_HURRY_SECONDS = 60.0
+_SLOW_POLL_SECONDS = 0.05
+_FAST_POLLING_SECONDS = 60.0
 # The kernel's limit for the instructions of a program.
 _MAX_INSTRUCTIONS = 4096
 _POLL_SECONDS = 0.002
@@ -194,14 +194,14 @@ class PortFilter:
             finish("")
 
     def _watch(self, program: list[Instruction]) -> None:
-        hurry_until = time.monotonic() + _HURRY_SECONDS
+        fast_until = time.monotonic() + _FAST_POLLING_SECONDS
         is_found = False
         while not is_found:
             for listener in sockets_on(self._port, listening=True):
                 with listener:
                     attach(listener, program)
                 is_found = True
-            time.sleep(_POLL_SECONDS if time.monotonic() < hurry_until else _PATIENT_SECONDS)
+            time.sleep(_POLL_SECONDS if time.monotonic() < fast_until else _SLOW_POLL_SECONDS)
         self._sweep()
 
     def _sweep(self) -> None:

@@ -78,8 +78,8 @@ class StepFunction:
                 step_times.cancel()
                 if outputs is not None:
                     break
-                if own is not None and own.found_the_end is not None:
-                    self._end_as_keras(own.found_the_end)
+                if own is not None and own.ended_iterator is not None:
+                    self._end_as_keras(own.ended_iterator)
                 raise
             step_times.has_batch()
             outputs = (self._run if self._model.run_eagerly else self._graph_for(part, own))(part)

@@ -17,11 +17,11 @@ class StepTimes:
 
     Attributes:
         sees_collectives: Whether exchanges with the other workers are added; if not, they count as computing.
-        is_told_by_graphs: Whether batches are fetched within a graph, which must call ``has_batch`` itself.
+        fetches_in_graph: Whether batches are fetched within a graph, which must call ``has_batch`` itself.
     """
 
     def __init__(self) -> None:
-        self.sees_collectives = self.is_told_by_graphs = False
+        self.sees_collectives = self.fetches_in_graph = False
         self.steps = 0
         self.loop = self.reading = self.collectives = 0.0
         self.bytes = 0

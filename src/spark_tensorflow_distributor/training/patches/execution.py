@@ -37,7 +37,7 @@ def jit_compile(keras: ModuleType) -> None:
 
 def timed_steps(keras: ModuleType) -> None:
     """Measure the steps of tf_keras, whose functions fetch their batches within the graph."""
-    step_times.is_told_by_graphs = True
+    step_times.fetches_in_graph = True
     for kind in ("train", "test", "predict"):
         name = f"make_{kind}_function"
         setattr(keras.Model, name, _timing(getattr(keras.Model, name), f"{kind}_function"))

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from ..gradient_mean import already_combined, combined_gradients, strategy_to_combine
-from ..gradient_recorder import is_recorded
+from ..gradient_recorder import record_if_comparing
 from ..private_names import KERAS_OPTIMIZER
 from ..replica import ReplicaStrategy
 from ..replica_step import ReplicaStep, current_step
@@ -81,7 +81,7 @@ def _combining(original: Callable[..., Any]) -> Callable[..., Any]:
         if strategy is not None:
             note_own_loop(strategy, self, variables)
             combined = combined_gradients(strategy, self, grads, variables)
-        if is_recorded(self, grads, combined, variables):
+        if record_if_comparing(self, grads, combined, variables):
             return None
         if strategy is None:
             return original(self, grads, trainable_variables)
@@ -100,7 +100,7 @@ def combining_pairs(original: Callable[..., Any]) -> Callable[..., Any]:
         pairs = [(gradient, variable) for gradient, variable in given if gradient is not None]
         gradients, variables = [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
         combined = gradients if strategy is None else combined_gradients(strategy, self, gradients, variables)
-        if is_recorded(self, gradients, combined, variables):
+        if record_if_comparing(self, gradients, combined, variables):
             return None
         if strategy is None:
             return original(self, given)

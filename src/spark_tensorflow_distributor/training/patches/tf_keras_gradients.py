@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ..gradient_mean import combined_gradients, strategy_to_combine
-from ..gradient_recorder import GradientsRecorded, is_recorded
+from ..gradient_recorder import GradientsRecorded, record_if_comparing
 from ..private_names import TF_KERAS_LOSS_SCALE, TF_KERAS_OPTIMIZER, TF_KERAS_V1_OPTIMIZERS
 from .gradients import combining_pairs, note_own_loop, weighting_loss
 
@@ -31,7 +31,7 @@ def gradients(keras: ModuleType) -> None:
             module.filter_empty_gradients(pairs)  # raises or warns
             note_own_loop(strategy, tuple(variable.name for variable in variables), variables)
             combined = combined_gradients(strategy, optimizer, gradients, variables)
-        if is_recorded(optimizer, gradients, combined, variables):
+        if record_if_comparing(optimizer, gradients, combined, variables):
             raise GradientsRecorded
         return original(pairs) if strategy is None else list(zip(combined, variables, strict=True))
 
