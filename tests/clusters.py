@@ -86,12 +86,13 @@ class StandaloneCluster:
         results = [line for line in out.splitlines() if line.startswith("RESULT ")]
         return (json.loads(results[-1][7:]) if results else None), out
 
-    def start_driver(self, program, *args, conf=None, env=None):
+    def start_driver(self, program, *args, conf=None, env=None, stdin=None):
         settings = {"spark.master": self.url, "spark.driver.host": "127.0.0.1"}
         settings |= {"spark.executor.extraJavaOptions": QUICK_JVM, **(conf or {})}
         command = [sys.executable, str(_PROGRAMS / program), json.dumps(settings), *args]
         driver = subprocess.Popen(
             command,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -10,10 +10,14 @@ from spark_tensorflow_distributor.runtime.driver import plan
 SETTINGS = {value for value in vars(plan).values() if str(value).startswith("tensorflow.spark.distributor.")}
 
 
+def check(facts):
+    """Do what the doctor does before it starts a job."""
+    plan.make_plan(RunnerConfig(2, use_gpu=False), facts)
+    doctor._check_settings(facts)
+
+
 # An agent compares workerNetwork with its host's own networks.
 @pytest.mark.parametrize("setting", sorted(SETTINGS - {plan.WORKER_NETWORK}))
 def test_an_invalid_setting_of_this_library_is_refused(setting):
-    facts = plan.ClusterFacts({setting: "nonsense"}, slots=2)
     with pytest.raises(DistributorError, match=setting):
-        plan.make_plan(RunnerConfig(2, use_gpu=False), facts)
-        doctor._check_settings(facts)
+        check(plan.ClusterFacts({setting: "nonsense"}, slots=2))
