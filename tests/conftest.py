@@ -28,7 +28,7 @@ for name in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"):
 
 def pytest_configure(config):
     # These leave their sockets open until garbage collection.
-    if importlib.metadata.version("pyspark").startswith(("3.", "4.0.")):
+    if importlib.metadata.version("pyspark").startswith(("3.", "4.0.", "4.1.")):
         config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
 
 
