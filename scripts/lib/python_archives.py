@@ -21,9 +21,10 @@ def add_bytecode(path: Path) -> None:
         made = Path(folder, path.name)
         with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as target:
             for name in names:
-                target.writestr(name, source.read(name))
+                content = source.read(name)
+                target.writestr(name, content)
                 if name.endswith(".py") and "/tests/" not in name:
-                    target.writestr(f"{name}c", _compiled(source.read(name), name, Path(folder)))
+                    target.writestr(f"{name}c", _compiled(content, name, Path(folder)))
         os.replace(made, path)
 
 

@@ -9,10 +9,9 @@ import json
 import os
 import sys
 
-from driver import print_result
+from driver import print_result, session
 from pyspark import SparkContext
 from pyspark.resource import ExecutorResourceRequests, ResourceProfileBuilder, TaskResourceRequests
-from pyspark.sql import SparkSession
 
 from helpers import STUBS, WORKER_PATH
 from spark_tensorflow_distributor import DistributorError, MirroredStrategyRunner
@@ -34,13 +33,6 @@ def look():
         "asked": dict(tensorflow.asked.items()),
     }
     return [json.loads(text) for text in context.allGather(json.dumps(seen))]
-
-
-def session(conf):
-    builder = SparkSession.builder.config("spark.ui.enabled", "false").config("spark.ui.showConsoleProgress", "false")
-    for key, value in {**json.loads(sys.argv[1]), **conf}.items():
-        builder = builder.config(key, value)
-    return builder.getOrCreate()
 
 
 def profile(gpus, executors=False):

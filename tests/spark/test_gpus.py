@@ -48,7 +48,7 @@ def conf(amount, **more):
     return {"spark.task.resource.gpu.amount": amount, "spark.executor.resource.gpu.amount": "4", **more}
 
 
-# The doctor and runs wait this long for more executors.
+# Runs wait this long for more executors before they are rejected.
 ONE = conf("1", **{"spark.scheduler.maxRegisteredResourcesWaitingTime": "15s"})
 
 
