@@ -16,6 +16,7 @@ from ..formatting import printable, sentence
 from ..runtime.driver import plan
 from ..runtime.driver.job import SparkJob
 from ..runtime.driver.spark import SparkGateway
+from ..runtime.driver.spark_settings import DRIVER_PORT
 from ..runtime.shipping import shipped
 from .diagnosis import Diagnosis
 from .doctor_text import report_text
@@ -63,7 +64,6 @@ def diagnose(config: RunnerConfig, gateway: SparkGateway, timeout: float) -> Dia
         found.settings = dict(sorted(facts.conf.items()))
         found.slots, found.executors = facts.slots, facts.workers
         gateway.check_interpreter(config.env)
-        _check_settings(facts)
         made = plan.make_plan(config, facts)
     except DistributorError as error:
         found.findings.append(_problem(error))
@@ -107,21 +107,6 @@ def _wait_for_slots(config: RunnerConfig, gateway: SparkGateway, timeout: float)
         time.sleep(_POLL_SECONDS)
 
 
-def _check_settings(facts: plan.ClusterFacts) -> None:
-    """Parse this library's own settings, as a run does.
-
-    Raises:
-        ClusterError: A setting is invalid.
-    """
-    conf = facts.conf
-    plan.number(conf.get(plan.DRIVER_PORT, "0"), plan.DRIVER_PORT)
-    plan.number(conf.get(plan.WARM_SECONDS, "300"), plan.WARM_SECONDS)
-    plan.ports(conf.get(plan.WORKER_PORTS, ""), plan.WORKER_PORTS)
-    for key in (plan.WARM_START, plan.PORT_FILTER, plan.CLOSE_PORT, plan.IGNORE_SSL):
-        plan.is_true(conf.get(key), key)
-    plan.parse_bytes(conf.get("spark.driver.maxResultSize", "1g"), "spark.driver.maxResultSize")
-
-
 def _ask_executors(
     found: Diagnosis,
     config: RunnerConfig,
@@ -132,12 +117,12 @@ def _ask_executors(
 ) -> None:
     """Start one barrier task per worker, and add the facts that they report and the findings."""
     bind, addresses = gateway.channel_address()
-    port = int(plan.number(facts.conf.get(plan.DRIVER_PORT, "0"), plan.DRIVER_PORT))
+    port = made.settings.driver_port
     try:
         listener = socket.create_server((bind, port), backlog=1024)
     except OSError as error:
         text = f"The driver cannot listen on {bind}:{port} for its workers: {sentence(error)}"
-        found.findings.append(Finding("problem", text, "Change spark.driver.bindAddress, or the port."))
+        found.findings.append(Finding("problem", text, f"Change spark.driver.bindAddress, or {DRIVER_PORT}."))
         return
     with closing(listener):
         spec = {
@@ -145,8 +130,8 @@ def _ask_executors(
             "env": dict(config.env),
             "gpus": made.gpus_by_rank,
             "gpu_resource_name": config.gpu_resource_name,
-            "network": facts.conf.get(plan.WORKER_NETWORK, "").strip(),
-            "ports": plan.ports(facts.conf.get(plan.WORKER_PORTS, ""), plan.WORKER_PORTS),
+            "network": made.settings.worker_network,
+            "ports": made.settings.worker_ports,
             "loopback": facts.is_local,
             # Leaves the tasks time to start and to try connections, so that they report before the driver gives up.
             "import_seconds": max(timeout - _SECONDS_BESIDES_IMPORT, timeout / 2),

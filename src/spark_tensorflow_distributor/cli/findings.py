@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from ..config import RunnerConfig
 from ..formatting import gibibytes
-from ..runtime.driver.plan import PROTECTION, WORKER_PORTS, RunPlan
+from ..runtime.driver.plan import RunPlan
+from ..runtime.driver.spark_settings import PROTECTION, WORKER_PORTS
 
 # With less than this, training fails for all but the smallest models.
 _LEAST_MEMORY = 1 << 30

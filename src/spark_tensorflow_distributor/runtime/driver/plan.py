@@ -3,23 +3,13 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...config import RunnerConfig
 from ...errors import ClusterError, EncryptionUnsupportedError, GpuConfigurationError, InsufficientSlotsError
 from ...transport.sealing import INSTALL_COMMAND, Protection
 from ..devices import split_gpus
-
-IGNORE_SSL = "tensorflow.spark.distributor.ignoreSsl"
-WARM_START = "tensorflow.spark.distributor.warmStart"
-WARM_SECONDS = "tensorflow.spark.distributor.warmSeconds"
-DRIVER_PORT = "tensorflow.spark.distributor.driverPort"
-WORKER_PORTS = "tensorflow.spark.distributor.workerPorts"
-WORKER_NETWORK = "tensorflow.spark.distributor.workerNetwork"
-COLLECTIVES = "tensorflow.spark.distributor.collectives"
-PORT_FILTER = "tensorflow.spark.distributor.portFilter"
-CLOSE_PORT = "tensorflow.spark.distributor.closePort"
-PROTECTION = "tensorflow.spark.distributor.protection"
+from .spark_settings import COLLECTIVES, IGNORE_SSL, PROTECTION, SparkSettings, boolean, parse_settings
 
 # Settings that require encrypted traffic.
 _NETWORK_ENCRYPTION = {
@@ -36,7 +26,6 @@ _IGNORED = (
     "traffic between the workers and between the workers and the driver are not encrypted. The run starts anyway, "
     "because {} is true."
 )
-_UNITS = {"": 0, "b": 0, "k": 1, "kb": 1, "m": 2, "mb": 2, "g": 3, "gb": 3, "t": 4, "tb": 4, "p": 5, "pb": 5}
 
 
 @dataclass(frozen=True)
@@ -44,7 +33,7 @@ class ClusterFacts:
     """The facts about a cluster that a plan depends on.
 
     Attributes:
-        conf: Values of the settings that this module reads; unset ones are missing.
+        conf: Values of the settings that matter to a run; unset ones are missing.
         is_connect: Whether the session is a Spark Connect session, which does not provide all facts.
         slots: Number of tasks of this kind that the cluster can run simultaneously now, or None if unknown.
         workers: Number of registered executors, or None if unknown.
@@ -87,6 +76,7 @@ class RunPlan:
         uses_sockets: Whether the workers form a process group, instead of using TensorFlow's own runtime.
         warnings: Messages to show to the user before the launch.
         protection: How traffic between hosts is protected.
+        settings: The settings in Spark's configuration.
     """
 
     num_tasks: int
@@ -95,6 +85,7 @@ class RunPlan:
     uses_sockets: bool = False
     warnings: tuple[str, ...] = ()
     protection: Protection = "light"
+    settings: SparkSettings = field(default_factory=SparkSettings)
 
 
 def num_tasks_for(config: RunnerConfig, facts: ClusterFacts) -> int:
@@ -116,15 +107,16 @@ def make_plan(config: RunnerConfig, facts: ClusterFacts) -> RunPlan:
         EncryptionUnsupportedError: The cluster requires encryption that is not possible.
         ClusterError: Dynamic allocation is enabled, or a setting is invalid or does not fit the arguments.
     """
+    settings = parse_settings(facts.conf)
     num_tasks = num_tasks_for(config, facts)
     _check_dynamic_allocation(facts)
     shared = False
     gpus: tuple[int, ...] = ()
     if config.use_gpu:
         shared, gpus = _task_gpus(config, facts) < 1, split_gpus(config.num_slots, num_tasks)
-    uses_sockets = _uses_sockets(config, facts, gpus)
-    protection, warnings = _choose_protection(facts, uses_sockets)
-    return RunPlan(num_tasks, gpus, shared, uses_sockets, warnings, protection)
+    uses_sockets = _uses_sockets(config, settings, gpus)
+    protection, warnings = _choose_protection(facts, settings, uses_sockets)
+    return RunPlan(num_tasks, gpus, shared, uses_sockets, warnings, protection, settings)
 
 
 def _task_gpus(config: RunnerConfig, facts: ClusterFacts) -> float:
@@ -153,13 +145,13 @@ def _task_gpus(config: RunnerConfig, facts: ClusterFacts) -> float:
     return amount
 
 
-def _uses_sockets(config: RunnerConfig, facts: ClusterFacts, gpus: tuple[int, ...]) -> bool:
+def _uses_sockets(config: RunnerConfig, settings: SparkSettings, gpus: tuple[int, ...]) -> bool:
     """Return whether the workers form a process group.
 
     Raises:
-        ClusterError: The setting or ``gradient_compression`` is not possible here.
+        ClusterError: The setting ``collectives`` or ``gradient_compression`` is not possible here.
     """
-    uses_sockets = _chosen_engine(config, facts, gpus) == "sockets"
+    uses_sockets = _chosen_engine(config, settings, gpus) == "sockets"
     if config.gradient_compression is not None and not uses_sockets:
         raise ClusterError(
             f"gradient_compression={config.gradient_compression!r} works only where the library's own collectives are "
@@ -169,11 +161,9 @@ def _uses_sockets(config: RunnerConfig, facts: ClusterFacts, gpus: tuple[int, ..
     return uses_sockets
 
 
-def _chosen_engine(config: RunnerConfig, facts: ClusterFacts, gpus: tuple[int, ...]) -> str:
+def _chosen_engine(config: RunnerConfig, settings: SparkSettings, gpus: tuple[int, ...]) -> str:
     """Return the engine of the collectives: by default sockets on CPUs, unless the program has its own strategy."""
-    value = facts.conf.get(COLLECTIVES, "auto").strip().lower()
-    if value not in ("auto", "sockets", "tensorflow"):
-        raise ClusterError(f"{COLLECTIVES} is {value!r}; it must be auto, sockets or tensorflow.")
+    value = settings.collectives
     if value == "auto":
         return "tensorflow" if config.use_gpu or config.use_custom_strategy else "sockets"
     if value == "sockets" and (config.use_custom_strategy or max(gpus, default=1) > 1):
@@ -185,17 +175,16 @@ def _chosen_engine(config: RunnerConfig, facts: ClusterFacts, gpus: tuple[int, .
     return value
 
 
-def _choose_protection(facts: ClusterFacts, uses_sockets: bool) -> tuple[Protection, tuple[str, ...]]:
+def _choose_protection(
+    facts: ClusterFacts, settings: SparkSettings, uses_sockets: bool
+) -> tuple[Protection, tuple[str, ...]]:
     """Return how traffic between hosts is protected, and warnings.
 
     Raises:
         EncryptionUnsupportedError: The cluster requires encryption that is not possible.
-        ClusterError: The setting is invalid.
+        ClusterError: One of Spark's settings for encryption is invalid.
     """
-    chosen = facts.conf.get(PROTECTION, "auto").strip().lower()
-    if chosen not in ("auto", "integrity", "privacy"):
-        raise ClusterError(f"{PROTECTION} is {chosen!r}; it must be auto, integrity or privacy.")
-    is_ignored = is_true(facts.conf.get(IGNORE_SSL), IGNORE_SSL)
+    chosen, is_ignored = settings.protection, settings.ignores_encryption
     disks, network = _found(facts, _DISK_ENCRYPTION), _found(facts, _NETWORK_ENCRYPTION)
     if chosen == "privacy":
         reasons = [*network, f"{PROTECTION}=privacy"]
@@ -215,7 +204,7 @@ def _choose_protection(facts: ClusterFacts, uses_sockets: bool) -> tuple[Protect
 
 
 def _found(facts: ClusterFacts, settings: Mapping[str, str]) -> list[str]:
-    return [f"{key}=true ({what})" for key, what in settings.items() if is_true(facts.conf.get(key), key)]
+    return [f"{key}=true ({what})" for key, what in settings.items() if boolean(facts.conf, key)]
 
 
 def _network_problem(facts: ClusterFacts, found: list[str], uses_sockets: bool) -> str:
@@ -236,7 +225,7 @@ def _network_problem(facts: ClusterFacts, found: list[str], uses_sockets: bool) 
 
 def _check_dynamic_allocation(facts: ClusterFacts) -> None:
     key = "spark.dynamicAllocation.enabled"
-    if is_true(facts.conf.get(key), key) and not facts.is_local:
+    if boolean(facts.conf, key) and not facts.is_local:
         raise ClusterError(
             f"{key} is true, but Spark does not run barrier stages with dynamic allocation (SPARK-24942). Start the "
             f"application with {key}=false and a fixed number of executors (spark.executor.instances, or "
@@ -290,56 +279,3 @@ def max_row_bytes(max_result: int, heap: int | None) -> int:
     """
     limit = (heap or max_result or 1 << 30) // 8
     return min(max_result, limit) if max_result else limit
-
-
-def is_true(value: str | None, key: str) -> bool:
-    """Parse a boolean Spark setting; unset means false.
-
-    Raises:
-        ClusterError: It is neither true nor false.
-    """
-    lower = (value or "false").strip().lower()
-    if lower not in ("true", "false"):
-        raise ClusterError(f"{key} is {value!r}; it must be true or false.")
-    return lower == "true"
-
-
-def number(value: str, key: str) -> float:
-    """Parse a setting that is a non-negative number.
-
-    Raises:
-        ClusterError: It is not such a number.
-    """
-    try:
-        parsed = float(value)
-    except ValueError:
-        parsed = -1.0
-    if not 0 <= parsed < math.inf:
-        raise ClusterError(f"{key} is {value!r}; it must be a non-negative number.")
-    return parsed
-
-
-def ports(value: str, key: str) -> tuple[int, ...]:
-    """Parse a range of ports, such as ``20000-20099``, into its first port and its last plus one; empty if unset.
-
-    Raises:
-        ClusterError: It is not a range of ports.
-    """
-    if not value:
-        return ()
-    first, _, last = value.partition("-")
-    if first.isdigit() and last.isdigit() and 0 < int(first) <= int(last) < 1 << 16:
-        return int(first), int(last) + 1
-    raise ClusterError(f"{key} is {value!r}; it must be a range of ports such as 20000-20099.")
-
-
-def parse_bytes(value: str, key: str) -> int:
-    """Parse a size in Spark's notation, such as ``1g``, ``512m`` or ``1048576``, into bytes.
-
-    Raises:
-        ClusterError: It is not a size.
-    """
-    match = re.fullmatch(r"(\d+)([a-z]*)", value.strip().lower())
-    if match is None or match[2] not in _UNITS:
-        raise ClusterError(f"{key} is {value!r}; it must be a size such as 1g.")
-    return int(match[1]) << (10 * _UNITS[match[2]])

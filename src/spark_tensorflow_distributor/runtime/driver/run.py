@@ -35,6 +35,7 @@ from .record import AttemptReport
 from .report import RunReport
 from .result import load_result
 from .spark import SparkGateway
+from .spark_settings import DRIVER_PORT
 
 # Documented in docs/tracking.md.
 _log = logging.getLogger("spark_tensorflow_distributor.run")
@@ -210,7 +211,7 @@ class Run:
     def _launch(self, made: plan.RunPlan, facts: plan.ClusterFacts, attempt: int) -> LaunchResult:
         config = self._config
         secret = secrets.token_bytes(32)
-        channel = self._open_channel(secret, facts, made)
+        channel = self._open_channel(secret, made)
         self._console.begin_attempt(attempt)
         _log.info("Attempt %d: launching %d workers.", attempt + 1, made.num_tasks, extra={"attempt": attempt})
         try:
@@ -233,23 +234,23 @@ class Run:
         self._warn_of_version(launch.result)
         return launch.result
 
-    def _open_channel(self, secret: bytes, facts: plan.ClusterFacts, made: plan.RunPlan) -> Channel:
-        port = plan.number(facts.conf.get(plan.DRIVER_PORT, "0"), plan.DRIVER_PORT)
+    def _open_channel(self, secret: bytes, made: plan.RunPlan) -> Channel:
+        port = made.settings.driver_port
         bind, advertised = self._gateway.channel_address()
         try:
             return Channel(
                 secret,
                 bind,
                 advertised,
-                int(port),
+                port,
                 self._checkpoints if self._keeps_checkpoints else None,
                 world_size=made.num_tasks,
                 protection=made.protection,
             )
         except OSError as error:
             raise ClusterError(
-                f"The driver cannot listen on {bind}:{int(port)} for its workers: {sentence(error)} The address comes "
-                f"from spark.driver.bindAddress or spark.driver.host, the port from {plan.DRIVER_PORT} (0 for any "
+                f"The driver cannot listen on {bind}:{port} for its workers: {sentence(error)} The address comes "
+                f"from spark.driver.bindAddress or spark.driver.host, the port from {DRIVER_PORT} (0 for any "
                 "free one)."
             ) from error
 
@@ -271,8 +272,7 @@ class Run:
     def _spec(
         self, made: plan.RunPlan, facts: plan.ClusterFacts, attempt: int, secret: bytes, channel: Channel
     ) -> TaskSpec:
-        config, conf = self._config, facts.conf
-        limit = plan.parse_bytes(conf.get("spark.driver.maxResultSize", "1g"), "spark.driver.maxResultSize")
+        config, settings = self._config, made.settings
         return TaskSpec(
             config=replace(config, env=dict(config.env), resource_profile=None, py_modules=()),
             trainer=TrainerSettings(
@@ -282,11 +282,11 @@ class Run:
                 uses_sockets=made.uses_sockets,
                 gradient_compression=config.gradient_compression,
                 start_timeout=config.start_timeout,
-                max_result_bytes=limit,
+                max_result_bytes=settings.max_result_bytes,
                 seed=self._seed,
                 checkpoints=self._checkpoint_settings(),
                 has_callbacks=bool(self._callbacks),
-                closes_port=plan.is_true(conf.get(plan.CLOSE_PORT, "true"), plan.CLOSE_PORT),
+                closes_port=settings.closes_port,
             ),
             attempt=attempt,
             world_size=made.num_tasks,
@@ -295,15 +295,15 @@ class Run:
             driver_is_client=facts.is_connect,
             payload=self._program.packed.payload,
             gpus_by_rank=made.gpus_by_rank,
-            max_row_bytes=plan.max_row_bytes(limit, self._gateway.heap_bytes()),
-            warm_start=plan.is_true(conf.get(plan.WARM_START, "true"), plan.WARM_START),
-            warm_seconds=plan.number(conf.get(plan.WARM_SECONDS, "300"), plan.WARM_SECONDS),
+            max_row_bytes=plan.max_row_bytes(settings.max_result_bytes, self._gateway.heap_bytes()),
+            warm_start=settings.warm_start,
+            warm_seconds=settings.warm_seconds,
             submitted_at=time.time(),
             loopback=facts.is_local,
             log_to_executor=not facts.is_local,
-            port_filter=plan.is_true(conf.get(plan.PORT_FILTER, "true"), plan.PORT_FILTER),
-            worker_ports=plan.ports(conf.get(plan.WORKER_PORTS, ""), plan.WORKER_PORTS),
-            worker_network=conf.get(plan.WORKER_NETWORK, "").strip(),
+            port_filter=settings.port_filter,
+            worker_ports=settings.worker_ports,
+            worker_network=settings.worker_network,
             frames=self._program.frames.specs,
             protection=made.protection,
             modules=self._program.modules,

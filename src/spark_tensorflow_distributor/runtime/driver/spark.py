@@ -15,7 +15,7 @@ from ...errors import ClusterError, ConfigurationError, DataError
 from ...formatting import a_type, sentence
 from ...transport.sealing import can_encrypt
 from ..specs import ROW_SCHEMA
-from . import plan
+from . import spark_settings
 from .addresses import address_towards, connect_host
 from .executors import may_grow
 from .interpreter import check_local_python
@@ -26,10 +26,8 @@ _log = logging.getLogger(__name__)
 _CONF_KEYS = (
     "spark.master", "spark.task.cpus", "spark.executor.cores", "spark.executor.instances", "spark.cores.max",
     "spark.dynamicAllocation.enabled", "spark.ssl.enabled", "spark.network.crypto.enabled",
-    "spark.io.encryption.enabled", "spark.driver.maxResultSize", "spark.driver.host", "spark.driver.bindAddress",
-    "spark.scheduler.maxRegisteredResourcesWaitingTime", plan.IGNORE_SSL, plan.WARM_START, plan.WARM_SECONDS,
-    plan.DRIVER_PORT, plan.WORKER_PORTS, plan.WORKER_NETWORK, plan.COLLECTIVES, plan.PROTECTION, plan.PORT_FILTER,
-    plan.CLOSE_PORT,
+    "spark.io.encryption.enabled", "spark.driver.host", "spark.driver.bindAddress",
+    "spark.scheduler.maxRegisteredResourcesWaitingTime", *spark_settings.KEYS,
 )  # fmt: skip
 
 

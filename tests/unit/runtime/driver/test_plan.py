@@ -7,17 +7,13 @@ import pytest
 from spark_tensorflow_distributor import ClusterError, EncryptionUnsupportedError, GpuConfigurationError
 from spark_tensorflow_distributor.config import RunnerConfig
 from spark_tensorflow_distributor.runtime.driver.plan import (
-    COLLECTIVES,
-    IGNORE_SSL,
-    PROTECTION,
     ClusterFacts,
     check_slots,
     make_plan,
     max_row_bytes,
     num_tasks_for,
-    parse_bytes,
-    ports,
 )
+from spark_tensorflow_distributor.runtime.driver.spark_settings import COLLECTIVES, IGNORE_SSL, PROTECTION
 
 AMOUNT = "spark.task.resource.gpu.amount"
 
@@ -102,8 +98,6 @@ def test_protection_can_be_chosen():
     ]
     with pytest.raises(EncryptionUnsupportedError, match=f"{PROTECTION}=privacy.*pip install"):
         chosen("privacy")
-    with pytest.raises(ClusterError, match="must be auto, integrity or privacy"):
-        chosen("none")
 
 
 def test_dynamic_allocation_is_rejected():
@@ -123,28 +117,10 @@ def test_too_few_slots_says_how_many_and_why():
     assert "local[8]" in str(check_slots(cpu(8), ClusterFacts({"spark.master": "local[2]"}, slots=2), 8))
 
 
-@pytest.mark.parametrize(("text", "size"), [("1g", 1 << 30), ("512m", 1 << 29), ("0", 0), ("64KB", 1 << 16), ("7", 7)])
-def test_sizes(text, size):
-    assert parse_bytes(text, "key") == size
-
-
-def test_an_invalid_size():
-    with pytest.raises(ClusterError, match="key is '1x'"):
-        parse_bytes("1x", "key")
-
-
 def test_results_in_rows_take_an_eighth_of_the_heap():
     assert max_row_bytes(1 << 30, 1 << 30) == 1 << 27
     assert max_row_bytes(1 << 20, 1 << 30) == 1 << 20
     assert max_row_bytes(0, None) == 1 << 27
-
-
-def test_a_range_of_ports():
-    assert ports("20000-20099", "key") == (20000, 20100)
-    assert ports("", "key") == ()
-    for wrong in ("20000", "5-4", "0-10", "1-70000", "a-b"):
-        with pytest.raises(ClusterError, match="key is"):
-            ports(wrong, "key")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +142,6 @@ def test_what_carries_collectives(value, config, uses_sockets):
 @pytest.mark.parametrize(
     ("value", "amount", "config", "text"),
     [
-        ("gloo", "1", cpu(), "it must be auto, sockets or tensorflow"),
         ("sockets", "1", cpu(use_custom_strategy=True), "does not work with use_custom_strategy=True"),
         ("sockets", "2", RunnerConfig(4), "does not work with 2 GPUs per task"),
         ("tensorflow", "1", cpu(gradient_compression="float16"), "gradient_compression='float16' works only"),
