@@ -87,12 +87,24 @@ def program():
                 self.second[0].apply_gradients(zip(gradients[2:], variables[2:], strict=True))
                 return {"loss": loss}
 
+        class Centre(tf.keras.layers.Layer):
+            """Subtracts a moving average, which does not grow linearly with the rows."""
+
+            def build(self, shape):
+                self.centre = self.add_weight(name="centre", shape=shape[-1:], initializer="zeros", trainable=False)
+
+            def call(self, inputs, training=False):
+                if training:
+                    self.centre.assign(0.5 * self.centre + tf.reduce_mean(inputs, 0) ** 2)
+                return inputs - self.centre
+
         def build():
             model = (TwoOptimizers if special == "own optimizers" else tf.keras.Sequential)(
                 [
                     *([] if special == "unbuilt" else [tf.keras.layers.Input((64,))]),
                     tf.keras.layers.Dense(24, activation="relu"),
                     *([tf.keras.layers.BatchNormalization()] if special == "moving statistics" else []),
+                    *([Centre()] if special == "moving centre" else []),
                     tf.keras.layers.Dense(10, activation="softmax", dtype="float32"),
                 ]
             )
@@ -161,6 +173,9 @@ def program():
             given.append(tf.keras.callbacks.ReduceLROnPlateau("loss", min_delta=10.0, patience=2, factor=0.1))
         if "csv" in callbacks and context.is_chief:
             given.append(tf.keras.callbacks.CSVLogger(log))
+        if "saves" in callbacks:
+            path = f"{log}-{{epoch}}-{{batch}}.weights.h5"
+            given.append(tf.keras.callbacks.ModelCheckpoint(path, save_freq=3, save_weights_only=True))
         if "backup" in callbacks:
             given.append(tf.keras.callbacks.BackupAndRestore(f"{log}-{context.rank}"))
         recorded = {"rates": []}
@@ -279,6 +294,15 @@ def test_state_other_than_the_weights(runner, special, legacy):
     options = {"env": {"TF_USE_LEGACY_KERAS": legacy}}
     whole = runner(**options).run(program(), special=special)
     check_same(runner(**options).run(program(), special=special, kill=38), whole)
+
+
+@pytest.mark.parametrize("legacy", ["0", "1"])
+def test_what_is_saved_leaves_each_ranks_state_as_it_is(runner, legacy, tmp_path):
+    """The layer computes its outputs from a state that each rank has for itself until the end of an epoch."""
+    options = {"env": {"TF_USE_LEGACY_KERAS": legacy}}
+    whole = runner(max_restarts=0, **options).run(program(), special="moving centre")
+    saves = {"callbacks": ["saves"], "log": str(tmp_path / "saved")}
+    check_same(runner(**options).run(program(), special="moving centre", kill=38, **saves), whole)
 
 
 @pytest.mark.parametrize("kill", [70, 90])

@@ -88,7 +88,6 @@ class FitSaver:
             plan = json.dumps(self._clock.plan(self._checkpointing.writer.seconds)).encode()
         is_due, steps = json.loads(self._collectives.broadcast_bytes(plan) or b"[false, 1]")
         if is_due:
-            self._model_state.average_layer_state()
             self._save(self._position.epoch, self._position.step)
         self._clock.schedule(steps)
 
@@ -105,16 +104,16 @@ class FitSaver:
         """Capture a checkpoint from which training resumes at this epoch and step, and queue it for writing."""
         started = time.monotonic()
         part = BytesIO()
-        snapshot.write(part, {}, [random_state(), self._model_state.local_part()])
+        layers = self._model_state.layer_state() if step else {}  # averaged at the end of an epoch
+        snapshot.write(part, {}, [random_state(), self._model_state.local_part(), layers])
         parts = self._collectives.gather_bytes(part.getvalue())
         if self._context.is_chief:
-            by_rank = [snapshot.read(each)[1] for each in parts]
-            weights, metrics = self._model_state.capture([local for _, local in by_rank])
+            random, local_parts, own = zip(*(snapshot.read(each)[1] for each in parts), strict=True)
+            weights, metrics = self._model_state.capture(local_parts, own)
             history, epochs = history_of(self._model_state.model, ended)
             callbacks = callback_states(self._callbacks, self._callback_baseline)
             optimizers = self._model_state.capture_optimizers()
-            random = [random for random, _ in by_rank]
-            state = FitState(weights, metrics, random, callbacks, history, epochs, optimizers)
+            state = FitState(weights, metrics, list(random), callbacks, history, epochs, optimizers, list(own))
             facts = CheckpointFacts(
                 run=self._checkpointing.run_id,
                 fit=self._position.fit,

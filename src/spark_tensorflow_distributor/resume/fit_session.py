@@ -132,13 +132,14 @@ class FitSession:
         facts, state = self._resume_point.facts, self._resume_point.state
         try:
             self._model_state.restore_weights(state.weights, facts.variables)
+            self._model_state.restore_layers(state.layers_of(self._context.rank, self._context.world_size))
             self._model_state.restore_optimizers(state.optimizers)
         except CheckpointError as error:
             raise CheckpointError(
                 f"The checkpoint {self._resume_point.name} cannot be restored. {error} Choose another checkpoint_dir, "
                 "or remove its files, to train from the beginning."
             ) from None
-        state.weights = []  # frees the memory
+        state.weights, state.layers = [], []  # frees the memory
         if hasattr(self._model, "_initial_epoch"):  # BackupAndRestore may have set it to an earlier epoch
             self._model._initial_epoch = self.resume_epoch
         restore_callbacks(self._callbacks, state.callbacks)

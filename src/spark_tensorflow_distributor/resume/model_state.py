@@ -13,12 +13,12 @@ import tensorflow as tf
 
 from ..errors import CheckpointError
 from ..training.keras_api import keras_of, optimizer_variables
-from ..training.patches.layer_state import average_state
+from ..training.patches.layer_state import differing_state
 from ..training.random_state import global_seed
-from ..training.variable_sync import is_partial_sum
+from ..training.variable_sync import is_partial_sum, plain_variable
 from .own_optimizers import own_optimizers
 from .own_optimizers import restore as restore_states
-from .resume_point import OptimizerStates, VariableSpec
+from .resume_point import LayerState, OptimizerStates, VariableSpec
 
 # A variable of TensorFlow, Keras 3 or tf_keras.
 Variable: TypeAlias = Any
@@ -64,13 +64,16 @@ class ModelState:
             elif hasattr(optimizer, "_create_all_weights"):  # tf_keras' legacy optimizers
                 optimizer._create_all_weights(self.model.trainable_variables)
 
-    def average_layer_state(self) -> None:
-        """Make the state of layers the same on all ranks; every rank must call this.
+    def layer_state(self) -> LayerState:
+        """Return this rank's values of the layers' variables that differ between ranks; every rank must call this.
 
-        Each rank has its own moving statistics. Averaging them over the ranks in mid-epoch as well does not change
-        their average at the end of the epoch.
+        Each rank has its own moving statistics until the end of an epoch, when they are averaged. A checkpoint leaves
+        them as they are: averaged earlier, state from which a layer computes its outputs would change the training.
         """
-        average_state(self.model)
+        differing = {id(each) for each in differing_state(self.model)}
+        return {
+            index: self._local(each) for index, each in enumerate(self.weights) if id(plain_variable(each)) in differing
+        }
 
     @property
     def weights(self) -> list[Variable]:
@@ -92,18 +95,24 @@ class ModelState:
         """Return this rank's parts of the partial variables."""
         return [self._local(variable) for variable in self.weights + self.metrics if _is_partial(variable)]
 
-    def capture(self, parts: Sequence[Sequence[np.ndarray]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def capture(
+        self, parts: Sequence[Sequence[np.ndarray]], layers: Sequence[LayerState]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the values of :attr:`weights` and :attr:`metrics`.
 
         Args:
             parts: The results of :meth:`local_part` on all ranks.
+            layers: The results of :meth:`layer_state` on all ranks. Their averages are returned.
         """
         values = iter([list(of_ranks) for of_ranks in zip(*parts, strict=True)])
 
         def value(variable: Variable) -> np.ndarray:
             return _merged(variable, next(values)) if _is_partial(variable) else self._local(variable)
 
-        return [value(each) for each in self.weights], [value(each) for each in self.metrics]
+        weights, metrics = [value(each) for each in self.weights], [value(each) for each in self.metrics]
+        for index in layers[0]:
+            weights[index] = _mean([of_rank[index] for of_rank in layers])
+        return weights, metrics
 
     def capture_optimizers(self) -> OptimizerStates:
         """Return the values of the model's optimizers other than ``model.optimizer``."""
@@ -139,6 +148,12 @@ class ModelState:
             raise CheckpointError(_difference(present, saved))
         for variable, value in zip(variables, values, strict=True):
             self._assign(variable, value)
+
+    def restore_layers(self, own: LayerState) -> None:
+        """Set this rank's own values of the layers' variables, after :meth:`restore_weights`."""
+        variables = self.weights
+        for index, value in own.items():
+            self._assign(variables[index], value)
 
     def restore_metrics(self, values: Sequence[np.ndarray], *, after_a_step: bool = False) -> bool:
         """Set the metrics; return False if they do not exist yet (tf_keras creates them in the first step).
@@ -255,6 +270,11 @@ def _merged(variable: Variable, parts: Sequence[np.ndarray]) -> np.ndarray:
     kind = _aggregation(variable)
     if kind == "SUM":
         return np.asarray(np.sum(parts, axis=0, dtype=parts[0].dtype))
-    if kind == "MEAN":
-        return np.mean(parts, axis=0, dtype=np.float64).astype(parts[0].dtype)
-    return parts[0]
+    return _mean(parts) if kind == "MEAN" else parts[0]
+
+
+def _mean(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the average of the ranks' floats; of other types, the chief's value."""
+    if not tf.as_dtype(parts[0].dtype).is_floating:
+        return parts[0]
+    return np.asarray(np.mean(parts, axis=0, dtype=np.float64)).astype(parts[0].dtype)

@@ -15,6 +15,8 @@ from .snapshot import Facts
 
 # The values of each optimizer's variables, by the expression under which the model holds the optimizer.
 OptimizerStates: TypeAlias = dict[str, list[np.ndarray]]
+# The values of variables that a rank has for itself, by position in ``FitState.weights``.
+LayerState: TypeAlias = dict[int, np.ndarray]
 
 
 class VariableSpec(NamedTuple):
@@ -98,13 +100,15 @@ class FitState:
     """The state in a checkpoint of ``fit``.
 
     Attributes:
-        weights: Variables of model and optimizer.
+        weights: Variables of model and optimizer; of those in ``layers``, the average over the ranks.
         metrics: Variables of the metrics.
         random: The state of the random generators, by rank.
         callbacks: The state of each callback.
         history: The history's values by name.
         epochs: The history's epoch numbers.
         optimizers: Variables of the model's optimizers other than the one that it was compiled with.
+        layers: The values of layers' variables that differ between ranks, by rank; such as moving statistics in
+            mid-epoch.
     """
 
     weights: list[np.ndarray]
@@ -114,6 +118,11 @@ class FitState:
     history: dict[str, list[object]]
     epochs: list[int]
     optimizers: OptimizerStates = field(default_factory=dict)
+    layers: list[LayerState] = field(default_factory=list)
+
+    def layers_of(self, rank: int, world_size: int) -> LayerState:
+        """Return what a rank restores after ``weights``: nothing if the number of workers has changed."""
+        return self.layers[rank] if len(self.layers) == world_size else {}
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,10 @@ def _check_state(state: FitState, variables: list[VariableSpec]) -> None:
     arrays = [*state.weights, *state.metrics, *itertools.chain.from_iterable(state.optimizers.values())]
     if shapes != saved or not all(isinstance(each, np.ndarray | np.generic) for each in arrays):
         raise CheckpointError(f"its {len(saved)} arrays are not those of its {len(shapes)} variables")
+    for index, value in itertools.chain.from_iterable(own.items() for own in state.layers):
+        known = type(index) is int and 0 <= index < len(saved)
+        if not known or not isinstance(value, np.ndarray | np.generic) or list(value.shape) != shapes[index]:
+            raise CheckpointError("its state of layers is not that of its variables")
     for each in state.random:
         check_random_state(each)
     for callback in state.callbacks:

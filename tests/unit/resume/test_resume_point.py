@@ -36,6 +36,14 @@ def test_facts_and_state_survive_the_file():
     assert (point.state.history, point.state.epochs) == ({"loss": [0.5]}, [0])
 
 
+def test_each_rank_has_its_own_state_of_layers_unless_their_number_changes():
+    own = [{0: np.full((2, 3), rank, np.float32)} for rank in range(2)]
+    found = decoded(NAMED, state(layers=own)).state
+    assert found.layers_of(1, 2)[0].tolist() == own[1][0].tolist()
+    assert found.layers_of(1, 3) == {}
+    assert decoded(NAMED, state()).state.layers_of(0, 2) == {}
+
+
 @pytest.mark.parametrize(
     ("facts", "contents"),
     [
@@ -54,6 +62,12 @@ def test_facts_and_state_survive_the_file():
         (NAMED, state(callbacks=[{"class": "EarlyStopping", "state": [1]}])),
         (NAMED, state(history={"loss": 1})),
         (NAMED, state(epochs=["0"])),
+        (NAMED, state(layers=[{0: np.ones((3, 2), np.float32)}])),
+        (NAMED, state(layers=[{1: np.ones((2, 3), np.float32)}])),
+        (NAMED, state(layers=[{-1: np.ones((2, 3), np.float32)}])),
+        (NAMED, state(layers=[{"0": np.ones((2, 3), np.float32)}])),
+        (NAMED, state(layers=[{0: [[1.0] * 3] * 2}])),
+        (NAMED, state(layers=7)),
         (NAMED, state(extra=1)),
     ],
 )

@@ -1,7 +1,9 @@
 """Averages the state of layers that is not trained by gradients, and that each worker computes from its own rows."""
 
+import contextlib
 import json
 import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,20 +17,44 @@ def average_state(model: Any) -> None:
 
     Every worker must call this. Integers are not averaged; all workers get the chief's.
     """
+    _average(differing_state(model), model)
+
+
+@contextlib.contextmanager
+def averaged_state(model: Any) -> Iterator[None]:
+    """Average the state as :func:`average_state` does, within the context only."""
+    own = [(variable, variable.numpy()) for variable in differing_state(model)]
+    _average([variable for variable, _ in own], model)
+    try:
+        yield
+    finally:
+        for variable, value in own:
+            variable.assign(value)
+
+
+def _average(variables: Sequence[tf.Variable], model: Any) -> None:
+    strategy = replica_strategy(model.distribute_strategy)
+    if strategy is None:
+        return
+    for variable in variables:
+        if variable.dtype.is_floating:
+            variable.assign(strategy.collectives.mean(variable.numpy()))
+        else:
+            variable.assign(strategy.collectives.broadcast([variable.numpy()])[0])
+
+
+def differing_state(model: Any) -> list[tf.Variable]:
+    """Return the non-trainable variables of a model that differ between workers; every worker must call this."""
     strategy = replica_strategy(model.distribute_strategy)
     found = [plain_variable(each) for each in model.non_trainable_variables]
     # tf_keras also lists lookup tables, which have no value.
     variables = [v for v in found if isinstance(v, tf.Variable) and is_numeric(v) and not is_partial_sum(v)]
     if not variables or strategy is None:
-        return
-    collectives = strategy.collectives
-    values = [variable.numpy() for variable in variables]
-    checksums = json.dumps([zlib.crc32(value.tobytes()) for value in values]).encode()
-    all_checksums = [json.loads(each) for each in collectives.gather_bytes(checksums)]
-    for index, (variable, value) in enumerate(zip(variables, values, strict=True)):
-        if all(each[index] == all_checksums[0][index] for each in all_checksums):
-            continue
-        if variable.dtype.is_floating:
-            variable.assign(collectives.mean(value))
-        else:
-            variable.assign(collectives.broadcast([value])[0])
+        return []
+    checksums = json.dumps([zlib.crc32(variable.numpy().tobytes()) for variable in variables]).encode()
+    all_checksums = [json.loads(each) for each in strategy.collectives.gather_bytes(checksums)]
+    return [
+        variable
+        for variable, of_ranks in zip(variables, zip(*all_checksums, strict=True), strict=True)
+        if len(set(of_ranks)) > 1
+    ]

@@ -18,7 +18,7 @@ from ..keras_step import saved_by_all
 from ..private_names import KERAS_LEGACY_H5, KERAS_SAVING
 from ..replica import replica_strategy
 from ..variable_sync import plain_variable
-from .layer_state import average_state
+from .layer_state import averaged_state
 
 _writes_nothing: contextvars.ContextVar[bool] = contextvars.ContextVar("writes_nothing", default=False)
 
@@ -149,11 +149,11 @@ def waiting_for_all(original: Callable[..., Any]) -> Callable[..., Any]:
         strategy = replica_strategy(self.model.distribute_strategy)
         if strategy is None or not saved_by_all.get():
             return original(self, *args, **kwargs)
-        average_state(self.model)
-        try:
-            return original(self, *args, **kwargs)
-        finally:
-            strategy.collectives.wait()
+        with averaged_state(self.model):
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                strategy.collectives.wait()
 
     return save_model
 
