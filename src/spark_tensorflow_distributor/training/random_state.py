@@ -30,7 +30,7 @@ def own_seed() -> Any:
 
 
 def use_seed(generator: Any) -> None:
-    """Make a seed generator Keras 3's global one."""
+    """Make a seed generator Keras 3's global one; None makes Keras create a new one when it needs one."""
     KERAS_STATE.load().set_global_attribute(_GENERATOR, generator)
 
 

@@ -148,6 +148,7 @@ class GroupTrainer:
         import keras
 
         keras.utils.set_random_seed(self._task.seed)
+        use_seed(None)  # Spark reuses processes, and before Keras 3.13 the call leaves Keras' own generator as it is
         try:
             model = program.model
             if not keras_of(model):
