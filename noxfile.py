@@ -17,10 +17,13 @@ CORE = (
     "tests/spark/test_run.py",
     "tests/spark/test_preflight.py",
     "tests/spark/test_connect.py",
+    "tests/spark/test_ml.py",
     "tests/training/test_runner_training.py",
     "tests/training/test_data_runs.py",
     "tests/training/test_predict.py",
     "tests/training/test_patches.py",
+    "tests/training/test_ml_estimators.py",
+    "tests/training/test_ml_groups.py",
 )
 ALL = ("tests/unit", "tests/spark", "tests/training", "tests/cluster")
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 
+import pyspark
 import pytest
 
 from clusters import StandaloneCluster
@@ -90,7 +91,11 @@ def test_too_few_gpus_are_rejected(ask):
 def test_a_resource_profile_of_tasks(ask):
     """A profile replaces the settings for tasks, without dynamic allocation."""
     result, out = ask(conf=ONE, num_slots=3, gpus=2)
-    assert result["tasks"] == 2, out
+    if pyspark.__version__.startswith("3."):  # it has no profiles for DataFrames
+        assert result["error"] == "ConfigurationError", out
+        assert "resource_profile needs PySpark 4" in result["message"]
+        return
+    assert result.get("tasks") == 2, (result, out)
     (run,) = result["runs"]
     assert [len(each["visible"].split(",")) for each in run] == [2, 1]
     assert [len(each["addresses"]) for each in run] == [2, 2]
@@ -105,7 +110,7 @@ def test_a_resource_profile_of_tasks(ask):
 
 def test_a_fraction_means_one_task_per_slot_and_ring_collectives(ask):
     result, out = ask(conf=conf("0.5"), num_slots=4)
-    assert result["tasks"] == 4, out
+    assert result.get("tasks") == 4, (result, out)
     (run,) = result["runs"]
     for each in run:
         assert each["visible"] in ADDRESSES
