@@ -155,7 +155,13 @@ def test_the_weights_of_a_model_without_a_config_are_rescued():
     model(np.ones((1, 3)))
     with io.BytesIO() as file:
         size = write_result({"model": model}, file, 0)
-        rescued = pickle.loads(file.getvalue()[:size])
+        data = file.getvalue()[:size]
+    if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 12):
+        # It saves the model without the argument. The driver cannot load that, and keeps the data: ResultNotLoadedError.
+        with pytest.raises(TypeError, match="could not be deserialized properly"):
+            pickle.loads(data)
+        return
+    rescued = pickle.loads(data)
     assert isinstance(rescued, RescuedWeights)
     assert rescued.message.startswith("The function returned a dict, which cannot be pickled: ")
     arrays = np.load(io.BytesIO(rescued.data))
