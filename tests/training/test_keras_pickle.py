@@ -157,7 +157,7 @@ def test_the_weights_of_a_model_without_a_config_are_rescued():
         size = write_result({"model": model}, file, 0)
         data = file.getvalue()[:size]
     if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 12):
-        # It saves the model without the argument. The driver cannot load that, and keeps the data: ResultNotLoadedError.
+        # The model is saved without the argument. The driver cannot load that, and keeps the data.
         with pytest.raises(TypeError, match="could not be deserialized properly"):
             pickle.loads(data)
         return
