@@ -16,12 +16,13 @@ from in_process import OutOfStep, on_replicas
 from random_draws import trainings
 from random_models import Training, build, run
 
-from spark_tensorflow_distributor.training.part_data import _OWN_ROWS
+from spark_tensorflow_distributor.training.part_data import _OWN_ROWS, _batch_size
 
 # How many trainings are drawn. The usual number takes about a minute and always draws the same trainings; any other
 # number from the environment draws different ones each time.
 _USUAL = 20
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", _USUAL))
+ROWS = tf.data.Dataset.range(5)
 
 
 def differences(training: Training, engine: str = "memory") -> list[str]:
@@ -58,6 +59,9 @@ def differences(training: Training, engine: str = "memory") -> list[str]:
 # The second replica's rows do not fill a batch, and it runs out of them before the first one.
 @example(Training(batch=3, rows=9, data="own rows", layers=("batch norm",)))
 @example(Training(batch=3, rows=9, data="own rows", inputs="words", layers=("average",), optimizer="Adam"))
+# No replica's rows fill a batch.
+@example(Training(batch=3, rows=3, data="own rows"))
+@example(Training(batch=9, rows=7, replicas=3, data="own rows", epochs=2))
 # In validation, the replicas have two rows and one row of a batch. In a graph that knows these numbers, Keras weights a
 # single output's loss by them; evaluate, where each replica has one row, must not reuse this graph.
 @example(Training(eager=False, second_output=True, validation_rows=6, data="dataset", then="evaluate"))
@@ -99,6 +103,27 @@ def test_a_wrong_share_is_noticed(monkeypatch):
     monkeypatch.setattr(ReplicaStep, "_compute_share", lambda step: tf.constant(1 / step.replicas))
     assert not differences(Training(batch=4, rows=4))
     assert differences(Training(batch=3, rows=3))
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (ROWS.batch(8), 8),
+        (ROWS.batch(8, num_parallel_calls=2).cache().shuffle(2).repeat(2).skip(1).take(3).prefetch(1), 8),
+        (ROWS.padded_batch(8), 8),
+        (ROWS.batch(8).map(lambda row: row * 2), 8),
+        (ROWS.batch(8).map(lambda row: row[::2], num_parallel_calls=2), 8),  # may also be a remainder
+        (ROWS.batch(2).map(lambda row: row[::2]), 1),
+        (ROWS.batch(2).map(lambda row: tf.repeat(row, 3)), 6),
+        (ROWS.batch(8).unbatch().batch(3, drop_remainder=True), 3),
+        (ROWS.batch(8).rebatch(2), 2),
+        (ROWS.batch(2).rebatch(8), 5),  # TensorFlow keeps no size
+        (ROWS.take(0).batch(8), 8),
+        (ROWS.take(0).batch(8).map(lambda row: row * 2), 8),
+    ],
+)
+def test_the_batch_size_of_a_worker_with_few_rows(data, size):
+    assert _batch_size(data) == size
 
 
 def test_the_first_error_of_a_replica_ends_the_group():

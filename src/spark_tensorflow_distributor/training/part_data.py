@@ -22,6 +22,12 @@ from .same_batches import sample_of, warn_if_different, warn_if_undivided
 
 # Marks a dataset whose rows belong to this worker alone.
 _OWN_ROWS = "_spark_tensorflow_distributor_own_rows"
+# Transformations whose elements are some of their input's elements.
+_KEEP_ELEMENTS = {
+    "AssertCardinalityDataset", "AutoShardDataset", "CacheDataset", "FilterDataset", "OptionsDataset",
+    "PrefetchDataset", "RepeatDataset", "ShuffleDataset", "SkipDataset", "TakeDataset",
+}  # fmt: skip
+_MAP_ELEMENTS = {"MapDataset", "ParallelMapDataset"}
 
 
 def own_rows(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Dataset:
@@ -33,17 +39,40 @@ def own_rows(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Data
         dataset: A dataset of this worker's rows, in batches of the global batch size.
         collectives: Connects this worker to the others.
     """
-    shape = next((leaf.shape for leaf in tf.nest.flatten(dataset.element_spec) if leaf.shape.rank), None)
-    batch = None if shape is None else shape[0]
-    if batch is None:
-        first = next(iter(dataset.take(1)), None)
-        batch = 1 if first is None else int(tf.shape(tf.nest.flatten(first)[0])[0])
-    # Otherwise, a worker whose rows do not fill a batch would use smaller parts than the others.
-    batch = int(collectives.all_gather(tf.constant(batch)).numpy().max())
+    # The maximum, because a worker whose rows do not fill a batch may not know the size.
+    batch = int(collectives.all_gather(tf.constant(_batch_size(dataset))).numpy().max())
     parts = dataset.rebatch(-(-batch // collectives.world_size))
     parts = parts.filter(lambda *_: True)  # makes its length unknown
     setattr(parts, _OWN_ROWS, True)
     return parts
+
+
+def _batch_size(dataset: tf.data.Dataset) -> int:
+    """Return the batch size of a dataset, as far as this worker can tell: its only batch may be a remainder."""
+    shape = next((leaf.shape for leaf in tf.nest.flatten(dataset.element_spec) if leaf.shape.rank), None)
+    if shape is not None and shape[0] is not None:
+        return int(shape[0])
+    made, is_mapped = _argument_of_batch(dataset)
+    if made and not is_mapped:
+        return made
+    batches = [int(tf.shape(tf.nest.flatten(batch)[0])[0]) for batch in dataset.take(2 if made else 1)]
+    # A function in map() may have changed the size of each batch, but only a single batch can be a remainder.
+    return max(made, *batches, 1) if len(batches) < 2 else max(batches)
+
+
+def _argument_of_batch(dataset: Any) -> tuple[int, bool]:
+    """Return the argument of the ``batch()`` that made a dataset's elements, and whether ``map()`` came after it.
+
+    The size is 0 if it cannot be known.
+    """
+    is_mapped = False
+    while getattr(dataset, "_batch_size", None) is None:
+        kind = type(dataset).__name__.strip("_")
+        is_mapped = is_mapped or kind in _MAP_ELEMENTS
+        if kind not in _KEEP_ELEMENTS | _MAP_ELEMENTS:
+            return 0, False
+        (dataset,) = dataset._inputs()
+    return int(dataset._batch_size), is_mapped
 
 
 def rows_of_worker(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Dataset:
