@@ -132,8 +132,8 @@ class SocketsInProcess(SocketCollectives):
         return super()._call(waiting, tensors, shapes)
 
 
-# Two replicas share a machine's memory, and the third is on another machine.
-_MACHINES = ("a", "b", "a")
+# Pairs of replicas share the memory of a machine.
+_MACHINES = ("a", "b", "a", "b")
 
 
 @functools.cache
