@@ -16,7 +16,7 @@ from in_process import OutOfStep, on_replicas
 from random_draws import trainings
 from random_models import Training, build, run
 
-from spark_tensorflow_distributor.training.part_data import _OWN_ROWS, _batch_size
+from spark_tensorflow_distributor.training.part_data import _OWN_ROWS, _batch_size, own_rows
 
 # How many trainings are drawn. The usual number takes about a minute and always draws the same trainings; any other
 # number from the environment draws different ones each time.
@@ -105,25 +105,42 @@ def test_a_wrong_share_is_noticed(monkeypatch):
     assert differences(Training(batch=3, rows=3))
 
 
+def halved(row):
+    return row[::2]
+
+
 @pytest.mark.parametrize(
-    ("data", "size"),
+    ("data", "found"),
     [
-        (ROWS.batch(8), 8),
-        (ROWS.batch(8, num_parallel_calls=2).cache().shuffle(2).repeat(2).skip(1).take(3).prefetch(1), 8),
-        (ROWS.padded_batch(8), 8),
-        (ROWS.batch(8).map(lambda row: row * 2), 8),
-        (ROWS.batch(8).map(lambda row: row[::2], num_parallel_calls=2), 8),  # may also be a remainder
-        (ROWS.batch(2).map(lambda row: row[::2]), 1),
-        (ROWS.batch(2).map(lambda row: tf.repeat(row, 3)), 6),
-        (ROWS.batch(8).unbatch().batch(3, drop_remainder=True), 3),
-        (ROWS.batch(8).rebatch(2), 2),
-        (ROWS.batch(2).rebatch(8), 5),  # TensorFlow keeps no size
-        (ROWS.take(0).batch(8), 8),
-        (ROWS.take(0).batch(8).map(lambda row: row * 2), 8),
+        (ROWS.batch(8), (8, True)),
+        (ROWS.batch(8, num_parallel_calls=2).cache().shuffle(2).shard(1, 0).repeat(2).skip(1).take(3), (8, True)),
+        (ROWS.padded_batch(8).filter(lambda row: True).prefetch(1), (8, True)),
+        (ROWS.take(0).batch(8), (8, True)),
+        (ROWS.batch(5).map(halved), (3, True)),
+        (ROWS.batch(2).map(halved, num_parallel_calls=2).shuffle(3), (1, True)),
+        (ROWS.batch(2).map(lambda row: tf.repeat(row, 3)), (6, True)),
+        # The only batch is a remainder. Whether the function keeps the number of rows cannot be known.
+        (ROWS.batch(8).map(halved), (8, False)),
+        (ROWS.batch(8).map(lambda row: row * 2).repeat(), (8, False)),
+        (ROWS.take(0).batch(8).map(halved), (8, False)),
+        # TensorFlow keeps no size.
+        (ROWS.batch(8).rebatch(2), (2, False)),
+        (ROWS.batch(2).rebatch(8), (5, False)),
+        (ROWS.batch(8).unbatch().batch(3, drop_remainder=True), (3, True)),
     ],
 )
-def test_the_batch_size_of_a_worker_with_few_rows(data, size):
-    assert _batch_size(data) == size
+def test_the_batch_size_of_a_workers_own_rows(data, found):
+    assert _batch_size(data) == found
+
+
+def test_a_worker_that_is_certain_of_the_batch_size_decides_it():
+    def sizes(rank):
+        data = tf.data.Dataset.range(8 if rank else 16).batch(8).map(lambda row: row[:4])
+        return [len(each) for each in own_rows(data, _collectives()).as_numpy_iterator()]
+
+    assert on_replicas(2, lambda: _collectives().rank, sizes) == [[2, 2, 2, 2], [2, 2]]
+    few = tf.data.Dataset.range(5).batch(8).map(lambda row: row * 2)
+    assert on_replicas(2, lambda: few, lambda data: len(list(own_rows(data, _collectives())))) == [2, 2]
 
 
 def test_the_first_error_of_a_replica_ends_the_group():

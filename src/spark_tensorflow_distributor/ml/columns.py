@@ -247,6 +247,6 @@ def most_probable(probabilities: "SparkColumn", thresholds: Sequence[float] | No
             limits,
             lambda each, limit: F.when(limit > 0, each / limit).when(each > 0, F.lit(float("inf"))).otherwise(0.0),
         )
-    # F.array_position of PySpark 3.5 takes no column.
+    # In PySpark 3.5, the value that F.array_position looks for cannot be a column.
     position = F.call_function("array_position", probabilities, F.array_max(probabilities))
     return (position - F.lit(1)).cast("double")

@@ -103,30 +103,36 @@ class FitSaver:
     def _save(self, epoch: int, step: int, *, complete: bool = False, ended: tuple[int, Logs] | None = None) -> None:
         """Capture a checkpoint from which training resumes at this epoch and step, and queue it for writing."""
         started = time.monotonic()
-        part = BytesIO()
-        layers = self._model_state.layer_state() if step else {}  # averaged at the end of an epoch
-        snapshot.write(part, {}, [random_state(), self._model_state.local_part(), layers])
-        parts = self._collectives.gather_bytes(part.getvalue())
-        if self._context.is_chief:
-            random, local_parts, own = zip(*(snapshot.read(each)[1] for each in parts), strict=True)
-            weights, metrics = self._model_state.capture(local_parts, own)
-            history, epochs = history_of(self._model_state.model, ended)
-            callbacks = callback_states(self._callbacks, self._callback_baseline)
-            optimizers = self._model_state.capture_optimizers()
-            state = FitState(weights, metrics, list(random), callbacks, history, epochs, optimizers, list(own))
-            facts = CheckpointFacts(
-                run=self._checkpointing.run_id,
-                fit=self._position.fit,
-                epoch=epoch,
-                step=step,
-                epoch_steps=self._data_use.epoch_steps,
-                iterators=self._data_use.iterators,
-                sequence=self.sequence,
-                complete=complete,
-                world_size=self._context.world_size,
-                variables=describe(self._model_state.weights),
-            )
-            name = checkpoint_name(f"fit{self._position.fit}", self.sequence)
-            self._checkpointing.writer.put(name, facts.to_json(), vars(state))
+        with self._model_state.averaged_layers() as layers:
+            part = BytesIO()
+            snapshot.write(part, {}, [random_state(), self._model_state.local_part(), layers])
+            parts = self._collectives.gather_bytes(part.getvalue())
+            if self._context.is_chief:
+                self._put(parts, epoch, step, complete, ended)
         self.sequence += 1
         self._clock.saved(time.monotonic() - started)
+
+    def _put(
+        self, parts: Sequence[bytes], epoch: int, step: int, complete: bool, ended: tuple[int, Logs] | None
+    ) -> None:
+        """Queue a checkpoint, of which each rank has sent a part."""
+        random, local_parts, layers = zip(*(snapshot.read(each)[1] for each in parts), strict=True)
+        weights, metrics = self._model_state.capture(local_parts)
+        history, epochs = history_of(self._model_state.model, ended)
+        callbacks = callback_states(self._callbacks, self._callback_baseline)
+        optimizers = self._model_state.capture_optimizers()
+        state = FitState(weights, metrics, list(random), callbacks, history, epochs, optimizers, list(layers))
+        facts = CheckpointFacts(
+            run=self._checkpointing.run_id,
+            fit=self._position.fit,
+            epoch=epoch,
+            step=step,
+            epoch_steps=self._data_use.epoch_steps,
+            iterators=self._data_use.iterators,
+            sequence=self.sequence,
+            complete=complete,
+            world_size=self._context.world_size,
+            variables=describe(self._model_state.weights),
+        )
+        name = checkpoint_name(f"fit{self._position.fit}", self.sequence)
+        self._checkpointing.writer.put(name, facts.to_json(), vars(state))

@@ -1,10 +1,12 @@
 """The variables of a model in training, as plain arrays, and how to restore them.
 
-A variable either has the same value on every rank, or is partial: each rank has its own part of a metric, and the value
-is the sum of the parts. Under TensorFlow's own strategy, moving statistics are partial, too.
+A variable has the same value on every rank; or each rank has its own, such as moving statistics in mid-epoch; or it is
+partial: each rank has its own part of a metric, and the value is the sum of the parts. Under TensorFlow's own strategy,
+moving statistics are partial, too.
 """
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -12,8 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from ..errors import CheckpointError
+from ..formatting import mebibytes
 from ..training.keras_api import keras_of, optimizer_variables
-from ..training.patches.layer_state import differing_state
+from ..training.patches.layer_state import averaged_state
 from ..training.random_state import global_seed
 from ..training.variable_sync import is_partial_sum, plain_variable
 from .own_optimizers import own_optimizers
@@ -22,6 +25,15 @@ from .resume_point import LayerState, OptimizerStates, VariableSpec
 
 # A variable of TensorFlow, Keras 3 or tf_keras.
 Variable: TypeAlias = Any
+
+_log = logging.getLogger(__name__)
+
+# Every rank holds the state of all ranks while a checkpoint is taken.
+_MAX_LAYER_BYTES = 128 << 20
+_TOO_LARGE = (
+    "The state of the model's layers differs between the workers, and takes %s on all of them. Up to %s are saved by "
+    "worker; this checkpoint has the average, with which all workers would continue after a failure."
+)
 
 
 class ModelState:
@@ -64,16 +76,27 @@ class ModelState:
             elif hasattr(optimizer, "_create_all_weights"):  # tf_keras' legacy optimizers
                 optimizer._create_all_weights(self.model.trainable_variables)
 
-    def layer_state(self) -> LayerState:
-        """Return this rank's values of the layers' variables that differ between ranks; every rank must call this.
+    @contextlib.contextmanager
+    def averaged_layers(self) -> Iterator[LayerState]:
+        """Average the layers' variables that differ between ranks, within the context; every rank must call this.
 
-        Each rank has its own moving statistics until the end of an epoch, when they are averaged. A checkpoint leaves
-        them as they are: averaged earlier, state from which a layer computes its outputs would change the training.
+        Each rank has its own moving statistics until the end of an epoch, when they are averaged. After a checkpoint,
+        training continues with each rank's own: if a layer computes its outputs from them, averaging them earlier would
+        change the training.
+
+        Yields:
+            This rank's own values; none if those of all ranks are too large for a checkpoint.
         """
-        differing = {id(each) for each in differing_state(self.model)}
-        return {
-            index: self._local(each) for index, each in enumerate(self.weights) if id(plain_variable(each)) in differing
-        }
+        with averaged_state(self.model) as own:
+            values = {id(variable): value for variable, value in own}
+            size = sum(value.nbytes for value in values.values()) * self._strategy.num_replicas_in_sync
+            if size > _MAX_LAYER_BYTES:
+                if self._is_chief:
+                    _log.warning(_TOO_LARGE, mebibytes(size), mebibytes(_MAX_LAYER_BYTES))
+                values = {}
+            variables = enumerate(self.weights if values else ())
+            places = {id(plain_variable(each)): index for index, each in variables}
+            yield {places[each]: value for each, value in values.items() if each in places}
 
     @property
     def weights(self) -> list[Variable]:
@@ -95,24 +118,18 @@ class ModelState:
         """Return this rank's parts of the partial variables."""
         return [self._local(variable) for variable in self.weights + self.metrics if _is_partial(variable)]
 
-    def capture(
-        self, parts: Sequence[Sequence[np.ndarray]], layers: Sequence[LayerState]
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def capture(self, parts: Sequence[Sequence[np.ndarray]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the values of :attr:`weights` and :attr:`metrics`.
 
         Args:
             parts: The results of :meth:`local_part` on all ranks.
-            layers: The results of :meth:`layer_state` on all ranks. Their averages are returned.
         """
         values = iter([list(of_ranks) for of_ranks in zip(*parts, strict=True)])
 
         def value(variable: Variable) -> np.ndarray:
             return _merged(variable, next(values)) if _is_partial(variable) else self._local(variable)
 
-        weights, metrics = [value(each) for each in self.weights], [value(each) for each in self.metrics]
-        for index in layers[0]:
-            weights[index] = _mean([of_rank[index] for of_rank in layers])
-        return weights, metrics
+        return [value(each) for each in self.weights], [value(each) for each in self.metrics]
 
     def capture_optimizers(self) -> OptimizerStates:
         """Return the values of the model's optimizers other than ``model.optimizer``."""
@@ -270,11 +287,6 @@ def _merged(variable: Variable, parts: Sequence[np.ndarray]) -> np.ndarray:
     kind = _aggregation(variable)
     if kind == "SUM":
         return np.asarray(np.sum(parts, axis=0, dtype=parts[0].dtype))
-    return _mean(parts) if kind == "MEAN" else parts[0]
-
-
-def _mean(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the average of the ranks' floats; of other types, the chief's value."""
-    if not tf.as_dtype(parts[0].dtype).is_floating:
-        return parts[0]
-    return np.asarray(np.mean(parts, axis=0, dtype=np.float64)).astype(parts[0].dtype)
+    if kind == "MEAN":
+        return np.mean(parts, axis=0, dtype=np.float64).astype(parts[0].dtype)
+    return parts[0]

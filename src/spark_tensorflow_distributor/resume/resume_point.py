@@ -15,7 +15,7 @@ from .snapshot import Facts
 
 # The values of each optimizer's variables, by the expression under which the model holds the optimizer.
 OptimizerStates: TypeAlias = dict[str, list[np.ndarray]]
-# The values of variables that a rank has for itself, by position in ``FitState.weights``.
+# One rank's values of variables that differ between ranks, by position in ``FitState.weights``.
 LayerState: TypeAlias = dict[int, np.ndarray]
 
 

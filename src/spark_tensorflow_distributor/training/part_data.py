@@ -22,11 +22,8 @@ from .same_batches import sample_of, warn_if_different, warn_if_undivided
 
 # Marks a dataset whose rows belong to this worker alone.
 _OWN_ROWS = "_spark_tensorflow_distributor_own_rows"
-# Transformations whose elements are some of their input's elements.
-_KEEP_ELEMENTS = {
-    "AssertCardinalityDataset", "AutoShardDataset", "CacheDataset", "FilterDataset", "OptionsDataset",
-    "PrefetchDataset", "RepeatDataset", "ShuffleDataset", "SkipDataset", "TakeDataset",
-}  # fmt: skip
+# Transformations whose elements are some of their input's. The first is the base class of repeat, shuffle, take, ...
+_KEEP_ELEMENTS = {"UnaryUnchangedStructureDataset", "AutoShardDataset"}
 _MAP_ELEMENTS = {"MapDataset", "ParallelMapDataset"}
 
 
@@ -39,40 +36,51 @@ def own_rows(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Data
         dataset: A dataset of this worker's rows, in batches of the global batch size.
         collectives: Connects this worker to the others.
     """
-    # The maximum, because a worker whose rows do not fill a batch may not know the size.
-    batch = int(collectives.all_gather(tf.constant(_batch_size(dataset))).numpy().max())
+    found = collectives.all_gather(tf.constant(_batch_size(dataset), tf.int64)).numpy()
+    certain = found[found[:, 1] == 1] if found[:, 1].any() else found
+    # The largest, because the only batch of a worker with few rows may be a remainder.
+    batch = int(certain[:, 0].max())
     parts = dataset.rebatch(-(-batch // collectives.world_size))
     parts = parts.filter(lambda *_: True)  # makes its length unknown
     setattr(parts, _OWN_ROWS, True)
     return parts
 
 
-def _batch_size(dataset: tf.data.Dataset) -> int:
-    """Return the batch size of a dataset, as far as this worker can tell: its only batch may be a remainder."""
+def _batch_size(dataset: tf.data.Dataset) -> tuple[int, bool]:
+    """Return the batch size of a dataset, and whether it is certain."""
     shape = next((leaf.shape for leaf in tf.nest.flatten(dataset.element_spec) if leaf.shape.rank), None)
     if shape is not None and shape[0] is not None:
-        return int(shape[0])
-    made, is_mapped = _argument_of_batch(dataset)
-    if made and not is_mapped:
-        return made
-    batches = [int(tf.shape(tf.nest.flatten(batch)[0])[0]) for batch in dataset.take(2 if made else 1)]
-    # A function in map() may have changed the size of each batch, but only a single batch can be a remainder.
-    return max(made, *batches, 1) if len(batches) < 2 else max(batches)
+        return int(shape[0]), True
+    batches, is_mapped = _last_batches(dataset)
+    if batches is None:
+        return max(_sizes(dataset, 1), default=1), False
+    argument = int(batches._batch_size)
+    if not is_mapped:
+        return argument, True
+    # A function in map() may have changed the number of rows, which only a full batch shows.
+    if _sizes(batches, 1) == [argument]:
+        return max(_sizes(dataset, 2), default=argument), True
+    return argument, False
 
 
-def _argument_of_batch(dataset: Any) -> tuple[int, bool]:
-    """Return the argument of the ``batch()`` that made a dataset's elements, and whether ``map()`` came after it.
+def _last_batches(dataset: Any) -> tuple[Any, bool]:
+    """Return the result of the ``batch()`` that made a dataset's elements, and whether ``map()`` came after it.
 
-    The size is 0 if it cannot be known.
+    The result is None if other transformations came after it.
     """
     is_mapped = False
     while getattr(dataset, "_batch_size", None) is None:
-        kind = type(dataset).__name__.strip("_")
-        is_mapped = is_mapped or kind in _MAP_ELEMENTS
-        if kind not in _KEEP_ELEMENTS | _MAP_ELEMENTS:
-            return 0, False
+        names = {base.__name__.strip("_") for base in type(dataset).__mro__}
+        is_mapped = is_mapped or bool(names & _MAP_ELEMENTS)
+        if not names & (_KEEP_ELEMENTS | _MAP_ELEMENTS):
+            return None, False
         (dataset,) = dataset._inputs()
-    return int(dataset._batch_size), is_mapped
+    return dataset, is_mapped
+
+
+def _sizes(dataset: tf.data.Dataset, count: int) -> list[int]:
+    """Return the number of rows in each of the first batches."""
+    return [int(tf.shape(tf.nest.flatten(batch)[0])[0]) for batch in dataset.take(count)]
 
 
 def rows_of_worker(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Dataset:

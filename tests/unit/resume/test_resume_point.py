@@ -36,7 +36,7 @@ def test_facts_and_state_survive_the_file():
     assert (point.state.history, point.state.epochs) == ({"loss": [0.5]}, [0])
 
 
-def test_each_rank_has_its_own_state_of_layers_unless_their_number_changes():
+def test_each_rank_has_its_own_state_of_layers_unless_the_number_of_ranks_changes():
     own = [{0: np.full((2, 3), rank, np.float32)} for rank in range(2)]
     found = decoded(NAMED, state(layers=own)).state
     assert found.layers_of(1, 2)[0].tolist() == own[1][0].tolist()

@@ -43,7 +43,7 @@ class SparkSettings:
         warm_seconds: How long such a process waits for a launch, in seconds.
         driver_port: The port on which the driver listens for its workers; 0 for any free one.
         worker_ports: The first port for workers, and the last plus one; empty for any free ones.
-        worker_network: The network that connects the workers, an interface or a subnet; "" to use the one of Spark.
+        worker_network: The network that connects the workers, an interface or a subnet; "" to use Spark's.
         collectives: What carries the collectives.
         port_filter: Whether the ports of TensorFlow's runtime are closed to hosts outside the group.
         closes_port: Whether the listening port of TensorFlow's runtime is closed once the workers are connected.
@@ -72,6 +72,7 @@ def parse_settings(conf: Mapping[str, str]) -> SparkSettings:
     Raises:
         ClusterError: A setting is invalid.
     """
+    conf = {key: value for key, value in conf.items() if value.strip()}  # an empty setting is an unset one
     return SparkSettings(
         ignores_encryption=boolean(conf, IGNORE_SSL),
         warm_start=boolean(conf, WARM_START, default=True),

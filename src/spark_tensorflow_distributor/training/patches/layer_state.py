@@ -17,16 +17,16 @@ def average_state(model: Any) -> None:
 
     Every worker must call this. Integers are not averaged; all workers get the chief's.
     """
-    _average(differing_state(model), model)
+    _average(_differing(model), model)
 
 
 @contextlib.contextmanager
-def averaged_state(model: Any) -> Iterator[None]:
-    """Average the state as :func:`average_state` does, within the context only."""
-    own = [(variable, variable.numpy()) for variable in differing_state(model)]
+def averaged_state(model: Any) -> Iterator[list[tuple[tf.Variable, Any]]]:
+    """Average the state as :func:`average_state` does, within the context only; yield this worker's own values."""
+    own = [(variable, variable.numpy()) for variable in _differing(model)]
     _average([variable for variable, _ in own], model)
     try:
-        yield
+        yield own
     finally:
         for variable, value in own:
             variable.assign(value)
@@ -43,13 +43,15 @@ def _average(variables: Sequence[tf.Variable], model: Any) -> None:
             variable.assign(strategy.collectives.broadcast([variable.numpy()])[0])
 
 
-def differing_state(model: Any) -> list[tf.Variable]:
+def _differing(model: Any) -> list[tf.Variable]:
     """Return the non-trainable variables of a model that differ between workers; every worker must call this."""
     strategy = replica_strategy(model.distribute_strategy)
+    if strategy is None:
+        return []
     found = [plain_variable(each) for each in model.non_trainable_variables]
     # tf_keras also lists lookup tables, which have no value.
     variables = [v for v in found if isinstance(v, tf.Variable) and is_numeric(v) and not is_partial_sum(v)]
-    if not variables or strategy is None:
+    if not variables:
         return []
     checksums = json.dumps([zlib.crc32(variable.numpy().tobytes()) for variable in variables]).encode()
     all_checksums = [json.loads(each) for each in strategy.collectives.gather_bytes(checksums)]

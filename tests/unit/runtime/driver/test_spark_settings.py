@@ -28,7 +28,7 @@ from spark_tensorflow_distributor.runtime.driver.spark_settings import (
 
 def test_unset_and_empty_settings_have_their_defaults():
     assert parse_settings({}) == SparkSettings()
-    assert parse_settings({WARM_START: "", PORT_FILTER: "", CLOSE_PORT: "", WORKER_PORTS: ""}) == SparkSettings()
+    assert parse_settings(dict.fromkeys(KEYS, " ")) == SparkSettings()
 
 
 def test_every_setting_is_parsed():
@@ -62,7 +62,7 @@ def test_every_setting_is_parsed():
 
 
 def test_every_name_is_among_the_keys_and_in_the_documentation():
-    """Of the other settings, the driver reads nothing from Spark."""
+    """The driver reads no setting that is missing from KEYS."""
     names = {value for value in vars(spark_settings).values() if str(value).startswith("tensorflow.")}
     assert names - {"tensorflow.spark.distributor."} <= set(KEYS)
     text = (Path(__file__).parents[4] / "docs" / "reference" / "settings.md").read_text()
