@@ -116,12 +116,14 @@ def halved(row):
         (ROWS.batch(8, num_parallel_calls=2).cache().shuffle(2).shard(1, 0).repeat(2).skip(1).take(3), (8, True)),
         (ROWS.padded_batch(8).filter(lambda row: True).prefetch(1), (8, True)),
         (ROWS.take(0).batch(8), (8, True)),
-        (ROWS.batch(5).map(halved), (3, True)),
-        (ROWS.batch(2).map(halved, num_parallel_calls=2).shuffle(3), (1, True)),
+        (ROWS.batch(4).map(halved).cache().prefetch(1), (2, True)),
+        (ROWS.batch(2).map(halved, num_parallel_calls=2).shuffle(3), (1, False)),
         (ROWS.batch(2).map(lambda row: tf.repeat(row, 3)), (6, True)),
         # The only batch is a remainder. Whether the function keeps the number of rows cannot be known.
         (ROWS.batch(8).map(halved), (8, False)),
-        (ROWS.batch(8).map(lambda row: row * 2).repeat(), (8, False)),
+        (ROWS.batch(8).map(lambda row: tf.repeat(row, 3)), (15, False)),
+        (ROWS.batch(4).map(halved).skip(1), (4, False)),
+        (ROWS.batch(2).map(halved).repeat(), (1, False)),
         (ROWS.take(0).batch(8).map(halved), (8, False)),
         # TensorFlow keeps no size.
         (ROWS.batch(8).rebatch(2), (2, False)),

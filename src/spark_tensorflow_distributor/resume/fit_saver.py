@@ -103,6 +103,7 @@ class FitSaver:
     def _save(self, epoch: int, step: int, *, complete: bool = False, ended: tuple[int, Logs] | None = None) -> None:
         """Capture a checkpoint from which training resumes at this epoch and step, and queue it for writing."""
         started = time.monotonic()
+        # At the end of an epoch, too: a callback may have changed state since it was averaged.
         with self._model_state.averaged_layers() as layers:
             part = BytesIO()
             snapshot.write(part, {}, [random_state(), self._model_state.local_part(), layers])

@@ -2,7 +2,7 @@
 
 A variable has the same value on every rank; or each rank has its own, such as moving statistics in mid-epoch; or it is
 partial: each rank has its own part of a metric, and the value is the sum of the parts. Under TensorFlow's own strategy,
-moving statistics are partial, too.
+moving statistics are partial, too; their value is the mean of the parts.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ Variable: TypeAlias = Any
 
 _log = logging.getLogger(__name__)
 
-# Every rank holds the state of all ranks while a checkpoint is taken.
+# Every rank holds a few copies of the state of all ranks while a checkpoint is taken.
 _MAX_LAYER_BYTES = 128 << 20
 _TOO_LARGE = (
-    "The state of the model's layers differs between the workers, and takes %s on all of them. Up to %s are saved by "
-    "worker; this checkpoint has the average, with which all workers would continue after a failure."
+    "The state of the model's layers differs between the workers and takes up %s in total. Each worker's own state is "
+    "saved only up to %s; checkpoints hold the average, and after a failure all workers would continue with it."
 )
 
 
@@ -48,6 +48,7 @@ class ModelState:
         self.model = model
         self._strategy = model.distribute_strategy
         self._is_chief = is_chief
+        self._has_warned = False
 
     def build(self, data: Any) -> Any:
         """Create the model's variables, which Keras would otherwise create in the first step.
@@ -91,7 +92,8 @@ class ModelState:
             values = {id(variable): value for variable, value in own}
             size = sum(value.nbytes for value in values.values()) * self._strategy.num_replicas_in_sync
             if size > _MAX_LAYER_BYTES:
-                if self._is_chief:
+                if self._is_chief and not self._has_warned:
+                    self._has_warned = True
                     _log.warning(_TOO_LARGE, mebibytes(size), mebibytes(_MAX_LAYER_BYTES))
                 values = {}
             variables = enumerate(self.weights if values else ())

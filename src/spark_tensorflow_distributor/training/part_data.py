@@ -24,6 +24,7 @@ from .same_batches import sample_of, warn_if_different, warn_if_undivided
 _OWN_ROWS = "_spark_tensorflow_distributor_own_rows"
 # Transformations whose elements are some of their input's. The first is the base class of repeat, shuffle, take, ...
 _KEEP_ELEMENTS = {"UnaryUnchangedStructureDataset", "AutoShardDataset"}
+_KEEP_ORDER = {"AssertCardinalityDataset", "CacheDataset", "OptionsDataset", "PrefetchDataset"}
 _MAP_ELEMENTS = {"MapDataset", "ParallelMapDataset"}
 
 
@@ -51,31 +52,29 @@ def _batch_size(dataset: tf.data.Dataset) -> tuple[int, bool]:
     shape = next((leaf.shape for leaf in tf.nest.flatten(dataset.element_spec) if leaf.shape.rank), None)
     if shape is not None and shape[0] is not None:
         return int(shape[0]), True
-    batches, is_mapped = _last_batches(dataset)
-    if batches is None:
-        return max(_sizes(dataset, 1), default=1), False
-    argument = int(batches._batch_size)
-    if not is_mapped:
+    argument, kinds = _argument_of_batch(dataset)
+    if argument and not kinds & _MAP_ELEMENTS:
         return argument, True
-    # A function in map() may have changed the number of rows, which only a full batch shows.
-    if _sizes(batches, 1) == [argument]:
-        return max(_sizes(dataset, 2), default=argument), True
-    return argument, False
+    # A function in map() may have changed the number of rows, which only a full batch shows: the first one of several.
+    sizes = _sizes(dataset, 2 if argument else 1)
+    if len(sizes) < 2:
+        return max(argument, *sizes, 1), False
+    return max(sizes), kinds <= _MAP_ELEMENTS | _KEEP_ORDER
 
 
-def _last_batches(dataset: Any) -> tuple[Any, bool]:
-    """Return the result of the ``batch()`` that made a dataset's elements, and whether ``map()`` came after it.
+def _argument_of_batch(dataset: Any) -> tuple[int, set[str]]:
+    """Return the argument of the ``batch()`` that made a dataset's elements, and the kinds of what came after it.
 
-    The result is None if other transformations came after it.
+    The argument is 0 if transformations came after it that do not keep the elements.
     """
-    is_mapped = False
+    kinds: set[str] = set()
     while getattr(dataset, "_batch_size", None) is None:
+        kinds.add(type(dataset).__name__.strip("_"))
         names = {base.__name__.strip("_") for base in type(dataset).__mro__}
-        is_mapped = is_mapped or bool(names & _MAP_ELEMENTS)
         if not names & (_KEEP_ELEMENTS | _MAP_ELEMENTS):
-            return None, False
+            return 0, kinds
         (dataset,) = dataset._inputs()
-    return dataset, is_mapped
+    return int(dataset._batch_size), kinds
 
 
 def _sizes(dataset: tf.data.Dataset, count: int) -> list[int]:

@@ -111,7 +111,7 @@ class VariableSync:
         # The variables of a model have the same order on all workers; new ones may belong to several models.
         texts = [_text(each) for each, _ in groups[0]], [f"{each.name} {_text(each)}" for each, _ in groups[1]]
         mine = [
-            [(text, _checksum(value)) for text, (_, value) in zip(*each, strict=True)]
+            [(text, checksum(value)) for text, (_, value) in zip(*each, strict=True)]
             for each in zip(texts, groups, strict=True)
         ]
         found = [json.loads(each) for each in self._collectives.gather_bytes(json.dumps(mine).encode())]
@@ -170,7 +170,8 @@ def _text(variable: tf.Variable) -> str:
     return f"{variable.shape} {variable.dtype.name}"
 
 
-def _checksum(value: npt.NDArray[Any]) -> int:
+def checksum(value: npt.NDArray[Any]) -> int:
+    """Return a checksum by which workers compare the values of variables."""
     return zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
 

@@ -183,7 +183,7 @@ class Run:
             if not may_grow or waited > min(_SHRINK_SECONDS, self._config.start_timeout):
                 smaller = self._shrunk(facts, attempt)
                 if smaller is not None:
-                    return smaller, facts
+                    return replace(smaller, settings=made.settings), facts
             if not may_grow or waited > self._config.start_timeout:
                 raise error from cause
             if time.monotonic() >= next_line:

@@ -72,14 +72,14 @@ def parse_settings(conf: Mapping[str, str]) -> SparkSettings:
     Raises:
         ClusterError: A setting is invalid.
     """
-    conf = {key: value for key, value in conf.items() if value.strip()}  # an empty setting is an unset one
+    conf = {key: value.strip() for key, value in conf.items() if value.strip()}  # an empty setting is an unset one
     return SparkSettings(
         ignores_encryption=boolean(conf, IGNORE_SSL),
         warm_start=boolean(conf, WARM_START, default=True),
         warm_seconds=_seconds(conf.get(WARM_SECONDS, "300"), WARM_SECONDS),
         driver_port=_port(conf.get(DRIVER_PORT, "0"), DRIVER_PORT),
         worker_ports=ports(conf.get(WORKER_PORTS, ""), WORKER_PORTS),
-        worker_network=conf.get(WORKER_NETWORK, "").strip(),
+        worker_network=conf.get(WORKER_NETWORK, ""),
         collectives=_choice(conf, COLLECTIVES, ("auto", "sockets", "tensorflow")),
         port_filter=boolean(conf, PORT_FILTER, default=True),
         closes_port=boolean(conf, CLOSE_PORT, default=True),
@@ -94,10 +94,10 @@ def boolean(conf: Mapping[str, str], key: str, *, default: bool = False) -> bool
     Raises:
         ClusterError: It is neither.
     """
-    value = conf.get(key)
+    value = conf.get(key, "").strip()
     if not value:
         return default
-    lower = value.strip().lower()
+    lower = value.lower()
     if lower not in ("true", "false"):
         raise ClusterError(f"{key} is {value!r}; it must be true or false.")
     return lower == "true"
@@ -105,7 +105,7 @@ def boolean(conf: Mapping[str, str], key: str, *, default: bool = False) -> bool
 
 def _choice(conf: Mapping[str, str], key: str, choices: tuple[_Choice, ...]) -> _Choice:
     """Parse a setting with named values, of which the first is the default."""
-    value = conf.get(key, choices[0]).strip().lower()
+    value = conf.get(key, choices[0]).lower()
     if value not in choices:
         raise ClusterError(f"{key} is {value!r}; it must be {', '.join(choices[:-1])} or {choices[-1]}.")
     return value
@@ -122,7 +122,7 @@ def _seconds(value: str, key: str) -> float:
 
 
 def _port(value: str, key: str) -> int:
-    if not value.strip().isdecimal() or int(value) >= 1 << 16:
+    if not value.isdecimal() or int(value) >= 1 << 16:
         raise ClusterError(f"{key} is {value!r}; it must be a port, at most 65535, or 0 for any free one.")
     return int(value)
 
@@ -147,7 +147,7 @@ def parse_bytes(value: str, key: str) -> int:
     Raises:
         ClusterError: It is not a size.
     """
-    match = re.fullmatch(r"(\d+)([a-z]*)", value.strip().lower())
+    match = re.fullmatch(r"(\d+)([a-z]*)", value.lower())
     if match is None or match[2] not in _UNITS:
         raise ClusterError(f"{key} is {value!r}; it must be a size such as 1g.")
     return int(match[1]) << (10 * _UNITS[match[2]])

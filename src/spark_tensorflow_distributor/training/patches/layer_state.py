@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from ..replica import replica_strategy
-from ..variable_sync import is_numeric, is_partial_sum, plain_variable
+from ..variable_sync import checksum, is_numeric, is_partial_sum, plain_variable
 
 
 def average_state(model: Any) -> None:
@@ -36,11 +35,16 @@ def _average(variables: Sequence[tf.Variable], model: Any) -> None:
     strategy = replica_strategy(model.distribute_strategy)
     if strategy is None:
         return
-    for variable in variables:
-        if variable.dtype.is_floating:
-            variable.assign(strategy.collectives.mean(variable.numpy()))
-        else:
-            variable.assign(strategy.collectives.broadcast([variable.numpy()])[0])
+    collectives = strategy.collectives
+    floats = [variable for variable in variables if variable.dtype.is_floating]
+    exact = [tf.cast(each.value(), tf.float64 if each.dtype == tf.float64 else tf.float32) for each in floats]
+    for variable, total in zip(floats, collectives.all_reduce_packed(exact), strict=True):
+        variable.assign(tf.cast(total / collectives.world_size, variable.dtype))
+    others = [variable for variable in variables if not variable.dtype.is_floating]
+    if others:
+        values = collectives.broadcast([variable.numpy() for variable in others])
+        for variable, value in zip(others, values, strict=True):
+            variable.assign(value)
 
 
 def _differing(model: Any) -> list[tf.Variable]:
@@ -53,8 +57,8 @@ def _differing(model: Any) -> list[tf.Variable]:
     variables = [v for v in found if isinstance(v, tf.Variable) and is_numeric(v) and not is_partial_sum(v)]
     if not variables:
         return []
-    checksums = json.dumps([zlib.crc32(variable.numpy().tobytes()) for variable in variables]).encode()
-    all_checksums = [json.loads(each) for each in strategy.collectives.gather_bytes(checksums)]
+    own = json.dumps([checksum(variable.numpy()) for variable in variables]).encode()
+    all_checksums = [json.loads(each) for each in strategy.collectives.gather_bytes(own)]
     return [
         variable
         for variable, of_ranks in zip(variables, zip(*all_checksums, strict=True), strict=True)

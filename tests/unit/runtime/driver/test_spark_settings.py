@@ -37,7 +37,7 @@ def test_every_setting_is_parsed():
         WARM_START: "false",
         WARM_SECONDS: "0.5",
         DRIVER_PORT: "7078",
-        WORKER_PORTS: "20000-20099",
+        WORKER_PORTS: "20000-20099 ",
         WORKER_NETWORK: " 10.0.0.0/8",
         COLLECTIVES: " Sockets ",
         PORT_FILTER: "FALSE",
@@ -62,7 +62,7 @@ def test_every_setting_is_parsed():
 
 
 def test_every_name_is_among_the_keys_and_in_the_documentation():
-    """The driver reads no setting that is missing from KEYS."""
+    """A setting of this library that is missing from KEYS would never be read."""
     names = {value for value in vars(spark_settings).values() if str(value).startswith("tensorflow.")}
     assert names - {"tensorflow.spark.distributor."} <= set(KEYS)
     text = (Path(__file__).parents[4] / "docs" / "reference" / "settings.md").read_text()
