@@ -94,14 +94,6 @@ def test_every_public_name_has_a_place_in_the_reference_and_an_example():
         assert "```python" in (found[0] if found[0].startswith("# Exceptions") else own_example), name
 
 
-def test_the_reference_has_every_spark_setting():
-    source = (ROOT / "src/spark_tensorflow_distributor/runtime/driver/plan.py").read_text()
-    settings = set(re.findall(r'"(tensorflow\.spark\.distributor\.\w+)"', source))
-    page = (ROOT / "docs/reference/settings.md").read_text()
-    assert settings
-    assert {name for name in settings if f"`{name}`" not in page} == set()
-
-
 def test_the_python_code_of_the_documentation_compiles():
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for code in re.findall(r"^```python\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
