@@ -87,8 +87,8 @@ def bytes_and_arrays(group):
         "broadcast bytes": {length: group.broadcast_bytes(DATA[:length] if rank == 0 else None) for length in LENGTHS},
         "nothing": group.broadcast_bytes(None),
         "broadcast": group.broadcast(arrays(rank)),
-        "means": [group.mean(np.full((2, 2), rank + 0.5, dtype)) for dtype in dtypes],
-        "scalar mean": group.mean(np.float32(rank)),
+        "means": group.means([np.full((2, 2), rank + 0.5, dtype) for dtype in dtypes]),
+        "scalar mean": group.means([np.float32(rank)])[0],
     }
     group.wait()
     return found

@@ -7,6 +7,8 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from .transformations import MAPS, kind_of
+
 
 @dataclass(frozen=True)
 class PassPlan:
@@ -192,7 +194,6 @@ class ShardState:
 
 # Transformations that yield the batches of their input in the same order.
 _KEEP_BATCHES = {"PrefetchDataset", "OptionsDataset", "RepeatDataset"}
-_MAP_BATCHES = {"MapDataset", "ParallelMapDataset"}
 
 
 def yields_batches_of(dataset: Any, state: ShardState, *, mapped: bool = False) -> bool:
@@ -203,9 +204,9 @@ def yields_batches_of(dataset: Any, state: ShardState, *, mapped: bool = False) 
         state: The shard's state.
         mapped: Whether a function may have changed the batches, perhaps their number of rows.
     """
-    names = _KEEP_BATCHES | _MAP_BATCHES if mapped else _KEEP_BATCHES
+    names = _KEEP_BATCHES | MAPS if mapped else _KEEP_BATCHES
     while getattr(dataset, "shard_state", None) is not state:
-        if type(dataset).__name__.strip("_") not in names:
+        if kind_of(dataset) not in names:
             return False
         (dataset,) = dataset._inputs()
     return True

@@ -96,9 +96,8 @@ class ModelState:
                     self._has_warned = True
                     _log.warning(_TOO_LARGE, mebibytes(size), mebibytes(_MAX_LAYER_BYTES))
                 values = {}
-            variables = enumerate(self.weights if values else ())
-            places = {id(plain_variable(each)): index for index, each in variables}
-            yield {places[each]: value for each, value in values.items() if each in places}
+            ids = [id(plain_variable(each)) for each in self.weights] if values else []
+            yield {index: values[each] for index, each in enumerate(ids) if each in values}
 
     @property
     def weights(self) -> list[Variable]:

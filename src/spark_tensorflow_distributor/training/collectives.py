@@ -151,11 +151,14 @@ class Collectives(abc.ABC):
             start += each.nbytes
         return results
 
-    def mean(self, values: np.ndarray) -> np.ndarray:
-        """Return the mean of an array of floats over all ranks; computed in float64 for float64, else in float32."""
-        exact = values.astype(np.float64 if values.dtype == np.float64 else np.float32)
-        mean = self.all_reduce(tf.constant(exact)).numpy() / self.world_size
-        return np.asarray(mean.astype(values.dtype))
+    def means(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the means of arrays of floats over all ranks; computed in float64 for float64, else in float32."""
+        exact = [each.astype(np.float64 if each.dtype == np.float64 else np.float32) for each in arrays]
+        sums = self.all_reduce_packed([tf.constant(each) for each in exact])
+        return [
+            np.asarray((each.numpy() / self.world_size).astype(array.dtype))
+            for each, array in zip(sums, arrays, strict=True)
+        ]
 
     def wait(self) -> None:
         """Wait until every rank has called this."""

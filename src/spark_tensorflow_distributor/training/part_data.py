@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..data.passes import shard_states_of, yields_batches_of
+from ..data.transformations import KEEP_ORDER, MAPS, argument_of_batch
 from ..errors import DataError
 from ..formatting import rank_list
 from .batch_parts import BatchPart, CutRows, cut_rows, part_of
@@ -22,10 +23,6 @@ from .same_batches import sample_of, warn_if_different, warn_if_undivided
 
 # Marks a dataset whose rows belong to this worker alone.
 _OWN_ROWS = "_spark_tensorflow_distributor_own_rows"
-# Transformations whose elements are some of their input's. The first is the base class of repeat, shuffle, take, ...
-_KEEP_ELEMENTS = {"UnaryUnchangedStructureDataset", "AutoShardDataset"}
-_KEEP_ORDER = {"AssertCardinalityDataset", "CacheDataset", "OptionsDataset", "PrefetchDataset"}
-_MAP_ELEMENTS = {"MapDataset", "ParallelMapDataset"}
 
 
 def own_rows(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Dataset:
@@ -52,29 +49,14 @@ def _batch_size(dataset: tf.data.Dataset) -> tuple[int, bool]:
     shape = next((leaf.shape for leaf in tf.nest.flatten(dataset.element_spec) if leaf.shape.rank), None)
     if shape is not None and shape[0] is not None:
         return int(shape[0]), True
-    argument, kinds = _argument_of_batch(dataset)
-    if argument and not kinds & _MAP_ELEMENTS:
+    argument, kinds = argument_of_batch(dataset)
+    if argument and not kinds & MAPS:
         return argument, True
     # A function in map() may have changed the number of rows, which only a full batch shows: the first one of several.
     sizes = _sizes(dataset, 2 if argument else 1)
     if len(sizes) < 2:
         return max(argument, *sizes, 1), False
-    return max(sizes), kinds <= _MAP_ELEMENTS | _KEEP_ORDER
-
-
-def _argument_of_batch(dataset: Any) -> tuple[int, set[str]]:
-    """Return the argument of the ``batch()`` that made a dataset's elements, and the kinds of what came after it.
-
-    The argument is 0 if transformations came after it that do not keep the elements.
-    """
-    kinds: set[str] = set()
-    while getattr(dataset, "_batch_size", None) is None:
-        kinds.add(type(dataset).__name__.strip("_"))
-        names = {base.__name__.strip("_") for base in type(dataset).__mro__}
-        if not names & (_KEEP_ELEMENTS | _MAP_ELEMENTS):
-            return 0, kinds
-        (dataset,) = dataset._inputs()
-    return int(dataset._batch_size), kinds
+    return max(sizes), kinds <= MAPS | KEEP_ORDER
 
 
 def _sizes(dataset: tf.data.Dataset, count: int) -> list[int]:

@@ -8,25 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ..data.transformations import argument_of_batch
 from .fit_hooks import Hook, MethodCall, only
 from .keras_api import joined
 
 _log = logging.getLogger(__name__)
 
 STEP_INTERVAL = 0.2  # minimum seconds between two "step" messages
-# tf.data transformations that keep the size of a batch.
-_KEEP_SIZE = {
-    "_Prefetch",
-    "_Map",
-    "_ParallelMap",
-    "_Options",
-    "_Repeat",
-    "_Take",
-    "_Skip",
-    "Cache",
-    "_Shuffle",
-    "_Shard",
-}
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -144,8 +132,6 @@ def global_batch_of(x: Any = None, y: Any = None, batch_size: int | None = None,
     if batch_size or y is not None:  # arrays, with Keras' default
         return batch_size or 32
     try:
-        while not hasattr(x, "global_batch_size") and type(x).__name__.removesuffix("Dataset") in _KEEP_SIZE:
-            (x,) = x._inputs()
-        return int(x.global_batch_size if hasattr(x, "global_batch_size") else x._batch_size)
+        return argument_of_batch(x)[0] or None
     except Exception:  # fit accepts many kinds of data; this covers the most common ones
         return None

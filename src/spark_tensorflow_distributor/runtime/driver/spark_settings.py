@@ -78,13 +78,13 @@ def parse_settings(conf: Mapping[str, str]) -> SparkSettings:
         warm_start=boolean(conf, WARM_START, default=True),
         warm_seconds=_seconds(conf.get(WARM_SECONDS, "300"), WARM_SECONDS),
         driver_port=_port(conf.get(DRIVER_PORT, "0"), DRIVER_PORT),
-        worker_ports=ports(conf.get(WORKER_PORTS, ""), WORKER_PORTS),
+        worker_ports=_ports(conf.get(WORKER_PORTS, ""), WORKER_PORTS),
         worker_network=conf.get(WORKER_NETWORK, ""),
         collectives=_choice(conf, COLLECTIVES, ("auto", "sockets", "tensorflow")),
         port_filter=boolean(conf, PORT_FILTER, default=True),
         closes_port=boolean(conf, CLOSE_PORT, default=True),
         protection=_choice(conf, PROTECTION, ("auto", "integrity", "privacy")),
-        max_result_bytes=parse_bytes(conf.get(MAX_RESULT_SIZE, "1g"), MAX_RESULT_SIZE),
+        max_result_bytes=_bytes(conf.get(MAX_RESULT_SIZE, "1g"), MAX_RESULT_SIZE),
     )
 
 
@@ -127,7 +127,7 @@ def _port(value: str, key: str) -> int:
     return int(value)
 
 
-def ports(value: str, key: str) -> tuple[int, ...]:
+def _ports(value: str, key: str) -> tuple[int, ...]:
     """Parse a range of ports, such as ``20000-20099``, into its first port and its last plus one; empty if unset.
 
     Raises:
@@ -141,7 +141,7 @@ def ports(value: str, key: str) -> tuple[int, ...]:
     raise ClusterError(f"{key} is {value!r}; it must be a range of ports such as 20000-20099.")
 
 
-def parse_bytes(value: str, key: str) -> int:
+def _bytes(value: str, key: str) -> int:
     """Parse a size in Spark's notation, such as ``1g``, ``512m`` or ``1048576``, into bytes.
 
     Raises:

@@ -2,13 +2,17 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
+import numpy as np
 import tensorflow as tf
 
 from ..replica import replica_strategy
 from ..variable_sync import checksum, is_numeric, is_partial_sum, plain_variable
+
+# Variables, and the values that one worker has.
+Values: TypeAlias = list[tuple[tf.Variable, np.ndarray]]
 
 
 def average_state(model: Any) -> None:
@@ -20,10 +24,10 @@ def average_state(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def averaged_state(model: Any) -> Iterator[list[tuple[tf.Variable, Any]]]:
+def averaged_state(model: Any) -> Iterator[Values]:
     """Average the state as :func:`average_state` does, within the context only; yield this worker's own values."""
-    own = [(variable, variable.numpy()) for variable in _differing(model)]
-    _average([variable for variable, _ in own], model)
+    own = _differing(model)
+    _average(own, model)
     try:
         yield own
     finally:
@@ -31,24 +35,23 @@ def averaged_state(model: Any) -> Iterator[list[tuple[tf.Variable, Any]]]:
             variable.assign(value)
 
 
-def _average(variables: Sequence[tf.Variable], model: Any) -> None:
+def _average(own: Values, model: Any) -> None:
     strategy = replica_strategy(model.distribute_strategy)
     if strategy is None:
         return
-    collectives = strategy.collectives
-    floats = [variable for variable in variables if variable.dtype.is_floating]
-    exact = [tf.cast(each.value(), tf.float64 if each.dtype == tf.float64 else tf.float32) for each in floats]
-    for variable, total in zip(floats, collectives.all_reduce_packed(exact), strict=True):
-        variable.assign(tf.cast(total / collectives.world_size, variable.dtype))
-    others = [variable for variable in variables if not variable.dtype.is_floating]
-    if others:
-        values = collectives.broadcast([variable.numpy() for variable in others])
-        for variable, value in zip(others, values, strict=True):
-            variable.assign(value)
+    floats = [(variable, value) for variable, value in own if variable.dtype.is_floating]
+    others = [(variable, value) for variable, value in own if not variable.dtype.is_floating]
+    for some, combine in ((floats, strategy.collectives.means), (others, strategy.collectives.broadcast)):
+        if some:
+            for (variable, _), value in zip(some, combine([value for _, value in some]), strict=True):
+                variable.assign(value)
 
 
-def _differing(model: Any) -> list[tf.Variable]:
-    """Return the non-trainable variables of a model that differ between workers; every worker must call this."""
+def _differing(model: Any) -> Values:
+    """Return the non-trainable variables of a model that differ between workers, with this worker's values.
+
+    Every worker must call this.
+    """
     strategy = replica_strategy(model.distribute_strategy)
     if strategy is None:
         return []
@@ -57,10 +60,7 @@ def _differing(model: Any) -> list[tf.Variable]:
     variables = [v for v in found if isinstance(v, tf.Variable) and is_numeric(v) and not is_partial_sum(v)]
     if not variables:
         return []
-    own = json.dumps([checksum(variable.numpy()) for variable in variables]).encode()
-    all_checksums = [json.loads(each) for each in strategy.collectives.gather_bytes(own)]
-    return [
-        variable
-        for variable, of_ranks in zip(variables, zip(*all_checksums, strict=True), strict=True)
-        if len(set(of_ranks)) > 1
-    ]
+    checksums = json.dumps([checksum(variable.numpy()) for variable in variables]).encode()
+    all_checksums = [json.loads(each) for each in strategy.collectives.gather_bytes(checksums)]
+    by_variable = zip(variables, zip(*all_checksums, strict=True), strict=True)
+    return [(variable, variable.numpy()) for variable, of_ranks in by_variable if len(set(of_ranks)) > 1]
