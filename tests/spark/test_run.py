@@ -14,7 +14,7 @@ import spark_tensorflow_distributor as std
 from helpers import WORKER_PATH, OwnError, is_running, wait_until
 from spark_tensorflow_distributor import MirroredStrategyRunner, TrainingFailedError
 from spark_tensorflow_distributor.runtime.driver.spark import SparkGateway
-from spark_tensorflow_distributor.runtime.driver.spark_settings import COLLECTIVES
+from spark_tensorflow_distributor.runtime.spark_settings import COLLECTIVES
 
 ENV = {"PYTHONPATH": WORKER_PATH, "TF_USE_LEGACY_KERAS": "1"}
 

@@ -16,8 +16,9 @@ from ..formatting import printable, sentence
 from ..runtime.driver import plan
 from ..runtime.driver.job import SparkJob
 from ..runtime.driver.spark import SparkGateway
-from ..runtime.driver.spark_settings import DRIVER_PORT
 from ..runtime.shipping import shipped
+from ..runtime.spark_settings import DRIVER_PORT
+from ..runtime.specs import RunPlan
 from .diagnosis import Diagnosis
 from .doctor_text import report_text
 from .findings import Finding, findings_of
@@ -64,13 +65,13 @@ def diagnose(config: RunnerConfig, gateway: SparkGateway, timeout: float) -> Dia
         found.settings = dict(sorted(facts.conf.items()))
         found.slots, found.executors = facts.slots, facts.workers
         gateway.check_interpreter(config.env)
-        made = plan.make_plan(config, facts)
+        run_plan = plan.make_plan(config, facts)
     except DistributorError as error:
         found.findings.append(_problem(error))
         return found
-    found.findings += [Finding("warning", text) for text in made.warnings]
-    shortage = plan.check_slots(config, facts, made.num_tasks)
-    tasks = made.num_tasks
+    found.findings += [Finding("warning", text) for text in run_plan.warnings]
+    shortage = plan.check_slots(config, facts, run_plan.num_tasks)
+    tasks = run_plan.num_tasks
     if shortage is None:
         amount = "an unknown number of slots" if facts.slots is None else f"{facts.slots} slots"
         found.findings.append(Finding("ok", f"The run needs {tasks} Spark task(s); the cluster has {amount}."))
@@ -78,7 +79,7 @@ def diagnose(config: RunnerConfig, gateway: SparkGateway, timeout: float) -> Dia
         found.findings.append(_problem(shortage))
         tasks = facts.slots or 0
     if tasks:
-        _ask_executors(found, config, replace(made, num_tasks=tasks), facts, gateway, timeout)
+        _ask_executors(found, config, replace(run_plan, num_tasks=tasks), facts, gateway, timeout)
     return found
 
 
@@ -110,14 +111,14 @@ def _wait_for_slots(config: RunnerConfig, gateway: SparkGateway, timeout: float)
 def _ask_executors(
     found: Diagnosis,
     config: RunnerConfig,
-    made: plan.RunPlan,
+    run_plan: RunPlan,
     facts: plan.ClusterFacts,
     gateway: SparkGateway,
     timeout: float,
 ) -> None:
     """Start one barrier task per worker, and add the facts that they report and the findings."""
     bind, addresses = gateway.channel_address()
-    port = made.settings.driver_port
+    port = run_plan.settings.driver_port
     try:
         listener = socket.create_server((bind, port), backlog=1024)
     except OSError as error:
@@ -128,21 +129,23 @@ def _ask_executors(
         spec = {
             "driver": [[address, listener.getsockname()[1]] for address in addresses],
             "env": dict(config.env),
-            "gpus": made.gpus_by_rank,
+            "gpus": run_plan.gpus_by_rank,
             "gpu_resource_name": config.gpu_resource_name,
-            "network": made.settings.worker_network,
-            "ports": made.settings.worker_ports,
+            "network": run_plan.settings.worker_network,
+            "ports": run_plan.settings.worker_ports,
             "loopback": facts.is_local,
             # Leaves the tasks time to start and to try connections, so that they report before the driver gives up.
             "import_seconds": max(timeout - _SECONDS_BESIDES_IMPORT, timeout / 2),
         }
         try:
-            rows = _run_tasks(gateway, shipped("cli.probe", "probe_task", json.dumps(spec)), made.num_tasks, timeout)
+            rows = _run_tasks(
+                gateway, shipped("cli.probe", "probe_task", json.dumps(spec)), run_plan.num_tasks, timeout
+            )
         except DistributorError as error:
             found.findings.append(_problem(error))
             return
     found.tasks = [json.loads(facts) for _, facts in sorted(rows)]
-    found.findings += findings_of(config, made, found.tasks, found.driver, time.time())
+    found.findings += findings_of(config, run_plan, found.tasks, found.driver, time.time())
 
 
 def _run_tasks(gateway: SparkGateway, task: Any, num_tasks: int, timeout: float) -> list[tuple[int, str]]:

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from ..config import RunnerConfig
 from ..formatting import gibibytes
-from ..runtime.driver.plan import RunPlan
-from ..runtime.driver.spark_settings import PROTECTION, WORKER_PORTS
+from ..runtime.spark_settings import PROTECTION, WORKER_PORTS
+from ..runtime.specs import RunPlan
 
 # With less than this, training fails for all but the smallest models.
 _LEAST_MEMORY = 1 << 30
@@ -35,7 +35,7 @@ class Finding:
 
 def findings_of(
     config: RunnerConfig,
-    made: RunPlan,
+    run_plan: RunPlan,
     tasks: Sequence[Mapping[str, Any]],
     driver: Mapping[str, Any],
     now: float,
@@ -44,7 +44,7 @@ def findings_of(
 
     Args:
         config: The arguments of the run.
-        made: The plan of the run.
+        run_plan: The plan of the run.
         tasks: The facts that each ``probe.probe_task`` reported, by rank.
         driver: The driver's ``probe.host_facts``.
         now: The driver's clock when the tasks' facts arrived.
@@ -52,8 +52,8 @@ def findings_of(
     hosts = {task["host"]: task for task in reversed(tasks)}
     return [
         *_packages(config, hosts, driver),
-        *_gpus(config, made, tasks, hosts),
-        *_network(made, tasks),
+        *_gpus(config, run_plan, tasks, hosts),
+        *_network(run_plan, tasks),
         *_room(hosts, now),
     ]
 
@@ -99,7 +99,7 @@ def _parsed(version: str) -> tuple[int, ...]:
 
 
 def _gpus(
-    config: RunnerConfig, made: RunPlan, tasks: Sequence[Mapping[str, Any]], hosts: Mapping[str, Mapping[str, Any]]
+    config: RunnerConfig, run_plan: RunPlan, tasks: Sequence[Mapping[str, Any]], hosts: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Finding]:
     if not config.use_gpu:
         idle = [host for host, task in hosts.items() if config.gpu_resource_name in task["resources"]]
@@ -108,7 +108,7 @@ def _gpus(
         return
     is_complete = True
     for task in tasks:
-        wanted, given = made.gpus_by_rank[task["rank"]], task["resources"].get(config.gpu_resource_name, [])
+        wanted, given = run_plan.gpus_by_rank[task["rank"]], task["resources"].get(config.gpu_resource_name, [])
         if len(given) < wanted:
             is_complete = False
             yield Finding(
@@ -126,11 +126,11 @@ def _gpus(
             )
     if is_complete:
         yield Finding(
-            "ok", f"Spark assigns {sum(made.gpus_by_rank)} GPUs to {len(tasks)} tasks, and TensorFlow sees them."
+            "ok", f"Spark assigns {sum(run_plan.gpus_by_rank)} GPUs to {len(tasks)} tasks, and TensorFlow sees them."
         )
 
 
-def _network(made: RunPlan, tasks: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _network(run_plan: RunPlan, tasks: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     for task in tasks:
         if task["listener"]:
             yield Finding("problem", f"Rank {task['rank']} on {task['host']} cannot listen: {task['listener']}")
@@ -154,7 +154,7 @@ def _network(made: RunPlan, tasks: Sequence[Mapping[str, Any]]) -> Iterator[Find
         )
     else:
         yield Finding("ok", "All executors can connect to the driver.")
-    if made.protection == "privacy":
+    if run_plan.protection == "privacy":
         bare = sorted({task["host"] for task in tasks if not task["can_encrypt"]})
         if bare:
             yield Finding(

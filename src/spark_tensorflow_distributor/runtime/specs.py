@@ -13,7 +13,7 @@ import contextlib
 import importlib.metadata
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..config import RunnerConfig
 from ..context import WorkerContext
@@ -22,6 +22,7 @@ from ..process_group.spec import GroupSpec
 from ..resume.settings import CheckpointSettings
 from ..transport.sealing import Protection
 from .spark_objects import SparkObjects
+from .spark_settings import SparkSettings
 
 # One row of the Spark job's output.
 ROW_SCHEMA = "rank int, kind string, seq int, data binary"
@@ -47,21 +48,111 @@ def line_window(world_size: int) -> int:
 
 
 @dataclass(frozen=True)
-class TrainerSettings:
-    """The settings of a run that go from the driver to every trainer unchanged.
+class RunPlan:
+    """Describes what to launch; made from the runner's arguments and the facts about the cluster.
 
     Attributes:
+        num_tasks: Number of Spark tasks, each with one worker.
+        gpus_by_rank: Number of GPUs that each rank uses; empty for CPU training.
+        gpu_is_shared: Whether several tasks share one GPU.
+        uses_sockets: Whether the workers form a process group, instead of using TensorFlow's own runtime.
+        warnings: Messages to show to the user before the launch.
+        protection: How traffic between hosts is protected.
+        settings: The settings in Spark's configuration.
+    """
+
+    num_tasks: int
+    gpus_by_rank: tuple[int, ...] = ()
+    gpu_is_shared: bool = False
+    uses_sockets: bool = False
+    warnings: tuple[str, ...] = ()
+    protection: Protection = "light"
+    settings: SparkSettings = field(default_factory=SparkSettings)
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """Everything that an agent needs to know, the same on every rank.
+
+    Attributes:
+        config: The runner's arguments, without the resource profile and ``py_modules``.
+        plan: What is launched.
+        attempt: 0 for the first launch; counts the restarts that ``max_restarts`` allows.
+        secret: The launch's secret, known only to the driver and the agents.
+        driver_addresses: ``(host, port)`` pairs of the driver's channel, in the order in which to try them.
+        driver_is_client: Whether a driver that refuses connections counts as dead: under Spark Connect, whose server
+            continues the job of a client that has died. Classic Spark ends the tasks itself.
+        payload: The program; see ``driver.program_pickler.PackedProgram``.
         is_script: Whether the program is a script, not a function.
-        use_custom_strategy: Whether the function builds its own strategy.
-        gpu_is_shared: Whether several tasks share one GPU (``spark.task.resource.<name>.amount`` below 1).
-        uses_sockets: Whether the workers exchange tensors through a process group, not TensorFlow's own runtime.
-        gradient_compression: The runner's argument.
-        start_timeout: Time limit for connecting to the other workers, in seconds.
-        max_result_bytes: Spark's ``spark.driver.maxResultSize``; 0 for no limit.
         seed: Determines the order of rows and of shuffles if the user gives no seed; the same in all attempts of a run.
         checkpoints: Where checkpoints are kept, and how often one is saved.
         has_callbacks: Whether the run has callbacks on the driver, which may end training after any epoch.
-        closes_port: Whether to refuse connections to TensorFlow's port once all workers are connected.
+        max_row_bytes: The largest result that may go through Spark's own rows if the channel cannot take it. Spark
+            holds several copies of it in the heap of the driver's JVM.
+        submitted_at: When the driver submitted the job, in seconds since the epoch.
+        is_local: Whether all workers run on the driver's own host (Spark's master is ``local``).
+        frames: The DataFrames among the function's arguments.
+        modules: A zip archive of the caller's own modules; empty if there are none.
+    """
+
+    config: RunnerConfig
+    plan: RunPlan
+    attempt: int
+    secret: bytes
+    driver_addresses: tuple[tuple[str, int], ...]
+    driver_is_client: bool
+    payload: bytes
+    is_script: bool
+    seed: int
+    checkpoints: CheckpointSettings
+    has_callbacks: bool
+    max_row_bytes: int
+    submitted_at: float
+    is_local: bool
+    frames: tuple[FrameSpec, ...] = ()
+    modules: bytes = b""
+
+    @property
+    def world_size(self) -> int:
+        """Number of Spark tasks, each with one worker."""
+        return self.plan.num_tasks
+
+    @property
+    def filters_port(self) -> bool:
+        """Whether TensorFlow opens ports, and only the group's hosts should reach them."""
+        return self.plan.settings.port_filter and not self.plan.uses_sockets and sys.platform.startswith("linux")
+
+    def trainer_settings(self, *, at_driver: bool) -> "TrainerSettings":
+        """Return the part of this that a trainer needs.
+
+        Args:
+            at_driver: Whether the driver takes this worker's checkpoints.
+        """
+        return TrainerSettings(
+            is_script=self.is_script,
+            use_custom_strategy=self.config.use_custom_strategy,
+            gpu_is_shared=self.plan.gpu_is_shared,
+            uses_sockets=self.plan.uses_sockets,
+            gradient_compression=self.config.gradient_compression,
+            start_timeout=self.config.start_timeout,
+            max_result_bytes=self.plan.settings.max_result_bytes,
+            seed=self.seed,
+            checkpoints=replace(self.checkpoints, at_driver=at_driver),
+            has_callbacks=self.has_callbacks,
+            closes_port=self.plan.settings.closes_port,
+        )
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """The settings of a run that an agent passes to its trainer.
+
+    Attributes:
+        is_script, seed, has_callbacks: See :class:`TaskSpec`.
+        use_custom_strategy, gradient_compression, start_timeout: See :class:`~..config.RunnerConfig`.
+        gpu_is_shared, uses_sockets: See :class:`RunPlan`.
+        max_result_bytes, closes_port: See :class:`~.spark_settings.SparkSettings`.
+        checkpoints: Where checkpoints are kept, and how often one is saved.
     """
 
     is_script: bool
@@ -75,66 +166,6 @@ class TrainerSettings:
     checkpoints: CheckpointSettings
     has_callbacks: bool = False
     closes_port: bool = False
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """Everything that an agent needs to know, the same on every rank.
-
-    Attributes:
-        config: The runner's arguments, without the resource profile and ``py_modules``.
-        trainer: The settings that the agent passes to its trainer.
-        attempt: 0 for the first launch; counts the restarts that ``max_restarts`` allows.
-        world_size: Number of Spark tasks, each with one worker.
-        secret: The launch's secret, known only to the driver and the agents.
-        driver_addresses: ``(host, port)`` pairs of the driver's channel, in the order in which to try them.
-        driver_is_client: Whether a driver that refuses connections counts as dead: under Spark Connect, whose server
-            continues the job of a client that has died. Classic Spark ends the tasks itself.
-        payload: The program; see ``driver.program_pickler.PackedProgram``.
-        gpus_by_rank: How many of the GPUs that Spark assigned to its task each rank uses; empty for CPU training.
-        max_row_bytes: The largest result that may go through Spark's own rows if the channel cannot take it. Spark
-            holds several copies of it in the heap of the driver's JVM.
-        warm_start: Whether to fork the trainer from a process that has already imported TensorFlow.
-        warm_seconds: How long such a process is kept after its last use.
-        submitted_at: When the driver submitted the job, in seconds since the epoch.
-        loopback: Whether all workers run on the driver's own host (Spark's master is ``local``).
-        log_to_executor: Whether to copy the trainer's output to the executor's stderr; not if this is the driver's own
-            stderr, which shows the lines anyway.
-        port_filter: Whether to let only the group's hosts connect to TensorFlow's port, where this is possible.
-        worker_ports: First port of the workers and last port plus one; empty for any port.
-        worker_network: The network interface or subnet over which the workers connect to each other; "" for the
-            addresses that Spark knows.
-        frames: The DataFrames among the function's arguments.
-        protection: How traffic between hosts is protected. The driver's channel is always authenticated.
-        modules: A zip archive of the caller's own modules; empty if there are none.
-    """
-
-    config: RunnerConfig
-    trainer: TrainerSettings
-    attempt: int
-    world_size: int
-    secret: bytes
-    driver_addresses: tuple[tuple[str, int], ...]
-    driver_is_client: bool
-    payload: bytes
-    gpus_by_rank: tuple[int, ...]
-    max_row_bytes: int
-    warm_start: bool
-    warm_seconds: float
-    submitted_at: float
-    loopback: bool
-    log_to_executor: bool
-    port_filter: bool = True
-    worker_ports: tuple[int, ...] = ()
-    worker_network: str = ""
-    frames: tuple[FrameSpec, ...] = ()
-    protection: Protection = "light"
-    modules: bytes = b""
-
-    @property
-    def filters_port(self) -> bool:
-        """Whether TensorFlow opens ports, and only the group's hosts should reach them."""
-        return self.port_filter and not self.trainer.uses_sockets and sys.platform.startswith("linux")
 
 
 @dataclass(frozen=True)

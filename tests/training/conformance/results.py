@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from spark_tensorflow_distributor.runtime.driver.spark_settings import COLLECTIVES
+from spark_tensorflow_distributor.runtime.spark_settings import COLLECTIVES
 
 from .launch import cases_of, differences, launch
 

@@ -9,7 +9,7 @@ from spark_tensorflow_distributor.cli.diagnosis import Diagnosis
 from spark_tensorflow_distributor.cli.doctor_text import report_text
 from spark_tensorflow_distributor.cli.findings import Finding, findings_of
 from spark_tensorflow_distributor.config import RunnerConfig
-from spark_tensorflow_distributor.runtime.driver.plan import RunPlan
+from spark_tensorflow_distributor.runtime.specs import RunPlan
 
 TENSORFLOW = {"version": "2.21.0", "keras": "3.15.1", "seconds": 4.2, "gpus": [], "cuda": ""}
 
@@ -33,9 +33,9 @@ def task(rank, host="a", **more):
     return {**facts(), **found, "time": 100.0, "tensorflow": TENSORFLOW, **more}
 
 
-def texts(tasks, status, config=None, made=None, driver=None):
+def texts(tasks, status, config=None, run_plan=None, driver=None):
     config = config or RunnerConfig(num_slots=len(tasks), use_gpu=False)
-    found = findings_of(config, made or RunPlan(len(tasks)), tasks, driver or facts(), 101.0)
+    found = findings_of(config, run_plan or RunPlan(len(tasks)), tasks, driver or facts(), 101.0)
     return [f"{finding.text} {finding.change}" for finding in found if finding.status == status]
 
 
@@ -95,23 +95,23 @@ def test_the_drivers_tensorflow():
 
 def test_encryption_needs_a_package_on_the_executors():
     tasks = [task(0, can_encrypt=True), task(1, "b")]
-    (text,) = texts(tasks, "problem", made=RunPlan(2, protection="privacy"))
+    (text,) = texts(tasks, "problem", run_plan=RunPlan(2, protection="privacy"))
     assert "b lacks the package cryptography" in text
 
 
 def test_gpus():
-    config, made = RunnerConfig(num_slots=3), RunPlan(2, (2, 1))
+    config, run_plan = RunnerConfig(num_slots=3), RunPlan(2, (2, 1))
     two, one = {"gpu": ["0", "1"]}, {"gpu": ["0"]}
     seen = {**TENSORFLOW, "gpus": ["GPU:0", "GPU:1"]}
     tasks = [task(0, resources=two, tensorflow=seen), task(1, resources=one)]
     del tasks[1]["tensorflow"]  # the same host
-    assert texts(tasks, "problem", config, made) == []
-    assert any("3 GPUs" in text for text in texts(tasks, "ok", config, made))
+    assert texts(tasks, "problem", config, run_plan) == []
+    assert any("3 GPUs" in text for text in texts(tasks, "ok", config, run_plan))
     blind = [task(0, resources=two), tasks[1]]
-    (text,) = texts(blind, "problem", config, made)
+    (text,) = texts(blind, "problem", config, run_plan)
     assert "sees 0 of the 2 GPUs" in text
     assert "built without CUDA" in text
-    (text,) = texts([task(0, resources=one, tensorflow=seen), tasks[1]], "problem", config, made)
+    (text,) = texts([task(0, resources=one, tensorflow=seen), tasks[1]], "problem", config, run_plan)
     assert "not 2" in text
 
 

@@ -32,7 +32,7 @@ class CheckpointTransfer:
         secret: The launch's secret.
         rank: This worker's rank.
         directory: Where to keep fetched checkpoints, in unnamed files.
-        protection: See ``TaskSpec``.
+        protection: See ``RunPlan``.
 
     Attributes:
         warnings: Warnings about failed transfers. Another thread adds them, and the caller removes them.

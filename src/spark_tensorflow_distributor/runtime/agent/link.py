@@ -44,7 +44,7 @@ class DriverLink:
         addresses: The driver's addresses, in the order in which to try them.
         secret: The launch's secret.
         hello: The first message on every new connection; it names the rank.
-        protection: See ``TaskSpec``.
+        protection: See ``RunPlan``.
         window: See ``specs.line_window``.
         heartbeat_seconds: See ``specs.heartbeat_seconds``.
 

@@ -79,7 +79,7 @@ class OutputPipes:
         selector: The event loop's selector.
         link: Receives the lines.
         tail: Keeps the last lines.
-        log_to_executor: See ``TaskSpec``.
+        log_to_executor: Whether to copy the output to the executor's stderr.
         has_gpus: Whether the worker trains on GPUs.
 
     Attributes:

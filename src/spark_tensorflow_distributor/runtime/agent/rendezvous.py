@@ -109,7 +109,7 @@ def group_spec(rank: int, members: Sequence[Member], secret: bytes, attempt: int
         members: The result of :func:`exchange_addresses`.
         secret: The launch's secret, from which the group's secret is derived.
         attempt: See ``TaskSpec``.
-        protection: See ``TaskSpec``.
+        protection: See ``RunPlan``.
     """
     names = ("address", "port", "machine", "local_name")
     in_order = tuple(GroupMember(*(member[name] for name in names)) for member in members)

@@ -51,7 +51,7 @@ class Supervisor:
         tail: Keeps the last lines of output.
         history: Sends the entries of the run's history to the driver.
         driver_is_client: See ``TaskSpec``.
-        log_to_executor: See ``TaskSpec``.
+        log_to_executor: Whether to copy the output to the executor's stderr.
         logs: Sends the files below the trainer's ``log_dir``.
         has_gpus: Whether the worker trains on GPUs.
         released_by_driver: Whether the driver announces that all workers have returned; otherwise Spark's barrier does.

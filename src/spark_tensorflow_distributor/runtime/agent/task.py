@@ -121,7 +121,7 @@ class Agent:
             spec.driver_addresses,
             spec.secret,
             hello,
-            protection=spec.protection,
+            protection=spec.plan.protection,
             window=line_window(spec.world_size),
             heartbeat_seconds=heartbeat_seconds(spec.world_size),
         )
@@ -179,25 +179,26 @@ class Agent:
         )
 
     def _train(self) -> tuple[TrainerOutcome, BinaryIO]:
-        spec = self._spec
-        gpus = visible_gpus(self._context, spec.config, spec.gpus_by_rank[self._rank] if spec.gpus_by_rank else 0)
+        spec, settings = self._spec, self._spec.plan.settings
+        count = spec.plan.gpus_by_rank[self._rank] if spec.plan.gpus_by_rank else 0
+        gpus = visible_gpus(self._context, spec.config, count)
         threads = devices.threads_for(host_cores(), self._worker.local_world_size, int(self._context.cpus()))
         self._report = replace(self._report, threads=threads, devices=gpus or ("CPU",), tensorflow=tensorflow_version())
         transfer = self._checkpoint_transfer()
         fork_client = ForkClient(
-            warm=spec.warm_start, env=spec.config.env, preload=_PRELOAD, warm_seconds=spec.warm_seconds
+            warm=settings.warm_start, env=spec.config.env, preload=_PRELOAD, warm_seconds=settings.warm_seconds
         )
         self._warn(fork_client.warning)
         try:
-            host = announced_host(self._host, spec.worker_network, loopback=spec.loopback)
-            ports = range(*spec.worker_ports) if spec.worker_ports else None
-            with contextlib.closing(open_listeners(host, ports, listens=spec.trainer.uses_sockets)) as listeners:
+            host = announced_host(self._host, settings.worker_network, loopback=spec.is_local)
+            ports = range(*settings.worker_ports) if settings.worker_ports else None
+            with contextlib.closing(open_listeners(host, ports, listens=spec.plan.uses_sockets)) as listeners:
                 members = self._exchange_addresses(listeners)
                 all_gather = self._context.allGather if self._report.rendezvous == "allGather" else None
                 supervisor = Supervisor(
                     self._rank, self._host, fork_client, self._link, self._tail, self._history,
                     driver_is_client=spec.driver_is_client,
-                    log_to_executor=spec.log_to_executor,
+                    log_to_executor=not spec.is_local,  # there, the driver shows the lines on the same stderr
                     logs=LogFeed(self._worker.log_dir, self._link),
                     has_gpus=bool(gpus),
                     released_by_driver=all_gather is None,
@@ -242,7 +243,7 @@ class Agent:
     def _checkpoint_transfer(self) -> CheckpointTransfer | None:
         """Return the transfer of checkpoints if the driver keeps them and can be reached."""
         spec = self._spec
-        if not spec.trainer.checkpoints.at_driver:
+        if not spec.checkpoints.at_driver:
             return None
         if not self._link.is_open:
             self._warn(
@@ -251,7 +252,8 @@ class Agent:
                 "(tensorflow.spark.distributor.driverPort) to the executors."
             )
             return None
-        return CheckpointTransfer(spec.driver_addresses, spec.secret, self._rank, local_directory(), spec.protection)
+        protection = spec.plan.protection
+        return CheckpointTransfer(spec.driver_addresses, spec.secret, self._rank, local_directory(), protection)
 
     def _fetch_checkpoints(self, transfer: CheckpointTransfer) -> dict[str, BinaryIO]:
         try:
@@ -278,15 +280,14 @@ class Agent:
     ) -> TrainerSpec:
         spec, threads = self._spec, self._report.threads
         cluster, group = cluster_spec(members), None
-        if spec.trainer.uses_sockets and len(members) > 1:
-            group = group_spec(self._rank, members, spec.secret, spec.attempt, spec.protection)
+        if spec.plan.uses_sockets and len(members) > 1:
+            group = group_spec(self._rank, members, spec.secret, spec.attempt, spec.plan.protection)
         addresses, warning = peer_addresses(members)
         self._warn(warning if self._worker.is_chief else None)
-        checkpoints = spec.trainer.checkpoints
-        at_driver = checkpoints.at_driver and self._link.is_open
+        at_driver = spec.checkpoints.at_driver and self._link.is_open
         return TrainerSpec(
             context=self._worker,
-            settings=replace(spec.trainer, checkpoints=replace(checkpoints, at_driver=at_driver)),
+            settings=spec.trainer_settings(at_driver=at_driver),
             host=self._host,
             partition=self._report.partition,
             env=trainer_environment(os.environ, spec.config.env, cluster, self._rank, gpus, threads),

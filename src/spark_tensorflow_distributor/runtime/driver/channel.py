@@ -57,7 +57,7 @@ class Channel:
         port: 0 for any free port.
         checkpoints: Keeps the checkpoints that agents send; None if the driver keeps none.
         world_size: Number of ranks.
-        protection: See ``TaskSpec``.
+        protection: See ``RunPlan``.
 
     Attributes:
         events: Queue of ``(rank, message)``. The channel adds messages of the types ``connected``, ``disconnected``,

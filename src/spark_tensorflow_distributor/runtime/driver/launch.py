@@ -113,7 +113,7 @@ class Launch:
         self._console = console
         self._start_timeout = spec.config.start_timeout
         self._group = Group(
-            spec.world_size, stall_timeout=stall_timeout, chief_may_need_others=not spec.trainer.uses_sockets
+            spec.world_size, stall_timeout=stall_timeout, chief_may_need_others=not spec.plan.uses_sockets
         )
         self.result = LaunchResult(frames=tuple(frame.name for frame in spec.frames))
         self._started = time.monotonic()

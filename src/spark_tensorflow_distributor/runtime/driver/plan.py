@@ -3,13 +3,14 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ...config import RunnerConfig
 from ...errors import ClusterError, EncryptionUnsupportedError, GpuConfigurationError, InsufficientSlotsError
 from ...transport.sealing import INSTALL_COMMAND, Protection
 from ..devices import split_gpus
-from .spark_settings import COLLECTIVES, IGNORE_SSL, PROTECTION, SparkSettings, boolean, parse_settings
+from ..spark_settings import COLLECTIVES, IGNORE_SSL, PROTECTION, SparkSettings, boolean, parse_settings
+from ..specs import RunPlan
 
 # Settings that require encrypted traffic.
 _NETWORK_ENCRYPTION = {
@@ -63,29 +64,6 @@ class ClusterFacts:
 def is_local_master(master: str | None) -> bool:
     """Return whether a master URL means Spark in the driver's own JVM; ``local-cluster`` does not."""
     return re.match(r"local(\[|$)", master or "") is not None
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """Describes what to launch.
-
-    Attributes:
-        num_tasks: Number of Spark tasks, each with one worker.
-        gpus_by_rank: Number of GPUs that each rank uses; empty for CPU training.
-        gpu_is_shared: Whether several tasks share one GPU.
-        uses_sockets: Whether the workers form a process group, instead of using TensorFlow's own runtime.
-        warnings: Messages to show to the user before the launch.
-        protection: How traffic between hosts is protected.
-        settings: The settings in Spark's configuration.
-    """
-
-    num_tasks: int
-    gpus_by_rank: tuple[int, ...] = ()
-    gpu_is_shared: bool = False
-    uses_sockets: bool = False
-    warnings: tuple[str, ...] = ()
-    protection: Protection = "light"
-    settings: SparkSettings = field(default_factory=SparkSettings)
 
 
 def num_tasks_for(config: RunnerConfig, facts: ClusterFacts) -> int:

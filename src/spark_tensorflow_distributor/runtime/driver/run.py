@@ -20,7 +20,8 @@ from ...resume.names import lane_of
 from ...resume.settings import CheckpointSettings
 from ..shipping import spark_task
 from ..spark_objects import add_accumulated
-from ..specs import TaskSpec, TrainerSettings, tensorflow_version
+from ..spark_settings import DRIVER_PORT
+from ..specs import RunPlan, TaskSpec, tensorflow_version
 from . import outcome, plan
 from .callbacks import CallbackList
 from .channel import Channel
@@ -35,7 +36,6 @@ from .record import AttemptReport
 from .report import RunReport
 from .result import load_result
 from .spark import SparkGateway
-from .spark_settings import DRIVER_PORT
 
 # Documented in docs/tracking.md.
 _log = logging.getLogger("spark_tensorflow_distributor.run")
@@ -106,22 +106,22 @@ class Run:
             log_lines=config.log_to_driver == "logging",
         )
 
-    def execute(self, made: plan.RunPlan) -> Any:
+    def execute(self, run_plan: RunPlan) -> Any:
         """Train as planned; return rank 0's value, or raise the error of the run."""
         with contextlib.ExitStack() as cleanup:
             cleanup.enter_context(contextlib.closing(self._checkpoints))
             cleanup.enter_context(contextlib.closing(self._console))
             if self._config.log_dir is not None:
                 self._logs = cleanup.enter_context(contextlib.closing(LogDirectory(os.fspath(self._config.log_dir))))
-            return self._attempts(made)
+            return self._attempts(run_plan)
 
-    def _attempts(self, made: plan.RunPlan) -> Any:
+    def _attempts(self, run_plan: RunPlan) -> Any:
         attempt, lost_ports = 0, 0
         policy = outcome.RestartPolicy(self._config.max_restarts)
         error: BaseException | None = None
         while True:
-            made, facts = self._wait_for_slots(made, attempt, error)
-            result = self._launch(made, facts, attempt)
+            run_plan, facts = self._wait_for_slots(run_plan, attempt, error)
+            result = self._launch(run_plan, facts, attempt)
             if result.succeeded:
                 value = load_result(result.value or [])
                 add_accumulated(result.accumulated.values())
@@ -133,7 +133,7 @@ class Run:
             if self._gateway.is_stopped and outcome.was_ended_by_spark(result):
                 raise outcome.stopped_session_error(result)
             self._log_failures(result, attempt)
-            error = outcome.error_of(result, self._config, made.num_tasks)
+            error = outcome.error_of(result, self._config, run_plan.num_tasks)
             pause = policy.pause(error, calls_were_lost=result.calls_were_lost)
             if pause is None:
                 raise error
@@ -156,8 +156,8 @@ class Run:
             )  # fmt: skip
 
     def _wait_for_slots(
-        self, made: plan.RunPlan, attempt: int, cause: BaseException | None
-    ) -> tuple[plan.RunPlan, plan.ClusterFacts]:
+        self, run_plan: RunPlan, attempt: int, cause: BaseException | None
+    ) -> tuple[RunPlan, plan.ClusterFacts]:
         """Wait while executors are registering; a relaunch may shrink to ``min_slots``.
 
         Raises:
@@ -169,9 +169,9 @@ class Run:
         while True:
             self._control.check_before_start() if attempt == 0 else self._control.check()
             facts = self._gateway.facts(self._config)
-            error = plan.check_slots(self._config, facts, made.num_tasks)
+            error = plan.check_slots(self._config, facts, run_plan.num_tasks)
             if error is None:
-                return made, facts
+                return run_plan, facts
             waited = time.monotonic() - started
             workers = facts.workers or 0
             if known is not None and workers > known:
@@ -183,14 +183,14 @@ class Run:
             if not may_grow or waited > min(_SHRINK_SECONDS, self._config.start_timeout):
                 smaller = self._shrunk(facts, attempt)
                 if smaller is not None:
-                    return replace(smaller, settings=made.settings), facts
+                    return replace(smaller, settings=run_plan.settings), facts
             if not may_grow or waited > self._config.start_timeout:
                 raise error from cause
             if time.monotonic() >= next_line:
                 next_line += _WAITING_SECONDS
                 _log.warning(
                     "Waiting for executors: %d registered, with %d of %d slots. Giving up after start_timeout=%g s.",
-                    workers, facts.slots or 0, made.num_tasks, self._config.start_timeout,
+                    workers, facts.slots or 0, run_plan.num_tasks, self._config.start_timeout,
                 )  # fmt: skip
             self._control.sleep(0.25)
 
@@ -200,7 +200,7 @@ class Run:
         for host in sorted(lost - {"?"}):
             self._gateway.forget_host(host)
 
-    def _shrunk(self, facts: plan.ClusterFacts, attempt: int) -> plan.RunPlan | None:
+    def _shrunk(self, facts: plan.ClusterFacts, attempt: int) -> RunPlan | None:
         least = self._config.min_slots
         room = plan.max_slots(self._config, facts)
         if attempt == 0 or least is None or room < least:
@@ -208,19 +208,19 @@ class Run:
         _log.warning("The cluster has room for %d of %d slots; continuing with those.", room, self._config.num_slots)
         return plan.make_plan(replace(self._config, num_slots=room, min_slots=None), facts)
 
-    def _launch(self, made: plan.RunPlan, facts: plan.ClusterFacts, attempt: int) -> LaunchResult:
+    def _launch(self, run_plan: RunPlan, facts: plan.ClusterFacts, attempt: int) -> LaunchResult:
         config = self._config
         secret = secrets.token_bytes(32)
-        channel = self._open_channel(secret, made)
+        channel = self._open_channel(secret, run_plan)
         self._console.begin_attempt(attempt)
-        _log.info("Attempt %d: launching %d workers.", attempt + 1, made.num_tasks, extra={"attempt": attempt})
+        _log.info("Attempt %d: launching %d workers.", attempt + 1, run_plan.num_tasks, extra={"attempt": attempt})
         try:
-            spec = self._spec(made, facts, attempt, secret, channel)
-            what = f"MirroredStrategyRunner: {self._program.name} on {made.num_tasks} workers"
+            spec = self._spec(run_plan, facts, attempt, secret, channel)
+            what = f"MirroredStrategyRunner: {self._program.name} on {run_plan.num_tasks} workers"
             frames = self._program.frames
-            source = frames.source(made.num_tasks) if frames.specs else None
+            source = frames.source(run_plan.num_tasks) if frames.specs else None
             task = spark_task(pickle.dumps(spec), self._program.packed.broadcasts)
-            job = SparkJob(self._gateway, self._gateway.barrier_frame(task, made.num_tasks, source), what)
+            job = SparkJob(self._gateway, self._gateway.barrier_frame(task, run_plan.num_tasks, source), what)
             epochs = EpochEvents(self._report, attempt, self._callbacks, self._control)
             began = time.time() - self._report.started_at
             launch = Launch(spec, channel, self._console, config.stall_timeout, epochs, self._logs)
@@ -234,8 +234,8 @@ class Run:
         self._warn_of_version(launch.result)
         return launch.result
 
-    def _open_channel(self, secret: bytes, made: plan.RunPlan) -> Channel:
-        port = made.settings.driver_port
+    def _open_channel(self, secret: bytes, run_plan: RunPlan) -> Channel:
+        port = run_plan.settings.driver_port
         bind, advertised = self._gateway.channel_address()
         try:
             return Channel(
@@ -244,8 +244,8 @@ class Run:
                 advertised,
                 port,
                 self._checkpoints if self._keeps_checkpoints else None,
-                world_size=made.num_tasks,
-                protection=made.protection,
+                world_size=run_plan.num_tasks,
+                protection=run_plan.protection,
             )
         except OSError as error:
             raise ClusterError(
@@ -270,42 +270,24 @@ class Run:
         )
 
     def _spec(
-        self, made: plan.RunPlan, facts: plan.ClusterFacts, attempt: int, secret: bytes, channel: Channel
+        self, run_plan: RunPlan, facts: plan.ClusterFacts, attempt: int, secret: bytes, channel: Channel
     ) -> TaskSpec:
-        config, settings = self._config, made.settings
         return TaskSpec(
-            config=replace(config, env=dict(config.env), resource_profile=None, py_modules=()),
-            trainer=TrainerSettings(
-                is_script=self._program.is_script,
-                use_custom_strategy=config.use_custom_strategy,
-                gpu_is_shared=made.gpu_is_shared,
-                uses_sockets=made.uses_sockets,
-                gradient_compression=config.gradient_compression,
-                start_timeout=config.start_timeout,
-                max_result_bytes=settings.max_result_bytes,
-                seed=self._seed,
-                checkpoints=self._checkpoint_settings(),
-                has_callbacks=bool(self._callbacks),
-                closes_port=settings.closes_port,
-            ),
+            config=replace(self._config, env=dict(self._config.env), resource_profile=None, py_modules=()),
+            plan=run_plan,
             attempt=attempt,
-            world_size=made.num_tasks,
             secret=secret,
             driver_addresses=channel.addresses,
             driver_is_client=facts.is_connect,
             payload=self._program.packed.payload,
-            gpus_by_rank=made.gpus_by_rank,
-            max_row_bytes=plan.max_row_bytes(settings.max_result_bytes, self._gateway.heap_bytes()),
-            warm_start=settings.warm_start,
-            warm_seconds=settings.warm_seconds,
+            is_script=self._program.is_script,
+            seed=self._seed,
+            checkpoints=self._checkpoint_settings(),
+            has_callbacks=bool(self._callbacks),
+            max_row_bytes=plan.max_row_bytes(run_plan.settings.max_result_bytes, self._gateway.heap_bytes()),
             submitted_at=time.time(),
-            loopback=facts.is_local,
-            log_to_executor=not facts.is_local,
-            port_filter=settings.port_filter,
-            worker_ports=settings.worker_ports,
-            worker_network=settings.worker_network,
+            is_local=facts.is_local,
             frames=self._program.frames.specs,
-            protection=made.protection,
             modules=self._program.modules,
         )
 

@@ -14,8 +14,8 @@ from ...data.frames import Frames
 from ...errors import ClusterError, ConfigurationError, DataError
 from ...formatting import a_type, sentence
 from ...transport.sealing import can_encrypt
+from .. import spark_settings
 from ..specs import ROW_SCHEMA
-from . import spark_settings
 from .addresses import address_towards, connect_host
 from .executors import may_grow
 from .interpreter import check_local_python

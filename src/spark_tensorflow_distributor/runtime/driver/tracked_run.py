@@ -11,7 +11,7 @@ from ...config import RunnerConfig
 from ...data.frames import is_dataframe
 from ...errors import RunCancelledError
 from ...formatting import one_line
-from . import plan
+from ..specs import RunPlan
 from .callbacks import CallbackList
 from .control import RunControl
 from .report import RunReport
@@ -45,7 +45,7 @@ class TrackedRun:
         config: RunnerConfig,
         gateway: SparkGateway,
         program: Program,
-        run_plan: plan.RunPlan,
+        run_plan: RunPlan,
         arguments: Mapping[str, Any],
         callbacks: CallbackList,
     ) -> None:

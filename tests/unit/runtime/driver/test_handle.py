@@ -14,9 +14,9 @@ from spark_tensorflow_distributor.runtime.driver.callbacks import CallbackList
 from spark_tensorflow_distributor.runtime.driver.control import INTERRUPT, RunControl
 from spark_tensorflow_distributor.runtime.driver.handle import RunHandle
 from spark_tensorflow_distributor.runtime.driver.interrupts import first_interrupt_stops
-from spark_tensorflow_distributor.runtime.driver.plan import RunPlan
 from spark_tensorflow_distributor.runtime.driver.run import Program
 from spark_tensorflow_distributor.runtime.driver.tracked_run import TrackedRun, changed_settings, plain
+from spark_tensorflow_distributor.runtime.specs import RunPlan
 
 
 class Gateway:

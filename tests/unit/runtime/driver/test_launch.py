@@ -11,8 +11,8 @@ from spark_tensorflow_distributor.runtime.driver.report import RunReport
 
 
 def test_missing_ranks_are_logged_every_half_minute(caplog):
-    trainer, config = SimpleNamespace(uses_sockets=True), SimpleNamespace(start_timeout=600)
-    spec = SimpleNamespace(world_size=4, frames=(), config=config, trainer=trainer)
+    run_plan, config = SimpleNamespace(uses_sockets=True), SimpleNamespace(start_timeout=600)
+    spec = SimpleNamespace(world_size=4, frames=(), config=config, plan=run_plan)
     launch = Launch(spec, None, None, None, EpochEvents(RunReport(4, 4), 0, CallbackList(), RunControl()))
     now = time.monotonic()
 
@@ -37,8 +37,8 @@ def test_missing_ranks_are_logged_every_half_minute(caplog):
 
 
 def test_no_rank_is_named_as_missing_once_all_have_connected(caplog):
-    trainer, config = SimpleNamespace(uses_sockets=True), SimpleNamespace(start_timeout=600)
-    spec = SimpleNamespace(world_size=40, frames=(), config=config, trainer=trainer)
+    run_plan, config = SimpleNamespace(uses_sockets=True), SimpleNamespace(start_timeout=600)
+    spec = SimpleNamespace(world_size=40, frames=(), config=config, plan=run_plan)
     launch = Launch(spec, None, None, None, EpochEvents(RunReport(40, 40), 0, CallbackList(), RunControl()))
     now = time.monotonic()
     launch._group.connect(39, {"rank": 39}, now)

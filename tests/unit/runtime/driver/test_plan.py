@@ -13,7 +13,7 @@ from spark_tensorflow_distributor.runtime.driver.plan import (
     max_row_bytes,
     num_tasks_for,
 )
-from spark_tensorflow_distributor.runtime.driver.spark_settings import COLLECTIVES, IGNORE_SSL, PROTECTION
+from spark_tensorflow_distributor.runtime.spark_settings import COLLECTIVES, IGNORE_SSL, PROTECTION
 
 AMOUNT = "spark.task.resource.gpu.amount"
 

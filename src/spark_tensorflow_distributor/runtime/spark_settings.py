@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
-from ...errors import ClusterError
+from ..errors import ClusterError
 
 _PREFIX = "tensorflow.spark.distributor."
 IGNORE_SSL = f"{_PREFIX}ignoreSsl"

@@ -6,9 +6,9 @@ import pytest
 
 from spark_tensorflow_distributor import ClusterError
 from spark_tensorflow_distributor.config import RunnerConfig
-from spark_tensorflow_distributor.runtime.driver import spark_settings
+from spark_tensorflow_distributor.runtime import spark_settings
 from spark_tensorflow_distributor.runtime.driver.plan import ClusterFacts, make_plan
-from spark_tensorflow_distributor.runtime.driver.spark_settings import (
+from spark_tensorflow_distributor.runtime.spark_settings import (
     CLOSE_PORT,
     COLLECTIVES,
     DRIVER_PORT,
@@ -65,7 +65,7 @@ def test_every_name_is_among_the_keys_and_in_the_documentation():
     """A setting of this library that is missing from KEYS would never be read."""
     names = {value for value in vars(spark_settings).values() if str(value).startswith("tensorflow.")}
     assert names - {"tensorflow.spark.distributor."} <= set(KEYS)
-    text = (Path(__file__).parents[4] / "docs" / "reference" / "settings.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "reference" / "settings.md").read_text()
     assert [key for key in {*KEYS} - {MAX_RESULT_SIZE} if f"| `{key}` |" not in text] == []
 
 
