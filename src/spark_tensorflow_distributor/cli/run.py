@@ -15,7 +15,7 @@ from .spark import session
 def run(options: Namespace) -> int:
     """Run the script that the command line names. The report is saved even if the run fails."""
     if options.report:
-        _check_place(options.report)
+        _check_report_path(options.report)
     with session(options, options.num_slots) as spark:
         runner = MirroredStrategyRunner(spark=spark, **runner_arguments(options))
         try:
@@ -28,7 +28,7 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def _check_place(path: str) -> None:
+def _check_report_path(path: str) -> None:
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path) or not os.path.isdir(folder):
         what = "is a folder" if os.path.isdir(path) else f"is in the folder {folder}, which does not exist"

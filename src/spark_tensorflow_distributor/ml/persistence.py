@@ -139,9 +139,9 @@ class _Reader(MLReader[T]):
         DefaultParamsReader.getAndSetParams(instance, metadata)
         entry = metadata[_ENTRY]
         if entry["objects"]:
-            place = f"{path}/{_OBJECTS}"
-            data = files.read_file(spark, place, entry["storedAs"])
-            instance._set(**load_objects(data, entry["versions"], place))
+            objects_path = f"{path}/{_OBJECTS}"
+            data = files.read_file(spark, objects_path, entry["storedAs"])
+            instance._set(**load_objects(data, entry["versions"], objects_path))
         self._load_data(instance, path, entry)
         return instance  # type: ignore[no-any-return]
 

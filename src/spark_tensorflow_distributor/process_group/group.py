@@ -42,15 +42,15 @@ class ProcessGroup:
         spec: The group.
         local: The group of the members on this machine.
         remote: The group of the leaders of all machines; None if this member is not a leader.
-        place: Returns the line of the user's program that is being executed, for error messages.
+        line: Returns the line of the user's program that is being executed, for error messages.
     """
 
     def __init__(
-        self, spec: GroupSpec, local: LocalGroup, remote: RemoteGroup | None, place: Callable[[], str] = str
+        self, spec: GroupSpec, local: LocalGroup, remote: RemoteGroup | None, line: Callable[[], str] = str
     ) -> None:
         self.rank, self.world_size, self.epoch = spec.rank, len(spec.members), spec.epoch
         self._topology = spec.topology
-        self._local, self._remote, self._place = local, remote, place
+        self._local, self._remote, self._line = local, remote, line
         self._lock = threading.Lock()
         self._number = 0
         #: Why the group ended; None while it is usable.
@@ -67,10 +67,10 @@ class ProcessGroup:
         remote_listener: socket.socket | None,
         local_listener: socket.socket | None,
         seconds: float,
-        place: Callable[[], str] = str,
+        line: Callable[[], str] = str,
     ) -> ProcessGroup:
         """Connect to the other members; see :func:`connect`."""
-        group = cls(spec, *connect(spec, remote_listener, local_listener, seconds), place)
+        group = cls(spec, *connect(spec, remote_listener, local_listener, seconds), line)
         os.register_at_fork(after_in_child=functools.partial(_leave_to_parent, weakref.ref(group)))
         return group
 
@@ -281,8 +281,8 @@ class ProcessGroup:
         return OutOfStepError(f"The workers are in different operations: {where}. {SAME_CALLS}")
 
     def _here(self, operation: Operation) -> str:
-        place = self._place()
-        return f"{place} [{operation}]" if place else str(operation)
+        line = self._line()
+        return f"{line} [{operation}]" if line else str(operation)
 
     def _say_farewell(self, reason: Mapping[str, Any]) -> None:
         deadline = time.monotonic() + _FAREWELLS_SECONDS

@@ -92,7 +92,7 @@ class Receiver:
         pairs = itertools.zip_longest(arrays, terms)
         self._targets = [(array, term) for array, term in pairs if array.size]
         self._staging = np.empty(FRAME_BYTES if terms else 0, np.uint8)
-        self._place = 0  # where the next frame begins in the first target, in elements of the array
+        self._offset = 0  # where the next frame begins in the first target, in elements of the array
         self._frame: memoryview | None = None  # where the data of the current frame goes
         self._tag = memoryview(bytearray(TAG_BYTES))
         self._missing: list[memoryview] = []  # the parts of the data and of its tag that have not arrived
@@ -128,10 +128,10 @@ class Receiver:
             self._frame, self._missing = memoryview(b""), []
             return True
         array, term = self._targets[0]
-        left = (array.size - self._place) * array.itemsize
+        left = (array.size - self._offset) * array.itemsize
         if not 0 < size <= left or size % array.itemsize:
             raise self.connection.lost(f"it sent a frame of {size} bytes where {left} are left")
-        begin = self._place * array.itemsize
+        begin = self._offset * array.itemsize
         self._frame = array.view(np.uint8).data[begin:][:size] if term is None else self._staging.data[:size]
         tag = self._tag[: self.connection.tag_bytes(size)]
         self._missing = [self._frame, tag] if tag else [self._frame]
@@ -145,18 +145,18 @@ class Receiver:
             self._awaits_empty_frame = False
             return
         array, term = self._targets[0]
-        end = self._place + self._size // array.itemsize
+        end = self._offset + self._size // array.itemsize
         if term is not None:
-            received, part = self._staging[: self._size].view(array.dtype), array[self._place : end]
+            received, part = self._staging[: self._size].view(array.dtype), array[self._offset : end]
             if term.dtype == array.dtype:
-                np.add(term[self._place : end], received, out=part)
+                np.add(term[self._offset : end], received, out=part)
             else:
-                part[:] = term[self._place : end] + received.astype(term.dtype)
-        self._place = end
+                part[:] = term[self._offset : end] + received.astype(term.dtype)
+        self._offset = end
         self.received += self._size
         if end == array.size:
             self._targets.pop(0)
-            self._place = 0
+            self._offset = 0
 
 
 def transfer(senders: Sequence[Sender], receivers: Sequence[Receiver], watched: Iterable[Connection] = ()) -> None:

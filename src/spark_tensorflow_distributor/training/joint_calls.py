@@ -29,7 +29,7 @@ _SAMPLE_ROWS = 64
 def announce_calls(
     ask: Callable[[Mapping[str, Any]], tuple[int, str]],
     leave: Callable[[int], None],
-    place: Callable[[], tuple[str, int]],
+    call_site: Callable[[], tuple[str, int]],
     rank: int,
     world_size: int,
 ) -> Hook:
@@ -38,7 +38,7 @@ def announce_calls(
     Args:
         ask: Announces a call; returns the call's number, and whether to make it ``"together"`` or ``"alone"``.
         leave: Announces that the call with the given number has ended.
-        place: Returns the line of the program that makes the call, and a number that identifies its call stack.
+        call_site: Returns the line of the program that makes the call, and a number that identifies its call stack.
         rank: This worker's rank.
         world_size: The number of workers.
     """
@@ -54,14 +54,14 @@ def announce_calls(
         if not spans_workers or is_alone() or call.is_validation:  # all workers validate
             yield
             return
-        line, stack = place()
+        line, stack = call_site()
         may_be_alone = call.name != "fit" and can_be_computed_alone(call)
         key = f"{call.name} {stack} {_fingerprint(call)}" if may_be_alone else call.name
         number, answer = ask(
             {
                 "method": call.name,
                 "key": key,
-                "place": line,
+                "line": line,
                 "may_be_alone": may_be_alone,
                 "is_nested": call.outer is not None,
             }

@@ -29,11 +29,11 @@ def sample_of(batch: Any) -> tf.Tensor:
     has_labels = isinstance(batch, tuple) and len(batch) > 1
     leaves = tf.nest.flatten(batch[1] if has_labels and tf.nest.flatten(batch[1]) else batch)
     dense = [leaf for leaf in leaves if isinstance(leaf, tf.Tensor) and leaf.shape.rank]
-    texts = [tf.io.serialize_tensor(leaf[_places(leaf.shape)]) for leaf in dense]
+    texts = [tf.io.serialize_tensor(leaf[_sample_index(leaf.shape)]) for leaf in dense]
     return tf.strings.to_hash_bucket_fast(tf.strings.join(texts), 1 << 62) if texts else tf.constant(0, tf.int64)
 
 
-def _places(shape: tf.TensorShape) -> tuple[slice | int, ...]:
+def _sample_index(shape: tf.TensorShape) -> tuple[slice | int, ...]:
     """Return the index of the first values in the middle of the first rows."""
     if shape.rank == 1:
         return (slice(_ROWS),)

@@ -23,13 +23,13 @@ def by_name(ranks: Sequence[Listed]) -> list[Match]:
     If a rank lists a text more often than another, it is unknown which of its variables the other rank lacks, so none
     of them is matched.
     """
-    places: list[dict[str, list[int]]] = []
+    indices: list[dict[str, list[int]]] = []
     for listed in ranks:
-        places.append({})
+        indices.append({})
         for index, (text, _) in enumerate(listed):
-            places[-1].setdefault(text, []).append(index)
-    alike = [text for text in places[0] if len({len(each.get(text, ())) for each in places}) == 1]
-    return [match for text in alike for match in zip(*(each[text] for each in places), strict=True)]
+            indices[-1].setdefault(text, []).append(index)
+    alike = [text for text in indices[0] if len({len(each.get(text, ())) for each in indices}) == 1]
+    return [match for text in alike for match in zip(*(each[text] for each in indices), strict=True)]
 
 
 def unmatched_texts(ranks: Sequence[Listed]) -> list[str]:

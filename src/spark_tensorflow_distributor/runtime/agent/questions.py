@@ -34,7 +34,7 @@ class CallQuestions:
         elif message["type"] == "call_left":
             self._open = [call for call in self._open if call["number"] != message["number"]]
         else:
-            self._barrier = str(message["place"]) if message["is_entered"] else None
+            self._barrier = str(message["text"]) if message["is_entered"] else None
         self._update_hello()
         if self._link.is_open:
             self._link.send(message)

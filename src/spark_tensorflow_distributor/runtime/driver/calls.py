@@ -31,7 +31,7 @@ class Call:
         number: Sequence number among the worker's calls.
         method: The method's name.
         key: Identifies the call; equal on all workers that make the same call.
-        place: The line of the program that makes it.
+        line: The line of the program that makes it.
         may_be_alone: Whether the worker can make the call by itself.
         is_nested: Whether it is made during another call, by a callback for example.
         since: When it was announced.
@@ -41,14 +41,14 @@ class Call:
     number: int
     method: str
     key: str
-    place: str
+    line: str
     may_be_alone: bool
     is_nested: bool
     since: float
     state: str = "waiting"
 
     def __str__(self) -> str:
-        return f"{self.method}, called at {self.place}" if self.place else self.method
+        return f"{self.method}, called at {self.line}" if self.line else self.method
 
 
 class MethodCalls:
@@ -68,7 +68,7 @@ class MethodCalls:
         self._visits: Counter[tuple[int, str]] = Counter()
         # When each rank last returned to the user's code.
         self._left: dict[int, float] = {}
-        # The places outside of these calls where ranks wait for all others.
+        # Where, outside of these calls, ranks wait for all others.
         self._barriers: dict[int, str] = {}
         self._announced = 0  # calls without an answer
         self._conflict_since: float | None = None
@@ -89,7 +89,7 @@ class MethodCalls:
         if message["type"] == "barrier":
             self._barriers.pop(rank, None)
             if message["is_entered"]:
-                self._barriers[rank] = str(message["place"])
+                self._barriers[rank] = str(message["text"])
             self._left[rank] = now
         elif message["type"] == "call_left":
             left = [call for call in calls if call.number == message["number"]]
@@ -274,7 +274,7 @@ class MethodCalls:
 
 
 def _call(message: Mapping[str, Any], since: float) -> Call:
-    names = ("number", "method", "key", "place", "may_be_alone", "is_nested")
+    names = ("number", "method", "key", "line", "may_be_alone", "is_nested")
     return Call(**{name: message[name] for name in names}, since=since, state=str(message.get("state", "waiting")))
 
 

@@ -140,20 +140,20 @@ def advice_for(missing: str) -> str:
             f"The driver cannot import {top!r} either. If it is a package, install it on the executors. If it is a "
             f"file of yours, send it along with py_modules=[its path], or with {_SPARKS_WAY}."
         )
-    place = spec.origin or next(iter(spec.submodule_search_locations or ()), None)
-    if place is None or _is_installed(place):
+    path = spec.origin or next(iter(spec.submodule_search_locations or ()), None)
+    if path is None or _is_installed(path):
         return f"The driver has {top!r} installed, the executors do not: install it there, in the driver's version."
     return (
-        f"{top!r} is a module of yours, which the driver imports from {place}. Send it along with "
+        f"{top!r} is a module of yours, which the driver imports from {path}. Send it along with "
         f"py_modules=[{top!r}], or with {_SPARKS_WAY}."
     )
 
 
-def _is_installed(place: str) -> bool:
+def _is_installed(path: str) -> bool:
     folders = (sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib"))
-    parts = Path(place).parts
+    parts = Path(path).parts
     return (
         "site-packages" in parts
         or "dist-packages" in parts
-        or any(Path(place).is_relative_to(folder) for folder in folders)
+        or any(Path(path).is_relative_to(folder) for folder in folders)
     )

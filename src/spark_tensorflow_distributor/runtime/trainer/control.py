@@ -90,7 +90,7 @@ class Control:
             method: The method of BarrierTaskContext.
             line: The line of the program that calls it.
         """
-        message = {"type": "barrier", "place": f"BarrierTaskContext.{method}, called at {line}"}
+        message = {"type": "barrier", "text": f"BarrierTaskContext.{method}, called at {line}"}
         self.send({**message, "is_entered": True})
         try:
             yield

@@ -82,9 +82,9 @@ def _weights(value: Any) -> bytes:
     arrays: dict[str, Any] = {}
     with contextlib.suppress(Exception):  # the error to report is that the value cannot be pickled
         for number, model in enumerate(_models(value)):
-            for place, variable in enumerate(model.weights):
+            for index, variable in enumerate(model.weights):
                 name = getattr(variable, "path", variable.name)
-                arrays[f"{number}_{getattr(model, 'name', '')}/{place:04d}_{name}"] = np.asarray(variable)
+                arrays[f"{number}_{getattr(model, 'name', '')}/{index:04d}_{name}"] = np.asarray(variable)
     if not arrays:
         return b""
     with io.BytesIO() as file:

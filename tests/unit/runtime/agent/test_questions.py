@@ -53,10 +53,10 @@ def test_the_hello_says_what_the_driver_may_not_have_heard(questions, link, repl
     assert [each["state"] for each in link.hello["calls"]["open"]] == ["together", "alone"]
     assert link.hello["calls"]["joined"] == 1
     questions.put({"type": "call_left", "number": 2})
-    questions.put({"type": "barrier", "place": "barrier", "is_entered": True})
+    questions.put({"type": "barrier", "text": "barrier", "is_entered": True})
     assert [each["number"] for each in link.hello["calls"]["open"]] == [1]
     assert link.hello["calls"]["barrier"] == "barrier"
-    questions.put({"type": "barrier", "place": "barrier", "is_entered": False})
+    questions.put({"type": "barrier", "text": "barrier", "is_entered": False})
     assert link.hello["calls"]["barrier"] is None
     assert [each["type"] for each in link.sent] == ["call", "call", "call_left", "barrier", "barrier"]
     assert len(replies) == 2

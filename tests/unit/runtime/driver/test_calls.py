@@ -17,7 +17,7 @@ class Workers:
         self.numbers[rank] += 1
         may_be_alone = method != "fit" if may_be_alone is None else may_be_alone
         message = {"type": "call", "number": self.numbers[rank], "method": method, "key": key or method}
-        message |= {"place": f"line of {key or method}", "may_be_alone": may_be_alone, "is_nested": is_nested}
+        message |= {"line": f"line of {key or method}", "may_be_alone": may_be_alone, "is_nested": is_nested}
         self.calls.receive(rank, message, self.now)
         return self.numbers[rank]
 
@@ -25,8 +25,8 @@ class Workers:
         self.calls.receive(rank, {"type": "call_left", "number": number}, self.now)
 
     def barrier(self, rank, is_entered=True):
-        place = "BarrierTaskContext.barrier"
-        self.calls.receive(rank, {"type": "barrier", "is_entered": is_entered, "place": place}, self.now)
+        text = "BarrierTaskContext.barrier"
+        self.calls.receive(rank, {"type": "barrier", "is_entered": is_entered, "text": text}, self.now)
 
     def answers(self, seconds=0.0):
         self.now += seconds
@@ -215,7 +215,7 @@ def test_a_lost_connection_ends_the_guessing():
 
 def known(*calls, joined=0, barrier=None):
     """Return what a hello says of a rank's calls, given as number, method and state."""
-    facts = {"type": "call", "may_be_alone": True, "is_nested": False, "place": "line"}
+    facts = {"type": "call", "may_be_alone": True, "is_nested": False, "line": "line"}
     opened = [{**facts, "number": n, "method": method, "key": method, "state": state} for n, method, state in calls]
     return {"open": opened, "joined": joined, "barrier": barrier}
 

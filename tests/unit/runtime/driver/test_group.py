@@ -338,7 +338,7 @@ def test_a_chief_that_waits_for_finished_ranks(met):
 
 
 def announce(group, rank, method, now, number=1):
-    call = {"type": "call", "number": number, "method": method, "key": method, "place": "train", "is_nested": False}
+    call = {"type": "call", "number": number, "method": method, "key": method, "line": "train", "is_nested": False}
     return group.receive(rank, {**call, "may_be_alone": method != "fit"}, now)
 
 
@@ -419,7 +419,7 @@ def test_a_rank_that_comes_back_in_time_says_what_it_is_doing(met):
     announce(met, 0, "predict", 1.0)
     announce(met, 2, "predict", 1.0)
     met.disconnect(1, 1.1)
-    call = {"number": 1, "method": "predict", "key": "predict", "place": "train", "is_nested": False}
+    call = {"number": 1, "method": "predict", "key": "predict", "line": "train", "is_nested": False}
     calls = {"open": [{**call, "may_be_alone": True, "state": "waiting"}], "joined": 0, "barrier": None}
     met.connect(1, {"type": "hello", "calls": calls}, 2.0)
     together = {"type": "call_answer", "number": 1, "how": "together"}

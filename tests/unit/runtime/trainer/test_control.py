@@ -119,4 +119,4 @@ def test_waiting_in_sparks_barrier_and_in_tensorflow_is_announced(agent_socket):
         ("forming", False),
         ("barrier", False),
     ]
-    assert messages[0]["place"] == "BarrierTaskContext.barrier, called at train (train.py, line 3)"
+    assert messages[0]["text"] == "BarrierTaskContext.barrier, called at train (train.py, line 3)"

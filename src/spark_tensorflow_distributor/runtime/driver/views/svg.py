@@ -100,13 +100,13 @@ class Chart:
 def _line(series: Series, x_range: Point, y_range: Point) -> Iterator[str]:
     dash = ' stroke-dasharray="5 3"' if series.dashed else ""
     for run in _runs(thinned(series.points)):
-        places = [
+        pixels = [
             (_scaled(x, x_range, _LEFT, _WIDTH - _RIGHT), _scaled(y, y_range, _HEIGHT - _BOTTOM, _TOP)) for x, y in run
         ]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
         yield f'<polyline points="{path}" fill="none" stroke="{series.color}" stroke-width="1.8"{dash}/>'
         if len(series.points) <= _MAX_DOTS:
-            for (x, y), (value_x, value_y) in zip(places, run, strict=True):
+            for (x, y), (value_x, value_y) in zip(pixels, run, strict=True):
                 tip = escape(f"{series.name} {short(value_y)} at {short(value_x)}")
                 yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{series.color}"><title>{tip}</title></circle>'
 
