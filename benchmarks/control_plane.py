@@ -72,7 +72,7 @@ COLUMNS = (
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--agents", type=int, nargs="+", default=[64, 256, 1024, 4096])
-    parser.add_argument("--columns", type=int, default=100, help="of the DataFrame whose shares are balanced")
+    parser.add_argument("--columns", type=int, default=100, help="of the DataFrame whose shards are balanced")
     parser.add_argument("--idle", type=float, default=10.0, help="seconds to be idle")
     parser.add_argument("--simulate", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -96,11 +96,11 @@ def test_the_same_lookup_in_a_graph():
     assert not differences(training)
 
 
-def test_a_wrong_share_is_noticed(monkeypatch):
+def test_a_wrong_batch_fraction_is_noticed(monkeypatch):
     """The property test must fail if replicas are wrong: here, each one counts equally, however many rows it has."""
     from spark_tensorflow_distributor.training.replica_step import ReplicaStep
 
-    monkeypatch.setattr(ReplicaStep, "_compute_share", lambda step: tf.constant(1 / step.replicas))
+    monkeypatch.setattr(ReplicaStep, "_compute_batch_fraction", lambda step: tf.constant(1 / step.replicas))
     assert not differences(Training(batch=4, rows=4))
     assert differences(Training(batch=3, rows=3))
 

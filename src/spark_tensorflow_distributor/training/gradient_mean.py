@@ -38,7 +38,7 @@ def combined_gradients(
     """
     step, collectives = current_step(), strategy.collectives
     if step is not None:
-        scale = None if id(optimizer) in step.weighted_losses else step.share()
+        scale = None if id(optimizer) in step.weighted_losses else step.batch_fraction()
         step.weighted_losses.discard(id(optimizer))  # the optimizer may be applied again, to another loss
     elif tf.distribute.get_replica_context() is not None:
         scale = None

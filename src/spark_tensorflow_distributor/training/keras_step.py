@@ -97,11 +97,11 @@ def weighted_mean(values: Any, step: ReplicaStep) -> Any:
     Args:
         values: A structure of tensors that have the same shapes on all workers. Leaves that are not float tensors are
             left unchanged.
-        step: The step that computed them from this worker's rows, whose share is their weight.
+        step: The step that computed them from this worker's rows, whose batch fraction is their weight.
     """
     leaves = tf.nest.flatten(values)
     floats = [index for index, leaf in enumerate(leaves) if isinstance(leaf, tf.Tensor) and leaf.dtype.is_floating]
-    means = step.collectives.all_reduce_packed([step.of_rows(leaves[index]) for index in floats], step.share())
+    means = step.collectives.all_reduce_packed([step.of_rows(leaves[index]) for index in floats], step.batch_fraction())
     for index, mean in zip(floats, means, strict=True):
         leaves[index] = mean
     return tf.nest.pack_sequence_as(values, leaves)

@@ -27,8 +27,8 @@ class ReplicaStep:
     def __init__(self, part: BatchPart, collectives: Collectives) -> None:
         self.part, self.collectives = part, collectives
         self._graph = tf.compat.v1.get_default_graph()
-        self._share: tf.Tensor | None = None
-        # Ids of the optimizers whose loss is already multiplied by the share.
+        self._batch_fraction: tf.Tensor | None = None
+        # Ids of the optimizers whose loss is already multiplied by the batch fraction.
         self.weighted_losses: set[int] = set()
         # Values of metric variables before the step, by the variable's id; empty if the step is known to count.
         self.metrics_before: dict[int, tf.Tensor] = {}
@@ -55,18 +55,18 @@ class ReplicaStep:
         """The number of replicas."""
         return self.collectives.world_size
 
-    def share(self) -> tf.Tensor:
+    def batch_fraction(self) -> tf.Tensor:
         """Return the replica's weight: its fraction of the rows of the global batch; float64 scalar.
 
-        The shares of all replicas add up to 1. If every replica has the whole batch, the shares are equal.
+        The fractions of all replicas add up to 1. If every replica has the whole batch, they are equal.
         """
-        if self._share is None:
+        if self._batch_fraction is None:
             # The first caller may be in a branch or loop of the step, whose tensors cannot be used elsewhere.
             with contextlib.nullcontext() if tf.executing_eagerly() else self._graph.as_default():
-                self._share = self._compute_share()
-        return self._share
+                self._batch_fraction = self._compute_batch_fraction()
+        return self._batch_fraction
 
-    def _compute_share(self) -> tf.Tensor:
+    def _compute_batch_fraction(self) -> tf.Tensor:
         part, equal = self.part, tf.constant(1 / self.replicas, tf.float64)
         if part.is_even or part.is_whole is True:
             return equal
@@ -75,8 +75,8 @@ class ReplicaStep:
         rows = tf.zeros((), tf.float64) if part.is_idle else tf.cast(self.rows, tf.float64)
         if part.global_rows is None:
             return tf.math.divide_no_nan(rows, self.collectives.all_reduce(rows))
-        share = rows / tf.cast(part.global_rows, tf.float64)
-        return share if part.is_whole is False else tf.where(part.is_whole, equal, share)
+        fraction = rows / tf.cast(part.global_rows, tf.float64)
+        return fraction if part.is_whole is False else tf.where(part.is_whole, equal, fraction)
 
     def of_rows(self, value: tf.Tensor) -> tf.Tensor:
         """Return a value computed from the replica's rows, but zero if it has none: a mean of no rows is NaN.
@@ -109,8 +109,8 @@ class ReplicaStep:
         if self.weighted_losses:
             total = self.collectives.all_reduce(gradient)
         else:
-            share = tf.cast(self.share(), gradient.dtype)
-            total = tf.math.divide_no_nan(self.collectives.all_reduce(gradient * share), share)
+            fraction = tf.cast(self.batch_fraction(), gradient.dtype)
+            total = tf.math.divide_no_nan(self.collectives.all_reduce(gradient * fraction), fraction)
         return total / self.replicas if reduce_op == tf.distribute.ReduceOp.MEAN else total
 
     def positions(self) -> tuple[tf.Tensor, tf.Tensor]:
@@ -177,10 +177,10 @@ def gets_parts() -> bool:
     return _gets_parts.get()
 
 
-def share_of(value: Any) -> tf.Tensor | None:
-    """Return the current step's share, cast to the dtype of ``value``; None outside of a step."""
+def batch_fraction(value: Any) -> tf.Tensor | None:
+    """Return the current step's batch fraction, cast to the dtype of ``value``; None outside of a step."""
     step = current_step()
-    return None if step is None else tf.cast(step.share(), tf.convert_to_tensor(value).dtype)
+    return None if step is None else tf.cast(step.batch_fraction(), tf.convert_to_tensor(value).dtype)
 
 
 # Whether this worker computes alone, without the others.

@@ -7,7 +7,7 @@ import numpy as np
 from spark_tensorflow_distributor.data.passes import ShardState, batch_bounds, equal_pass, whole_pass
 
 
-def shares(total, world_size):
+def shard_sizes(total, world_size):
     return [total // world_size + (rank < total % world_size) for rank in range(world_size)]
 
 
@@ -22,10 +22,10 @@ def batch_sizes(plan):
 def test_whole_pass_takes_every_row_once_in_the_steps_of_an_equal_pass():
     for total, world_size, batch in itertools.product(range(1, 60), range(1, 5), range(1, 8)):
         equal = equal_pass(total, world_size, batch, drop_remainder=False)
-        plans = [whole_pass(rows, total, world_size, batch) for rows in shares(total, world_size)]
+        plans = [whole_pass(rows, total, world_size, batch) for rows in shard_sizes(total, world_size)]
         sizes = [batch_sizes(plan) for plan in plans]
         assert {plan.steps for plan in plans} == {max(equal.steps, 1)}
-        assert list(map(sum, sizes)) == shares(total, world_size)
+        assert list(map(sum, sizes)) == shard_sizes(total, world_size)
         assert max(map(max, sizes)) <= batch + 1
         assert min(map(min, sizes)) >= (total >= world_size), (total, world_size, batch, sizes)
         # All ranks agree on whether their batches have a static size.

@@ -9,7 +9,7 @@ from .callbacks import CallbackList
 from .control import INTERRUPT, RunControl
 from .history import AttemptHistory
 from .report import RunReport
-from .shares import Command
+from .shard_balance import Command
 
 _log = logging.getLogger("spark_tensorflow_distributor.run")
 

@@ -11,7 +11,7 @@ from ..wire import to_columns
 from . import stalls
 from .calls import Answer, MethodCalls
 from .progress_watch import SUSPENDED, ProgressWatch
-from .shares import Command, Shares
+from .shard_balance import Command, ShardBalance
 
 # All tasks of a barrier stage start together, so a rank that is this much later than the first one may be unable to
 # reach the driver, and is then waiting for the others in Spark's allGather. If it was only late, the detour costs one
@@ -79,7 +79,7 @@ class Group:
         self._released = False
         self._has_met = False
         self._blocked: dict[int, float] = {}  # when a rank stopped reading the driver's messages
-        self._shares = Shares(world_size)
+        self._shard_balance = ShardBalance(world_size)
         self._quiet_seconds = QUIET_HEARTBEATS * heartbeat_seconds(world_size)
 
     @property
@@ -100,7 +100,7 @@ class Group:
         self._blocked.pop(rank, None)
         commands = self._call_commands(self._calls.restore(rank, hello.get("calls"), now))
         commands += self.receive(rank, {**hello, "type": hello.get("state", "hello")}, now)
-        commands += self._shares.catch_up(rank, hello)
+        commands += self._shard_balance.catch_up(rank, hello)
         if self.stop_reason is not None:
             commands.append((rank, {"type": "stop", "reason": self.stop_reason}))
         elif self._released:
@@ -139,9 +139,9 @@ class Group:
         if kind == "met":
             self._has_met = True
         elif kind == "rows":
-            return self._shares.count(rank, message["facts"])
+            return self._shard_balance.count(rank, message["facts"])
         elif kind == "pass":
-            return self._shares.forward(message)
+            return self._shard_balance.forward(message)
         elif kind == "stacks":
             self._stacks.setdefault(rank, message)
             return self.tick(now) if len(self._stacks) >= len(self.connected) else []

@@ -36,7 +36,7 @@ def gradients(keras: ModuleType) -> None:
 
 
 def weighting_loss(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the method that scales an optimizer's loss, so that the gradient is multiplied by the replica's share.
+    """Wrap the method that scales an optimizer's loss, so that the gradient is multiplied by the replica's fraction.
 
     Without this, gradients would be weighted only after they are computed. Until then they would be larger than in one
     process: in half precision they would overflow earlier, and quantised products would have other scales. The loss
@@ -59,13 +59,13 @@ def weighting_loss(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _with_weighted_gradient(loss: Any, step: ReplicaStep) -> tf.Tensor:
     loss = tf.convert_to_tensor(loss)
-    share = tf.cast(step.share(), loss.dtype)
+    fraction = tf.cast(step.batch_fraction(), loss.dtype)
     if loss.shape.rank:  # the gradient of a vector is that of its sum
-        share = of_replica(share, share)
+        fraction = of_replica(fraction, fraction)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def weighted(value: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        return tf.identity(value), lambda gradient: gradient * share
+        return tf.identity(value), lambda gradient: gradient * fraction
 
     return weighted(loss)
 

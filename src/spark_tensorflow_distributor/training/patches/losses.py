@@ -13,7 +13,7 @@ import tensorflow as tf
 from ..keras_api import by_name
 from ..private_names import KERAS_LOSS, KERAS_TRAINER
 from ..replica import replica_strategy
-from ..replica_step import current_step, share_of
+from ..replica_step import batch_fraction, current_step
 
 
 def average_loss() -> None:
@@ -26,8 +26,8 @@ def average_loss() -> None:
 
     def compute_average_loss(call: inspect.BoundArguments) -> Any:
         loss = original(*call.args, **call.kwargs)
-        share = None if call.arguments.get("global_batch_size") is None else share_of(loss)
-        return loss if share is None else of_replica(loss, share)
+        fraction = None if call.arguments.get("global_batch_size") is None else batch_fraction(loss)
+        return loss if fraction is None else of_replica(loss, fraction)
 
     tf.nn.compute_average_loss = by_name(original, compute_average_loss)
 
@@ -35,7 +35,7 @@ def average_loss() -> None:
 def sums(keras: ModuleType) -> None:
     """Make sums over the rows, masked means and weighted means cover the whole batch.
 
-    Losses are averaged over the replicas, weighted by rows. A sum is therefore divided by the replica's share. If the
+    Losses are averaged over the replicas, weighted by rows. So a sum is divided by the replica's batch fraction. If the
     divisor of a mean is not the number of rows, the divisor of the whole batch is used.
     """
     module: Any = KERAS_LOSS.load()
@@ -79,18 +79,18 @@ def mask_weights(mask: Any, dtype: Any) -> tf.Tensor:
     replica pads to its own longest row, it cancels the number of values by which the replica divides its sum.
     """
     size = tf.cast(tf.size(mask), dtype)
-    share = share_of(size)
-    total = size if share is None else of_replica(size, share)
+    fraction = batch_fraction(size)
+    total = size if fraction is None else of_replica(size, fraction)
     unmasked = whole_sum(tf.reduce_sum(tf.cast(mask, dtype)))
     return tf.cast(mask, dtype) * tf.math.divide_no_nan(total, unmasked)
 
 
-def of_replica(total: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-    """Scale a replica's sum so that the mean over the replicas, weighted by their shares, is the sum over all rows."""
+def of_replica(total: tf.Tensor, fraction: tf.Tensor) -> tf.Tensor:
+    """Scale a replica's sum so that the replicas' mean, weighted by their batch fractions, is the sum over all rows."""
     step = current_step()
-    if step is None or step.part.is_idle:  # its share is 0
+    if step is None or step.part.is_idle:  # its batch fraction is 0
         return total
-    divided = tf.math.divide_no_nan(total, share)
+    divided = tf.math.divide_no_nan(total, fraction)
     if step.part.is_whole is False:
         return divided
     return total if step.part.is_whole is True else tf.where(step.part.is_whole, total, divided)
@@ -101,14 +101,14 @@ def _reducing(original: Callable[..., Any]) -> Callable[..., Any]:
         arguments = call.arguments
         values, weights, reduction = arguments["values"], arguments.get("sample_weight"), arguments.get("reduction")
         loss = original(*call.args, **call.kwargs)
-        share = share_of(loss)
-        if share is None or not len(values.shape):
+        fraction = batch_fraction(loss)
+        if fraction is None or not len(values.shape):
             return loss
         if reduction == "sum":
-            return of_replica(loss, share)
+            return of_replica(loss, fraction)
         if reduction == "mean_with_sample_weight" and weights is not None:
             total = whole_sum(tf.cast(tf.reduce_sum(weights), loss.dtype))
-            return tf.math.divide_no_nan(of_replica(tf.reduce_sum(values), share), total)
+            return tf.math.divide_no_nan(of_replica(tf.reduce_sum(values), fraction), total)
         return loss
 
     return by_name(original, reduce_values)
@@ -136,7 +136,7 @@ def _aggregating(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def aggregate_additional_loss(self: Any, loss: Any) -> Any:
         total = original(self, loss)
-        share = share_of(total)
-        return total if share is None or not len(loss.shape) else of_replica(total, share)
+        fraction = batch_fraction(total)
+        return total if fraction is None or not len(loss.shape) else of_replica(total, fraction)
 
     return aggregate_additional_loss

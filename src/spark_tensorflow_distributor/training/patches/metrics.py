@@ -27,7 +27,7 @@ _MARK = "covers_all_workers"
 
 
 def metrics(keras: ModuleType) -> None:
-    """Make a metric's result cover all workers, and weight scalar values by the replica's share.
+    """Make a metric's result cover all workers, and weight scalar values by the replica's batch fraction.
 
     Then a step that passes its scalar loss to a ``Mean`` counts once, however many replicas there are. Tensors with one
     value per row need no weights.
@@ -45,7 +45,7 @@ def _weighting_scalars(original: Callable[..., Any]) -> Callable[..., Any]:
             call.arguments["values"] = step.of_rows(values)
             # If every replica has the whole batch, only the first replica's update is kept (see counted).
             if call.arguments.get("sample_weight") is None and step.part.is_whole is not True:
-                weight = step.share()
+                weight = step.batch_fraction()
                 if step.part.is_whole is not False:
                     weight = tf.where(step.part.is_whole, tf.ones_like(weight), weight)
                 call.arguments["sample_weight"] = weight

@@ -24,7 +24,7 @@ from ..private_names import (
     TF_KERAS_TRAINING,
 )
 from ..replica import ReplicaStrategy, replica_strategy
-from ..replica_step import current_step, gets_parts, share_of
+from ..replica_step import batch_fraction, current_step, gets_parts
 from ..same_batches import identical_on_all
 from .epochs import Divider, epoch_logs, reads_a_generator, without_prefetch, without_reduction
 from .losses import mask_weights, of_replica, scaling_in_own_steps
@@ -119,8 +119,8 @@ def _reducing(module: Any) -> Callable[..., Any]:
     @functools.wraps(original)
     def reduce_weighted_loss(weighted_losses: Any, reduction: Any = module.ReductionV2.SUM_OVER_BATCH_SIZE) -> Any:
         loss = original(weighted_losses, reduction)
-        share = share_of(loss) if reduction == module.ReductionV2.SUM else None
-        return loss if share is None else of_replica(loss, share)
+        fraction = batch_fraction(loss) if reduction == module.ReductionV2.SUM else None
+        return loss if fraction is None else of_replica(loss, fraction)
 
     return reduce_weighted_loss
 
@@ -170,8 +170,8 @@ def _adding(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _of_rows(loss: Any) -> Any:
-    share = share_of(loss)
-    return loss if share is None or not len(loss.shape) else of_replica(loss, share)
+    fraction = batch_fraction(loss)
+    return loss if fraction is None or not len(loss.shape) else of_replica(loss, fraction)
 
 
 def dropout(keras: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""Balances the workers' shares of the DataFrames, as the agents report them. Pure: no sockets, no clock."""
+"""Balances the workers' shards of the DataFrames, as the agents report them. Pure: no sockets, no clock."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from ...data.layout import FrameFacts
 Command: TypeAlias = tuple[int | None, dict[str, Any]]
 
 
-class Shares:
-    """Merges the facts about all shares, and tells each rank which rows to hand over and which it will receive.
+class ShardBalance:
+    """Merges the facts about all shards, and tells each rank which rows to hand over and which it will receive.
 
     Memory is linear in the number of ranks and in the number of columns.
 
