@@ -63,7 +63,7 @@ class _Formation:
     def __init__(self, spec: GroupSpec, deadline: float, seconds: float) -> None:
         self._spec, self._topology = spec, spec.topology
         self._deadline, self._seconds = deadline, seconds
-        self._handshake = Handshake(bytes.fromhex(spec.secret), spec.epoch, spec.rank)
+        self._handshake = Handshake(bytes.fromhex(spec.secret), spec.generation, spec.rank)
         self._sockets: dict[int, socket.socket] = {}
         self._keys: dict[int, SessionKeys] = {}
 

@@ -48,7 +48,7 @@ class ProcessGroup:
     def __init__(
         self, spec: GroupSpec, local: LocalGroup, remote: RemoteGroup | None, line: Callable[[], str] = str
     ) -> None:
-        self.rank, self.world_size, self.epoch = spec.rank, len(spec.members), spec.epoch
+        self.rank, self.world_size, self.generation = spec.rank, len(spec.members), spec.generation
         self._topology = spec.topology
         self._local, self._remote, self._line = local, remote, line
         self._lock = threading.Lock()

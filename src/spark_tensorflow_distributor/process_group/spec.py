@@ -31,14 +31,14 @@ class GroupSpec:
         rank: The rank of this member.
         members: All members, by rank.
         secret: The group's secret, in hexadecimal; known only to the members.
-        epoch: Sequence number of the group; a relaunch forms the next one.
+        generation: Sequence number of the group; a relaunch forms the next one.
         protection: How traffic between hosts is protected.
     """
 
     rank: int
     members: tuple[Member, ...]
     secret: str = field(repr=False)
-    epoch: int = 0
+    generation: int = 0
     protection: Protection = "light"
 
     @property

@@ -1,6 +1,6 @@
 """The handshake on every connection between hosts: both ends prove that they hold a secret, without sending it.
 
-In both directions, a challenge is answered with an HMAC-SHA256. The roles, both ends' numbers, the epoch and both
+In both directions, a challenge is answered with an HMAC-SHA256. The roles, both ends' numbers, the generation and both
 challenges are part of what is signed, so that a response can be neither reflected nor used elsewhere. The session's
 keys are derived from the secret and the challenges. Somebody who relays the handshake does not learn the keys, and
 therefore cannot speak for either end afterwards.
@@ -69,12 +69,12 @@ class Handshake:
 
     Args:
         secret: The secret that only the two ends know.
-        epoch: Number of the group; an end that belongs to another group is rejected.
+        generation: Number of the group; an end that belongs to another group is rejected.
         number: This end's number: its rank, or ``DRIVER``.
     """
 
-    def __init__(self, secret: bytes, epoch: int, number: int) -> None:
-        self._secret, self._epoch, self._number = secret, epoch, number
+    def __init__(self, secret: bytes, generation: int, number: int) -> None:
+        self._secret, self._generation, self._number = secret, generation, number
 
     def challenge(self) -> bytes:
         return secrets.token_bytes(CHALLENGE_BYTES)
@@ -119,7 +119,7 @@ class Handshake:
         return answer.keys
 
     def _transcript(self, connector: int, acceptor: int, challenge: bytes, counter: bytes) -> bytes:
-        return struct.pack(">QII", self._epoch, connector, acceptor) + challenge + counter
+        return struct.pack(">QII", self._generation, connector, acceptor) + challenge + counter
 
     def _sign(self, purpose: bytes, transcript: bytes) -> bytes:
         return hmac.digest(self._secret, purpose + b"\0" + transcript, "sha256")

@@ -12,9 +12,9 @@ SECRET = b"s" * 32
 PROTECTIONS = ["light", "integrity", "privacy"]
 
 
-def shaken(secret=SECRET, epoch=0, number=3, acceptor=DRIVER):
+def shaken(secret=SECRET, generation=0, number=3, acceptor=DRIVER):
     """Return the keys of both ends after a handshake, the accepting end's first; None if it rejects the other."""
-    connecting, accepting = Handshake(secret, epoch, number), Handshake(SECRET, 0, DRIVER)
+    connecting, accepting = Handshake(secret, generation, number), Handshake(SECRET, 0, DRIVER)
     challenge = accepting.challenge()
     answer = connecting.answer(challenge, acceptor)
     admission = accepting.check(challenge, answer.data)
@@ -30,7 +30,7 @@ def test_both_ends_have_the_same_keys_and_every_connection_others():
     assert len({near.sending, near.receiving, other.sending, other.receiving, SECRET}) == 5
 
 
-@pytest.mark.parametrize("wrong", [{"secret": b"x" * 32}, {"epoch": 1}, {"acceptor": 0}])
+@pytest.mark.parametrize("wrong", [{"secret": b"x" * 32}, {"generation": 1}, {"acceptor": 0}])
 def test_others_are_rejected(wrong):
     assert shaken(**wrong) is None
 
