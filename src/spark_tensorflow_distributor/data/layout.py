@@ -19,7 +19,7 @@ ROW_BITS = 33
 
 Json: TypeAlias = dict[str, Any]
 # Consecutive rows of a shard: the position of the first one in the files, and the number of rows.
-Run: TypeAlias = tuple[int, int]
+RowRange: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -132,21 +132,21 @@ class FrameLayout:
     Attributes:
         rows: Number of rows in the shard.
         stored: Number of rows in the files, including rows that were handed over to other workers.
-        runs: The rows in the files, in the DataFrame's order. Only the first ``rows`` of them belong to the shard.
+        ranges: The rows in the files, in the DataFrame's order. Only the first ``rows`` of them belong to the shard.
         columns: The layout of each column.
         null_file: The file with the null masks, uint8 ``[stored, columns]``; None if nothing is null.
     """
 
     rows: int
     stored: int
-    runs: tuple[Run, ...]
+    ranges: tuple[RowRange, ...]
     columns: tuple[ColumnLayout, ...]
     null_file: int | None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "FrameLayout":
-        runs = tuple((first, count) for first, count in data["runs"])
-        return cls(**{**data, "runs": runs, "columns": tuple(map(_column_layout, data["columns"]))})
+        ranges = tuple((first, count) for first, count in data["ranges"])
+        return cls(**{**data, "ranges": ranges, "columns": tuple(map(_column_layout, data["columns"]))})
 
 
 def _column_layout(data: Mapping[str, Any]) -> ColumnLayout:
@@ -190,24 +190,24 @@ class ShardLayout:
         )
 
 
-def run_offsets(runs: Sequence[Run]) -> tuple["npt.NDArray[np.int64]", "npt.NDArray[np.int64]"]:
-    """Return, for each run, the number of the row after its last one, and the distance from row numbers to positions.
+def range_offsets(ranges: Sequence[RowRange]) -> tuple["npt.NDArray[np.int64]", "npt.NDArray[np.int64]"]:
+    """Return, for each range, the number of the row after its last one, and the distance from row numbers to positions.
 
     Row numbers count rows in the DataFrame's order; positions count rows in the files.
     """
     import numpy as np
 
-    array = np.array(runs, np.int64).reshape(-1, 2)
+    array = np.array(ranges, np.int64).reshape(-1, 2)
     ends = np.cumsum(array[:, 1])
     return ends, array[:, 0] - (ends - array[:, 1])
 
 
-def file_positions(runs: Sequence[Run], numbers: "npt.NDArray[np.int64]") -> "npt.NDArray[np.int64]":
+def file_positions(ranges: Sequence[RowRange], numbers: "npt.NDArray[np.int64]") -> "npt.NDArray[np.int64]":
     """Return the positions in the files of the rows with these numbers in the DataFrame's order."""
     import numpy as np
 
     if not len(numbers):
         return numbers
-    ends, shifts = run_offsets(runs)
+    ends, shifts = range_offsets(ranges)
     positions: npt.NDArray[np.int64] = numbers + shifts[np.searchsorted(ends, numbers, side="right")]
     return positions

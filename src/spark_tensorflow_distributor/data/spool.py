@@ -25,7 +25,7 @@ from .layout import (
     LevelLayout,
     NestedLayout,
     PlainLayout,
-    Run,
+    RowRange,
     file_positions,
 )
 
@@ -67,7 +67,7 @@ class FrameSpool:
         }
         self._null_file: int | None = None
         self._facts = [ColumnFacts() for _ in columns]
-        self._runs = _Runs()
+        self._ranges = _RowRanges()
 
     def add(self, values: Sequence[Values], ids: Array) -> None:
         """Append rows.
@@ -94,7 +94,7 @@ class FrameSpool:
             column.add(values[number])
         self._facts = [_updated(*each) for each in zip(self._facts, self._columns, values, strict=True)]
         self._write_nulls(values, rows)
-        self._runs.add(ids, self.stored)
+        self._ranges.add(ids, self.stored)
         self.stored += rows
         self.rows += rows
 
@@ -120,7 +120,7 @@ class FrameSpool:
     def hand_over(self, rows: int) -> bytes:
         """Remove the last rows from this shard, and return them packed for another worker."""
         self.rows -= rows
-        positions = file_positions(self._runs.in_order(), np.arange(self.rows, self.rows + rows))
+        positions = file_positions(self._ranges.in_order(), np.arange(self.rows, self.rows + rows))
         arrays: dict[str, Array] = {}
         for dtype, members, file in self._matrices:
             matrix = self._read(file, dtype)[: self.stored * len(members)]
@@ -163,7 +163,7 @@ class FrameSpool:
         if self._null_file is not None:
             self._files[self._null_file].truncate(self.stored * len(self._columns))
         in_order = tuple(columns[number] for number in range(len(self._columns)))
-        return FrameLayout(self.rows, self.stored, self._runs.in_order(), in_order, self._null_file), self._files
+        return FrameLayout(self.rows, self.stored, self._ranges.in_order(), in_order, self._null_file), self._files
 
     def close(self) -> None:
         for file in self._files:
@@ -271,15 +271,15 @@ class _Level:
         return offsets[items], offsets[items + 1]
 
 
-class _Runs:
+class _RowRanges:
     """Records the order in which rows of Spark's partitions arrived.
 
     A shuffle delivers the partitions in any order, but the rows of each partition together and in order. Therefore a
-    short list of runs is enough to put the rows into an order that stays the same if the DataFrame is computed again.
+    short list of ranges is enough to put the rows into an order that stays the same if the DataFrame is computed again.
     """
 
     def __init__(self) -> None:
-        self._runs: list[list[int]] = []  # first id, first position, rows
+        self._ranges: list[list[int]] = []  # first id, first position, rows
         self._last = -1
 
     def add(self, ids: Array, position: int) -> None:
@@ -288,13 +288,15 @@ class _Runs:
         starts = [0, *breaks.tolist()]
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
             first = int(ids[start])
-            continues = start == 0 and self._runs and first >> ROW_BITS == self._last >> ROW_BITS and first > self._last
+            continues = (
+                start == 0 and self._ranges and first >> ROW_BITS == self._last >> ROW_BITS and first > self._last
+            )
             if continues:
-                self._runs[-1][2] += end - start
+                self._ranges[-1][2] += end - start
             else:
-                self._runs.append([first, position + start, end - start])
+                self._ranges.append([first, position + start, end - start])
         self._last = int(ids[-1])
 
-    def in_order(self) -> tuple[Run, ...]:
-        """Return the runs in the order of the DataFrame."""
-        return tuple((position, rows) for _, position, rows in sorted(self._runs))
+    def in_order(self) -> tuple[RowRange, ...]:
+        """Return the ranges in the order of the DataFrame."""
+        return tuple((position, rows) for _, position, rows in sorted(self._ranges))

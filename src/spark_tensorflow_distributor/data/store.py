@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from ..errors import DataError
 from .columns import Column
-from .layout import ColumnFacts, LevelLayout, NestedLayout, PlainLayout, ShardLayout, file_positions, run_offsets
+from .layout import ColumnFacts, LevelLayout, NestedLayout, PlainLayout, ShardLayout, file_positions, range_offsets
 
 Array: TypeAlias = npt.NDArray[Any]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -68,7 +68,7 @@ class MappedRows:
 
     def file_positions(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """Return a function that maps row numbers, in the DataFrame's order, to positions in the files."""
-        ends, shifts = run_offsets(self._layout.runs)
+        ends, shifts = range_offsets(self._layout.ranges)
         if not shifts.any():
             return lambda numbers: numbers
         ends, shifts = tf.constant(ends), tf.constant(shifts)
@@ -207,7 +207,7 @@ class MappedRows:
     def _segments(self, max_rows: int) -> Iterator[tuple[int, int]]:
         """Yield ranges of positions in the files, without rows that were handed over to other workers."""
         stored = self._layout.stored
-        handed_over = np.sort(file_positions(self._layout.runs, np.arange(self.rows, stored)))
+        handed_over = np.sort(file_positions(self._layout.ranges, np.arange(self.rows, stored)))
         start = 0
         for row in [*handed_over.tolist(), stored]:
             for first in range(start, row, max_rows):

@@ -103,7 +103,7 @@ def read(spool):
         nulls = load(layout.null_file, np.uint8).reshape(stored, -1)
     a, b, i = plain(0, np.float32), plain(1, np.float32), plain(2, np.int64)
     s, lists = nested(3, np.uint8), nested(4, np.int32)
-    order = [row for start, count in layout.runs for row in range(start, start + count)][: layout.rows]
+    order = [row for start, count in layout.ranges for row in range(start, start + count)][: layout.rows]
     return [(a[r], b[r], i[r], bytes(s[r]), lists[r].tolist(), bool(nulls[r, 0])) for r in order]
 
 
