@@ -63,7 +63,7 @@ def diagnose(config: RunnerConfig, gateway: SparkGateway, timeout: float) -> Dia
     try:
         facts = _wait_for_slots(config, gateway, timeout)
         found.settings = dict(sorted(facts.conf.items()))
-        found.slots, found.executors = facts.slots, facts.workers
+        found.slots, found.executors = facts.slots, facts.executors
         gateway.check_interpreter(config.env)
         run_plan = plan.make_plan(config, facts)
     except DistributorError as error:

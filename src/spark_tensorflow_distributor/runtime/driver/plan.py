@@ -37,7 +37,7 @@ class ClusterFacts:
         conf: Values of the settings that matter to a run; unset ones are missing.
         is_connect: Whether the session is a Spark Connect session, which does not provide all facts.
         slots: Number of tasks of this kind that the cluster can run simultaneously now, or None if unknown.
-        workers: Number of registered executors, or None if unknown.
+        executors: Number of registered executors, or None if unknown.
         may_grow: Whether more executors may still register.
         task_resource_amount: GPUs per task in the resource profile; None to use the Spark setting.
         has_profile: Whether the user passed a resource profile.
@@ -48,7 +48,7 @@ class ClusterFacts:
     conf: Mapping[str, str]
     is_connect: bool = False
     slots: int | None = None
-    workers: int | None = None
+    executors: int | None = None
     may_grow: bool = False
     task_resource_amount: float | None = None
     has_profile: bool = False
@@ -223,8 +223,8 @@ def check_slots(config: RunnerConfig, facts: ClusterFacts, num_tasks: int) -> In
         keys = [key for key in keys if not key.startswith("spark.task.")]
     profile = f", resource_profile with {facts.profile_tasks} per task" if facts.has_profile else ""
     settings = ", ".join(f"{key}={conf.get(key, 'not set')}" for key in keys if key in conf or "instances" not in key)
-    workers = "" if facts.is_local or facts.workers is None else f" on {facts.workers} executors"
-    if facts.workers == 0 and not facts.is_local:
+    where = "" if facts.is_local or facts.executors is None else f" on {facts.executors} executors"
+    if facts.executors == 0 and not facts.is_local:
         change = "No executor has registered: look at the cluster manager's page for free resources"
     elif facts.is_local:
         change = f"Start Spark with at least master('local[{num_tasks}]')"
@@ -234,7 +234,7 @@ def check_slots(config: RunnerConfig, facts: ClusterFacts, num_tasks: int) -> In
     gpus = f" (num_slots={config.num_slots} GPUs)" if config.use_gpu else ""
     return InsufficientSlotsError(
         f"The run needs {num_tasks} Spark tasks at the same time{gpus}, but the cluster has {facts.slots} slots"
-        f"{workers}. An executor has as many slots as its cores divided by spark.task.cpus, or its GPUs divided by the "
+        f"{where}. An executor has as many slots as its cores divided by spark.task.cpus, or its GPUs divided by the "
         f"GPUs per task if that is less. {change}{smaller}. Found: "
         f"{settings}{profile}."
     )

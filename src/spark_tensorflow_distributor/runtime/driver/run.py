@@ -173,10 +173,10 @@ class Run:
             if error is None:
                 return run_plan, facts
             waited = time.monotonic() - started
-            workers = facts.workers or 0
-            if known is not None and workers > known:
+            executors = facts.executors or 0
+            if known is not None and executors > known:
                 grew_at = time.monotonic()
-            known = workers
+            known = executors
             # Executors register one after the other. After a failure, Spark may be about to replace a lost one.
             is_growing = time.monotonic() - grew_at < _REGISTERING_SECONDS
             may_grow = facts.may_grow or is_growing or (attempt > 0 and not facts.is_local)
@@ -190,7 +190,7 @@ class Run:
                 next_line += _WAITING_SECONDS
                 _log.warning(
                     "Waiting for executors: %d registered, with %d of %d slots. Giving up after start_timeout=%g s.",
-                    workers, facts.slots or 0, run_plan.num_tasks, self._config.start_timeout,
+                    executors, facts.slots or 0, run_plan.num_tasks, self._config.start_timeout,
                 )  # fmt: skip
             self._control.sleep(0.25)
 

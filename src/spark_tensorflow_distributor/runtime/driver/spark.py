@@ -167,12 +167,12 @@ class SparkGateway:
                 has_profile=self._profile is not None,
                 can_encrypt=can_encrypt(),
             )
-        workers = max(0, len(self.spark.sparkContext._jsc.sc().statusTracker().getExecutorInfos()) - 1)
+        executors = max(0, len(self.spark.sparkContext._jsc.sc().statusTracker().getExecutorInfos()) - 1)
         return ClusterFacts(
             conf,
             slots=self._slots(),
-            workers=workers,
-            may_grow=may_grow(conf, workers, time.time() - float(self.spark.sparkContext.startTime) / 1000),
+            executors=executors,
+            may_grow=may_grow(conf, executors, time.time() - float(self.spark.sparkContext.startTime) / 1000),
             task_resource_amount=amount,
             has_profile=self._profile is not None,
             can_encrypt=can_encrypt(),

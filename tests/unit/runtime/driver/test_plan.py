@@ -109,7 +109,7 @@ def test_dynamic_allocation_is_rejected():
 
 def test_too_few_slots_says_how_many_and_why():
     conf = {"spark.master": "spark://h:7077", "spark.task.cpus": "2", "spark.executor.cores": "4"}
-    error = check_slots(cpu(8), ClusterFacts(conf, slots=4, workers=2), 8)
+    error = check_slots(cpu(8), ClusterFacts(conf, slots=4, executors=2), 8)
     for words in ("needs 8 Spark tasks", "4 slots on 2 executors", "spark.task.cpus=2", "num_slots=4"):
         assert words in str(error)
     assert check_slots(cpu(8), ClusterFacts(conf, slots=8), 8) is None
