@@ -143,7 +143,7 @@ def frames_of(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Frames]:
             )
         schema = value.schema.jsonValue()
         columns = columns_of(schema, f"The DataFrame {name!r}")
-        specs.append(FrameSpec(name, columns, (), schema, row_count(value)))
+        specs.append(FrameSpec(name, columns, (), schema, expected_rows(value)))
         frames.append(value)
     return others, Frames(assign_positions(specs), tuple(frames))
 
@@ -254,7 +254,7 @@ def spark_hash(value: int) -> int:
     return result - (1 << 32) if result >> 31 else result
 
 
-def row_count(frame: "DataFrame") -> int | None:
+def expected_rows(frame: "DataFrame") -> int | None:
     """Return the number of rows if Spark knows it without counting (cached or local data, ranges); otherwise None."""
     plan = getattr(frame, "_jdf", None)
     if plan is None:  # Spark Connect does not expose the plan

@@ -17,7 +17,7 @@ def by_position(ranks: Sequence[Listed]) -> list[Match]:
     return [(index,) * len(ranks) for index, column in columns if len({text for text, _ in column}) == 1]
 
 
-def by_name(ranks: Sequence[Listed]) -> list[Match]:
+def by_text(ranks: Sequence[Listed]) -> list[Match]:
     """Match variables by text, and in order among those of the same text.
 
     If a rank lists a text more often than another, it is unknown which of its variables the other rank lacks, so none

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from .collectives import Collectives
-from .variable_pairs import Listed, by_name, by_position, differing, unmatched_texts
+from .variable_pairs import Listed, by_position, by_text, differing, unmatched_texts
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -119,7 +119,7 @@ class VariableSync:
         self._warn(of_models, of_others if not any(of_models) else [])
         chosen = [
             group[match[self._collectives.rank]]
-            for group, listed, match_all in zip(groups, (of_models, of_others), (by_position, by_name), strict=True)
+            for group, listed, match_all in zip(groups, (of_models, of_others), (by_position, by_text), strict=True)
             for match in differing(listed, match_all(listed))
         ]
         arrays = self._collectives.broadcast([value for _, value in chosen]) if chosen else []

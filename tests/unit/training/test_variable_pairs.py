@@ -1,4 +1,4 @@
-from spark_tensorflow_distributor.training.variable_pairs import by_name, by_position, differing, unmatched_texts
+from spark_tensorflow_distributor.training.variable_pairs import by_position, by_text, differing, unmatched_texts
 
 
 def test_variables_of_a_model_are_matched_by_position():
@@ -9,12 +9,12 @@ def test_variables_of_a_model_are_matched_by_position():
 
 def test_new_variables_are_matched_by_text_and_order():
     ranks = [[("k", 1), ("b", 2), ("k", 3)], [("b", 2), ("own", 9), ("k", 1), ("k", 4)]]
-    assert by_name(ranks) == [(0, 2), (2, 3), (1, 0)]
-    assert differing(ranks, by_name(ranks)) == [(2, 3)]
+    assert by_text(ranks) == [(0, 2), (2, 3), (1, 0)]
+    assert differing(ranks, by_text(ranks)) == [(2, 3)]
     assert unmatched_texts(ranks) == []
 
 
 def test_texts_that_ranks_list_unequally_often_are_not_matched():
     ranks = [[("k", 1), ("k", 2), ("b", 3)], [("k", 2), ("b", 3)]]
-    assert by_name(ranks) == [(2, 1)]
+    assert by_text(ranks) == [(2, 1)]
     assert unmatched_texts(ranks) == ["k"]

@@ -13,7 +13,7 @@ Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupRows:
     """The rows of one key.
 
     Attributes:
@@ -29,7 +29,7 @@ class Group:
     num_bytes: int
 
 
-def split_groups(batches: "Iterator[pa.RecordBatch]", num_keys: int, max_bytes: int) -> Iterator[Group]:
+def split_groups(batches: "Iterator[pa.RecordBatch]", num_keys: int, max_bytes: int) -> Iterator[GroupRows]:
     """Yield the groups, one at a time; at most one group and one batch are in memory.
 
     Args:
@@ -43,10 +43,10 @@ def split_groups(batches: "Iterator[pa.RecordBatch]", num_keys: int, max_bytes: 
     parts: list[pa.RecordBatch] = []
     num_rows = num_bytes = 0
 
-    def group() -> Group:
+    def group() -> GroupRows:
         assert key is not None
         table = pa.Table.from_batches(parts) if num_bytes <= max_bytes else None
-        return Group(key, table, num_rows, num_bytes)
+        return GroupRows(key, table, num_rows, num_bytes)
 
     for batch in batches:
         for start, stop in key_runs(batch.columns[:num_keys]):

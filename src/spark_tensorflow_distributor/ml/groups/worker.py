@@ -17,7 +17,7 @@ from ...formatting import one_line, printable
 from ...inference.rows import Rows, rows_from_arrow
 from ...inference.startup import start_tensorflow
 from ..outputs import gives_logits
-from .rows import Group, split_groups
+from .rows import GroupRows, split_groups
 from .spec import GroupProgram, GroupTask, Template
 from .weights import pack_weights
 
@@ -85,7 +85,7 @@ def run_task(packed: bytes, program: Any, batches: "Iterator[pa.RecordBatch]") -
 
 
 def _train(
-    task: GroupTask, trainer_of_task: "Callable[[], GroupTrainer]", group: Group, template_is_due: bool
+    task: GroupTask, trainer_of_task: "Callable[[], GroupTrainer]", group: GroupRows, template_is_due: bool
 ) -> dict[str, Any]:
     started = time.perf_counter()
     result: dict[str, Any] = dict.fromkeys(("error", "logs", "history", "model", "template"))
@@ -125,7 +125,7 @@ def _trainer(task: GroupTask, packed: bytes, program: Any) -> "GroupTrainer":
     return _trainers[key]
 
 
-def _data(task: GroupTask, group: Group) -> "GroupData":
+def _data(task: GroupTask, group: GroupRows) -> "GroupData":
     """Return the rows of a group as arrays.
 
     Raises:

@@ -2,7 +2,7 @@
 
 RETRY_SECONDS = 1.0
 # A failed worker waits this long for the driver's verdict; the driver itself waits about a second for other failures.
-VERDICT_SECONDS = 10.0
+AWAIT_VERDICT_SECONDS = 10.0
 # A worker whose function has ended waits this long for its peers after losing the driver.
 STAY_SECONDS = 10.0
 # A worker that has lost the driver and makes no progress for this long is cut off: its host's network is down, or the
@@ -69,7 +69,7 @@ class DriverLossPolicy:
             has_failed: Whether the worker failed.
             has_exited: Whether the trainer's process has ended.
         """
-        if has_failed and now - ended_at > VERDICT_SECONDS:
+        if has_failed and now - ended_at > AWAIT_VERDICT_SECONDS:
             return False
         if has_exited and not has_failed:
             return False

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ...errors import ClusterError, RendezvousError
-from ...process_group.spec import GroupSpec
-from ...process_group.spec import Member as GroupMember
+from ...process_group.spec import GroupSpec, Member
 from ...transport.handshake import derive_secret
 from ...transport.sealing import Protection
 from ..barrier import AllGather, keep_alive
@@ -22,7 +21,7 @@ from .addresses import grpc_address
 from .link import DriverLink
 
 # Describes a rank to the others: rank, host, tensorflow, and the addresses at which it can be reached.
-Member: TypeAlias = Mapping[str, Any]
+MemberFacts: TypeAlias = Mapping[str, Any]
 
 
 class Stopped(Exception):
@@ -30,8 +29,8 @@ class Stopped(Exception):
 
 
 def exchange_addresses(
-    member: Member, world_size: int, link: DriverLink, all_gather: AllGather, deadline: float
-) -> tuple[list[Member], str]:
+    member: MemberFacts, world_size: int, link: DriverLink, all_gather: AllGather, deadline: float
+) -> tuple[list[MemberFacts], str]:
     """Exchange addresses with the other ranks.
 
     Args:
@@ -50,7 +49,7 @@ def exchange_addresses(
         RendezvousError: The connection to the driver was lost in the meantime.
         ClusterError: The workers have different versions of TensorFlow.
     """
-    members: Sequence[Member] | None = None
+    members: Sequence[MemberFacts] | None = None
     if link.is_open:
         link.send({"type": "join", "member": dict(member)})
         answer: Message = {"type": ""}
@@ -74,7 +73,7 @@ def exchange_addresses(
     return by_rank, method
 
 
-def check_versions(members: Sequence[Member]) -> None:
+def check_versions(members: Sequence[MemberFacts]) -> None:
     """Reject a group whose workers have different versions of TensorFlow.
 
     Raises:
@@ -92,7 +91,7 @@ def check_versions(members: Sequence[Member]) -> None:
         )
 
 
-def cluster_spec(members: Sequence[Member]) -> dict[str, list[str]]:
+def cluster_spec(members: Sequence[MemberFacts]) -> dict[str, list[str]]:
     """Return TF_CONFIG's ``cluster``: the workers' ``host:port`` in rank order.
 
     Args:
@@ -101,7 +100,9 @@ def cluster_spec(members: Sequence[Member]) -> dict[str, list[str]]:
     return {"worker": [grpc_address(member["address"], member["port"]) for member in members]}
 
 
-def group_spec(rank: int, members: Sequence[Member], secret: bytes, attempt: int, protection: Protection) -> GroupSpec:
+def group_spec(
+    rank: int, members: Sequence[MemberFacts], secret: bytes, attempt: int, protection: Protection
+) -> GroupSpec:
     """Return the process group of the workers.
 
     Args:
@@ -112,7 +113,7 @@ def group_spec(rank: int, members: Sequence[Member], secret: bytes, attempt: int
         protection: See ``RunPlan``.
     """
     names = ("address", "port", "machine", "local_name")
-    in_order = tuple(GroupMember(*(member[name] for name in names)) for member in members)
+    in_order = tuple(Member(*(member[name] for name in names)) for member in members)
     of_group = derive_secret(secret, b"process group").hex()
     return GroupSpec(rank, in_order, of_group, attempt, protection)
 

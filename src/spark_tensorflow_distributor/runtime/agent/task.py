@@ -46,7 +46,7 @@ from .log_feed import LogFeed
 from .output import Tail
 from .peer_addresses import own_addresses, peer_addresses
 from .process import TrainerOutcome
-from .rendezvous import Member, Stopped, cluster_spec, deadline_after, exchange_addresses, group_spec
+from .rendezvous import MemberFacts, Stopped, cluster_spec, deadline_after, exchange_addresses, group_spec
 from .rows import RowDelivery
 from .supervisor import Supervisor
 
@@ -226,7 +226,7 @@ class Agent:
             supervisor.finish()
         return outcome, result
 
-    def _exchange_addresses(self, listeners: Listeners) -> list[Member]:
+    def _exchange_addresses(self, listeners: Listeners) -> list[MemberFacts]:
         """Exchange addresses with the other ranks; return all members by rank."""
         own = listeners.member
         member = {"rank": self._rank, "host": self._host, "tensorflow": self._report.tensorflow}
@@ -276,7 +276,7 @@ class Agent:
         return RowDelivery(self._receiver, self._link, all_gather, self._link.send_heartbeat)
 
     def _trainer_spec(
-        self, members: Sequence[Member], gpus: tuple[str, ...], checkpoint_names: tuple[str, ...]
+        self, members: Sequence[MemberFacts], gpus: tuple[str, ...], checkpoint_names: tuple[str, ...]
     ) -> TrainerSpec:
         spec, threads = self._spec, self._report.threads
         cluster, group = cluster_spec(members), None

@@ -127,7 +127,7 @@ def _files_below(folder: Path, name: str) -> Iterator[tuple[str, Path | bytes]]:
                 yield f"{name}/{path.relative_to(folder).as_posix()}", path
 
 
-def advice_for(missing: str) -> str:
+def import_advice(missing: str) -> str:
     """Return what to do about a module that an executor cannot import.
 
     Args:

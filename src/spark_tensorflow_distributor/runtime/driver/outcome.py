@@ -21,7 +21,7 @@ from ...errors import (
 from ...formatting import printable_exception, rank_list, sentence
 from ..failures import Failure
 from .launch import LaunchResult
-from .modules import advice_for
+from .modules import import_advice
 from .tracebacks import hide_own_frames, without_message
 
 # How often a group may be launched again, without counting as a restart, because another process took a port.
@@ -190,7 +190,7 @@ def _startup_error(cause: WorkerFailure) -> DistributorError | None:
             "spark.pyspark.python (or PYSPARK_PYTHON) names on the executors, or point that setting to an "
             f"interpreter that has it.\n{cause.traceback}"
         )
-    advice = advice_for(missing) if missing else "Do the executors have the driver's versions of its packages?"
+    advice = import_advice(missing) if missing else "Do the executors have the driver's versions of its packages?"
     return SerializationError(
         f"The training function could not be loaded: {sentence(where)} {advice}\n{hide_own_frames(cause.traceback)}"
     )
@@ -206,7 +206,7 @@ def _describe(cause: WorkerFailure, failures: Mapping[int, WorkerFailure], num_t
     where = f" in {place_words(cause.place)}" if cause.place else ""
     lines = [f"Rank {cause.rank} @ {cause.host} failed after {cause.seconds:.1f} s{where}: {cause.message}"]
     if missing := _missing_module(cause):
-        lines.append(advice_for(missing))
+        lines.append(import_advice(missing))
     if cause.kind == "stalled":
         lines += [each.message for each in failures.values() if each.kind == "stalled" and each is not cause]
     title = "Threads of" if cause.kind == "stalled" else "Traceback on"

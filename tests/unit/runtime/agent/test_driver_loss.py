@@ -1,10 +1,10 @@
 import pytest
 
 from spark_tensorflow_distributor.runtime.agent.driver_loss import (
+    AWAIT_VERDICT_SECONDS,
     DEAD_DRIVER_SECONDS,
     ISOLATED_SECONDS,
     STAY_SECONDS,
-    VERDICT_SECONDS,
     DriverLossPolicy,
 )
 
@@ -59,8 +59,8 @@ def test_a_failed_worker_waits_for_the_verdict(policy):
     def waits(now, has_exited):
         return policy.should_wait_for_verdict(now, 100.0, has_failed=True, has_exited=has_exited)
 
-    assert waits(100.0 + VERDICT_SECONDS, has_exited=True)
-    assert not waits(101.0 + VERDICT_SECONDS, has_exited=False)
+    assert waits(100.0 + AWAIT_VERDICT_SECONDS, has_exited=True)
+    assert not waits(101.0 + AWAIT_VERDICT_SECONDS, has_exited=False)
 
 
 def test_a_worker_that_returned_waits_for_its_peers_while_its_trainer_lives(policy):

@@ -10,7 +10,7 @@ import pytest
 
 from spark_tensorflow_distributor import ConfigurationError
 from spark_tensorflow_distributor.runtime.driver import modules
-from spark_tensorflow_distributor.runtime.driver.modules import advice_for, pack_modules
+from spark_tensorflow_distributor.runtime.driver.modules import import_advice, pack_modules
 from spark_tensorflow_distributor.runtime.program_files import ProgramFiles
 
 
@@ -88,7 +88,7 @@ def test_the_agent_unpacks_them_and_leaves_nothing_behind(project, tmp_path):
 
 
 def test_advice_for_a_missing_module(project):
-    assert "py_modules=['own_module']" in advice_for("own_module")
-    assert "py_modules=['own_package']" in advice_for("own_package.part")
-    assert "the executors do not: install it there" in advice_for("pytest")
-    assert "cannot import 'no_such_module' either" in advice_for("no_such_module")
+    assert "py_modules=['own_module']" in import_advice("own_module")
+    assert "py_modules=['own_package']" in import_advice("own_package.part")
+    assert "the executors do not: install it there" in import_advice("pytest")
+    assert "cannot import 'no_such_module' either" in import_advice("no_such_module")
