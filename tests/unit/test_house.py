@@ -62,7 +62,7 @@ WITH_TENSORFLOW = [
         "resume.fit_session",
         "resume.fit_tracker",
         "resume.model_state",
-        "resume.own_optimizers",
+        "resume.user_optimizers",
         "runtime.trainer.preload",
         "training.batch_notes",
         "training.batch_parts",
@@ -182,10 +182,10 @@ def test_the_package_imports_from_memory_where_it_is_not_installed():
         "from spark_tensorflow_distributor import get_context\n"
         "from spark_tensorflow_distributor.runtime import shipping\n"
         "from spark_tensorflow_distributor.runtime.agent import task\n"
-        "assert shipping.own_sources() == boot['sources']\n"
+        "assert shipping.library_sources() == boot['sources']\n"
         "print(task.__spec__.loader.__class__.__name__)\n"
     )
-    boot = {"installer": shipping.importer_source(), "sources": shipping.own_sources()}
+    boot = {"installer": shipping.importer_source(), "sources": shipping.library_sources()}
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", program], input=json.dumps(boot), capture_output=True, text=True
     )

@@ -17,7 +17,7 @@ from ..runtime.agent.addresses import announced_host
 from ..runtime.agent.environment import host_cores, local_directory
 from ..runtime.agent.listeners import hold_port
 from ..runtime.devices import DEFAULT_ENV, visible_devices
-from ..runtime.shipping import own_sources
+from ..runtime.shipping import library_sources
 from ..transport.sealing import can_encrypt
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _tensorflow(spec: Mapping[str, Any], rank: int, resources: Mapping[str, Sequ
             os.environ.get("CUDA_VISIBLE_DEVICES"),
         )
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        command = [sys.executable, "-c", own_sources()["cli/tensorflow_probe.py"]]
+        command = [sys.executable, "-c", library_sources()["cli/tensorflow_probe.py"]]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=spec["import_seconds"])
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
     except subprocess.TimeoutExpired:

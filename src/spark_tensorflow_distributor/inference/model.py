@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import ConfigurationError, SerializationError
 from ..formatting import a_type, one_line, sentence
 from ..training.keras_api import keras_of, selected_keras
-from ..training.keras_pickle import is_users_own
+from ..training.keras_pickle import is_user_defined
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
 
@@ -193,7 +193,7 @@ def custom_objects_of(model: Any, library: str) -> dict[str, Any]:
     saving = sys.modules[library].saving
     found: dict[str, Any] = {}
     for each in _classes_and_functions(model):
-        if is_users_own(each):
+        if is_user_defined(each):
             found[each.__name__] = found[saving.get_registered_name(each)] = each
     return found
 

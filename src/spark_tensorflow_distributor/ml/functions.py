@@ -128,7 +128,7 @@ def by_value(values: Any) -> Iterator[None]:
     registered = []
     with _one_at_a_time:  # the registry belongs to the process
         try:
-            for module in _own_modules(values):
+            for module in _user_modules(values):
                 if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
                     cloudpickle.register_pickle_by_value(module)
                     registered.append(module)
@@ -138,7 +138,7 @@ def by_value(values: Any) -> Iterator[None]:
                 cloudpickle.unregister_pickle_by_value(module)
 
 
-def _own_modules(values: Any) -> list[ModuleType]:
+def _user_modules(values: Any) -> list[ModuleType]:
     """Return the user's modules that the values come from, and those that their functions and classes refer to."""
     found: dict[str, ModuleType] = {}
     seen: dict[int, Any] = {}
@@ -148,15 +148,15 @@ def _own_modules(values: Any) -> list[ModuleType]:
         if id(value) in seen or isinstance(value, str | bytes | int | float | None):
             continue
         seen[id(value)] = value  # the reference keeps its id from being used again
-        module = _own_module(value)
+        module = _user_module(value)
         if module is not None:
             found[module.__name__] = module
-        waiting += _parts(value, is_own=module is not None)
+        waiting += _parts(value, is_users=module is not None)
     # A module that was itself loaded by value is not a module of this process, and travels by value anyway.
     return [module for name, module in found.items() if name != "__main__" and sys.modules.get(name) is module]
 
 
-def _own_module(value: Any) -> ModuleType | None:
+def _user_module(value: Any) -> ModuleType | None:
     """Return the user's module that an object comes from, or is; None if it is not from a module with a file."""
     if isinstance(value, ModuleType):
         module: ModuleType | None = value
@@ -167,12 +167,12 @@ def _own_module(value: Any) -> ModuleType | None:
     return module if module is not None and file and is_users_file(file) else None
 
 
-def _parts(value: Any, *, is_own: bool) -> list[Any]:
+def _parts(value: Any, *, is_users: bool) -> list[Any]:
     """Return what an object contains or refers to, as far as the user's functions and classes may be there.
 
     Args:
         value: The object.
-        is_own: Whether it comes from a module of the user.
+        is_users: Whether it comes from a module of the user.
     """
     if isinstance(value, list | tuple | set | frozenset):
         return list(value)
@@ -187,8 +187,8 @@ def _parts(value: Any, *, is_own: bool) -> list[Any]:
         found = [value.__globals__[name] for name in used]
         return [*found, *contents_of(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__, vars(value)]
     if isinstance(value, ModuleType):
-        return [each for each in vars(value).values() if is_own and _own_module(each) is not None]
+        return [each for each in vars(value).values() if is_users and _user_module(each) is not None]
     if isinstance(value, type):
         is_from_main = value.__module__ == "__main__"
-        return [*value.__bases__, *vars(value).values()] if is_own or is_from_main else []
-    return [type(value), *getattr(value, "__dict__", {}).values()] if is_own else [type(value)]
+        return [*value.__bases__, *vars(value).values()] if is_users or is_from_main else []
+    return [type(value), *getattr(value, "__dict__", {}).values()] if is_users else [type(value)]

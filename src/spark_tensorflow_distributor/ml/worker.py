@@ -14,7 +14,7 @@ from ..formatting import a_type
 from ..inference.features import Inputs, feature_names, select_columns
 from ..inference.model import PackedModel
 from ..training.keras_api import keras_of, selected_keras
-from ..training.keras_pickle import dumps, with_own_classes
+from ..training.keras_pickle import dumps, with_user_classes
 from .checks import (
     OF_FEATURES,
     OF_LABELS,
@@ -228,7 +228,7 @@ def _packed(task: TrainingTask, model: Any, history: Mapping[str, Any]) -> Train
     import tensorflow as tf
 
     library = keras_of(model) or "keras"
-    archive, custom_objects = with_own_classes(library, lambda: _archive(model))
+    archive, custom_objects = with_user_classes(library, lambda: _archive(model))
     return TrainedModel(
         archive=archive,
         custom_objects=dump_classes(custom_objects),

@@ -19,9 +19,9 @@ from ..training.keras_api import keras_of, optimizer_variables
 from ..training.patches.layer_state import averaged_state
 from ..training.random_state import global_seed
 from ..training.variable_sync import is_partial_sum, plain_variable
-from .own_optimizers import own_optimizers
-from .own_optimizers import restore as restore_states
 from .resume_point import LayerState, OptimizerStates, VariableSpec
+from .user_optimizers import restore as restore_states
+from .user_optimizers import user_optimizers
 
 # A variable of TensorFlow, Keras 3 or tf_keras.
 Variable: TypeAlias = Any
@@ -134,7 +134,7 @@ class ModelState:
 
     def capture_optimizers(self) -> OptimizerStates:
         """Return the values of the model's optimizers other than ``model.optimizer``."""
-        optimizers = own_optimizers(self.model)
+        optimizers = user_optimizers(self.model)
         return {name: [self._local(each) for each in optimizer_variables(of)] for name, of in optimizers.items()}
 
     def restore_optimizers(self, saved: OptimizerStates) -> None:
@@ -148,7 +148,7 @@ class ModelState:
             for variable, value in zip(optimizer_variables(optimizer), values, strict=True):
                 self._assign(variable, value)
 
-        restore_states(own_optimizers(self.model), saved, assign)
+        restore_states(user_optimizers(self.model), saved, assign)
 
     def restore_weights(self, values: Sequence[np.ndarray], saved: Sequence[VariableSpec]) -> None:
         """Set the variables of model and optimizer.

@@ -24,7 +24,7 @@ PACKAGE = "spark_tensorflow_distributor"
 
 
 @functools.cache
-def own_sources() -> dict[str, str]:
+def library_sources() -> dict[str, str]:
     """Return this package's source files as a dict of relative path to text."""
     loader = globals().get("__loader__")
     modules: dict[str, tuple[str, bool, str]] | None = getattr(loader, "modules", None)
@@ -35,12 +35,12 @@ def own_sources() -> dict[str, str]:
 
 @functools.cache
 def _packed_sources() -> bytes:
-    return zlib.compress(json.dumps(own_sources()).encode())
+    return zlib.compress(json.dumps(library_sources()).encode())
 
 
 def importer_source() -> str:
     """Return the text of the importer, to be executed in processes that cannot import the package yet."""
-    return own_sources()["runtime/_importer.py"]
+    return library_sources()["runtime/_importer.py"]
 
 
 def spark_task(spec: bytes, broadcasts: Mapping[int, object] | None = None) -> BatchFunction:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 _COMMON = {"keras", "tf_keras", "tensorflow", "numpy", "optree", *sys.stdlib_module_names} - {"__main__"}
 
 
-def is_users_own(value: Any) -> bool:
+def is_user_defined(value: Any) -> bool:
     """Return whether a class or function must travel with the model that uses it."""
     module = getattr(value, "__module__", None) or "__main__"
     return module.partition(".")[0] not in _COMMON and value.__name__ != "<lambda>"
@@ -61,12 +61,12 @@ def reduce_keras(value: Any) -> tuple[Any, ...] | None:
         return None
     with _recording(registration) as found:
         reduced: tuple[Any, ...] = value.__reduce_ex__(4)
-    own = {name: each for name, each in found.items() if is_users_own(each)}
+    custom_objects = {name: each for name, each in found.items() if is_user_defined(each)}
     # An object with additional state is not saved as a file: its parts are pickled one by one, their classes included.
-    return (load_with, (library, own, *reduced)) if own and len(reduced) == 2 else reduced
+    return (load_with, (library, custom_objects, *reduced)) if custom_objects and len(reduced) == 2 else reduced
 
 
-def with_own_classes(library: str, save: Callable[[], T]) -> tuple[T, dict[str, Any]]:
+def with_user_classes(library: str, save: Callable[[], T]) -> tuple[T, dict[str, Any]]:
     """Save a Keras object; return the result, and the user's own classes and functions that the file names.
 
     Args:
@@ -76,7 +76,7 @@ def with_own_classes(library: str, save: Callable[[], T]) -> tuple[T, dict[str, 
     registration = KERAS_REGISTRATION if library == "keras" else TF_KERAS_REGISTRATION
     with _recording(registration) as found:
         result = save()
-    return result, {name: each for name, each in found.items() if is_users_own(each)}
+    return result, {name: each for name, each in found.items() if is_user_defined(each)}
 
 
 def load_with(

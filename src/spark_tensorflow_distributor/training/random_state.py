@@ -19,7 +19,7 @@ def global_seed(model: object) -> list[Any]:
     return [generator.state] if generator is not None and keras_of(model) == "keras" else []
 
 
-def own_seed() -> Any:
+def ensure_global_seed() -> Any:
     """Return Keras 3's global seed generator, creating it first if it is unused."""
     import keras
 

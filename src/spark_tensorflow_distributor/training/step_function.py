@@ -67,8 +67,8 @@ class StepFunction:
         Raises:
             StopIteration, tf.errors.OutOfRangeError: If no data is left.
         """
-        own = iterator if isinstance(iterator, PartIterator) else None
-        parts = _parts_of(iterator, self._strategy.collectives) if own is None else own
+        part_iterator = iterator if isinstance(iterator, PartIterator) else None
+        parts = _parts_of(iterator, self._strategy.collectives) if part_iterator is None else part_iterator
         outputs = None
         for _ in range(self._model.steps_per_execution):
             step_times.begin()
@@ -78,11 +78,11 @@ class StepFunction:
                 step_times.cancel()
                 if outputs is not None:
                     break
-                if own is not None and own.ended_iterator is not None:
-                    self._end_as_keras(own.ended_iterator)
+                if part_iterator is not None and part_iterator.ended_iterator is not None:
+                    self._end_as_keras(part_iterator.ended_iterator)
                 raise
             step_times.has_batch()
-            outputs = (self._run if self._model.run_eagerly else self._graph_for(part, own))(part)
+            outputs = (self._run if self._model.run_eagerly else self._graph_for(part, part_iterator))(part)
             step_times.end()
         return outputs
 

@@ -26,7 +26,7 @@ def eager(model: Any) -> Iterator[None]:
     names = ("train_function", "train_tf_function", "_run_eagerly", "run_eagerly")
     before = {name: vars(model)[name] for name in names if name in vars(model)}
     all_were_eager, steps = tf.config.functions_run_eagerly(), getattr(model, "_steps_per_execution", None)
-    step, own_step = model.train_step, vars(model).get("train_step")
+    step, user_step = model.train_step, vars(model).get("train_step")
     executed = int(steps) if isinstance(steps, tf.Variable) else None  # of tf_keras
 
     @functools.wraps(step)
@@ -46,8 +46,8 @@ def eager(model: Any) -> Iterator[None]:
             steps.assign(executed)  # type: ignore[union-attr]
         tf.config.run_functions_eagerly(all_were_eager)
         del model.train_step
-        if own_step is not None:
-            model.train_step = own_step
+        if user_step is not None:
+            model.train_step = user_step
         for name, value in before.items():
             setattr(model, name, value)
 

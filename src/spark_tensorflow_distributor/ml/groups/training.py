@@ -23,7 +23,7 @@ from ...inference.loading import from_keras
 from ...inference.predictor import arrangement, tensor_of, type_spec_of
 from ...inference.rows import Rows, stack
 from ...training.keras_api import keras_of, optimizer_variables
-from ...training.random_state import global_seed, own_seed, use_seed
+from ...training.random_state import ensure_global_seed, global_seed, use_seed
 from ..checks import (
     call_model_fn,
     check_classes,
@@ -200,7 +200,7 @@ class _Replica:
     def __init__(self, task: GroupTask, model: Any, data: GroupData, callbacks: Callable[[], list[Any]] | None) -> None:
         self._task, self.model, self._callbacks = task, model, callbacks
         # Before it is used, as in a new process.
-        self._seed, seeds = own_seed(), global_seed(model)
+        self._seed, seeds = ensure_global_seed(), global_seed(model)
         first = [tf.identity(each.value) for each in seeds]
         loaded = from_keras(model)
         self.is_stacked = not task.is_single and stacks_columns(model, loaded.inputs.form, len(data.features))

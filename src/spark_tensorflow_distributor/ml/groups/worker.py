@@ -183,11 +183,11 @@ def _nan_text(columns: Sequence[Rows]) -> str:
 
 def _template(trainer: "GroupTrainer") -> Template:
     from ...inference.model import pack, packed_keras
-    from ...training.keras_pickle import with_own_classes
+    from ...training.keras_pickle import with_user_classes
     from ..functions import dump_classes
 
-    (_, archive), own = with_own_classes("keras", lambda: pack(trainer.model, None, False))
-    packed = packed_keras(archive, "keras", dump_classes(own))
+    (_, archive), custom_objects = with_user_classes("keras", lambda: pack(trainer.model, None, False))
+    packed = packed_keras(archive, "keras", dump_classes(custom_objects))
     return Template(packed.spec, packed.data, trainer.is_stacked, trainer.width, gives_logits(trainer.model))
 
 

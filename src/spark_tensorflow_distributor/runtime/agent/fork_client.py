@@ -18,7 +18,7 @@ from typing import BinaryIO
 from .. import _importer
 from ..devices import DEFAULT_ENV
 from ..process_tools import BOOT, kill_group, peer_uid, start_time
-from ..shipping import PACKAGE, importer_source, own_sources
+from ..shipping import PACKAGE, importer_source, library_sources
 from ..specs import TrainerSpec
 from ..wire import FrameReader, Message, frame
 
@@ -192,7 +192,7 @@ class ForkClient:
         boot = {
             "package": PACKAGE,
             "installer": importer_source(),
-            "sources": own_sources(),
+            "sources": library_sources(),
             "path": self._path,
             "preload": self._preload,
             "watch": [watched, start_time(watched)],
@@ -231,7 +231,7 @@ class ForkClient:
     def _socket_name(self) -> str:
         watched = os.getppid()
         read = sorted((name, value) for name, value in self._env.items() if name.startswith(_READ_AT_IMPORT))
-        identity = [sys.executable, read, self._preload, self._warm_seconds, _importer.fingerprint(own_sources())]
+        identity = [sys.executable, read, self._preload, self._warm_seconds, _importer.fingerprint(library_sources())]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         return f"stfd-{os.getuid()}-{watched}-{start_time(watched)}-{digest}"
 

@@ -53,7 +53,7 @@ def run_locally(
         context = WorkerContext(0, 1, 0, 1, 0, checkpoint_dir=config.checkpoint_dir, log_dir=_log_dir(config))
         previous = set_context(context)
         try:
-            with _own_modules(config), _checkpoints(config), _shards(frames) as shards:
+            with _user_modules(config), _checkpoints(config), _shards(frames) as shards:
                 on_shards(shards)
                 if config.use_custom_strategy:
                     return _call(function, {**kwargs, **shards})
@@ -75,7 +75,7 @@ def _log_dir(config: RunnerConfig) -> str | None:
 
 
 @contextlib.contextmanager
-def _own_modules(config: RunnerConfig) -> Iterator[None]:
+def _user_modules(config: RunnerConfig) -> Iterator[None]:
     """Make ``py_modules`` importable within the context, for example a file in another folder."""
     files = ProgramFiles(tempfile.gettempdir())
     try:

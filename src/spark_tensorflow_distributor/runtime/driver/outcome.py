@@ -22,7 +22,7 @@ from ...formatting import printable_exception, rank_list, sentence
 from ..failures import Failure
 from .launch import LaunchResult
 from .modules import import_advice
-from .tracebacks import hide_own_frames, without_message
+from .tracebacks import hide_library_frames, without_message
 
 # How often a group may be launched again, without counting as a restart, because another process took a port.
 LOST_PORT_LIMIT = 3
@@ -150,16 +150,16 @@ def error_of(result: LaunchResult, config: RunnerConfig, num_tasks: int) -> Base
         return _spark_error(result, num_tasks)
     failures = result.worker_failures
     cause = failures[rank]
-    own = cause.exception
+    raised = cause.exception
     # Python also prints an exception's cause.
-    printable_own = None if own is None else printable_exception(own)
-    if isinstance(own, DistributorError) and printable_own is own and cause.kind in ("startup", "result"):
+    printable = None if raised is None else printable_exception(raised)
+    if isinstance(raised, DistributorError) and printable is raised and cause.kind in ("startup", "result"):
         # The library's own errors are raised unchanged.
-        own.add_note(f"On rank {cause.rank} @ {cause.host}.")
-        return own
-    kind = WorkerDataError if isinstance(own, DataError) else TrainingFailedError
+        raised.add_note(f"On rank {cause.rank} @ {cause.host}.")
+        return raised
+    kind = WorkerDataError if isinstance(raised, DataError) else TrainingFailedError
     error: DistributorError = _startup_error(cause) or kind(_describe(cause, failures, num_tasks), failures, cause)
-    error.__cause__ = printable_own
+    error.__cause__ = printable
     return error
 
 
@@ -192,7 +192,7 @@ def _startup_error(cause: WorkerFailure) -> DistributorError | None:
         )
     advice = import_advice(missing) if missing else "Do the executors have the driver's versions of its packages?"
     return SerializationError(
-        f"The training function could not be loaded: {sentence(where)} {advice}\n{hide_own_frames(cause.traceback)}"
+        f"The training function could not be loaded: {sentence(where)} {advice}\n{hide_library_frames(cause.traceback)}"
     )
 
 
@@ -210,7 +210,7 @@ def _describe(cause: WorkerFailure, failures: Mapping[int, WorkerFailure], num_t
     if cause.kind == "stalled":
         lines += [each.message for each in failures.values() if each.kind == "stalled" and each is not cause]
     title = "Threads of" if cause.kind == "stalled" else "Traceback on"
-    shown = without_message(hide_own_frames(cause.traceback), cause.message)
+    shown = without_message(hide_library_frames(cause.traceback), cause.message)
     if shown:
         lines += ["", f"{title} rank {cause.rank}:", shown]
     if cause.kind == "stalled":

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..source_files import is_users_file, without_library_path
+from ..source_files import is_users_file, without_install_path
 
 _THREAD = re.compile(r"^(?:Current thread|Thread) .*$", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
@@ -110,7 +110,7 @@ def _innermost(thread: str) -> UserCode | None:
                 frame["name"],
                 frame["file"],
                 frame["line"],
-                library=without_library_path(files[0]) if number else "",
+                library=without_install_path(files[0]) if number else "",
                 in_tensorflow=any(map(_TENSORFLOW.search, files[:number])),
                 from_tensorflow=any(map(_TENSORFLOW.search, files[number:])),
             )

@@ -2,7 +2,7 @@
 
 import re
 
-from ..source_files import is_own_file
+from ..source_files import is_library_file
 
 _SECTION = "Traceback (most recent call last):"
 # The exception's name before its message, or only its module if the message begins with the class.
@@ -10,7 +10,7 @@ _NAME = re.compile(r"[\w.<>]+(: |\.)")
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line \d+')
 
 
-def hide_own_frames(traceback: str) -> str:
+def hide_library_frames(traceback: str) -> str:
     """Return a formatted traceback without the frames of this library, as Keras hides its own.
 
     Chained exceptions are filtered one by one. An exception that has only frames of the library keeps all of them.
@@ -49,4 +49,4 @@ def _shown(frames: list[list[str]]) -> list[str]:
 
 def _is_hidden(file: str) -> bool:
     # contextlib enters and leaves the library's context managers.
-    return is_own_file(file) or file.endswith("/contextlib.py")
+    return is_library_file(file) or file.endswith("/contextlib.py")

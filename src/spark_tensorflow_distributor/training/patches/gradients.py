@@ -19,8 +19,8 @@ from ..variable_sync import plain_variable
 from .losses import of_replica
 
 # Seen in loops outside of Strategy.run: optimizers of Keras 3; for tf_keras, the names of their variables.
-_in_own_loops: weakref.WeakSet[Any] = weakref.WeakSet()
-_variables_in_own_loops: set[tuple[str, ...]] = set()
+_in_user_loops: weakref.WeakSet[Any] = weakref.WeakSet()
+_variables_in_user_loops: set[tuple[str, ...]] = set()
 
 
 def gradients(keras: ModuleType) -> None:
@@ -79,7 +79,7 @@ def _combining(original: Callable[..., Any]) -> Callable[..., Any]:
         variables = self._trainable_variables if trainable_variables is None else trainable_variables
         combined = grads
         if strategy is not None:
-            note_own_loop(strategy, self, variables)
+            note_user_loop(strategy, self, variables)
             combined = combined_gradients(strategy, self, grads, variables)
         if record_if_comparing(self, grads, combined, variables):
             return None
@@ -110,17 +110,17 @@ def combining_pairs(original: Callable[..., Any]) -> Callable[..., Any]:
     return apply_gradients
 
 
-def note_own_loop(strategy: ReplicaStrategy, optimizer: Any, variables: Sequence[Any]) -> None:
+def note_user_loop(strategy: ReplicaStrategy, optimizer: Any, variables: Sequence[Any]) -> None:
     """Synchronise variables when an optimizer is first used in a custom loop outside of ``Strategy.run``.
 
     For the first such optimizer, the chief also prints how to share the work.
     """
     if current_step() is not None or tf.distribute.get_replica_context() is not None:
         return
-    seen: Any = _variables_in_own_loops if isinstance(optimizer, tuple) else _in_own_loops
+    seen: Any = _variables_in_user_loops if isinstance(optimizer, tuple) else _in_user_loops
     if optimizer in seen:
         return
-    is_first = not _in_own_loops and not _variables_in_own_loops
+    is_first = not _in_user_loops and not _variables_in_user_loops
     seen.add(optimizer)
     strategy.variables.synchronise([each for each in map(plain_variable, variables) if isinstance(each, tf.Variable)])
     if is_first and strategy.collectives.rank == 0:

@@ -42,12 +42,12 @@ def sums(keras: ModuleType) -> None:
     module.reduce_values = _reducing(module.reduce_values)
     module.apply_mask = _masking(module.apply_mask)
     for name in ("scale_loss_for_distribution", "unscale_loss_for_distribution"):
-        setattr(module, name, scaling_in_own_steps(getattr(module, name)))
+        setattr(module, name, scaling_in_user_steps(getattr(module, name)))
     trainer = KERAS_TRAINER.load().TensorFlowTrainer
     trainer._aggregate_additional_loss = _aggregating(trainer._aggregate_additional_loss)
 
 
-def scaling_in_own_steps(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def scaling_in_user_steps(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Wrap a function that scales a loss by the number of replicas, so that it scales only within ``Strategy.run``."""
 
     @functools.wraps(original)

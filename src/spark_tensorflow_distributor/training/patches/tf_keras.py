@@ -27,7 +27,7 @@ from ..replica import ReplicaStrategy, replica_strategy
 from ..replica_step import batch_fraction, current_step, gets_parts
 from ..same_batches import identical_on_all
 from .epochs import Divider, epoch_logs, reads_a_generator, without_prefetch, without_reduction
-from .losses import mask_weights, of_replica, scaling_in_own_steps
+from .losses import mask_weights, of_replica, scaling_in_user_steps
 from .random_numbers import (
     drawing_for_all,
     is_drawn_by_row,
@@ -106,9 +106,9 @@ def sums(keras: ModuleType) -> None:
     module: Any = TF_KERAS_LOSSES.load()
     module.reduce_weighted_loss = _reducing(module)
     module.apply_valid_mask = _masking(module)
-    module.scale_loss_for_distribution = scaling_in_own_steps(module.scale_loss_for_distribution)
+    module.scale_loss_for_distribution = scaling_in_user_steps(module.scale_loss_for_distribution)
     base = keras.losses.Loss
-    base._get_reduction = _reducing_in_own_steps(base._get_reduction)
+    base._get_reduction = _reducing_in_user_steps(base._get_reduction)
     container = TF_KERAS_COMPILED.load().LossesContainer
     container.__call__ = _adding(container.__call__)
 
@@ -125,13 +125,13 @@ def _reducing(module: Any) -> Callable[..., Any]:
     return reduce_weighted_loss
 
 
-def _reducing_in_own_steps(original: Callable[..., Any]) -> Callable[..., Any]:
+def _reducing_in_user_steps(original: Callable[..., Any]) -> Callable[..., Any]:
     """Allow a loss object to take a mean in a strategy's scope, where tf_keras rejects it as ambiguous."""
 
     @functools.wraps(original)
     def get_reduction(self: Any) -> Any:
-        is_own_step = tf.distribute.get_replica_context() is not None and current_step() is None
-        if replica_strategy() is None or is_own_step:
+        is_user_step = tf.distribute.get_replica_context() is not None and current_step() is None
+        if replica_strategy() is None or is_user_step:
             return original(self)
         before, self._allow_sum_over_batch_size = self._allow_sum_over_batch_size, True
         try:

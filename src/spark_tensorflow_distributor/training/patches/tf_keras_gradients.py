@@ -11,7 +11,7 @@ from typing import Any
 from ..gradient_mean import combined_gradients, strategy_to_combine
 from ..gradient_recorder import GradientsRecorded, record_if_comparing
 from ..private_names import TF_KERAS_LOSS_SCALE, TF_KERAS_OPTIMIZER, TF_KERAS_V1_OPTIMIZERS
-from .gradients import combining_pairs, note_own_loop, weighting_loss
+from .gradients import combining_pairs, note_user_loop, weighting_loss
 
 _state = threading.local()
 
@@ -29,7 +29,7 @@ def gradients(keras: ModuleType) -> None:
         combined = gradients
         if strategy is not None:
             module.filter_empty_gradients(pairs)  # raises or warns
-            note_own_loop(strategy, tuple(variable.name for variable in variables), variables)
+            note_user_loop(strategy, tuple(variable.name for variable in variables), variables)
             combined = combined_gradients(strategy, optimizer, gradients, variables)
         if record_if_comparing(optimizer, gradients, combined, variables):
             raise GradientsRecorded

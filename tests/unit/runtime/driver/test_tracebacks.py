@@ -2,7 +2,7 @@
 
 import traceback
 
-from spark_tensorflow_distributor.runtime.driver.tracebacks import hide_own_frames, without_message
+from spark_tensorflow_distributor.runtime.driver.tracebacks import hide_library_frames, without_message
 
 REMOTE = """\
 Traceback (most recent call last):
@@ -23,7 +23,7 @@ ValueError: boom
 
 
 def test_library_frames_are_hidden_and_user_frames_are_not():
-    assert hide_own_frames(REMOTE).splitlines() == [
+    assert hide_library_frames(REMOTE).splitlines() == [
         "Traceback (most recent call last):",
         '  File "/home/me/spark_tensorflow_distributor/train.py", line 12, in train',
         "    model.fit(x, y)",
@@ -38,9 +38,9 @@ def test_library_frames_are_hidden_and_user_frames_are_not():
 def test_an_exception_with_only_library_frames_keeps_them():
     own = REMOTE.split('  File "/home')[0] + "KeyError: 'rows'"
     chained = f"{own}\n\nDuring handling of the above exception, another exception occurred:\n\n{REMOTE}"
-    shown = hide_own_frames(chained)
+    shown = hide_library_frames(chained)
     assert shown.startswith(own)
-    assert shown.endswith(hide_own_frames(REMOTE))
+    assert shown.endswith(hide_library_frames(REMOTE))
 
 
 def test_real_tracebacks_without_the_librarys_frames_stay_as_they_are():
@@ -54,7 +54,7 @@ def test_real_tracebacks_without_the_librarys_frames_stay_as_they_are():
         fail()
     except ValueError as error:
         text = "".join(traceback.format_exception(error)).rstrip()
-    assert hide_own_frames(text) == text
+    assert hide_library_frames(text) == text
 
 
 def test_a_message_is_shown_only_if_the_traceback_lacks_it():

@@ -11,7 +11,7 @@ from ..training.keras_api import keras_packages, optimizer_variables
 from .resume_point import OptimizerStates
 
 
-def own_optimizers(model: Any) -> dict[str, Any]:
+def user_optimizers(model: Any) -> dict[str, Any]:
     """Return the optimizers in a model's attributes, lists, tuples and dicts, without ``model.optimizer``.
 
     Args:
@@ -38,7 +38,7 @@ def restore(
     """Restore the state of optimizers, now or as soon as their first step has created their variables.
 
     Args:
-        optimizers: The result of :func:`own_optimizers`.
+        optimizers: The result of :func:`user_optimizers`.
         saved: The saved state of each optimizer.
         assign: Assigns values to an optimizer's variables.
 

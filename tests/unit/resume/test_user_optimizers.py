@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spark_tensorflow_distributor import CheckpointError
-from spark_tensorflow_distributor.resume import own_optimizers
+from spark_tensorflow_distributor.resume import user_optimizers
 
 
 class Optimizer:
@@ -22,7 +22,7 @@ class Optimizer:
 @pytest.fixture(autouse=True)
 def keras(monkeypatch):
     package = SimpleNamespace(optimizers=SimpleNamespace(Optimizer=Optimizer))
-    monkeypatch.setattr(own_optimizers, "keras_packages", lambda: [package])
+    monkeypatch.setattr(user_optimizers, "keras_packages", lambda: [package])
 
 
 def assign(optimizer, values):
@@ -33,14 +33,14 @@ def assign(optimizer, values):
 def test_every_optimizer_but_the_compiled_one_is_found_once():
     first, second, compiled = Optimizer(), Optimizer(), Optimizer()
     model = SimpleNamespace(optimizer=compiled, also=compiled, pair=[first, {"b": second}], again=first, name="gan")
-    assert own_optimizers.own_optimizers(model) == {"again": first, "pair[1]['b']": second}
+    assert user_optimizers.user_optimizers(model) == {"again": first, "pair[1]['b']": second}
 
 
 def test_state_is_restored_at_once_or_when_the_variables_exist():
     built, waiting = Optimizer(), Optimizer()
     built.build([(2,)])
     state = [np.array(3.0), np.array([1.0, 2.0])]
-    own_optimizers.restore({"built": built, "waiting": waiting}, {"built": state, "waiting": state}, assign)
+    user_optimizers.restore({"built": built, "waiting": waiting}, {"built": state, "waiting": state}, assign)
     np.testing.assert_array_equal(built.variables[1], state[1])
     assert len(waiting.variables) == 1
     waiting.build([(2,)])
@@ -50,8 +50,8 @@ def test_state_is_restored_at_once_or_when_the_variables_exist():
 
 def test_the_state_of_other_optimizers_is_rejected():
     with pytest.raises(CheckpointError, match="the optimizers a, but this model has none"):
-        own_optimizers.restore({}, {"a": []}, assign)
+        user_optimizers.restore({}, {"a": []}, assign)
     waiting = Optimizer()
-    own_optimizers.restore({"a": waiting}, {"a": [np.zeros(()), np.zeros(3)]}, assign)
+    user_optimizers.restore({"a": waiting}, {"a": [np.zeros(()), np.zeros(3)]}, assign)
     with pytest.raises(CheckpointError, match="other shapes"):
         waiting.build([(2,)])
