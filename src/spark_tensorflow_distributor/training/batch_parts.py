@@ -30,7 +30,7 @@ class BatchPart(NamedTuple):
     is_idle: bool = False
 
 
-class CutRows(NamedTuple):
+class DividedRows(NamedTuple):
     """A replica's rows of a global batch, as an element of a dataset; see :class:`BatchPart`.
 
     Attributes:
@@ -58,16 +58,16 @@ class EvenRows(NamedTuple):
     batch: Any
 
 
-def cut_rows(part: BatchPart, sample: tf.Tensor) -> CutRows:
+def divided_rows(part: BatchPart, sample: tf.Tensor) -> DividedRows:
     """Return a part as an element of a dataset."""
-    return CutRows(part.batch, part.begin, part.global_rows, tf.convert_to_tensor(part.is_whole), sample)
+    return DividedRows(part.batch, part.begin, part.global_rows, tf.convert_to_tensor(part.is_whole), sample)
 
 
 def as_part(element: Any) -> BatchPart | None:
     """Convert an element of a dataset to a part; return None if it is not an instance of a class above."""
     if isinstance(element, BatchPart):
         return element
-    if isinstance(element, CutRows):
+    if isinstance(element, DividedRows):
         return BatchPart(element.batch, element.begin, element.global_rows, element.is_whole)
     return (
         BatchPart(element.batch, is_even=isinstance(element, EvenRows))

@@ -13,7 +13,7 @@ from ..data.passes import shard_states_of, yields_batches_of
 from ..data.transformations import KEEP_ORDER, MAPS, argument_of_batch
 from ..errors import DataError
 from ..formatting import rank_list
-from .batch_parts import BatchPart, CutRows, cut_rows, part_of
+from .batch_parts import BatchPart, DividedRows, divided_rows, part_of
 from .collectives import Collectives
 from .device_data import to_device
 from .private_names import DATA_DISTRIBUTE
@@ -105,14 +105,14 @@ class PartDataset:
         self._collectives = strategy.collectives
         self.element_spec = dataset.element_spec
         cardinality = int(dataset.cardinality())
-        self._is_cut = gets_parts() and not has_marked_rows(dataset)
+        self._is_divided = gets_parts() and not has_marked_rows(dataset)
         self._is_plain = not gets_parts()
         self._asks_others = False
         self._is_even = has_equal_batches(dataset, strategy.collectives)
-        if self._is_cut:
+        if self._is_divided:
             check_agreement(strategy.collectives, [steps_per_epoch, batches, cardinality])
             self._asks_others = batches is None and cardinality == tf.data.UNKNOWN_CARDINALITY
-            dataset, self._is_even = cut(dataset, strategy.collectives, prefetched)
+            dataset, self._is_even = divide(dataset, strategy.collectives, prefetched)
         elif not self._is_even:
             self._asks_others = cardinality == tf.data.UNKNOWN_CARDINALITY
         self._dataset = to_device(dataset, strategy.extended.worker_devices[0])
@@ -123,7 +123,7 @@ class PartDataset:
         return PartIterator(
             iter(self._dataset),
             self._collectives,
-            is_cut=self._is_cut,
+            is_divided=self._is_divided,
             is_even=self._is_even,
             asks=self._asks_others,
         )
@@ -133,9 +133,9 @@ class PartIterator:
     """Yields the replica's parts of the batches.
 
     Args:
-        batches: Iterator over this worker's batches; over :class:`CutRows` if ``is_cut``.
+        batches: Iterator over this worker's batches; over :class:`DividedRows` if ``is_divided``.
         collectives: Connects this worker to the others.
-        is_cut: Whether the batches are parts of global batches.
+        is_divided: Whether the batches are parts of global batches.
         is_even: Whether all replicas are known to have the same number of rows in each batch.
         asks: Whether the workers ask each other before each step whether data is left.
 
@@ -150,13 +150,13 @@ class PartIterator:
         batches: Iterator[Any],
         collectives: Collectives,
         *,
-        is_cut: bool,
+        is_divided: bool,
         is_even: bool,
         asks: bool,
     ) -> None:
         self._batches: Any = batches
         self._collectives = collectives
-        self._is_cut, self._is_even, self._asks_others = is_cut, is_even, asks
+        self._is_divided, self._is_even, self._asks_others = is_divided, is_even, asks
         self._count = 0
         self._last: Any = None
 
@@ -169,11 +169,11 @@ class PartIterator:
         if self._asks_others:
             has_data = self._collectives.all_gather(tf.constant(batch is not None)).numpy()
             is_idle = batch is None and bool(has_data.any())
-            if is_idle or (self._is_cut and has_data.any() and not has_data.all()):
+            if is_idle or (self._is_divided and has_data.any() and not has_data.all()):
                 batch = self._continue_without(has_data)
         if batch is None:
             raise StopIteration
-        if self._is_cut and not self._count:
+        if self._is_divided and not self._count:
             warn_if_different(batch.sample, self._collectives)
         self._count += 1
         self._last = batch
@@ -183,7 +183,7 @@ class PartIterator:
     @property
     def ended_iterator(self) -> tf.data.Iterator | None:
         """TensorFlow's iterator if the number of batches was unknown before it ended; otherwise None."""
-        return self._batches if self._is_cut and self._asks_others else None
+        return self._batches if self._is_divided and self._asks_others else None
 
     @property
     def element_spec(self) -> Any:
@@ -192,13 +192,13 @@ class PartIterator:
 
     def spec_of(self, part: BatchPart) -> BatchPart:
         """Return a copy of the part with type specifications instead of tensors."""
-        if not self._is_cut:
+        if not self._is_divided:
             return part._replace(batch=self.element_spec)
         spec = self.element_spec
         return part._replace(batch=spec.batch, begin=spec.begin, global_rows=spec.global_rows)
 
     def _part(self, batch: Any, is_idle: bool) -> BatchPart:
-        if not self._is_cut:
+        if not self._is_divided:
             return BatchPart(batch, is_even=self._is_even, is_idle=is_idle)
         if self._is_even:
             return BatchPart(batch.batch, batch.begin, batch.global_rows, is_even=True)
@@ -217,7 +217,7 @@ class PartIterator:
             DataError: If all workers should have the same data, or if this one has had none.
         """
         ended = rank_list([rank for rank, has in enumerate(has_data) if not has])
-        if self._is_cut:
+        if self._is_divided:
             raise DataError(
                 f"The data of {ended} ended after {self._count} steps, but that of other ranks did not. fit, "
                 "evaluate and predict take the same data in global batches on all workers, and each worker processes "
@@ -255,8 +255,8 @@ def has_equal_batches(dataset: tf.data.Dataset, collectives: Collectives) -> boo
     return bool(found[:, 0].all() or are_static)
 
 
-def cut(dataset: tf.data.Dataset, collectives: Collectives, prefetched: int = 2) -> tuple[tf.data.Dataset, bool]:
-    """Cut each global batch of a dataset.
+def divide(dataset: tf.data.Dataset, collectives: Collectives, prefetched: int = 2) -> tuple[tf.data.Dataset, bool]:
+    """Divide each global batch of a dataset.
 
     Args:
         dataset: A dataset of global batches.
@@ -264,16 +264,16 @@ def cut(dataset: tf.data.Dataset, collectives: Collectives, prefetched: int = 2)
         prefetched: How many batches to read in advance.
 
     Returns:
-        A dataset of :class:`CutRows`, and whether all replicas have the same number of rows in every batch.
+        A dataset of :class:`DividedRows`, and whether all replicas have the same number of rows in every batch.
     """
     is_even = False
 
-    def part(*batch: Any) -> CutRows:
+    def part(*batch: Any) -> DividedRows:
         nonlocal is_even
         whole = batch if isinstance(dataset.element_spec, tuple) else batch[0]
         part = part_of(whole, collectives.rank, collectives.world_size)
         is_even = part.is_even
-        return cut_rows(part, sample_of(whole))
+        return divided_rows(part, sample_of(whole))
 
     parts = dataset.map(tf.autograph.experimental.do_not_convert(part))
     options = tf.data.Options()

@@ -21,7 +21,7 @@ from .collectives import NO_COLLECTIVES, Collectives
 from .device_data import to_device
 from .keras_step import run_keras_step
 from .private_names import DISTRIBUTE_INPUT, DISTRIBUTE_INPUT_LIB, DISTRIBUTE_LIB
-from .replica_step import current_method, current_step, cuts_batches, is_alone
+from .replica_step import current_method, current_step, divides_batches, is_alone
 from .variable_sync import VariableSync
 
 _extended_base: Any = DISTRIBUTE_LIB.load().StrategyExtendedV1
@@ -249,7 +249,7 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
         is_step = getattr(inspect.unwrap(fn), "__name__", "") in ("train_step", "test_step", "predict_step")
         if not is_step or len(args) != 1 or not current_method():
             return None
-        if cuts_batches():
+        if divides_batches():
             return part_of(args[0], self.collectives.rank, self.collectives.world_size)
         return BatchPart(args[0])
 

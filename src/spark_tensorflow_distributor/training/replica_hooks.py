@@ -43,10 +43,10 @@ def as_replica(call: MethodCall) -> Iterator[None]:
         synchronised_models.add(call.model)
         strategy.variables.synchronise(model_variables(call.model))
     makes_own = _makes_own_functions(call)
-    cuts_batches = not has_marked_rows(call.arguments.get("x"))
+    divides_batches = not has_marked_rows(call.arguments.get("x"))
     with (
         without_strategy(call.model, strategy),
-        in_method(call.name, gets_parts=not makes_own, cuts_batches=cuts_batches),
+        in_method(call.name, gets_parts=not makes_own, divides_batches=divides_batches),
     ):
         yield
     if call.name == "fit" and call.outer is None:

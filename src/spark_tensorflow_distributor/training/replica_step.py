@@ -139,26 +139,26 @@ def current_step() -> ReplicaStep | None:
 
 # The model method that is running ("" if none), and the arguments of in_method.
 _method: contextvars.ContextVar[str] = contextvars.ContextVar("method", default="")
-_cuts_batches: contextvars.ContextVar[bool] = contextvars.ContextVar("cuts_batches", default=True)
+_divides_batches: contextvars.ContextVar[bool] = contextvars.ContextVar("divides_batches", default=True)
 _gets_parts: contextvars.ContextVar[bool] = contextvars.ContextVar("gets_parts", default=True)
 
 
 @contextlib.contextmanager
-def in_method(name: str, *, gets_parts: bool = True, cuts_batches: bool = True) -> Iterator[None]:
+def in_method(name: str, *, gets_parts: bool = True, divides_batches: bool = True) -> Iterator[None]:
     """Mark that a model method is running, so that its steps run as steps of replicas.
 
     Args:
         name: ``fit``, ``evaluate``, ``predict`` or the name of a method for a single batch.
         gets_parts: Whether the method's loop is given parts of batches rather than the batches of its dataset.
-        cuts_batches: Whether a batch that reaches a step is global, so that the replica takes its part of it. If false,
-            each worker has rows of its own.
+        divides_batches: Whether a batch that reaches a step is global, so that the replica takes its part of it. If
+            false, each worker has rows of its own.
     """
-    tokens = _method.set(name), _cuts_batches.set(cuts_batches), _gets_parts.set(gets_parts)
+    tokens = _method.set(name), _divides_batches.set(divides_batches), _gets_parts.set(gets_parts)
     try:
         yield
     finally:
         _method.reset(tokens[0])
-        _cuts_batches.reset(tokens[1])
+        _divides_batches.reset(tokens[1])
         _gets_parts.reset(tokens[2])
 
 
@@ -167,9 +167,9 @@ def current_method() -> str:
     return _method.get()
 
 
-def cuts_batches() -> bool:
+def divides_batches() -> bool:
     """Return whether a batch that reaches a step is global; see :func:`in_method`."""
-    return _cuts_batches.get()
+    return _divides_batches.get()
 
 
 def gets_parts() -> bool:

@@ -10,11 +10,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from ..batch_parts import EvenRows, OwnRows, cut_rows, part_of
+from ..batch_parts import EvenRows, OwnRows, divided_rows, part_of
 from ..device_data import to_device
 from ..keras_api import by_name
 from ..keras_step import combines_logs
-from ..part_data import check_agreement, cut, has_equal_batches, has_marked_rows
+from ..part_data import check_agreement, divide, has_equal_batches, has_marked_rows
 from ..private_names import (
     TF_KERAS_BACKEND,
     TF_KERAS_COMPILED,
@@ -74,7 +74,7 @@ def _part_dataset(
     if not is_marked:
         check_agreement(strategy.collectives, [steps_per_epoch, batches, int(dataset.cardinality())])
         source = dataset if prefetched else without_prefetch(dataset)
-        rows, _ = cut(source, strategy.collectives, prefetched)
+        rows, _ = divide(source, strategy.collectives, prefetched)
         return to_device(rows, device)
     kind = EvenRows if has_equal_batches(dataset, strategy.collectives) else OwnRows
     wrapped = dataset.map(lambda *batch: kind(batch if isinstance(dataset.element_spec, tuple) else batch[0]))
@@ -98,7 +98,7 @@ def _single(dataset: tf.data.Dataset, strategy: ReplicaStrategy) -> tf.data.Data
         return tf.data.Dataset.from_tensors(OwnRows(batch))
     part = part_of(batch, collectives.rank, collectives.world_size)
     no_sample = tf.constant(0, tf.int64)  # the whole batches have just been compared
-    return tf.data.Dataset.from_tensors(cut_rows(part, no_sample))
+    return tf.data.Dataset.from_tensors(divided_rows(part, no_sample))
 
 
 def sums(keras: ModuleType) -> None:
