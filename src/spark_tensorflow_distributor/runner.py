@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from .config import RunnerConfig
 from .data.frames import frames_of
-from .errors import CallError, ConfigurationError
+from .errors import CallError, ConfigurationError, DistributorError
 from .runtime.driver import local, pickling, plan
 from .runtime.driver.autolog_hint import warn_of_autolog
 from .runtime.driver.callbacks import CallbackList, RunCallback
@@ -233,9 +233,15 @@ class MirroredStrategyRunner:
         target = _target(train_fn, misplaced, kwargs)
         if self._config.local_mode:
             return self._run_locally(target, kwargs)
-        run = self._plan_run(target, kwargs)
-        with first_interrupt_stops(run.control):
-            return run.execute()
+        try:
+            run = self._plan_run(target, kwargs)
+            with first_interrupt_stops(run.control):
+                return run.execute()
+        except DistributorError as error:
+            # The message says everything. The driver's own frames would separate it from the line that called run().
+            _log.debug("Where the error was raised on the driver:", exc_info=True)
+            without_frames = error.with_traceback(None)
+        raise without_frames
 
     def submit(self, train_fn: Any, *misplaced: Any, **kwargs: Any) -> RunHandle:
         """Run a training function as :meth:`run` does, but in the background.

@@ -7,6 +7,7 @@ import pickle
 import signal
 import sys
 import time
+import traceback
 
 import pytest
 
@@ -106,6 +107,24 @@ def test_an_exception_keeps_its_type_and_names_its_rank(runner, capfd):
     assert made.report.attempts[0].root_cause == 1
     assert "at org.apache" not in capfd.readouterr().err
     assert pickle.loads(pickle.dumps(error)).failures.keys() == error.failures.keys()
+
+
+def test_the_traceback_leads_from_the_call_to_the_message(runner, caplog):
+    """Between them, it has no frames but that of run() or result(); the log has the others."""
+
+    def train():
+        raise ValueError("no labels")
+
+    def files_of(call):
+        with pytest.raises(TrainingFailedError, match="no labels") as caught, caplog.at_level("DEBUG"):
+            call()
+        return [os.path.basename(frame.filename) for frame in traceback.extract_tb(caught.value.__traceback__)]
+
+    assert files_of(lambda: runner().run(train)) == ["test_run.py", "test_run.py", "runner.py"]
+    assert "tracked_run.py" in caplog.text
+    handle = runner().submit(train)
+    for _ in range(2):
+        assert files_of(handle.result) == ["test_run.py", "handle.py"]
 
 
 def test_failures_of_all_ranks_are_one_error(runner):

@@ -68,7 +68,8 @@ class RunHandle:
         if not has_finished:
             raise TimeoutError(f"The run has not ended within {timeout:g} s; it continues.")
         if self._error is not None:
-            raise self._error
+            # Not the frames of the run's thread, nor those of earlier calls.
+            raise self._error.with_traceback(None)
         return self._value
 
     def stop(self) -> None:
