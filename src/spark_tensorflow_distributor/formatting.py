@@ -1,4 +1,4 @@
-"""Formats sizes, names and exceptions for messages, and makes text safe to show in a terminal.
+"""Formats sizes, names and exceptions for messages, and makes text safe to show in a terminal or to keep.
 
 Text from workers may contain anything that their programs, data or files contain. A terminal obeys escape sequences:
 they can overwrite other lines, change the window's title or the clipboard, and even enter text as if the user typed it.
@@ -11,6 +11,17 @@ from collections.abc import Sequence
 # Group 1: colours, cursor movements, and the \r of \r\n; they are removed. Group 2: all other control characters except
 # tabs and newlines; they are shown as escapes.
 _CONTROLS = re.compile(r"(\x1b\[[0-?]*[ -/]*[@-~]|\r(?=\n))|([\x00-\x08\x0b-\x1f\x7f-\x9f])")
+
+# Compared with names in snake_case. Like Spark's own (?i)secret|password|token|access[.]?key|credential, the default of
+# spark.redaction.regex, it looks anywhere in a name, so that it also finds spark.ssl.keyStorePassword. Unlike Spark's,
+# it knows more names of keys, and shows hyperparameters such as max_tokens and tokenizer. What may be a table's key
+# (primary_key) is hidden, too: secrets have such names in Azure, and a report can do without a column's name.
+_WORD_BEGINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
+_SECRET_NAME = re.compile(
+    r"passw|passphrase|secret|credential|authorization|connection_?string|token(?!s(?:_|$)|i[sz])"
+    r"|(?:access|account|api|auth|bearer|encryption|private|refresh|session|shared|signing|ssh)_?(?:key|token)"
+    r"|(?:^|_)(?:auth|key|pass|pwd)_?\d*$"  # as the last word: neither key_columns nor keys, monkey or compass
+)
 
 
 def printable(text: str) -> str:
@@ -85,6 +96,11 @@ def with_article(name: str) -> str:
     # The article follows the sound (a unit, a user). Names with a silent h are not worth a rule.
     vowel = name[:1].lower() in "aeiou" and not name.lower().startswith(("uni", "use", "uti", "eu", "one"))
     return f"{'an' if vowel else 'a'} {name}"
+
+
+def names_a_secret(name: str) -> bool:
+    """Return whether a value under this name, of an argument or a setting, may be secret and must not be shown."""
+    return _SECRET_NAME.search(_WORD_BEGINS.sub("_", name).lower()) is not None
 
 
 def sentence(quoted: object) -> str:

@@ -1,13 +1,11 @@
 """The doctor's diagnosis as data."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..formatting import names_a_secret
 from .findings import Finding
-
-_SECRETS = re.compile("password|secret|token|credential|key$", re.IGNORECASE)
 
 
 @dataclass
@@ -44,4 +42,4 @@ class Diagnosis:
 
 def without_secrets(settings: Mapping[str, str]) -> dict[str, str]:
     """Return Spark's settings with "..." in place of the values that may be secret."""
-    return {key: "..." if _SECRETS.search(key) else value for key, value in settings.items()}
+    return {key: "..." if names_a_secret(key) else value for key, value in settings.items()}

@@ -123,7 +123,7 @@ def test_tf_keras_has_to_be_there():
 
 def test_the_report_says_what_a_bug_report_needs():
     driver = {**facts(), "spark": "4.3.0", "java": "17.0.1", "kind": "classic"}
-    settings = {"spark.master": "yarn", "spark.some.password": "hunter2"}
+    settings = {"spark.master": "yarn", "spark.some.password": "hunter2", "spark.some.apiKey": "hunter2"}
     found = Diagnosis("2.0", "num_slots=2 on CPUs", driver, settings, 2, 2, [task(0), task(1, "b")])
     text = report_text(found)
     for words in (

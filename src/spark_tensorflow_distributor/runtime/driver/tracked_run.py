@@ -10,7 +10,7 @@ from typing import Any
 from ...config import RunnerConfig
 from ...data.frames import is_dataframe
 from ...errors import RunCancelledError
-from ...formatting import one_line
+from ...formatting import names_a_secret, one_line
 from ..specs import RunPlan
 from .callbacks import CallbackList
 from .control import RunControl
@@ -20,8 +20,8 @@ from .spark import SparkGateway
 
 _MAX_TEXT = 500
 _MAX_ITEMS = 20
+_OPTION = re.compile(r"[\w.+~-]+")  # of a script, such as Hydra's db.password=...
 _PASSWORD_IN_URL = re.compile(r"(\w+://[^/\s:@]*:)[^/\s@]*@")
-_SECRET = re.compile("passw|secret|token|credential|api[_-]?key", re.IGNORECASE)
 
 
 class TrackedRun:
@@ -113,26 +113,32 @@ def plain(name: str, value: object) -> Any:
     A value may be secret if its name suggests this, also in nested mappings and in the arguments of a script, or if it
     is a password in a URL. Long values are shortened.
     """
-    if _SECRET.search(name):
+    if names_a_secret(name):
         return "..."
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, Mapping):
         return {str(key): plain(str(key), each) for key, each in list(value.items())[:_MAX_ITEMS]}
     if isinstance(value, list | tuple):
-        # In a script's arguments, a value follows its name.
-        names = ["", *(each if isinstance(each, str) and each.startswith("-") else "" for each in value)]
-        return [plain(before, each) for before, each in zip(names, value[:_MAX_ITEMS], strict=False)]
+        shown = value[:_MAX_ITEMS]
+        return [plain(_option(before), each) for before, each in zip(["", *shown], shown, strict=False)]
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
-        if _SECRET.search(value.partition("=")[0]) and value.startswith("-"):
-            return f"{value.partition('=')[0]}=..." if "=" in value else value
+        option, equals, _ = value.partition("=")
+        if equals and (option.startswith("-") or _OPTION.fullmatch(option)) and names_a_secret(option):
+            return f"{option}=..."
         value = _PASSWORD_IN_URL.sub(r"\1...@", value)
         return value if len(value) <= _MAX_TEXT else f"{value[:_MAX_TEXT]}..."
     if is_dataframe(value):  # its repr may compute it
         return "DataFrame"
     return type(value).__name__
+
+
+def _option(argument: object) -> str:
+    """Return the name of a script's option if the next argument is its value, else ""."""
+    is_option = isinstance(argument, str) and argument.startswith("-") and "=" not in argument
+    return str(argument) if is_option else ""
 
 
 def changed_settings(config: RunnerConfig) -> dict[str, Any]:

@@ -178,5 +178,11 @@ def test_settings_and_arguments_are_short_and_hide_secrets():
         "url": "s3://me:...@host/x",
         "args": ["--api-key", "...", "--token=..."],
     }
+    assert plain("access_key", {"id": "a"}) == "..."
+    options = ["db.password=a", "++auth.api_key=b", "rate=0.5", "--conf spark.my.token=c", "s3://b/secret-1/day=2"]
+    assert plain("options", [options, {"accountKey": "d", "max_tokens": 512}]) == [
+        ["db.password=...", "++auth.api_key=...", "rate=0.5", "--conf spark.my.token=...", "s3://b/secret-1/day=2"],
+        {"accountKey": "...", "max_tokens": 512},
+    ]
     assert plain("client", object()) == "object"
     assert [plain("value", value) for value in (None, True, 1, 0.5, "a")] == [None, True, 1, 0.5, "a"]
