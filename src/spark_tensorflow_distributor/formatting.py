@@ -6,7 +6,7 @@ they can overwrite other lines, change the window's title or the clipboard, and 
 
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # Group 1: colours, cursor movements, and the \r of \r\n; they are removed. Group 2: all other control characters except
 # tabs and newlines; they are shown as escapes.
@@ -72,6 +72,21 @@ def rank_list(ranks: Sequence[int]) -> str:
     """Return ``"rank 3"`` or ``"ranks 0, 1, 3"``; if there are more than ten ranks, only the first ten are listed."""
     shown = ", ".join(map(str, ranks[:10])) + (", ..." if len(ranks) > 10 else "")
     return f"rank{'s' * (len(ranks) > 1)} {shown}"
+
+
+def place_words(place: Mapping[str, int], *, of_call: bool = False) -> str:
+    """Describe a position in ``fit``: ``"epoch 3, after step 17"``, or ``"fit 2, epoch 3, ..."`` after the first call.
+
+    Calls and epochs are counted from 1, as Keras does; the step is the number of completed ones in the epoch.
+
+    Args:
+        place: ``fit``, ``epoch`` and ``step``, counted from 0.
+        of_call: Return ``"fit() 1 at epoch 3, step 17"`` instead, which says where a call resumes.
+    """
+    fit, epoch, step = place["fit"] + 1, place["epoch"] + 1, place["step"]
+    if of_call:
+        return f"fit() {fit} at epoch {epoch}, step {step}"
+    return ("" if fit == 1 else f"fit {fit}, ") + f"epoch {epoch}, after step {step}"
 
 
 def type_name(value: object) -> str:

@@ -9,6 +9,7 @@ from spark_tensorflow_distributor.formatting import (
     mebibytes,
     names_a_secret,
     one_line,
+    place_words,
     printable,
     printable_exception,
     printable_line,
@@ -136,3 +137,11 @@ def test_names_of_other_values(name):
 def test_what_spark_redacts_is_a_secret(word):
     for name in (word, word.upper(), f"spark.{word}.file", f"my{word}"):
         assert names_a_secret(name)
+
+
+def test_a_position_in_fit_counts_calls_and_epochs_from_1():
+    place = {"fit": 0, "epoch": 2, "step": 17}
+    assert place_words(place) == "epoch 3, after step 17"
+    assert place_words({**place, "fit": 1}) == "fit 2, epoch 3, after step 17"
+    assert place_words(place, of_call=True) == "fit() 1 at epoch 3, step 17"
+    assert place_words({"fit": 1, "epoch": 0, "step": 0}, of_call=True) == "fit() 2 at epoch 1, step 0"

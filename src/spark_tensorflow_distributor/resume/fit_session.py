@@ -10,6 +10,7 @@ import tensorflow as tf
 from ..context import WorkerContext
 from ..data.passes import shard_states_of, yields_batches_of
 from ..errors import CheckpointError
+from ..formatting import place_words
 from ..training.epoch_clock import EpochClock, restored_entries
 from ..training.keras_api import given_callbacks, keras_of
 from ..training.progress import global_batch_of
@@ -96,13 +97,14 @@ class FitSession:
             if hasattr(callback, "append") and hasattr(callback, "append_header"):
                 callback.append = True  # otherwise, a CSVLogger would overwrite its file
         if self._context.is_chief:
-            call = f"fit() {self.position.fit + 1}"
+            position = self.position.to_json()
             if facts.complete:
+                call = f"fit() {self.position.fit + 1}"
                 print(f"{call} is already complete; restoring checkpoint {point.name}.", flush=True)
             else:
-                at = f"epoch {facts.epoch + 1}, step {facts.step}"
-                print(f"Resuming {call} at {at} from checkpoint {point.name}.", flush=True)
-            self._agent.send({"type": "resumed", **self.position.to_json(), "complete": facts.complete})
+                where = place_words(position, of_call=True)
+                print(f"Resuming {where} from checkpoint {point.name}.", flush=True)
+            self._agent.send({"type": "resumed", **position, "complete": facts.complete})
             entries = restored_entries(facts.fit, point.state.epochs, point.state.history)
             self._agent.send({"type": "epochs", "restored": True, "entries": entries})
 

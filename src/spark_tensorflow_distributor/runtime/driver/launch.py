@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import ClusterError, WorkerFailure
-from ...formatting import rank_list
+from ...formatting import place_words, rank_list
 from ..failures import Failure
 from ..specs import TaskSpec, WorkerReport
 from ..wire import from_json
@@ -304,7 +304,7 @@ class Launch:
         elif kind == "resumed":
             self.result.resumed.append(message)
             where = {"rank": rank, "host": host, "attempt": self._spec.attempt}
-            _log.info("Resumed fit %(fit)d at epoch %(epoch)d, step %(step)d.", message, extra=where)
+            _log.info("Resumed %s.", place_words(message, of_call=True), extra=where)
         else:
             _log.debug("rank %d: %s", rank, kind)
 

@@ -18,7 +18,7 @@ from ...errors import (
     WorkerDataError,
     WorkerFailure,
 )
-from ...formatting import printable_exception, rank_list, sentence
+from ...formatting import place_words, printable_exception, rank_list, sentence
 from ..failures import Failure
 from .launch import LaunchResult
 from .modules import import_advice
@@ -131,12 +131,6 @@ def _signature(error: BaseException) -> tuple[str, ...] | None:
 def _where(error: BaseException) -> str:
     place = getattr(error, "root_cause", None) and error.root_cause.place  # type: ignore[attr-defined]
     return f"at the same step ({place_words(place)})" if place else "at the same point"
-
-
-def place_words(place: Mapping[str, int]) -> str:
-    """Describe a position in ``fit``, counting fits and epochs from 1 as Keras does."""
-    fit = f"fit {place['fit'] + 1}, " if place["fit"] else ""
-    return f"{fit}epoch {place['epoch'] + 1}, after step {place['step']}"
 
 
 def error_of(result: LaunchResult, config: RunnerConfig, num_tasks: int) -> BaseException:

@@ -1,5 +1,6 @@
 """The driver's log messages during a launch."""
 
+import logging
 import time
 from types import SimpleNamespace
 
@@ -49,3 +50,15 @@ def test_no_rank_is_named_as_missing_once_all_have_connected(caplog):
         launch._group.receive(rank, {"type": "join", "member": {"rank": rank, "host": "h"}}, now)
     launch._name_missing(now + 100)
     assert len(caplog.records) == 1
+
+
+def test_the_log_says_where_training_resumed_as_the_worker_does(caplog):
+    caplog.set_level(logging.INFO)
+    run_plan, config = SimpleNamespace(uses_sockets=True), SimpleNamespace(start_timeout=600)
+    spec = SimpleNamespace(world_size=2, frames=(), config=config, plan=run_plan, attempt=1)
+    launch = Launch(spec, None, None, None, EpochEvents(RunReport(2, 2), 0, CallbackList(), RunControl()))
+    place = {"fit": 0, "epoch": 3, "step": 0}
+    launch._show(0, "resumed", {"type": "resumed", **place, "complete": False})
+    (record,) = caplog.records
+    assert record.getMessage() == "Resumed fit() 1 at epoch 4, step 0."
+    assert (record.rank, record.attempt) == (0, 1)

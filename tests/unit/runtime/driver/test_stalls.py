@@ -171,6 +171,8 @@ def test_steps_take_precedence_over_stacks():
     behind, sentences = explain([0, 1], {0: (19, AT), 1: (20, AT)}, stacks, {})
     assert behind == 0
     assert sentences[0] == f"Rank 0 is behind (epoch 2, after step 6): it is at {IN_TENSORFLOW}."
+    _, sentences = explain([0, 1], {0: (19, {**AT, "fit": 1}), 1: (20, AT)}, stacks, {})
+    assert sentences[0].startswith("Rank 0 is behind (fit 2, epoch 2, after step 6): ")
 
 
 def test_no_rank_is_blamed_if_all_wait_in_the_same_step():

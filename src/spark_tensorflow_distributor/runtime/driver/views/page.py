@@ -6,12 +6,12 @@ from html import escape
 from itertools import islice
 
 from ....errors import WorkerFailure
-from ....formatting import mebibytes
+from ....formatting import mebibytes, place_words
 from ...specs import WorkerReport
 from ..record import RunRecord
 from .advice import advice_for
 from .curves import charts_of
-from .text import attempt_line, headline, place
+from .text import attempt_line, headline
 from .timeline import legend, timeline
 
 _MAX_CHARTS = 24
@@ -132,7 +132,7 @@ def _failures(report: RunRecord) -> Iterator[str]:
 
 
 def _failure(failure: WorkerFailure, *, is_cause: bool) -> str:
-    where = f" in {place(failure.place)}" if failure.place else ""
+    where = f" in {place_words(failure.place)}" if failure.place else ""
     head = escape(f"rank {failure.rank} @ {failure.host}, {failure.kind} after {failure.seconds:.1f} s{where}")
     cause = " <b>root cause</b>" if is_cause else ""
     text = escape("\n\n".join(part for part in (failure.message, failure.traceback) if part))

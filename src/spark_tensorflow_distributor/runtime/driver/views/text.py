@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ....formatting import mebibytes
+from ....formatting import mebibytes, place_words
 from ...specs import WorkerReport
 from ..history import HistoryEntry
 from ..record import AttemptReport, RunRecord
@@ -48,7 +48,7 @@ def table(report: RunRecord) -> str:
 def attempt_line(report: RunRecord, attempt: AttemptReport) -> str:
     """Return how an attempt began and ended."""
     number = report.attempts.index(attempt) + 1
-    parts = [f"resumed at {place(position)}" for position in attempt.resumed]
+    parts = [f"resumed at {place_words(position)}" for position in attempt.resumed]
     parts += list(_ends(report, attempt))
     return f"Attempt {number}, {attempt.seconds:.1f} s: {'; '.join(parts)}"
 
@@ -56,7 +56,7 @@ def attempt_line(report: RunRecord, attempt: AttemptReport) -> str:
 def _ends(report: RunRecord, attempt: AttemptReport) -> Iterator[str]:
     cause = None if attempt.root_cause is None else attempt.failures.get(attempt.root_cause)
     if cause is not None:
-        where = f" in {place(cause.place)}" if cause.place else ""
+        where = f" in {place_words(cause.place)}" if cause.place else ""
         yield f"rank {cause.rank} @ {cause.host} {_KINDS.get(cause.kind, 'failed')}{where}: {first_line(cause.message)}"
     elif attempt.failures:
         ranks = ", ".join(map(str, sorted(attempt.failures)))
@@ -77,12 +77,6 @@ _STATES = {
 
 # The kinds of WorkerFailure in words; others "failed".
 _KINDS = {"lost": "was lost", "signal": "was killed", "stalled": "stalled", "exit": "exited"}
-
-
-def place(position: Mapping[str, int]) -> str:
-    """Return a position in training, counted from 1: ``"fit 1, epoch 3, step 12"``."""
-    words = {"fit": 1, "epoch": 1, "step": 0}  # the number of steps that are done
-    return ", ".join(f"{name} {position[name] + first}" for name, first in words.items() if name in position)
 
 
 def first_line(text: str, longest: int = 160) -> str:

@@ -82,10 +82,8 @@ class Page(HTMLParser):
 def test_the_text_tells_what_was_lost_and_where_training_resumed():
     lines = str(restarted()).splitlines()
     assert lines[0] == "Run succeeded after 32.0 s, 2 attempt(s), 2 worker(s)"
-    assert lines[1] == (
-        "Attempt 1, 10.0 s: rank 1 @ b was lost in fit 1, epoch 3, step 7: This worker has been silent."
-    )
-    assert lines[2] == "Attempt 2, 20.0 s: resumed at fit 1, epoch 3, step 5; succeeded"
+    assert lines[1] == "Attempt 1, 10.0 s: rank 1 @ b was lost in epoch 3, after step 7: This worker has been silent."
+    assert lines[2] == "Attempt 2, 20.0 s: resumed at epoch 3, after step 5; succeeded"
     assert lines[-1] == "Last epoch: fit 1, epoch 3: loss=0.25, val_loss=0.6"
     assert repr(restarted()) == (
         "<RunReport of train: succeeded after 32.0 s, 2 attempts, 2 workers, loss=0.25, val_loss=0.6>"
@@ -116,7 +114,7 @@ def test_the_page_is_self_contained_and_complete(tmp_path):
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "link", "img", "iframe", "object"}
     assert not re.search(r"(src|href|@import|url\()", re.sub(r'xmlns="[^"]*"', "", text))
-    for expected in ("train", "succeeded", "resumed at fit 1, epoch 3, step 5", "loss", "rank 1 @ b", "num_slots"):
+    for expected in ("train", "succeeded", "resumed at epoch 3, after step 5", "loss", "rank 1 @ b", "num_slots"):
         assert expected in page.text
     assert "<script>alert(1)</script>" in page.text  # as text
     assert "<b>Traceback</b>" in page.text
