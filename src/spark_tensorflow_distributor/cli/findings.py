@@ -8,12 +8,12 @@ from ..config import RunnerConfig
 from ..formatting import gibibytes
 from ..runtime.spark_settings import PROTECTION, WORKER_PORTS
 from ..runtime.specs import RunPlan
+from ..training.keras_api import LEAST_KERAS, major_and_minor
 
 # With less than this, training fails for all but the smallest models.
 _LEAST_MEMORY = 1 << 30
 _LEAST_DISK = 1 << 30
 _LEAST_TENSORFLOW = (2, 16)
-_LEAST_KERAS = (3, 10)
 # Allows for the seconds that a task's last facts take to arrive.
 _MAX_CLOCK_DIFFERENCE = 15.0
 
@@ -51,16 +51,14 @@ def findings_of(
     """
     hosts = {task["host"]: task for task in reversed(tasks)}
     return [
-        *_packages(config, hosts, driver),
+        *_packages(hosts, driver),
         *_gpus(config, run_plan, tasks, hosts),
         *_network(run_plan, tasks),
         *_room(hosts, now),
     ]
 
 
-def _packages(
-    config: RunnerConfig, hosts: Mapping[str, Mapping[str, Any]], driver: Mapping[str, Any]
-) -> Iterator[Finding]:
+def _packages(hosts: Mapping[str, Mapping[str, Any]], driver: Mapping[str, Any]) -> Iterator[Finding]:
     install = "Install it for the interpreter that spark.pyspark.python (or PYSPARK_PYTHON) names on the executors."
     versions: dict[str, list[str]] = {}
     for host, task in hosts.items():
@@ -69,33 +67,27 @@ def _packages(
             yield Finding("problem", f"TensorFlow cannot be imported on {host}: {found['error']}", install)
             continue
         versions.setdefault(found["version"], []).append(host)
-        if _parsed(found["version"]) < _LEAST_TENSORFLOW:
+        if major_and_minor(found["version"]) < _LEAST_TENSORFLOW:
             yield Finding("problem", f"{host} has TensorFlow {found['version']}.", "Install TensorFlow 2.16 or newer.")
-        uses_tf_keras = config.env.get("TF_USE_LEGACY_KERAS") == "1"
-        if not uses_tf_keras and _parsed(found["keras"]) < _LEAST_KERAS:
+        uses_tf_keras = found["selected_keras"] == "tf_keras"
+        if not uses_tf_keras and major_and_minor(found["keras"]) < major_and_minor(LEAST_KERAS):
             yield Finding(
                 "problem",
                 f"{host} has Keras {found['keras']}.",
-                "Install keras>=3.10, or select tf_keras with --env TF_USE_LEGACY_KERAS=1.",
+                f"Install keras>={LEAST_KERAS}, or select tf_keras with --env TF_USE_LEGACY_KERAS=1.",
             )
         if uses_tf_keras and "tf_keras" not in task["packages"]:
-            yield Finding("problem", f"TF_USE_LEGACY_KERAS=1 is set, but {host} has no tf_keras.", install)
-    if len({_parsed(version) for version in versions}) > 1:
+            yield Finding("problem", f"TF_USE_LEGACY_KERAS selects tf_keras, but {host} has no tf_keras.", install)
+    if len({major_and_minor(version) for version in versions}) > 1:
         places = "; ".join(f"{version} on {', '.join(names)}" for version, names in sorted(versions.items()))
         yield Finding("problem", f"The executors have different versions of TensorFlow: {places}.", "Use one version.")
     elif versions:
         yield Finding("ok", f"TensorFlow {', '.join(sorted(versions))} can be imported on {len(hosts)} host(s).")
     own = driver["packages"].get("tensorflow")
-    if own is not None and versions and _parsed(own) not in {_parsed(version) for version in versions}:
+    if own is not None and versions and major_and_minor(own) not in {major_and_minor(version) for version in versions}:
         yield Finding("warning", f"The driver has TensorFlow {own}: a returned model may not load here.")
     elif own is None:
         yield Finding("warning", "The driver has no TensorFlow: it cannot load a model that the function returns.")
-
-
-def _parsed(version: str) -> tuple[int, ...]:
-    """Return a version's major and minor numbers; an unusual version counts as newer than any other."""
-    parts = version.split(".")[:2]
-    return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else (1 << 16,)
 
 
 def _gpus(

@@ -18,6 +18,7 @@ from ..runtime.agent.environment import host_cores, local_directory
 from ..runtime.agent.listeners import hold_port
 from ..runtime.devices import DEFAULT_ENV, visible_devices
 from ..runtime.shipping import library_sources
+from ..training.keras_api import selected_keras
 from ..transport.sealing import can_encrypt
 
 if TYPE_CHECKING:
@@ -174,9 +175,11 @@ def _tensorflow(spec: Mapping[str, Any], rank: int, resources: Mapping[str, Sequ
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         command = [sys.executable, "-c", library_sources()["cli/tensorflow_probe.py"]]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=spec["import_seconds"])
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+        if done.returncode == 0:
+            # A run's workers have this environment, too: the host's, and the run's own variables.
+            return {**json.loads(done.stdout.splitlines()[-1]), "selected_keras": selected_keras(env)}
     except subprocess.TimeoutExpired:
         return {"error": f"The import has not ended after {spec['import_seconds']:g} s. Pass a longer --timeout."}
     except Exception as error:  # reported
         return {"error": f"{type(error).__name__}: {error}"}
-    return found or {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
+    return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}

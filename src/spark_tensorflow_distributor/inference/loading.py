@@ -18,7 +18,7 @@ import tensorflow as tf
 from ..errors import ConfigurationError, DistributorError, SerializationError
 from ..formatting import one_line
 from ..runtime.process_tools import environment
-from ..training.keras_api import keras_of
+from ..training.keras_api import keras_of, package_of_version
 from .features import Input, Inputs
 from .model import ModelSpec, archive_library
 
@@ -123,7 +123,7 @@ def _h5_library(path: str) -> str:
     with h5py.File(path) as file:
         version = file.attrs.get("keras_version", "")
     version = version.decode() if isinstance(version, bytes) else str(version)
-    return "tf_keras" if version.startswith("2.") else "keras"
+    return package_of_version(version)
 
 
 def _import_keras(name: str) -> ModuleType:

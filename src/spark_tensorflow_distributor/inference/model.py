@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, SerializationError
 from ..formatting import a_type, one_line, sentence
-from ..training.keras_api import keras_of, selected_keras
+from ..training.keras_api import keras_of, package_of_version, selected_keras
 from ..training.keras_pickle import is_user_defined
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
@@ -157,7 +157,7 @@ def archive_library(data: bytes) -> str | None:
             version = json.loads(archive.read("metadata.json")).get("keras_version", "")
     except (zipfile.BadZipFile, KeyError, ValueError):
         return None
-    return "tf_keras" if str(version).startswith("2.") else "keras"
+    return package_of_version(str(version))
 
 
 def _zipped(folder: str) -> bytes:

@@ -8,7 +8,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, Literal
 
@@ -16,14 +16,30 @@ from ..errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
 
-_LEAST_KERAS_3 = (3, 10)
+LEAST_KERAS = "3.10"
 
 KerasName = Literal["keras", "tf_keras"]
 
 
-def selected_keras() -> KerasName:
-    """Return the name of the package behind ``tf.keras``: Keras 3, unless ``TF_USE_LEGACY_KERAS`` selects tf_keras."""
-    return "tf_keras" if os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True") else "keras"  # as TensorFlow
+def selected_keras(env: Mapping[str, str] | None = None) -> KerasName:
+    """Return the name of the package behind ``tf.keras``: Keras 3, unless ``TF_USE_LEGACY_KERAS`` selects tf_keras.
+
+    Args:
+        env: The environment of the process in question; None for this one's.
+    """
+    value = (os.environ if env is None else env).get("TF_USE_LEGACY_KERAS")
+    return "tf_keras" if value in ("true", "True", "1") else "keras"  # as tensorflow/__init__.py compares it
+
+
+def package_of_version(version: str) -> KerasName:
+    """Return the package that a version of Keras is of: tf_keras continues Keras 2."""
+    return "tf_keras" if version.startswith("2.") else "keras"
+
+
+def major_and_minor(version: str) -> tuple[int, ...]:
+    """Return a version's major and minor numbers; an unusual version counts as newer than any other."""
+    parts = version.split(".")[:2]
+    return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else (1 << 16,)
 
 
 def keras_of(value: object) -> KerasName | Literal[""]:
@@ -61,12 +77,13 @@ def keras_for_workers() -> ModuleType | None:
     if keras is None or name == "tf_keras":
         return keras
     version = keras.__version__
-    if version.startswith("2.") or keras.backend.backend() != "tensorflow":
+    if package_of_version(version) != "keras" or keras.backend.backend() != "tensorflow":
         return None
-    if tuple(map(int, version.split(".")[:2])) < _LEAST_KERAS_3:
+    if major_and_minor(version) < major_and_minor(LEAST_KERAS):
         raise ConfigurationError(
-            f"The workers have Keras {version}. Training over several workers needs Keras 3.10 or later. Upgrade it on "
-            "the executors with pip install 'keras>=3.10', or select tf_keras with env={'TF_USE_LEGACY_KERAS': '1'}."
+            f"The workers have Keras {version}. Training over several workers needs Keras {LEAST_KERAS} or later. "
+            f"Upgrade it on the executors with pip install 'keras>={LEAST_KERAS}', or select tf_keras with "
+            "env={'TF_USE_LEGACY_KERAS': '1'}."
         )
     return keras
 

@@ -11,7 +11,14 @@ from spark_tensorflow_distributor.cli.findings import Finding, findings_of
 from spark_tensorflow_distributor.config import RunnerConfig
 from spark_tensorflow_distributor.runtime.specs import RunPlan
 
-TENSORFLOW = {"version": "2.21.0", "keras": "3.15.1", "seconds": 4.2, "gpus": [], "cuda": ""}
+TENSORFLOW = {
+    "version": "2.21.0",
+    "keras": "3.15.1",
+    "selected_keras": "keras",
+    "seconds": 4.2,
+    "gpus": [],
+    "cuda": "",
+}
 
 
 def facts(**more):
@@ -116,9 +123,11 @@ def test_gpus():
 
 
 def test_tf_keras_has_to_be_there():
-    config = RunnerConfig(num_slots=1, use_gpu=False, env={"TF_USE_LEGACY_KERAS": "1"})
-    (text,) = texts([task(0, tensorflow={**TENSORFLOW, "keras": "3.5.0"})], "problem", config)
+    tensorflow = {**TENSORFLOW, "keras": "3.5.0", "selected_keras": "tf_keras"}
+    (text,) = texts([task(0, tensorflow=tensorflow)], "problem")
     assert "no tf_keras" in text
+    packages = {**facts()["packages"], "tf_keras": "2.21.0"}
+    assert texts([task(0, tensorflow=tensorflow, packages=packages)], "problem") == []
 
 
 def test_the_report_says_what_a_bug_report_needs():

@@ -22,6 +22,18 @@ def test_a_process_without_keras_is_left_alone(install_keras, caplog):
 def test_tf_keras_is_selected_as_tensorflow_selects_it(monkeypatch, value, selected):
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", value)
     assert keras_api.selected_keras() == selected
+    monkeypatch.delenv("TF_USE_LEGACY_KERAS")
+    assert keras_api.selected_keras() == "keras"
+    assert keras_api.selected_keras({"TF_USE_LEGACY_KERAS": value}) == selected
+
+
+def test_versions():
+    versions = ["2.15.0", "3.9.2", "3.10.0", "3.16.0.dev2026", "4.0.0", "git"]
+    assert sorted(set(versions), key=keras_api.major_and_minor) == versions
+    assert [keras_api.package_of_version(each) for each in ("2.15.0", "3.2.0", "20.0", "")] == [
+        "tf_keras",
+        *["keras"] * 3,
+    ]
 
 
 @pytest.mark.parametrize("version", ["3.0.5", "3.9.2"])
