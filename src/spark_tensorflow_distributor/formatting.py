@@ -68,6 +68,11 @@ def gibibytes(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
+def amount(size: float) -> str:
+    """Return a number of bytes in GiB if it is at least one, else in MiB."""
+    return gibibytes(size) if size >= 1 << 30 else mebibytes(size)
+
+
 def rank_list(ranks: Sequence[int]) -> str:
     """Return ``"rank 3"`` or ``"ranks 0, 1, 3"``; if there are more than ten ranks, only the first ten are listed."""
     shown = ", ".join(map(str, ranks[:10])) + (", ..." if len(ranks) > 10 else "")
@@ -95,10 +100,21 @@ def type_name(value: object) -> str:
     return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def one_line(error: BaseException) -> str:
-    """Return an exception as in the last line of a traceback: ``"KeyError: 'name'"``."""
-    text = str(error).strip()
-    return f"{type_name(error)}: {text}" if text else type_name(error)
+def one_line(error: BaseException, *, with_module: bool = True) -> str:
+    """Return an exception as in the last line of a traceback: ``"KeyError: 'name'"``.
+
+    Args:
+        error: The exception.
+        with_module: Whether to name its class as :func:`type_name` does, rather than without the module.
+    """
+    text, name = str(error).strip(), type_name(error) if with_module else type(error).__name__
+    return f"{name}: {text}" if text else name
+
+
+def first_line(text: str, longest: int = 160) -> str:
+    """Return the first line, shortened."""
+    line = text.strip().split("\n")[0]
+    return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def a_type(value: object) -> str:

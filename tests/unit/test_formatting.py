@@ -5,6 +5,8 @@ import pytest
 from spark_tensorflow_distributor import ConfigurationError, TrainingFailedError
 from spark_tensorflow_distributor.formatting import (
     a_type,
+    amount,
+    first_line,
     gibibytes,
     mebibytes,
     names_a_secret,
@@ -13,6 +15,7 @@ from spark_tensorflow_distributor.formatting import (
     printable,
     printable_exception,
     printable_line,
+    rank_list,
     sentence,
 )
 
@@ -36,10 +39,27 @@ ATTACKS = {
 def test_sizes():
     assert mebibytes(3 << 19) == "1.5 MiB"
     assert gibibytes(3 << 29) == "1.5 GiB"
+    assert [amount(size) for size in (3 << 19, (1 << 30) - 1, 1 << 30)] == ["1.5 MiB", "1024.0 MiB", "1.0 GiB"]
 
 
 def test_an_error():
     assert one_line(KeyError("name")) == "KeyError: 'name'"
+    error = ConfigurationError("Too small.\n")
+    assert one_line(error) == "spark_tensorflow_distributor.errors.ConfigurationError: Too small."
+    assert one_line(error, with_module=False) == "ConfigurationError: Too small."
+    assert one_line(ValueError(), with_module=False) == "ValueError"
+
+
+def test_the_first_line_of_a_text():
+    assert first_line("\n one\ntwo") == "one"
+    assert first_line("x" * 160) == "x" * 160
+    assert first_line("x" * 20, 10) == "x" * 9 + "…"
+
+
+def test_ranks():
+    assert rank_list([3]) == "rank 3"
+    assert rank_list([0, 1]) == "ranks 0, 1"
+    assert rank_list(range(11)) == "ranks 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..."
 
 
 def test_the_article_of_a_type():

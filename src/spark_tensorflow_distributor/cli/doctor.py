@@ -12,7 +12,7 @@ import spark_tensorflow_distributor
 
 from ..config import RunnerConfig
 from ..errors import ClusterError, DistributorError
-from ..formatting import printable, sentence
+from ..formatting import one_line, printable, sentence
 from ..runtime.driver import plan
 from ..runtime.driver.job import SparkJob
 from ..runtime.driver.spark import SparkGateway
@@ -84,7 +84,7 @@ def diagnose(config: RunnerConfig, gateway: SparkGateway, timeout: float) -> Dia
 
 
 def _problem(error: Exception) -> Finding:
-    return Finding("problem", f"{type(error).__name__}: {error}")
+    return Finding("problem", one_line(error, with_module=False))
 
 
 def _driver_facts(gateway: SparkGateway) -> dict[str, Any]:

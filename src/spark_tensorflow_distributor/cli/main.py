@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import ConfigurationError, DistributorError
-from ..formatting import printable
+from ..formatting import one_line, printable
 from . import demo, doctor, run
 from .options import add_run_options, add_session_options
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{_PROGRAM}: {error}", file=sys.stderr)
         return 2
     except DistributorError as error:
-        lines = [f"{type(error).__name__}: {error}"]
+        lines = [one_line(error, with_module=False)]
         if sys.version_info >= (3, 11):  # otherwise, the error's text contains the notes
             lines += getattr(error, "__notes__", ())
         print(printable("\n".join(lines)), file=sys.stderr)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
+from ..formatting import one_line
 from ..runtime.agent.addresses import announced_host
 from ..runtime.agent.environment import host_cores, local_directory
 from ..runtime.agent.listeners import hold_port
@@ -65,7 +66,7 @@ def _probe(spec: Mapping[str, Any], context: "BarrierTaskContext") -> dict[str, 
         listener = hold_port(range(*spec["ports"]) if spec["ports"] else None, host, listens=True)
         addresses = [host.strip("[]"), listener.getsockname()[1]]
     except Exception as error:  # reported, because the other tasks must not wait for this one
-        problem = f"{type(error).__name__}: {error}"
+        problem = one_line(error, with_module=False)
     try:
         members = [json.loads(each) for each in context.allGather(json.dumps(addresses))]
         facts["listener"] = problem
@@ -181,5 +182,5 @@ def _tensorflow(spec: Mapping[str, Any], rank: int, resources: Mapping[str, Sequ
     except subprocess.TimeoutExpired:
         return {"error": f"The import has not ended after {spec['import_seconds']:g} s. Pass a longer --timeout."}
     except Exception as error:  # reported
-        return {"error": f"{type(error).__name__}: {error}"}
+        return {"error": one_line(error, with_module=False)}
     return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}

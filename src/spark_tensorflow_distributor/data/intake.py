@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ..errors import BrokenInputError, DataError
-from ..formatting import one_line
+from ..formatting import amount, one_line
 from .balance import Transfer, merge_facts, plan_frames
 from .columns import split_array
 from .layout import FrameFacts, FrameSpec, ShardLayout
@@ -235,8 +235,8 @@ class RowReceiver:
         free = shutil.disk_usage(self._directory).free
         if needed > free:
             raise DataError(
-                f"The rows need at least {_size(needed)} on the disk of {self._directory} ({self._workers()}), but "
-                f"only {_size(free)} are free. {_REMEDY}"
+                f"The rows need at least {amount(needed)} on the disk of {self._directory} ({self._workers()}), but "
+                f"only {amount(free)} are free. {_REMEDY}"
             )
 
     def _needed(self) -> int:
@@ -258,12 +258,8 @@ class RowReceiver:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             rows, needed = sum(self.rows.values()), self._needed()
-            known = f"; the rows for this disk need at least {_size(needed)}" if needed else ""
+            known = f"; the rows for this disk need at least {amount(needed)}" if needed else ""
             raise DataError(
                 f"The disk of {self._directory} is full ({error.strerror}): this worker had written "
-                f"{_size(self.bytes)} ({rows} rows){known}; {self._workers()}. {_REMEDY}"
+                f"{amount(self.bytes)} ({rows} rows){known}; {self._workers()}. {_REMEDY}"
             ) from error
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 1 << 30 else f"{count / 2**20:.1f} MiB"

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from ..errors import SerializationError
-from ..formatting import one_line
+from ..formatting import mebibytes, one_line
 from ..runtime.driver.spark import is_connect
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def _write_file(spark: Any, path: str, data: bytes) -> None:
 def _write_table(spark: Any, path: str, data: bytes) -> None:
     if len(data) > _CONNECT_LIMIT:
         raise SerializationError(
-            f"The file {path} of {len(data) >> 20} MiB cannot be written through Spark Connect, whose messages are "
+            f"The file {path} of {mebibytes(len(data))} cannot be written through Spark Connect, whose messages are "
             "limited to 128 MiB. Save the Keras model (model.kerasModel.save), or use a classic session."
         )
     rows = [(number, data[start : start + _PIECE]) for number, start in enumerate(range(0, len(data), _PIECE))]

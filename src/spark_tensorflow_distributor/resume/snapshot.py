@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from ..errors import CheckpointError
-from ..formatting import a_type, one_line
+from ..formatting import a_type, mebibytes, one_line
 from .archive import MAX_TEXT_BYTES, Archive
 
 FORMAT = "spark_tensorflow_distributor checkpoint 2"
@@ -47,8 +47,8 @@ def write(file: BinaryIO, facts: Facts, state: object) -> None:
     texts = {_FACTS: json.dumps({**facts, "format": FORMAT}), _STATE: json.dumps(_flatten(state, arrays, "state"))}
     if (size := max(map(len, texts.values()))) > MAX_TEXT_BYTES:
         raise CheckpointError(
-            f"The numbers, strings and lists of the state take {size >> 20} MiB as JSON; the limit is "
-            f"{MAX_TEXT_BYTES >> 20} MiB. Save long lists as NumPy arrays."
+            f"The numbers, strings and lists of the state take {mebibytes(size)} as JSON; the limit is "
+            f"{mebibytes(MAX_TEXT_BYTES)}. Save long lists as NumPy arrays."
         )
     # Not compressed: weights hardly shrink, compression takes time, and reading never takes more memory than the size
     # of the file.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
-from ...formatting import one_line, printable
+from ...formatting import amount, one_line, printable
 from ...inference.rows import Rows, rows_from_arrow
 from ...inference.startup import start_tensorflow
 from ..outputs import gives_logits
@@ -135,7 +135,7 @@ def _data(task: GroupTask, group: GroupRows) -> "GroupData":
 
     if group.rows is None:
         raise DataError(
-            f"The group has {group.num_rows} rows of {group.num_bytes >> 20} MiB, but a model of a group is trained in "
+            f"The group has {group.num_rows} rows of {amount(group.num_bytes)}, but a model of a group is trained in "
             f"the memory of one task (maxGroupBytes={task.max_bytes}). Train this key by itself, without groupCol, or "
             "give the tasks more memory and raise the limit."
         )

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
-from ...formatting import gibibytes
+from ...formatting import first_line, gibibytes
 from ..failures import Failure
 from ..wire import Message
 
@@ -57,7 +57,7 @@ class TrainerOutcome:
             self.measured = {name: outcome[name] for name in ("times", "steps") if name in outcome}
         if outcome is not None and "failure" in outcome:
             self.failure = Failure.from_json(outcome["failure"])
-            self.exit = self.failure.message.split("\n")[0][:200]
+            self.exit = first_line(self.failure.message, 200)
         elif outcome is not None:
             self.result_bytes = int(outcome.get("size", 0))
             self.accumulated = str(outcome.get("accumulated", ""))

@@ -39,6 +39,8 @@ def test_a_reported_failure_takes_precedence_over_the_exit():
     failure = Failure(1, "host", "exception", "ValueError: x\nmore")
     made = concluded({"type": "outcome", "failure": failure.to_json()}, {"type": "exited", "code": 1})
     assert (made.failure, made.exit) == (failure, "ValueError: x")
+    long = Failure(1, "host", "exception", "x" * 300)
+    assert concluded({"type": "outcome", "failure": long.to_json()}, None).exit == "x" * 199 + "…"
 
 
 def test_an_exit_without_an_outcome_is_a_failure():

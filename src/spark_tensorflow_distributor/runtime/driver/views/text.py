@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ....formatting import mebibytes, place_words
+from ....formatting import first_line, mebibytes, place_words, rank_list
 from ...specs import WorkerReport
 from ..history import HistoryEntry
 from ..record import AttemptReport, RunRecord
@@ -59,8 +59,7 @@ def _ends(report: RunRecord, attempt: AttemptReport) -> Iterator[str]:
         where = f" in {place_words(cause.place)}" if cause.place else ""
         yield f"rank {cause.rank} @ {cause.host} {_KINDS.get(cause.kind, 'failed')}{where}: {first_line(cause.message)}"
     elif attempt.failures:
-        ranks = ", ".join(map(str, sorted(attempt.failures)))
-        yield f"rank{'s' if len(attempt.failures) > 1 else ''} {ranks} failed"
+        yield f"{rank_list(sorted(attempt.failures))} failed"
     elif attempt is report.attempts[-1] and report.status != "running":
         yield report.status
     else:
@@ -77,12 +76,6 @@ _STATES = {
 
 # The kinds of WorkerFailure in words; others "failed".
 _KINDS = {"lost": "was lost", "signal": "was killed", "stalled": "stalled", "exit": "exited"}
-
-
-def first_line(text: str, longest: int = 160) -> str:
-    """Return the first line, shortened."""
-    line = text.strip().split("\n")[0]
-    return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def numbers(logs: Mapping[str, float]) -> str:

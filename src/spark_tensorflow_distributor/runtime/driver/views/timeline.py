@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from html import escape
 
 from ....errors import WorkerFailure
+from ....formatting import first_line
 from ..record import AttemptReport, RunRecord
 from .svg import short, ticks
-from .text import PHASES, attempt_line, first_line
+from .text import PHASES, attempt_line
 
 COLORS = {
     "start": "#c9c9c9",

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ....formatting import first_line
 from ..record import AttemptReport, RunRecord
-from .text import first_line
 from .timeline import phases_of
 
 # Threads of a rank's process in the trace.

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -88,6 +89,12 @@ def test_the_text_tells_what_was_lost_and_where_training_resumed():
     assert repr(restarted()) == (
         "<RunReport of train: succeeded after 32.0 s, 2 attempts, 2 workers, loss=0.25, val_loss=0.6>"
     )
+
+
+def test_failures_without_a_root_cause_are_listed_by_rank():
+    report = restarted()
+    report.attempts[0] = replace(report.attempts[0], root_cause=None)
+    assert str(report).splitlines()[1] == "Attempt 1, 10.0 s: ranks 0, 1 failed"
 
 
 @pytest.mark.parametrize(
