@@ -1,11 +1,10 @@
 """Warns users of ``mlflow.autolog()`` if it records nothing."""
 
-import logging
 import sys
 
 from .callbacks import CallbackList
+from .loggers import run_log as _log
 
-_log = logging.getLogger("spark_tensorflow_distributor.run")
 _has_warned = False
 
 

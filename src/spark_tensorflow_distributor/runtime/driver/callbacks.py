@@ -1,15 +1,13 @@
 """The callbacks on the driver that follow a run."""
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
 from ...errors import ConfigurationError
 from ...formatting import one_line, type_name, with_article
 from .history import HistoryEntry
+from .loggers import run_log as _log
 from .report import AttemptReport, RunReport
-
-_log = logging.getLogger("spark_tensorflow_distributor.run")
 
 
 class RunCallback:

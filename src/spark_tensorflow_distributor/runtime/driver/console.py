@@ -8,10 +8,9 @@ from typing import Any, TextIO
 
 from ...formatting import printable, printable_line
 from .bar import RunBar, in_notebook
+from .loggers import worker_log as _worker_log
 
 _log = logging.getLogger(__name__)
-# Documented in docs/tracking.md.
-_worker_log = logging.getLogger("spark_tensorflow_distributor.workers")
 
 
 def wants_progress(requested: bool | None) -> bool:

@@ -1,6 +1,5 @@
 """Handles the epochs that the workers of one launch report."""
 
-import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +7,9 @@ from typing import Any
 from .callbacks import CallbackList
 from .control import INTERRUPT, RunControl
 from .history import AttemptHistory
+from .loggers import run_log as _log
 from .report import RunReport
 from .shard_balance import Command
-
-_log = logging.getLogger("spark_tensorflow_distributor.run")
 
 _NO_STOPS = {"all": False, "fits": []}
 

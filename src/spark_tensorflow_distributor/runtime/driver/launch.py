@@ -2,7 +2,6 @@
 
 import functools
 import json
-import logging
 import queue
 import time
 from collections.abc import Mapping
@@ -20,9 +19,7 @@ from .epochs import EpochEvents
 from .group import Group
 from .job import SparkJob
 from .log_dir import LogDirectory, LogWriter
-
-# Documented in docs/tracking.md.
-_log = logging.getLogger("spark_tensorflow_distributor.run")
+from .loggers import run_log as _log
 
 _TICK_SECONDS = 0.25
 # After Ctrl-C, wait for the workers this long, and as long as pieces of their log files arrive.

@@ -61,4 +61,4 @@ def test_the_log_says_where_training_resumed_as_the_worker_does(caplog):
     launch._show(0, "resumed", {"type": "resumed", **place, "complete": False})
     (record,) = caplog.records
     assert record.getMessage() == "Resumed fit() 1 at epoch 4, step 0."
-    assert (record.rank, record.attempt) == (0, 1)
+    assert (record.name, record.rank, record.attempt) == ("spark_tensorflow_distributor.run", 0, 1)
