@@ -6,7 +6,6 @@ the workers exchange the sizes of their shards, and hand over the few rows by wh
 
 import base64
 import contextlib
-import errno
 import json
 import shutil
 import socket
@@ -21,6 +20,7 @@ from ..errors import BrokenInputError, DataError
 from ..formatting import amount, one_line
 from .balance import Transfer, merge_facts, plan_frames
 from .columns import split_array
+from .disk import is_full
 from .layout import FrameFacts, FrameSpec, ShardLayout
 from .spool import FrameSpool
 
@@ -255,7 +255,7 @@ class RowReceiver:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if not is_full(error):
                 raise
             rows, needed = sum(self.rows.values()), self._needed()
             known = f"; the rows for this disk need at least {amount(needed)}" if needed else ""

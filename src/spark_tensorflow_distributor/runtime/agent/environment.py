@@ -1,7 +1,6 @@
 """Determines a worker's ranks, the resources of its host, and its trainer's environment variables."""
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...config import RunnerConfig
 from ...context import WorkerContext
+from ...data.disk import is_full
 from ...errors import ClusterError
 from ...formatting import sentence
 from ..devices import DEFAULT_ENV, task_addresses, visible_devices
@@ -147,7 +147,7 @@ def remove_log_directory(directory: str | None) -> None:
 
 def full_disk_error(error: Exception, host: str) -> ClusterError | None:
     """Return an error with advice if ``error`` means that Spark's local disk is full, else None."""
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if not is_full(error):
         return None
     return ClusterError(
         f"The disk of {local_directory()} on {host} is full: {sentence(error)} Free space there, or point "

@@ -1,6 +1,13 @@
+import errno
+
 import pytest
 
-from spark_tensorflow_distributor.runtime.agent.environment import hosts_of, phase_seconds, worker_contexts
+from spark_tensorflow_distributor.runtime.agent.environment import (
+    full_disk_error,
+    hosts_of,
+    phase_seconds,
+    worker_contexts,
+)
 
 
 def test_neighbours_share_a_host_and_partition_0_is_rank_0():
@@ -40,3 +47,12 @@ def test_the_phases_of_a_worker_end_with_it(met, phases, expected):
     found = phase_seconds(0.0, 1.0, met, phases, 20.0)
     assert list(found.values()) == expected
     assert sum(expected) == 20.0
+
+
+def test_a_full_disk_is_explained(monkeypatch):
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", "")
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        text = str(full_disk_error(OSError(number, "Reason"), "host-1"))
+        assert f"on host-1 is full: [Errno {number}] Reason. Free space there" in text
+    assert full_disk_error(OSError(errno.EACCES, "Permission denied"), "host-1") is None
+    assert full_disk_error(ValueError("full"), "host-1") is None
