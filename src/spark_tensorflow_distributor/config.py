@@ -46,10 +46,10 @@ class RunnerConfig:
     checkpoint_interval: CheckpointInterval = field(init=False)
 
     def __post_init__(self) -> None:
-        _check_int("num_slots", self.num_slots, 1)
-        _check_int("max_restarts", self.max_restarts, 0)
+        check_whole_number("num_slots", self.num_slots, 1)
+        check_whole_number("max_restarts", self.max_restarts, 0)
         if self.min_slots is not None:
-            _check_int("min_slots", self.min_slots, 1)
+            check_whole_number("min_slots", self.min_slots, 1)
             if self.min_slots > self.num_slots:
                 raise ConfigurationError(f"min_slots={self.min_slots} is greater than num_slots={self.num_slots}.")
         _check_folder(self.checkpoint_dir)
@@ -99,7 +99,12 @@ class RunnerConfig:
         object.__setattr__(self, "env", dict(self.env))  # later changes to the caller's mapping have no effect
 
 
-def _check_int(name: str, value: object, least: int) -> None:
+def check_whole_number(name: str, value: object, least: int) -> None:
+    """Check the value of an argument.
+
+    Raises:
+        ConfigurationError: It is not a whole number of at least ``least``.
+    """
     # bool is an int in Python, but num_slots=True is surely a mistake.
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ConfigurationError(f"{name} is {value!r} ({type(value).__name__}); it must be a whole number.")

@@ -1,9 +1,10 @@
 """The runner's arguments."""
 
+import numpy as np
 import pytest
 
 from spark_tensorflow_distributor import ConfigurationError, MirroredStrategyRunner
-from spark_tensorflow_distributor.config import RunnerConfig
+from spark_tensorflow_distributor.config import RunnerConfig, check_whole_number
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,14 @@ def test_invalid_arguments_are_named(arguments, words):
         RunnerConfig(**arguments)
     with pytest.raises(ValueError, match=words):  # as in 1.0.0
         RunnerConfig(**arguments)
+
+
+def test_whole_numbers():
+    for value in (1, 2, np.int64(2)):
+        check_whole_number("epochs", value, 1)
+    for value, text in [(0, "epochs is 0; it must be at least 1"), (1.0, "whole number"), (True, "whole number")]:
+        with pytest.raises(ConfigurationError, match=text):
+            check_whole_number("epochs", value, 1)
 
 
 def test_arguments_are_keyword_only():

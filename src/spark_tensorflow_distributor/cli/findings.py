@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from ..config import RunnerConfig
 from ..formatting import gibibytes
+from ..runtime.process_tools import INSTALL_IT
 from ..runtime.spark_settings import PROTECTION, WORKER_PORTS
 from ..runtime.specs import RunPlan
 from ..training.keras_api import LEAST_KERAS, major_and_minor
@@ -59,12 +60,11 @@ def findings_of(
 
 
 def _packages(hosts: Mapping[str, Mapping[str, Any]], driver: Mapping[str, Any]) -> Iterator[Finding]:
-    install = "Install it for the interpreter that spark.pyspark.python (or PYSPARK_PYTHON) names on the executors."
     versions: dict[str, list[str]] = {}
     for host, task in hosts.items():
         found = task.get("tensorflow", {})
         if "error" in found:
-            yield Finding("problem", f"TensorFlow cannot be imported on {host}: {found['error']}", install)
+            yield Finding("problem", f"TensorFlow cannot be imported on {host}: {found['error']}", INSTALL_IT)
             continue
         versions.setdefault(found["version"], []).append(host)
         if major_and_minor(found["version"]) < _LEAST_TENSORFLOW:
@@ -77,7 +77,7 @@ def _packages(hosts: Mapping[str, Mapping[str, Any]], driver: Mapping[str, Any])
                 f"Install keras>={LEAST_KERAS}, or select tf_keras with --env TF_USE_LEGACY_KERAS=1.",
             )
         if uses_tf_keras and "tf_keras" not in task["packages"]:
-            yield Finding("problem", f"TF_USE_LEGACY_KERAS selects tf_keras, but {host} has no tf_keras.", install)
+            yield Finding("problem", f"TF_USE_LEGACY_KERAS selects tf_keras, but {host} has no tf_keras.", INSTALL_IT)
     if len({major_and_minor(version) for version in versions}) > 1:
         places = "; ".join(f"{version} on {', '.join(names)}" for version, names in sorted(versions.items()))
         yield Finding("problem", f"The executors have different versions of TensorFlow: {places}.", "Use one version.")

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from ..formatting import one_line
+from ..resume.memory import available_memory
 from ..runtime.agent.addresses import announced_host
 from ..runtime.agent.environment import host_cores, local_directory
 from ..runtime.agent.listeners import hold_port
@@ -108,29 +109,6 @@ def package_versions() -> dict[str, str]:
             except importlib.metadata.PackageNotFoundError:
                 continue
     return found
-
-
-def available_memory() -> int | None:
-    """Return the free memory of the host, or of the container if that is less, in bytes; None if unknown."""
-    limits = []
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            values = dict(line.split(":", 1) for line in file)
-        limits.append(int(values["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError, ValueError):
-        return None
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit:
-            most = limit.read().strip()
-        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as current:
-            used = int(current.read())
-        with open("/sys/fs/cgroup/memory.stat", encoding="ascii") as file:
-            # The kernel drops these cached files when memory becomes short.
-            used -= int(dict(line.split() for line in file)["inactive_file"])
-        limits.append(max(0, int(most) - used))
-    except (OSError, KeyError, ValueError):  # no control groups of version 2, or no limit
-        pass
-    return min(limits)
 
 
 def _connectable(addresses: Sequence[Sequence[Any]]) -> list[bool]:

@@ -13,7 +13,7 @@ from ..data.columns import Column, by_column
 from ..data.frames import column_expression, is_dataframe, is_pandas_on_spark
 from ..errors import ConfigurationError, DataError, SerializationError
 from ..formatting import a_type, mebibytes
-from ..runtime.driver.spark import active_session, is_connect
+from ..runtime.driver.spark import CONNECT_LIMIT, active_session, is_connect
 from ..runtime.shipping import shipped
 from .features import check_stackable, feature_names, select_columns
 from .model import PackedModel, pack
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 # Larger models are broadcast.
 _MAX_INLINE = 1 << 20
-# Leaves room below a Spark Connect server's limit for messages, 128 MiB (spark.connect.grpc.maxInboundMessageSize).
-_CONNECT_LIMIT = 120 << 20
 
 
 def predict(
@@ -229,10 +227,10 @@ def payload_of(spark: Any, data: bytes) -> bytes | Broadcast:
     Raises:
         SerializationError: If the model is too large for Spark Connect.
     """
-    if is_connect(spark) and len(data) > _CONNECT_LIMIT:
+    if is_connect(spark) and len(data) > CONNECT_LIMIT:
         raise SerializationError(
             f"The model takes {mebibytes(len(data))}. Spark Connect sends it in the query plan, which is limited to "
-            f"{mebibytes(_CONNECT_LIMIT)}. Save the model where the executors can read it and pass the URL (gs://, "
+            f"{mebibytes(CONNECT_LIMIT)}. Save the model where the executors can read it and pass the URL (gs://, "
             "s3://, hdfs://)."
         )
     if is_connect(spark) or len(data) < _MAX_INLINE:

@@ -4,9 +4,8 @@ import os
 import sys
 
 from ..errors import ClusterError
-from ..formatting import sentence
 from ..runtime.devices import DEFAULT_ENV, visible_devices
-from ..runtime.process_tools import environment, paused_garbage_collection
+from ..runtime.process_tools import environment, missing_tensorflow, paused_garbage_collection
 from ..training.autograph_files import keep_no_generated_files
 
 
@@ -32,28 +31,25 @@ def start_tensorflow(gpu_resource_name: str) -> None:
             with paused_garbage_collection():
                 import tensorflow  # noqa: F401
         except ImportError as error:
-            raise ClusterError(missing_tensorflow(error)) from error
+            raise ClusterError(missing_here(error)) from error
         if is_first:
             _configure(cpus)
         if context is not None:  # Spark's Python workers end without running their exit handlers
             keep_no_generated_files()
 
 
-def missing_tensorflow(error: ImportError) -> str:
-    """Return the message for a failed import of TensorFlow."""
-    return (
-        f"TensorFlow cannot be imported by the executors' Python ({sys.executable}): {sentence(error)} Install it for "
-        "the interpreter that spark.pyspark.python (or PYSPARK_PYTHON) names on the executors, or change that setting "
-        "to an interpreter that has it."
-    )
+def missing_here(error: ImportError) -> str:
+    """Return the message for a failed import of TensorFlow in this process."""
+    return missing_tensorflow(f"the executors' Python ({sys.executable})", error)
 
 
 def _configure(cpus: int) -> None:
     import tensorflow as tf
 
-    if "TF_NUM_INTRAOP_THREADS" not in os.environ:
+    # Like TensorFlow, take an empty variable for one that is not set.
+    if not os.environ.get("TF_NUM_INTRAOP_THREADS"):
         tf.config.threading.set_intra_op_parallelism_threads(cpus)
-    if "TF_NUM_INTEROP_THREADS" not in os.environ:
+    if not os.environ.get("TF_NUM_INTEROP_THREADS"):
         tf.config.threading.set_inter_op_parallelism_threads(min(2, cpus))
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)

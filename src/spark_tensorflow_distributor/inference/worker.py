@@ -3,26 +3,23 @@
 import itertools
 import json
 import pickle
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ClusterError, DataError, DistributorError
+from .cache import ModelCache
 from .model import ModelSpec
 from .outputs import Output, spark_type
 from .rows import Rows, rows_from_arrow, rows_to_arrow, stack
-from .startup import missing_tensorflow, start_tensorflow
+from .startup import missing_here, start_tensorflow
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from .predictor import Predictor
 
-_MAX_CACHED = 2
-
-# Predictors by model key. Spark reuses its Python workers, so each of them loads a model only once.
-_predictors: "OrderedDict[str, Predictor]" = OrderedDict()
+_predictors: "ModelCache[Predictor]" = ModelCache()
 
 
 class Broadcast(Protocol):
@@ -88,13 +85,10 @@ def _predictor(spec: PredictSpec, model: bytes | Broadcast) -> "Predictor":
     from .loading import load
     from .predictor import Predictor
 
-    key = spec.model.key
-    if key not in _predictors:
-        while len(_predictors) >= _MAX_CACHED:
-            _predictors.popitem(last=False)
-        _predictors[key] = Predictor(load(spec.model, lambda: model if isinstance(model, bytes) else model.value))
-    _predictors.move_to_end(key)
-    return _predictors[key]
+    def loaded() -> Predictor:
+        return Predictor(load(spec.model, lambda: model if isinstance(model, bytes) else model.value))
+
+    return _predictors.get(spec.model.key, loaded)
 
 
 def _predict(
@@ -184,4 +178,4 @@ def _probe(spec: PredictSpec, model: bytes | Broadcast, arrays: "Sequence[pa.Arr
     except DistributorError as error:
         return {"error": type(error).__name__, "message": str(error)}
     except ImportError as error:
-        return {"error": ClusterError.__name__, "message": missing_tensorflow(error)}
+        return {"error": ClusterError.__name__, "message": missing_here(error)}

@@ -74,6 +74,21 @@ def check_classes(label: str, values: "npt.NDArray[Any]", limit: int | None) -> 
         )
 
 
+def check_weights(subject: str, values: Any) -> None:
+    """Check the weights of rows.
+
+    Args:
+        subject: The column, for the message.
+        values: An array of the weights.
+
+    Raises:
+        DataError: A weight is negative or NaN.
+    """
+    is_valid = values >= 0
+    if not is_valid.all():
+        raise DataError(f"{subject} contains {values[~is_valid][0]:g}; weights must not be negative or NaN.")
+
+
 def check_features(columns: Sequence[Column], inputs: Inputs, *, is_stacked: bool) -> None:
     """Check that text goes to inputs that take text, and that other inputs get numbers.
 

@@ -5,14 +5,12 @@ from typing import Any
 
 from ..errors import SerializationError
 from ..formatting import mebibytes, one_line
-from ..runtime.driver.spark import is_connect
+from ..runtime.driver.spark import CONNECT_LIMIT, is_connect
 
 _log = logging.getLogger(__name__)
 
 # Python's bytes travel to the JVM as text, piece by piece.
 _PIECE = 4 << 20
-# A message to a Spark Connect server is limited to 128 MiB.
-_CONNECT_LIMIT = 100 << 20
 
 
 def format_of(spark: Any) -> str:
@@ -72,10 +70,11 @@ def _write_file(spark: Any, path: str, data: bytes) -> None:
 
 
 def _write_table(spark: Any, path: str, data: bytes) -> None:
-    if len(data) > _CONNECT_LIMIT:
+    if len(data) > CONNECT_LIMIT:
         raise SerializationError(
-            f"The file {path} of {mebibytes(len(data))} cannot be written through Spark Connect, whose messages are "
-            "limited to 128 MiB. Save the Keras model (model.kerasModel.save), or use a classic session."
+            f"The file {path} of {mebibytes(len(data))} cannot be written through Spark Connect, which is "
+            f"limited to {mebibytes(CONNECT_LIMIT)}. Save the Keras model (model.kerasModel.save), or use a classic "
+            "session."
         )
     rows = [(number, data[start : start + _PIECE]) for number, start in enumerate(range(0, len(data), _PIECE))]
     spark.createDataFrame(rows, "number int, data binary").coalesce(1).write.parquet(path)

@@ -25,6 +25,7 @@ from .checks import (
     check_input_names,
     check_label_width,
     check_rows,
+    check_weights,
     stacks_columns,
 )
 from .functions import dump_classes
@@ -217,11 +218,7 @@ def _check_data(task: TrainingTask, shards: "Mapping[str, DataShard | None]", *,
             shard.check(feature_names(task.features), OF_FEATURES)
             shard.check([task.label, *([task.weight] if task.weight else [])], OF_LABELS)
         for values in shard.numbers(task.weight) if task.weight is not None else ():
-            if not (values >= 0).all():
-                raise DataError(
-                    f"The weight column {task.weight!r} contains {values[~(values >= 0)][0]:g}; weights must not be "
-                    "negative or NaN."
-                )
+            check_weights(f"The weight column {task.weight!r}", values)
 
 
 def _packed(task: TrainingTask, model: Any, history: Mapping[str, Any]) -> TrainedModel:

@@ -16,6 +16,7 @@ from typing import BinaryIO, Generic, Protocol, TypeVar
 from ..errors import CheckpointError
 from ..formatting import gibibytes, one_line, sentence
 from .filesystems import TEMPORARY_PREFIX, Write, open_filesystem
+from .memory import total_memory
 from .names import is_checkpoint_name, lane_of, outdated
 from .settings import CheckpointSettings
 
@@ -23,8 +24,6 @@ T = TypeVar("T")
 _PREFIX, _SUFFIX = "stfd-", ".npz"
 _FINISHED = "stfd-finished.json"
 _FINISHED_BYTES = 10_000
-# Where Linux shows a container's memory limit, in cgroups v2 and v1.
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class CheckpointStore(Protocol):
@@ -97,19 +96,11 @@ def _read_whole(file: BinaryIO) -> bytes:
         CheckpointError: If the file is larger.
         OSError: If the file cannot be read.
     """
-    size, limit = file.seek(0, os.SEEK_END), _memory_bytes()
+    size, limit = file.seek(0, os.SEEK_END), total_memory()
     if size > limit:
         raise CheckpointError(f"it has {gibibytes(size)}, but this host or container has {gibibytes(limit)} of memory")
     file.seek(0)
     return file.read()
-
-
-def _memory_bytes() -> int:
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in _CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError), open(path) as file:  # "max" if there is no limit
-            limits.append(int(file.read()))
-    return min(limits)
 
 
 def open_store(

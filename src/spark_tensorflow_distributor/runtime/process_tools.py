@@ -11,6 +11,8 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping
 
+from ..formatting import sentence
+
 _PR_SET_PDEATHSIG = 1
 
 # The program of `python -c` that becomes a fork server. It reads its start-up data from stdin and makes this package
@@ -21,6 +23,21 @@ BOOT = (
     "space['install'](boot['package'], boot['sources']); "
     "from spark_tensorflow_distributor.runtime.trainer import forkserver; forkserver.main(boot)"
 )
+
+INSTALL_IT = (
+    "Install it for the interpreter that spark.pyspark.python (or PYSPARK_PYTHON) names on the executors, or point "
+    "that setting to an interpreter that has it."
+)
+
+
+def missing_tensorflow(interpreter: str, reason: object) -> str:
+    """Return the message for a failed import of TensorFlow.
+
+    Args:
+        interpreter: The interpreter, in words.
+        reason: The exception, or its text.
+    """
+    return f"TensorFlow cannot be imported by {interpreter}: {sentence(reason)} {INSTALL_IT}"
 
 
 @contextlib.contextmanager

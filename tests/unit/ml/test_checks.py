@@ -13,6 +13,7 @@ from spark_tensorflow_distributor.ml.checks import (
     check_input_names,
     check_label_width,
     check_rows,
+    check_weights,
 )
 
 
@@ -42,6 +43,13 @@ def test_labels_that_are_no_classes(labels, limit, text):
 
 def test_classes():
     assert check_classes("y", np.array([0.0, 2.0]), 3) is None
+
+
+def test_weights():
+    assert check_weights("The weight column 'w'", np.array([0.0, 2.5])) is None
+    for wrong, text in [(-1.0, "-1"), (np.nan, "nan")]:
+        with pytest.raises(DataError, match=f"The weight column 'w' contains {text}; weights must not be negative"):
+            check_weights("The weight column 'w'", np.array([1.0, wrong]))
 
 
 AGE, KIND = Column("age", ("age",), "integer", "int32"), Column("kind", ("kind",), "string", "string")

@@ -4,7 +4,8 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ConfigurationError, DataError, SerializationError, TrainingFailedError
+from ...config import check_whole_number
+from ...errors import DataError, SerializationError, TrainingFailedError
 from ...formatting import one_line
 from ...inference.features import feature_names, select_columns
 from ...inference.predict import payload_of
@@ -89,7 +90,8 @@ def fit_groups(
         TrainingFailedError: All groups failed; the message has the first failure.
     """
     check_frame(df)
-    _check_counts(batch_size=batch_size, epochs=epochs, max_group_bytes=max_group_bytes)
+    for name, value in {"batch_size": batch_size, "epochs": epochs, "max_group_bytes": max_group_bytes}.items():
+        check_whole_number(name, value, 1)
     names = feature_names(feature_columns)
     group_names = feature_names(group_columns)
     schema = df.schema.jsonValue()
@@ -116,12 +118,6 @@ def fit_groups(
         {f"k{number}": name for number, name in enumerate(group_names)}
     )
     return _collected(found, group_names, names, isinstance(feature_columns, str), path)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of at least 1.")
 
 
 def _check_names(group_names: Sequence[str]) -> None:

@@ -1,12 +1,12 @@
 """Predicts with the model of each row's group, as it runs in Spark's Python worker."""
 
 import pickle
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
+from ...inference.cache import ModelCache
 from ...inference.rows import Rows, rows_from_arrow, rows_to_arrow, stack
 from ...inference.startup import start_tensorflow
 from .rows import Key, key_at, key_runs, same_key
@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-_MAX_CACHED = 2
-
-# Appliers by the key of their template's model.
-_appliers: "OrderedDict[str, _Applier]" = OrderedDict()
+_appliers: "ModelCache[_Applier]" = ModelCache()
 
 
 @dataclass(frozen=True)
@@ -124,13 +121,7 @@ def _applier(task: GroupPredictTask, template: Any) -> "_Applier":
     data: bytes = template if isinstance(template, bytes) else template.value
     # From the driver, in the Spark task.
     found: Template = pickle.loads(data)  # nosec B301
-    key = found.spec.key
-    if key not in _appliers:
-        while len(_appliers) >= _MAX_CACHED:
-            _appliers.popitem(last=False)
-        _appliers[key] = _Applier(found)
-    _appliers.move_to_end(key)
-    return _appliers[key]
+    return _appliers.get(found.spec.key, lambda: _Applier(found))
 
 
 class _Applier:

@@ -8,14 +8,15 @@ import hashlib
 import pickle
 import random
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
 from ...formatting import amount, one_line, printable
+from ...inference.cache import ModelCache
 from ...inference.rows import Rows, rows_from_arrow
 from ...inference.startup import start_tensorflow
+from ..checks import check_weights
 from ..outputs import gives_logits
 from .rows import GroupRows, split_groups
 from .spec import GroupProgram, GroupTask, Template
@@ -26,13 +27,11 @@ if TYPE_CHECKING:
 
     from .training import GroupData, GroupTrainer, TrainedGroup
 
-_MAX_CACHED = 2
 _MAX_ERROR = 4000
 # Results are passed to Spark once there are this many, or this many bytes.
 _RESULTS_AT_ONCE, _BYTES_AT_ONCE = 500, 4 << 20
 
-# Trainers by the content of their program.
-_trainers: "OrderedDict[bytes, GroupTrainer]" = OrderedDict()
+_trainers: "ModelCache[GroupTrainer]" = ModelCache()
 
 # What follows the key's columns in the table of models, by name.
 RESULT_TYPES = {
@@ -111,18 +110,13 @@ def _trainer(task: GroupTask, packed: bytes, program: Any) -> "GroupTrainer":
     from .training import GroupTrainer
 
     data: bytes = program if isinstance(program, bytes) else program.value
-    key = hashlib.sha256(packed + data).digest()
-    if key not in _trainers:
-        while len(_trainers) >= _MAX_CACHED:
-            _trainers.popitem(last=False)
 
-        def load() -> GroupProgram:
-            # From the driver, in the Spark task.
-            return pickle.loads(data)  # type: ignore[no-any-return]  # nosec B301
+    def load() -> GroupProgram:
+        # From the driver, in the Spark task.
+        return pickle.loads(data)  # type: ignore[no-any-return]  # nosec B301
 
-        _trainers[key] = GroupTrainer(task, load)
-    _trainers.move_to_end(key)
-    return _trainers[key]
+    # By the content of the program.
+    return _trainers.get(hashlib.sha256(packed + data).digest(), lambda: GroupTrainer(task, load))
 
 
 def _data(task: GroupTask, group: GroupRows) -> "GroupData":
@@ -145,10 +139,9 @@ def _data(task: GroupTask, group: GroupRows) -> "GroupData":
     labels, *others = columns[len(task.features) :]
     weights = is_validation = None
     if task.has_weights:
-        weights = rows_from_arrow(others.pop(0), ["weight"], subject="The weight column")
-        if not (weights.data >= 0).all():
-            wrong = weights.data[~(weights.data >= 0)][0]
-            raise DataError(f"The weight column contains {wrong:g}; weights must not be negative or NaN.")
+        subject = "The weight column"
+        weights = rows_from_arrow(others.pop(0), ["weight"], subject=subject)
+        check_weights(subject, weights.data)
     if task.has_validation:
         subject = "The validation indicator column"
         is_validation = rows_from_arrow(others.pop(0), ["indicator"], subject=subject).data

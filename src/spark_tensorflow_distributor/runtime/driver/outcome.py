@@ -20,6 +20,7 @@ from ...errors import (
 )
 from ...formatting import place_words, printable_exception, rank_list, sentence
 from ..failures import Failure
+from ..process_tools import missing_tensorflow
 from .launch import LaunchResult
 from .modules import import_advice
 from .tracebacks import hide_library_frames, without_message
@@ -179,11 +180,7 @@ def _startup_error(cause: WorkerFailure) -> DistributorError | None:
     where = f"{cause.message} on rank {cause.rank} @ {cause.host}"
     missing = _missing_module(cause)
     if missing.split(".")[0] in ("tensorflow", "keras"):
-        return ClusterError(
-            f"TensorFlow cannot be imported by the executors' Python: {where}. Install it for the interpreter that "
-            "spark.pyspark.python (or PYSPARK_PYTHON) names on the executors, or point that setting to an "
-            f"interpreter that has it.\n{cause.traceback}"
-        )
+        return ClusterError(missing_tensorflow("the executors' Python", where) + f"\n{cause.traceback}")
     advice = import_advice(missing) if missing else "Do the executors have the driver's versions of its packages?"
     return SerializationError(
         f"The training function could not be loaded: {sentence(where)} {advice}\n{hide_library_frames(cause.traceback)}"

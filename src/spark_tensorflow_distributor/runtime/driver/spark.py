@@ -30,6 +30,9 @@ _CONF_KEYS = (
     "spark.scheduler.maxRegisteredResourcesWaitingTime", *spark_settings.KEYS,
 )  # fmt: skip
 
+# What fits into a message to a Spark Connect server, with room to spare: client and server take 128 MiB by default.
+CONNECT_LIMIT = 120 << 20
+
 
 def session_class() -> Any:
     """Return ``pyspark.sql.SparkSession``.

@@ -25,6 +25,7 @@ from spark_tensorflow_distributor.runtime.driver.outcome import (
     was_ended_by_spark,
 )
 from spark_tensorflow_distributor.runtime.failures import Failure
+from spark_tensorflow_distributor.runtime.process_tools import INSTALL_IT
 from spark_tensorflow_distributor.runtime.specs import WorkerReport
 
 CONFIG = RunnerConfig(2, use_gpu=False)
@@ -104,7 +105,10 @@ def test_a_missing_tensorflow_and_another_missing_module():
         return error_of(LaunchResult(failures={0: missing}), CONFIG, 2)
 
     assert type(failed("tensorflow")) is ClusterError
-    assert "spark.pyspark.python" in str(failed("tensorflow"))
+    text = (
+        "TensorFlow cannot be imported by the executors' Python: ModuleNotFoundError: No module named 'tensorflow' on"
+    )
+    assert str(failed("tensorflow")).startswith(f"{text} rank 0 @ h0. {INSTALL_IT}")
     assert type(failed("mine")) is SerializationError
     assert "addPyFile" in str(failed("mine"))
 

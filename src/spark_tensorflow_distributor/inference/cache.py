@@ -1,0 +1,32 @@
+"""What Spark's Python worker keeps of the models that it used last: Spark reuses the worker for further tasks."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+
+# A pipeline may alternate between two models; more would fill the memory of the executors.
+_MAX_MODELS = 2
+
+
+class ModelCache(Generic[Value]):
+    """Keeps one value for each of the models that were used last."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, Value] = OrderedDict()
+
+    def get(self, key: Hashable, load: Callable[[], Value]) -> Value:
+        """Return the value of a model, which is loaded unless it is kept.
+
+        Args:
+            key: Identifies the model.
+            load: Returns the value. The model that was not used for longest is dropped before this is called, because
+                both may not fit into memory.
+        """
+        if key not in self._kept:
+            while len(self._kept) >= _MAX_MODELS:
+                self._kept.popitem(last=False)
+            self._kept[key] = load()
+        self._kept.move_to_end(key)
+        return self._kept[key]
