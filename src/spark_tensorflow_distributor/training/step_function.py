@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from .batch_parts import BatchPart, part_of
 from .collectives import Collectives
+from .early_variables import create_early
 from .keras_step import combines_logs
 from .part_data import PartIterator
 from .replica import ReplicaStrategy
@@ -36,7 +37,7 @@ class StepFunction:
         strategy: ReplicaStrategy,
         keras_function: Callable[[], Callable[[Any], Any]],
     ) -> None:
-        self._model, self._strategy = model, strategy
+        self._model, self._step, self._strategy = model, step, strategy
         self._make_keras_function = keras_function
         self._keras_function: Callable[[Any], Any] | None = None
         self._is_traced = False
@@ -124,9 +125,10 @@ class StepFunction:
         if self._is_traced:
             graph = traced.get_concrete_function(spec)
             return graph
-        # The first graph creates variables, and no worker has executed a step with them yet.
+        # No worker has executed a step yet with the variables that are created now.
         variables = self._strategy.variables
-        with variables.deferred():
+        with variables.deferred(), self._strategy.scope():
+            create_early(self._model, self._step, spec.batch)
             graph = traced.get_concrete_function(spec)
         variables.synchronise()
         self._is_traced = True

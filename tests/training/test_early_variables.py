@@ -1,0 +1,100 @@
+"""Keras' own steps are traced once, because their variables exist before; other steps create theirs as usual."""
+
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+sys.path.append(str(Path(__file__).parent))
+
+from in_process import on_replicas
+
+from spark_tensorflow_distributor.training.early_variables import create_early
+
+ROWS = 12
+X = np.random.default_rng(0).normal(size=(ROWS, 4)).astype("float32")
+LABELS = np.arange(ROWS) % 3
+BATCH = tf.TensorSpec((None, 4)), tf.TensorSpec((None,), tf.int64)
+
+
+def sequential():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+
+
+def functional(wrap=lambda output: output, model_class=keras.Model):
+    inputs = keras.Input((4,))
+    return model_class(inputs, wrap(keras.layers.Dense(3, activation="softmax")(inputs)))
+
+
+@pytest.mark.parametrize("make", [sequential, functional])
+@pytest.mark.parametrize("optimizer", ["adam", "mixed precision", "moving averages"])
+def test_a_step_is_traced_once_and_creates_the_variables_of_one_process(make, optimizer):
+    def build():
+        traces = []
+
+        def loss(labels, predicted):
+            traces.append(1)
+            return keras.losses.sparse_categorical_crossentropy(labels, predicted)
+
+        chosen = {
+            "adam": keras.optimizers.Adam,
+            "mixed precision": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(momentum=0.9)),
+            "moving averages": lambda: keras.optimizers.Adam(use_ema=True, gradient_accumulation_steps=2),
+        }[optimizer]()
+        model = make()
+        model.compile(chosen, loss, metrics=["accuracy"], weighted_metrics=["accuracy"])
+        return model, traces
+
+    def train(built):
+        model, traces = built
+        history = model.fit(X, LABELS, batch_size=4, epochs=2, shuffle=False, verbose=0, validation_data=(X, LABELS))
+        return len(traces), [each.path for each in model.optimizer.variables], [*history.history]
+
+    (single,) = on_replicas(0, build, train)
+    assert single[0] == 3  # twice for training, once for validation
+    for found in on_replicas(2, build, train):
+        assert found[0] == 2
+        # Keras numbers layers, also those of other tests.
+        assert [path.count("/") for path in found[1]] == [path.count("/") for path in single[1]]
+        assert [path.rpartition("_")[2] for path in found[1]] == [path.rpartition("_")[2] for path in single[1]]
+        assert found[2] == single[2]
+
+
+class OwnStep(keras.Model):
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize(
+    ("make", "batch"),
+    [
+        (lambda: keras.Sequential([keras.layers.Dense(3)]), BATCH),  # not built
+        (lambda: functional(lambda output: [output]), BATCH),
+        (lambda: functional(lambda output: {"a": output}), BATCH),
+        (lambda: functional(lambda output: [output, output]), BATCH),
+        (lambda: functional(model_class=OwnStep), BATCH),
+    ],
+)
+def test_what_another_step_creates_is_unknown(make, batch):
+    model = make()
+    model.compile("adam", "mse", metrics=["mae"])
+    create_early(model, model.train_step, batch)
+    assert not model.optimizer.built
+    assert not model._compile_metrics.built
+
+
+def test_only_training_builds_the_optimizer_and_only_labels_the_metrics():
+    model = sequential()
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    create_early(model, model.predict_step, BATCH)
+    create_early(model, model.test_step, BATCH[:1])
+    assert not model._compile_metrics.built
+    create_early(model, model.test_step, BATCH)
+    assert (model._compile_metrics.built, model.optimizer.built) == (True, False)
+    assert [each.name for each in model.metrics] == ["loss", "compile_metrics"]
+    model.train_step = lambda data: {}
+    create_early(model, model.train_step, BATCH)
+    assert not model.optimizer.built
