@@ -1,13 +1,12 @@
-"""Checks in the sources which package imports which, including lazy imports and imports for types."""
+"""Checks in the sources which package imports which: at the top, lazily, for types, and by names in strings."""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import spark_tensorflow_distributor as std
+import pytest
 
-PACKAGE = "spark_tensorflow_distributor"
-ROOT = Path(std.__file__).parent
+from sources import MODULES, ROOT, imports_of, module_of, modules_named_in
 
 # Each package may import itself and the packages before it.
 PACKAGES = [
@@ -30,7 +29,7 @@ PACKAGES = [
 ]
 
 # Inference runs in Spark's ordinary tasks, apart from the packages above: it uses data/ and these tools of others. Of
-# those packages, only ml, whose models predict, uses it.
+# those packages, only ml, whose models predict, and cli, whose demo predicts, use it.
 TOOLS_OF_INFERENCE = {
     "runtime.devices",
     "runtime.driver.spark",
@@ -44,6 +43,13 @@ TOOLS_OF_INFERENCE = {
 # The processes of a run share only the modules in runtime/ itself.
 PROCESSES = {"runtime.driver", "runtime.agent", "runtime.trainer"}
 
+# Modules of one process that another one names, to start it.
+STARTED = {
+    ("runtime.shipping", "runtime.agent.task"),
+    ("runtime.agent.task", "runtime.trainer.preload"),
+    ("runtime.process_tools", "runtime.trainer.forkserver"),
+}
+
 # Private names of other libraries, and the only modules that may use them.
 PRIVATE_NAMES = {
     "tensorflow.python": ["training/private_names.py"],
@@ -55,29 +61,7 @@ PRIVATE_NAMES = {
 }
 
 
-def module_of(path: Path) -> str:
-    """Return the module's name within the package: ``"data.frames"``; ``""`` is the package itself."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
-
-
-def imports_of(module: str) -> Iterator[str]:
-    """Yield the package's modules that this one imports."""
-    path = MODULES[module]
-    folder = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            continue
-        base = folder[: len(folder) - node.level + 1] + (node.module.split(".") if node.module else [])
-        for alias in node.names:
-            name = ".".join([*base, alias.name])
-            yield name if name in MODULES else ".".join(base)
-
-
-IMPORTS = {module: sorted(set(imports_of(module))) for module in MODULES if module}
+IMPORTS = {module: sorted({*imports_of(MODULES[module].read_text(), module)}) for module in MODULES if module}
 
 
 def process_of(module: str) -> str | None:
@@ -89,7 +73,9 @@ def may_import(importer: str, imported: str) -> bool:
     if packages[0] == "inference":
         return packages[1] in ("errors", "formatting", "data", "inference") or imported in TOOLS_OF_INFERENCE
     if packages[1] == "inference":
-        return packages[0] == "ml"
+        return packages[0] in ("ml", "cli")
+    if not imported:  # the package itself: its version and public names
+        return packages[0] in ("cli", "__main__")
     if not set(packages) <= set(PACKAGES) or PACKAGES.index(packages[1]) > PACKAGES.index(packages[0]):
         return False
     other = process_of(imported)
@@ -104,6 +90,48 @@ def test_packages_import_only_packages_below_them():
         if not may_import(importer, imported)
     }
     assert found == set()
+
+
+def test_modules_named_in_strings_are_in_packages_below_too():
+    """Such a module is imported in another process, with the source that was shipped there."""
+    found = {
+        (importer, named)
+        for importer in IMPORTS
+        for named in modules_named_in(MODULES[importer].read_text())
+        if not may_import(importer, named)
+    }
+    assert found == STARTED
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("from . import frames", ["data.frames"]),
+        ("from .frames import frames_of", ["data.frames"]),
+        ("from ..training import patches", ["training.patches"]),
+        ("from spark_tensorflow_distributor.runtime import wire", ["runtime.wire"]),
+        ("from spark_tensorflow_distributor import predict, errors", ["inference.predict", "errors"]),
+        ("import spark_tensorflow_distributor.ml.files as files", ["ml.files"]),
+        ("import spark_tensorflow_distributor", [""]),
+        ("def lazily():\n    importlib.import_module('...data.store', __package__)", []),
+        ("def lazily():\n    importlib.import_module('..training.patches', __package__)", ["training.patches"]),
+        ("import os, tensorflow.python\nfrom pyspark.sql import types", []),
+    ],
+)
+def test_every_form_of_import_is_seen(text, expected):
+    assert list(imports_of(text, "data.columns")) == expected
+
+
+def test_modules_are_seen_in_programs_and_arguments_but_not_in_documentation():
+    text = (
+        '"""See spark_tensorflow_distributor.data.frames."""\n'
+        'shipped("inference.worker", "run")\n'
+        'BOOT = "import sys; from spark_tensorflow_distributor.runtime.trainer import forkserver; forkserver.main()"\n'
+        'PRELOAD = ("tensorflow", f"{PACKAGE}.runtime.trainer.preload")\n'
+        'log = getLogger("spark_tensorflow_distributor.run")\n'
+        'path = f"{folder}.data"\n'
+    )
+    assert {*modules_named_in(text)} == {"inference.worker", "runtime.trainer.forkserver", "runtime.trainer.preload"}
 
 
 def test_no_import_cycles():
