@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from .transformations import MAPS, kind_of
+from .transformations import MAPS, inputs_of, kind_of
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def yields_batches_of(dataset: Any, state: ShardState, *, mapped: bool = False) 
     while getattr(dataset, "shard_state", None) is not state:
         if kind_of(dataset) not in names:
             return False
-        (dataset,) = dataset._inputs()
+        (dataset,) = inputs_of(dataset)
     return True
 
 
@@ -223,6 +223,6 @@ def shard_states_of(dataset: Any) -> list[ShardState]:
         seen.add(id(each))
         if hasattr(each, "shard_state"):
             found.append(each.shard_state)
-        elif hasattr(each, "_inputs"):
-            waiting += each._inputs()
+        else:
+            waiting += inputs_of(each)
     return found

@@ -1,6 +1,7 @@
 """Recognises the transformations of a tf.data pipeline by the names of their classes, without reading any data. Pure.
 
-TensorFlow has renamed these classes between releases only by a leading underscore.
+TensorFlow has renamed these classes between releases only by a leading underscore. It has no public name for what a
+dataset was made from and with, so this module, and no other, uses two private ones.
 """
 
 from typing import Any
@@ -18,6 +19,11 @@ def kind_of(dataset: Any) -> str:
     return type(dataset).__name__.strip("_")
 
 
+def inputs_of(dataset: Any) -> list[Any]:
+    """Return the datasets that a dataset's last transformation reads; [] for a source, or an object of another kind."""
+    return list(getattr(dataset, "_inputs", list)())
+
+
 def argument_of_batch(dataset: Any) -> tuple[int, set[str]]:
     """Return the argument of the ``batch()`` that made a dataset's elements, and the kinds of what came after it.
 
@@ -30,6 +36,7 @@ def argument_of_batch(dataset: Any) -> tuple[int, set[str]]:
             return int(size), kinds
         kinds.add(kind_of(dataset))
         names = {base.__name__.strip("_") for base in type(dataset).__mro__}
-        if not names & (MAPS | KEEP_ORDER | _KEEP_ELEMENTS):
+        inputs = inputs_of(dataset)
+        if len(inputs) != 1 or not names & (MAPS | KEEP_ORDER | _KEEP_ELEMENTS):
             return 0, kinds
-        (dataset,) = dataset._inputs()
+        (dataset,) = inputs

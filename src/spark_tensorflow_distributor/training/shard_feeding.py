@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from ..data.passes import FitPasses, ShardState, shard_states_of
+from ..data.transformations import inputs_of
 from ..errors import DataError
 from .fit_hooks import MethodCall, only
 from .private_names import DEVICE_ITERATORS
@@ -50,7 +51,7 @@ def _is_endless(dataset: Any) -> bool:
     length = int(dataset.cardinality())
     if length != tf.data.UNKNOWN_CARDINALITY or hasattr(dataset, "shard_state"):
         return bool(length == tf.data.INFINITE_CARDINALITY)
-    return any(map(_is_endless, dataset._inputs()))
+    return any(map(_is_endless, inputs_of(dataset)))
 
 
 def _with_kept_iterators(distributed: Any) -> Any:
