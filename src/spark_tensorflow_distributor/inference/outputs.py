@@ -1,11 +1,16 @@
 """Converts a model's outputs to Spark types. Pure."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..data.columns import quoted
 from ..errors import DataError
 from .features import Dims, shape_text
+
+if TYPE_CHECKING:
+    from pyspark.sql.types import DataType
 
 # Maps TensorFlow's types to Spark's. Half floats and unsigned integers, which Spark lacks, become the next larger type.
 SPARK_TYPES = {
@@ -65,6 +70,15 @@ def _type_of(output: Output) -> str:
             "not have. Make the model return real numbers, booleans or strings."
         )
     return "array<" * output.depth + SPARK_TYPES[output.dtype] + ">" * output.depth
+
+
+def type_from_json(text: str) -> "DataType":
+    """Return the Spark type whose method ``json()`` returned a text."""
+    from pyspark.sql.types import StructType
+
+    # Of Spark's types, only structs can be read from JSON by a public name.
+    field = {"name": "value", "type": json.loads(text), "nullable": True, "metadata": {}}
+    return StructType.fromJson({"type": "struct", "fields": [field]})["value"].dataType
 
 
 def output_names(count: int, keys: Sequence[str] | None, declared: Sequence[str] | None) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..errors import ClusterError, DataError, DistributorError
 from .cache import ModelCache
 from .model import ModelSpec
-from .outputs import Output, spark_type
+from .outputs import Output, spark_type, type_from_json
 from .rows import Rows, rows_from_arrow, rows_to_arrow, stack
 from .startup import missing_here, start_tensorflow
 
@@ -66,11 +66,10 @@ def run_function(
         batches: For each batch, the array of the only argument, or a tuple of arrays.
     """
     from pyspark.sql.pandas.types import to_arrow_type
-    from pyspark.sql.types import _parse_datatype_json_string
 
     # The pickle comes from the driver, as part of the Spark task.
     spec: PredictSpec = pickle.loads(packed)  # nosec B301
-    kind = to_arrow_type(_parse_datatype_json_string(spec.output_type))
+    kind = to_arrow_type(type_from_json(spec.output_type))
     predictor: Predictor | None = None
     for batch in batches:
         arrays = batch if isinstance(batch, tuple) else (batch,)

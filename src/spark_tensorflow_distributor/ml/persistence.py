@@ -190,9 +190,10 @@ def _split(instance: "Params") -> tuple[dict[str, Any], dict[str, Any]]:
     objects: dict[str, Any] = {}
     # A model no longer trains, so loading it must not require the modules that its estimator sent to the workers.
     unsaved = UNSAVED_PARAMS if isinstance(instance, Estimator) else (*UNSAVED_PARAMS, "pyModules")
-    for param, value in instance._paramMap.items():
+    for param in filter(instance.isSet, instance.params):
         if param.name in unsaved:
             continue
+        value = instance.getOrDefault(param)
         is_plain = param.name not in OBJECT_PARAMS or (param.name in ("modelParams", "pyModules") and _is_json(value))
         (plain if is_plain else objects)[param.name] = value
     return plain, objects

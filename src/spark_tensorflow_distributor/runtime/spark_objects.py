@@ -65,9 +65,19 @@ def carry_in(objects: SparkObjects) -> None:
         _broadcasts[int(number)] = Broadcast(path=path)  # reads the file when its value is first used
 
 
+def broadcast_id(broadcast: "Broadcast[Any]") -> int:
+    """Return the id of a broadcast variable in the driver."""
+    return int(broadcast._jbroadcast.id())
+
+
 def broadcast_variable(number: int) -> "Broadcast[Any]":
     """Return a broadcast variable of the program; a pickled program refers to it by this call."""
     return _broadcasts[number]
+
+
+def empty_accumulator(of: "Accumulator[Any]") -> "tuple[int, Any, AccumulatorParam[Any]]":
+    """Return the arguments with which :func:`accumulator` makes an accumulator's counterpart on a worker."""
+    return of.aid, of.accum_param.zero(of._value), of.accum_param
 
 
 def accumulator(number: int, zero: Any, param: "AccumulatorParam[Any]") -> "Accumulator[Any]":

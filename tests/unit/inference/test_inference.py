@@ -18,7 +18,7 @@ from spark_tensorflow_distributor.inference.features import (
     reshape_dims,
     select_columns,
 )
-from spark_tensorflow_distributor.inference.outputs import Output, output_names, spark_type
+from spark_tensorflow_distributor.inference.outputs import Output, output_names, spark_type, type_from_json
 from spark_tensorflow_distributor.inference.rows import Rows, rows_from_arrow, rows_to_arrow, stack
 
 SCHEMA = {
@@ -114,6 +114,14 @@ def test_output_types_and_names():
     assert output_names(2, ["x", "y"], None) == ["x", "y"]
     assert output_names(2, None, ["x", "y"]) == ["x", "y"]
     assert output_names(2, None, ["x", "x"]) == ["output_0", "output_1"]
+
+
+def test_a_type_returns_from_json():
+    from pyspark.sql import types as T
+
+    parts = T.StructType([T.StructField("a", T.DecimalType(5, 2), False), T.StructField("b", T.ByteType())])
+    for kind in (T.FloatType(), T.ArrayType(T.ArrayType(T.StringType(), False)), parts):
+        assert type_from_json(kind.json()) == kind
 
 
 def test_arrow_to_rows():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
 from ...inference.cache import ModelCache
+from ...inference.outputs import type_from_json
 from ...inference.rows import Rows, rows_from_arrow, rows_to_arrow, stack
 from ...inference.startup import start_tensorflow
 from .rows import Key, key_at, key_runs, same_key
@@ -60,11 +61,10 @@ def run_function(packed: bytes, template: Any, batches: "Iterator[tuple[pa.Array
     """
     import pyarrow as pa
     from pyspark.sql.pandas.types import to_arrow_type
-    from pyspark.sql.types import _parse_datatype_json_string
 
     # From the driver, in the Spark task.
     task: GroupPredictTask = pickle.loads(packed)  # nosec B301
-    kind = to_arrow_type(_parse_datatype_json_string(task.output_type))
+    kind = to_arrow_type(type_from_json(task.output_type))
     count = len(task.group_columns) + 1
     current: tuple[Key, bytes | None] | None = None
     applier: _Applier | None = None

@@ -38,8 +38,7 @@ def executors_reach(spark: Any, addresses: Sequence[tuple[str, int]]) -> bool:
 
 def connect_host(spark: Any) -> str:
     """Return the host of the server of a Spark Connect session."""
-    client = getattr(spark, "client", None) or getattr(spark, "_client", None)
-    return str(getattr(client, "host", None) or "localhost")
+    return str(getattr(getattr(spark, "client", None), "host", None) or "localhost")
 
 
 def address_towards(host: str) -> str:

@@ -75,13 +75,12 @@ def _pickler_class() -> Any:
                 if is_users_file(obj.co_filename):
                     self.files.add(obj.co_filename)
             elif is_broadcast(obj):
-                number = int(obj._jbroadcast.id())
+                number = spark_objects.broadcast_id(obj)
                 self.broadcasts[number] = obj
                 return spark_objects.broadcast_variable, (number,)
             elif is_accumulator(obj):
                 self.uses_accumulators = True
-                param = obj.accum_param
-                return spark_objects.accumulator, (obj.aid, param.zero(obj._value), param)
+                return spark_objects.accumulator, spark_objects.empty_accumulator(obj)
             elif (reduced := reduce_keras(obj)) is not None:
                 return reduced
             return super().reducer_override(obj)  # type: ignore[no-untyped-call]
