@@ -37,6 +37,7 @@ TOOLS_OF_INFERENCE = {
     "runtime.shipping",
     "training.autograph_files",
     "training.keras_api",
+    "training.keras_internals",
     "training.keras_pickle",
 }
 

@@ -20,6 +20,7 @@ from typing import Any
 from ..errors import ConfigurationError, SerializationError
 from ..formatting import a_type, one_line, sentence
 from ..training.keras_api import keras_of, package_of_version, selected_keras
+from ..training.keras_internals import layers_of
 from ..training.keras_pickle import is_user_defined
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
@@ -200,7 +201,7 @@ def custom_objects_of(model: Any, library: str) -> dict[str, Any]:
 
 def _classes_and_functions(model: Any) -> Iterator[Any]:
     """Yield the classes and functions of the model, of its layers, and of their attributes."""
-    for layer in model._flatten_layers():
+    for layer in layers_of(model):
         for value in (layer, *vars(layer).values()):
             is_function = isinstance(value, FunctionType)
             each = value if is_function or isinstance(value, type) else type(value)

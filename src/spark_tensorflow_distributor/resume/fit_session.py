@@ -13,6 +13,7 @@ from ..errors import CheckpointError
 from ..formatting import place_words
 from ..training.epoch_clock import EpochClock, restored_entries
 from ..training.keras_api import given_callbacks, keras_of
+from ..training.keras_internals import set_initial_epoch
 from ..training.progress import global_batch_of
 from ..training.stopping import any_wants
 from ..training.tf_collectives import collectives_of
@@ -142,8 +143,7 @@ class FitSession:
                 "or remove its files, to train from the beginning."
             ) from None
         state.weights, state.layers = [], []  # frees the memory
-        if hasattr(self._model, "_initial_epoch"):  # BackupAndRestore may have set it to an earlier epoch
-            self._model._initial_epoch = self.resume_epoch
+        set_initial_epoch(self._model, self.resume_epoch)  # BackupAndRestore may have chosen an earlier one
         restore_callbacks(self._callbacks, state.callbacks)
         is_same_size = len(state.random) == self._context.world_size
         self._random = RandomReplay(state.random[self._context.rank] if is_same_size else None)

@@ -15,10 +15,11 @@ import tensorflow as tf
 
 from ..errors import CheckpointError
 from ..formatting import mebibytes
-from ..training.keras_api import keras_of, optimizer_variables
+from ..training.keras_api import optimizer_variables
+from ..training.keras_internals import build_optimizer, unlisted_variables
 from ..training.patches.layer_state import averaged_state
 from ..training.random_state import global_seed
-from ..training.variable_sync import is_partial_sum, plain_variable
+from ..training.variable_sync import is_partial_sum, plain_variable, without_autocast
 from .resume_point import LayerState, OptimizerStates, VariableSpec
 from .user_optimizers import restore as restore_states
 from .user_optimizers import user_optimizers
@@ -72,10 +73,7 @@ class ModelState:
         if optimizer is None or getattr(optimizer, "built", False) is True:
             return
         with self._strategy.scope():
-            if hasattr(optimizer, "build"):
-                optimizer.build(self.model.trainable_variables)
-            elif hasattr(optimizer, "_create_all_weights"):  # tf_keras' legacy optimizers
-                optimizer._create_all_weights(self.model.trainable_variables)
+            build_optimizer(optimizer, self.model.trainable_variables)
 
     @contextlib.contextmanager
     def averaged_layers(self) -> Iterator[LayerState]:
@@ -104,9 +102,7 @@ class ModelState:
         """Variables of model and optimizer, including random seeds, in the same order in every process."""
         optimizer = getattr(self.model, "optimizer", None)
         variables = [*self.model.variables, *optimizer_variables(optimizer), *global_seed(self.model)]
-        variables += _loss_scale(optimizer)
-        if hasattr(self.model, "_train_counter"):
-            variables.append(self.model._train_counter)
+        variables += unlisted_variables(self.model)
         metrics = {id(each) for each in self.metrics}
         return [each for each in _unique(variables) if id(each) not in metrics]
 
@@ -251,22 +247,12 @@ def _with_first(first: Any, others: Iterator[Any]) -> Iterator[Any]:
 
 
 def _unique(variables: Iterable[Variable]) -> list[Variable]:
-    return list({id(each): each for each in map(_without_autocast, variables)}.values())
+    return list({id(each): each for each in map(without_autocast, variables)}.values())
 
 
 def _tf_variable(variable: Variable) -> Variable:
     """Return the TensorFlow variable inside a Keras 3 variable."""
     return variable if _is_tensorflows(variable) else variable.value
-
-
-def _without_autocast(variable: Variable) -> Variable:
-    """Return the variable inside the wrapper that tf_keras uses for mixed precision."""
-    return variable._variable if keras_of(variable) == "tf_keras" else variable
-
-
-def _loss_scale(optimizer: Any) -> list[Variable]:
-    """Return the variables that tf_keras' LossScaleOptimizer does not list among its own."""
-    return list(getattr(getattr(optimizer, "_loss_scale", None), "_weights", {}).values())
 
 
 def _is_tensorflows(variable: Variable) -> bool:

@@ -16,6 +16,7 @@ from ..formatting import one_line
 from .calls_alone import by_itself
 from .gradient_recorder import GradientRecorder, norm, recording
 from .keras_api import keras_of
+from .keras_internals import layers_of
 from .replica import ReplicaStrategy, replica_strategy
 from .replica_hooks import model_variables, synchronised_models
 from .same_batches import identical_on_all
@@ -64,7 +65,7 @@ def compare(model: Any, batch: tuple[Any, Any, Any], tolerance: float | None) ->
     tensors = tf.nest.map_structure(_converted_for(model), batch)
     _refuse_unfit(model, tensors, strategy)
     if tolerance is None:
-        types = {getattr(layer, "compute_dtype", None) for layer in model._flatten_layers()}
+        types = {getattr(layer, "compute_dtype", None) for layer in layers_of(model)}
         is_rounded = strategy.collectives.compresses_gradients or types & {"float16", "bfloat16"}
         tolerance = _TOLERANCE_OF_HALF_PRECISION if is_rounded else _TOLERANCE
     was_synchronised = model in synchronised_models
@@ -235,7 +236,7 @@ def _differences(alone: _Step, together: _Step, factor: int) -> dict[str, float]
 
 def _causes(model: Any) -> Iterator[str]:
     """Describe the layers of a model that are known to cause differences."""
-    layers = [(layer.name, [base.__name__ for base in type(layer).__mro__], layer) for layer in model._flatten_layers()]
+    layers = [(layer.name, [base.__name__ for base in type(layer).__mro__], layer) for layer in layers_of(model)]
     normalizing = [
         name
         for name, bases, layer in layers

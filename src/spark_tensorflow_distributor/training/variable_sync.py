@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from .collectives import Collectives
+from .keras_api import keras_of
 from .variable_pairs import Listed, by_position, by_text, differing, unmatched_texts
 
 if TYPE_CHECKING:
@@ -151,10 +152,18 @@ def is_partial_sum(variable: Any) -> bool:
     )
 
 
+def without_autocast(variable: Any) -> Any:
+    """Return the variable inside the wrapper that tf_keras uses for mixed precision; any other variable unchanged.
+
+    Without the private name, the wrapper is returned, which has the same value but is another object.
+    """
+    return getattr(variable, "_variable", variable) if keras_of(variable) == "tf_keras" else variable
+
+
 def plain_variable(variable: Any) -> Any:
     """Return the TensorFlow variable inside a Keras 3 variable, or inside tf_keras' wrapper for mixed precision."""
     if isinstance(variable, tf.Variable):
-        return getattr(variable, "_variable", variable)
+        return without_autocast(variable)
     inner = getattr(variable, "_value", None)
     return variable if inner is None else inner
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from .calls_alone import same_randomness
 from .keras_api import keras_of
+from .keras_internals import layers_of
 from .replica import ReplicaStrategy
 from .variable_sync import plain_variable
 
@@ -55,7 +56,7 @@ def eager(model: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def unchanged(model: Any, strategy: ReplicaStrategy) -> Iterator[None]:
     """Restore variables, metrics and random generators afterwards."""
-    layers = list(model._flatten_layers())
+    layers = layers_of(model)
     held = [value for each in (*layers, *_losses(model)) for value in _held(each)]
     variables = [*model.variables, *held, *strategy.variables.partial_sums()]
     plain = {id(each): each for each in map(plain_variable, variables) if isinstance(each, tf.Variable)}

@@ -237,5 +237,7 @@ def test_the_variable_inside_those_of_keras_is_found(module, variable):
     inner = variable([1.0])
     assert module.plain_variable(inner) is inner
     assert module.plain_variable(types.SimpleNamespace(_value=inner)) is inner  # Keras 3
-    assert module.plain_variable(variable([1.0], _variable=inner)) is inner  # tf_keras, in mixed precision
+    wrapper = variable([1.0], _variable=inner)  # tf_keras, in mixed precision
+    wrapper.__class__ = type("AutoCastVariable", (type(inner),), {"__module__": "tf_keras.src.mixed_precision"})
+    assert module.plain_variable(wrapper) is module.without_autocast(wrapper) is inner
     assert module.plain_variable("other") == "other"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+from ..keras_internals import initial_epoch_of, set_initial_epoch
 from ..keras_step import saved_by_all
 from ..private_names import KERAS_LEGACY_H5, KERAS_SAVING
 from ..replica import replica_strategy
@@ -183,8 +184,8 @@ def _restoring_together(original: Callable[..., Any]) -> Callable[..., Any]:
             model.optimizer.build(model.trainable_variables)
         if collectives.rank == 0:
             original(self, logs)
-        epoch = collectives.broadcast_bytes(json.dumps(model._initial_epoch).encode())
-        model._initial_epoch = json.loads(epoch or b"null")
+        epoch = collectives.broadcast_bytes(json.dumps(initial_epoch_of(model)).encode())
+        set_initial_epoch(model, json.loads(epoch or b"null"))
         variables = [*model.variables, *getattr(model.optimizer, "variables", ())]
         strategy.variables.synchronise(map(plain_variable, variables))
 
