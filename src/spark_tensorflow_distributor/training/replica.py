@@ -66,7 +66,7 @@ class StepContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
     """
 
     def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
-        extended, step = self._strategy.extended, current_step()
+        extended, step = self.strategy.extended, current_step()
         leaves = tf.nest.flatten(value)
         if step is None or extended.is_reduced or any(isinstance(leaf, tf.IndexedSlices) for leaf in leaves):
             return extended._replica_ctx_all_reduce(reduce_op, value, options)
@@ -83,7 +83,7 @@ class StepContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
         return tf.nest.pack_sequence_as(value, tf.custom_gradient(reduce)(*map(tf.convert_to_tensor, leaves)))
 
     def all_gather(self, value: Any, axis: Any, options: Any = None) -> Any:
-        extended, step = self._strategy.extended, current_step()
+        extended, step = self.strategy.extended, current_step()
         if step is None:
             return super().all_gather(value, axis, options)
 

@@ -70,7 +70,7 @@ def hook_step_loops(listener: StepListener) -> bool:
     is_hooked = True
     for package in keras_packages():
         try:
-            if hasattr(package.src, "engine"):
+            if package.__name__ == "tf_keras":
                 _hook_tf_keras(TF_KERAS_DATA.load().DataHandler, listener)
             else:
                 _hook_keras(KERAS_TRAINER.load().TFEpochIterator, listener)

@@ -124,7 +124,7 @@ def replica_of(mirrored: tf.distribute.MultiWorkerMirroredStrategy) -> ReplicaSt
     (device,) = mirrored.extended.worker_devices
     local_device = "/device:GPU:0" if "GPU" in device.upper() else "/device:CPU:0"
     resolver = mirrored.cluster_resolver
-    is_alone = mirrored.extended._num_workers == 1
+    is_alone = mirrored.num_replicas_in_sync == 1
     collectives = NO_COLLECTIVES if is_alone else TensorFlowCollectives(mirrored)
     return ReplicaStrategy(collectives, local_device, resolver)
 

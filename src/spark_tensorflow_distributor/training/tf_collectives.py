@@ -20,7 +20,7 @@ class TensorFlowCollectives(Collectives):
 
     def __init__(self, strategy: tf.distribute.MultiWorkerMirroredStrategy) -> None:
         extended = strategy.extended
-        super().__init__(strategy.cluster_resolver.task_id or 0, extended._num_workers)
+        super().__init__(strategy.cluster_resolver.task_id or 0, strategy.num_replicas_in_sync)
         self._strategy = strategy  # keeps the server alive
         (self._device,) = extended.worker_devices
         # The launcher numbers collectives when functions are called, not when they are traced, so workers may trace

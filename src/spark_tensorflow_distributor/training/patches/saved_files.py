@@ -105,8 +105,10 @@ def callbacks(keras: ModuleType) -> None:
     backup.on_train_begin = _restoring_together(backup.on_train_begin)
     backup.on_train_end = on_the_chief(backup.on_train_end)
     for callback in (module.CSVLogger, module.TensorBoard):
-        for name in [name for name in vars(callback) if name.startswith("on_") or name == "set_model"]:
+        for name in [name for name in vars(callback) if name.startswith("on_")]:
             setattr(callback, name, on_the_chief(getattr(callback, name)))
+    # TensorBoard's also creates its files.
+    module.TensorBoard.set_model = _replaced_elsewhere(module.TensorBoard.set_model, module.Callback.set_model)
 
 
 def _is_not_the_chief(model: Any) -> bool:
@@ -120,16 +122,19 @@ def on_the_chief(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if original.__name__ == "set_model":
-            (model,) = (*args, *kwargs.values())
-            if _is_not_the_chief(model):
-                self._model = model
-                return None
-        elif _is_not_the_chief(self.model):
-            return None
-        return original(self, *args, **kwargs)
+        return None if _is_not_the_chief(self.model) else original(self, *args, **kwargs)
 
     return method
+
+
+def _replaced_elsewhere(original: Callable[..., None], other: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a callback's ``set_model`` so that workers other than the chief call another one."""
+
+    @functools.wraps(original)
+    def set_model(self: Any, model: Any) -> None:
+        (other if _is_not_the_chief(model) else original)(self, model)
+
+    return set_model
 
 
 def _saving_once(original: Callable[..., Any]) -> Callable[..., Any]:
