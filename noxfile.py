@@ -22,6 +22,7 @@ CORE = (
     "tests/training/test_data_runs.py",
     "tests/training/test_predict.py",
     "tests/training/test_patches.py",
+    "tests/training/test_private_names.py",
     "tests/training/test_ml_estimators.py",
     "tests/training/test_ml_groups.py",
 )

@@ -1,6 +1,7 @@
 """The table of private names, with stand-ins for the packages."""
 
 import ast
+import functools
 import sys
 import types
 from pathlib import Path
@@ -12,7 +13,8 @@ from spark_tensorflow_distributor.training import fork_safety, private_names
 
 def test_every_entry_has_names_and_a_reason():
     assert len({entry.path for entry in private_names.PRIVATE_MODULES}) == len(private_names.PRIVATE_MODULES) > 20
-    assert all(entry.names and entry.reason for entry in private_names.PRIVATE_MODULES)
+    assert all(entry.reason and (entry.names or entry.attributes) for entry in private_names.PRIVATE_MODULES)
+    assert all(name.count(".") == 1 for entry in private_names.PRIVATE_MODULES for name in entry.attributes)
 
 
 class NamesInUse(ast.NodeVisitor):
@@ -79,6 +81,32 @@ def test_missing_names_are_reported_once_with_the_release(monkeypatch):
     inside.Model._step = inside.gone = None
     monkeypatch.setattr(private_names, "PRIVATE_MODULES", entries[:1])
     assert private_names.missing_names_warning([package]) is None
+
+
+def test_attributes_of_objects_are_found_in_the_code_of_their_class(monkeypatch):
+    class Base:
+        def __init__(self):
+            self._of_base = None
+
+    class Model(Base):
+        @functools.wraps(Base.__init__)
+        def _wrapped(self):
+            self._of_wrapper = None
+
+        @staticmethod
+        def restart(model):
+            model._of_static_method = None
+
+    names = ("_of_base", "_of_wrapper", "_of_static_method", "_gone")
+    attributes = (*(f"Model.{name}" for name in names), "Gone._of_base")
+    entry = private_names.PrivateModule("made_up.inside", (), "this test", attributes)
+    module = types.ModuleType("made_up.inside")
+    module.Model = Model
+    monkeypatch.setitem(sys.modules, "made_up", types.ModuleType("made_up"))
+    monkeypatch.setitem(sys.modules, "made_up.inside", module)
+    # The wrapped function is the one of the package; the wrapper is a patch of this library.
+    missing = ["Model._of_wrapper", "Model._gone", "Gone._of_base"]
+    assert entry.missing() == [f"made_up.inside.{name}" for name in missing]
 
 
 def test_an_eager_context_is_noticed(monkeypatch):
