@@ -1,12 +1,8 @@
 """Checks in the sources which package imports which: at the top, lazily, for types, and by names in strings."""
 
-import ast
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from sources import MODULES, ROOT, imports_of, module_of, modules_named_in
+from sources import MODULES, imports_of, modules_named_in
 
 # Each package may import itself and the packages before it.
 PACKAGES = [
@@ -50,17 +46,6 @@ STARTED = {
     ("runtime.agent.task", "runtime.trainer.preload"),
     ("runtime.process_tools", "runtime.trainer.forkserver"),
 }
-
-# Private names of other libraries, and the only modules that may use them.
-PRIVATE_NAMES = {
-    "tensorflow.python": ["training/private_names.py"],
-    "keras.src": ["training/private_names.py"],
-    "tf_keras.src": ["training/private_names.py"],
-    "_jsc": ["runtime/driver/spark.py", "data/frames.py"],
-    "_jvm": ["runtime/driver/spark.py", "data/frames.py", "ml/files.py"],
-    "_jdf": ["runtime/driver/spark.py", "data/frames.py"],
-}
-
 
 IMPORTS = {module: sorted({*imports_of(MODULES[module].read_text(), module)}) for module in MODULES if module}
 
@@ -151,33 +136,6 @@ def test_no_import_cycles():
 
     for module in IMPORTS:
         visit(module)
-
-
-def private_names_in(path: Path) -> Iterator[str]:
-    """Yield the names of ``PRIVATE_NAMES`` that a file uses, as attributes, imports or module names in strings."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        texts = []
-        if isinstance(node, ast.Import):
-            texts = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            texts = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Attribute):
-            texts = [node.attr, ast.unparse(node)]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
-            texts = [node.value]
-        for name in PRIVATE_NAMES:
-            if any(text == name or f"{text}.".startswith(f"{name}.") for text in texts):
-                yield name
-
-
-def test_private_names_are_used_only_where_allowed():
-    found = {
-        f"{module_of(path)}: {name}"
-        for path in MODULES.values()
-        for name in private_names_in(path)
-        if not any(path.relative_to(ROOT).as_posix().startswith(place) for place in PRIVATE_NAMES[name])
-    }
-    assert found == set()
 
 
 def test_driver_and_agent_import_no_module_that_imports_tensorflow_at_top_level():
