@@ -1,5 +1,6 @@
 """House rules that can be checked automatically."""
 
+import ast
 import json
 import os
 import pickle
@@ -163,11 +164,43 @@ def test_house_rules_in_the_source():
     for path in ROOT.rglob("*.py"):
         text = path.read_text()
         assert not re.search(r"raise Exception\(|\bsys\.exit\(\)?$", text, re.M), path
-        if path.name != "spark.py":
+        if path != ROOT / "runtime" / "driver" / "spark.py":
             assert not re.search(r"import .*SparkSession", text), path
         if path.parts[-2] != "driver":
             continue
         assert not re.search(r"^import tensorflow|^from tensorflow", text, re.M), path
+
+
+def lines_without_docstring(function):
+    """Return the number of a function's lines, with those of functions in it, and without its docstring."""
+    lines = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    return lines - (first.end_lineno - first.lineno + 1) if ast.get_docstring(function) is not None else lines
+
+
+def test_the_size_of_a_function():
+    text = 'def outer():\n    """Summary.\n\n    Details.\n    """\n    def inner(): ...\n\n    return inner\n'
+    assert lines_without_docstring(ast.parse(text).body[0]) == 4
+    assert lines_without_docstring(ast.parse("def short(): ...").body[0]) == 1
+
+
+def test_the_sizes_of_files_and_functions():
+    functions = {}
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text()
+        assert text.count("\n") <= 350, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                functions[f"{path.name}:{node.lineno} {node.name}"] = lines_without_docstring(node)
+    assert {name: lines for name, lines in functions.items() if lines > 60} == {}
+
+
+def test_the_architecture_names_every_module():
+    text = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+    rows = {row.split("`")[1]: row for row in text.splitlines() if row.startswith("| `")}
+    modules = [path.relative_to(ROOT) for path in ROOT.glob("*/**/*.py") if path.stem != "__init__"]
+    in_folders = [path for path in modules if path.parent.name not in ("patches", "views")]  # described as a whole
+    assert [path for path in in_folders if f"`{path.stem}`" not in rows.get(f"{path.parent.as_posix()}/", "")] == []
 
 
 def test_the_package_imports_from_memory_where_it_is_not_installed():
