@@ -20,6 +20,8 @@ LEAST_KERAS = "3.10"
 
 KerasName = Literal["keras", "tf_keras"]
 
+_broken: set[str] = set()
+
 
 def selected_keras(env: Mapping[str, str] | None = None) -> KerasName:
     """Return the name of the package behind ``tf.keras``: Keras 3, unless ``TF_USE_LEGACY_KERAS`` selects tf_keras.
@@ -95,7 +97,9 @@ def import_package(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
     except Exception:  # a broken Keras must not fail a program that may never use it
-        _log.warning("%s is installed but cannot be imported", name, exc_info=True)
+        if name not in _broken:
+            _log.warning("%s is installed but cannot be imported", name, exc_info=True)
+        _broken.add(name)
         return None
 
 

@@ -1,7 +1,6 @@
 """Executes one run: launches the group, and relaunches it as long as the restart policy allows."""
 
 import contextlib
-import logging
 import math
 import os
 import pickle
@@ -14,7 +13,7 @@ from typing import Any
 from ...config import RunnerConfig
 from ...data.frames import Frames
 from ...errors import ClusterError
-from ...formatting import sentence
+from ...formatting import first_line, sentence
 from ...resume.driver_store import DriverCheckpointStore
 from ...resume.names import lane_of
 from ...resume.settings import CheckpointSettings
@@ -31,14 +30,12 @@ from .epochs import EpochEvents
 from .job import SparkJob
 from .launch import Launch, LaunchResult
 from .log_dir import LogDirectory
+from .loggers import run_log as _log
 from .program_pickler import PackedProgram
 from .record import AttemptReport
 from .report import RunReport
 from .result import load_result
 from .spark import SparkGateway
-
-# Documented in docs/tracking.md.
-_log = logging.getLogger("spark_tensorflow_distributor.run")
 
 # A relaunch waits this long for all slots before it settles for fewer (min_slots).
 _SHRINK_SECONDS = 30.0
@@ -141,7 +138,7 @@ class Run:
             with self._console.above_bar():
                 _log.warning(
                     "Attempt %d of %d failed; launching the group again in %g s: %s",
-                    attempt, self._config.max_restarts + 1, pause, str(error).split("\n")[0],
+                    attempt, self._config.max_restarts + 1, pause, first_line(str(error), 1000),
                 )  # fmt: skip
             self._forget_lost_hosts(result)
             self._control.sleep(pause)
@@ -151,7 +148,7 @@ class Run:
         for rank, failure in result.worker_failures.items():
             _log.info(
                 "Rank %d @ %s failed (%s): %s",
-                rank, failure.host, failure.kind, failure.message.split("\n")[0],
+                rank, failure.host, failure.kind, first_line(failure.message, 1000),
                 extra={"rank": rank, "host": failure.host, "attempt": attempt},
             )  # fmt: skip
 
