@@ -31,14 +31,17 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "src"))
 
+from spark_tensorflow_distributor.process_group.spec import Member  # noqa: E402
 from spark_tensorflow_distributor.runtime.agent import link as agent_link  # noqa: E402
 from spark_tensorflow_distributor.runtime.agent.link import DriverLink  # noqa: E402
+from spark_tensorflow_distributor.runtime.agent.rendezvous import MemberFacts  # noqa: E402
 from spark_tensorflow_distributor.runtime.driver.callbacks import CallbackList  # noqa: E402
 from spark_tensorflow_distributor.runtime.driver.channel import Channel  # noqa: E402
 from spark_tensorflow_distributor.runtime.driver.console import Console  # noqa: E402
@@ -128,7 +131,7 @@ def measure(count, options):
         world_size=count,
         frames=(),
         config=SimpleNamespace(start_timeout=600),
-        trainer=SimpleNamespace(uses_sockets=True),
+        plan=SimpleNamespace(uses_sockets=True),
     )
     with closing(Channel(SECRET, "127.0.0.1", ("127.0.0.1",), world_size=count)) as channel:
         job = Job()
@@ -227,11 +230,9 @@ class Simulation:
             if not is_connected:
                 raise RuntimeError(f"agent {rank} could not connect")
             self._selector.register(link, selectors.EVENT_READ, rank)
-            member = {
-                "rank": rank, "host": f"executor-{rank // 8}.cluster.example", "tensorflow": "2.21.0",
-                "address": f"10.0.{rank // 2048}.{rank // 8 % 256}", "port": random.randrange(32768, 61000),
-                "machine": f"{rank // 8:016x}", "local_name": f"{random.randrange(1 << 40):012x}",
-            }  # fmt: skip
+            host, name = f"10.0.{rank // 2048}.{rank // 8 % 256}", f"{random.randrange(1 << 40):012x}"
+            listener = Member(host, random.randrange(32768, 61000), f"{rank // 8:016x}", name)
+            member = asdict(MemberFacts(rank, f"executor-{rank // 8}.cluster.example", "2.21.0", listener))
             link.send({"type": "join", "member": member})
             self._look(0.0)
         self._wait_for("members")

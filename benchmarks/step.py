@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/step.py --workers 2 4 --rounds 3
 
 In each round every system trains every model for some epochs, in turn, so that a change in the machine's speed
-affects all of them; the first epoch, in which the step is traced, is excluded. All systems use the same arrays, global
-batch, optimizer and callbacks, and the function that a user would write; the loss of the last epoch is compared, too.
+affects all of them. What building and tracing the step adds to the first epoch is shown separately. All systems use the
+same arrays, global batch, optimizer and callbacks, and the function that a user would write; the loss of the last epoch
+is compared, too.
 
 - ``one``: one process with all cores, Keras 3.
 - ``apart``: as many independent processes as workers, each with its part of the batch and of the cores: the cost of the
@@ -71,17 +72,21 @@ def train(model_name, steps, epochs, batch=256):
     optimizer = keras.optimizers.SGD(0.01) if model_name == "wide" else keras.optimizers.Adam(1e-3)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"])
-    seconds = []
+    seconds, ended = [], []
 
     class Timer(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             self.begun = time.perf_counter()
 
         def on_epoch_end(self, epoch, logs=None):
-            seconds.append(time.perf_counter() - self.begun)
+            ended.append(time.perf_counter())
+            seconds.append(ended[-1] - self.begun)
 
+    began = time.perf_counter()
     history = model.fit(x, labels, batch_size=batch, epochs=epochs, shuffle=False, verbose=0, callbacks=[Timer()])
-    return [1000 * each / steps for each in seconds[1:]], float(history.history["loss"][-1])
+    # What building and tracing the step adds to the first epoch.
+    first = ended[0] - began - sorted(seconds[1:])[len(seconds[1:]) // 2]
+    return first, [1000 * each / steps for each in seconds[1:]], float(history.history["loss"][-1])
 
 
 def main():
@@ -103,18 +108,21 @@ def main():
     for workers in options.workers:
         for model in options.models:
             measured = {system: [] for system in options.systems}
+            firsts = {system: [] for system in options.systems}
             losses = {}
             for number in range(options.rounds):
                 for system in options.systems:
-                    times, losses[system] = measure_one(system, model, workers, options)
+                    first, times, losses[system] = measure_one(system, model, workers, options)
+                    firsts[system].append(first)
                     measured[system] += times
                     shown = ", ".join(f"{each:.1f}" for each in times)
-                    print(f"# {model} {workers} workers round {number + 1} {system}: {shown}", file=sys.stderr)
-            show(model, workers, measured, losses)
+                    what = f"{model} {workers} workers round {number + 1} {system}"
+                    print(f"# {what}: {first:.2f} s, {shown}", file=sys.stderr)
+            show(model, workers, measured, firsts, losses)
 
 
 def measure_one(system, model, workers, options):
-    """Return the milliseconds per step of each epoch, and the last loss."""
+    """Return the seconds that tracing adds, the milliseconds per step of each other epoch, and the last loss."""
     steps = options.steps or {"cnn": 60, "wide": 100, "dense": 6, "lstm": 40}[model]
     env = {"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
     if system.endswith("tf_keras"):
@@ -210,7 +218,7 @@ def mend_by_hand(tf):
     trainer.TensorFlowTrainer._maybe_symbolic_build, trainer.reduce_per_replica = maybe_symbolic_build, reduce
 
 
-def show(model, workers, measured, losses):
+def show(model, workers, measured, firsts, losses):
     print(
         f"\n{model}, {workers} workers, batch {BATCH}, {os.cpu_count()} cores; ms per step, median (minimum to maximum)"
     )
@@ -220,7 +228,8 @@ def show(model, workers, measured, losses):
             f"{base[system] / base[other]:.2f}x {other}" for other in ("one", "apart", "hand", "1.0.0") if other in base
         ]
         spread = f"({min(times):.1f} to {max(times):.1f})"
-        print(f"  {system:14} {base[system]:7.1f} {spread:20} {', '.join(ratios):42} loss {losses[system]:.4f}")
+        rest = f"tracing {statistics.median(firsts[system]):.2f} s, loss {losses[system]:.4f}"
+        print(f"  {system:14} {base[system]:7.1f} {spread:20} {', '.join(ratios):42} {rest}")
     sys.stdout.flush()
 
 

@@ -76,6 +76,7 @@ WITH_TENSORFLOW = [
         "training.gradient_mean",
         "training.gradient_recorder",
         "training.joint_calls",
+        "training.kept_iterators",
         "training.keras_step",
         "training.other_strategies",
         "training.part_data",

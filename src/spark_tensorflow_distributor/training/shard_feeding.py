@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,12 @@ from ..data.passes import FitPasses, ShardState, shard_states_of
 from ..data.transformations import inputs_of
 from ..errors import DataError
 from .fit_hooks import MethodCall, only
+from .kept_iterators import KEPT, keep_iterators
 from .private_names import DEVICE_ITERATORS
 
 _log = logging.getLogger(__name__)
+
+_endless_iterators: deque[Any] = deque()
 
 
 def disable_device_autotuning() -> None:
@@ -42,8 +46,9 @@ def disable_device_autotuning() -> None:
 
 def distribute_shard(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset, options: Any) -> Any:
     """Distribute a dataset that derives from a shard, which holds this worker's rows alone, for a custom loop."""
-    distributed = strategy.distribute_datasets_from_function(lambda _: dataset, options)
-    return _with_kept_iterators(distributed) if _is_endless(dataset) else distributed
+    # An iterator of an endless dataset never finishes.
+    kept = _endless_iterators if _is_endless(dataset) else deque(maxlen=KEPT)
+    return keep_iterators(strategy.distribute_datasets_from_function(lambda _: dataset, options), kept)
 
 
 def _is_endless(dataset: Any) -> bool:
@@ -52,25 +57,6 @@ def _is_endless(dataset: Any) -> bool:
     if length != tf.data.UNKNOWN_CARDINALITY or hasattr(dataset, "shard_state"):
         return bool(length == tf.data.INFINITE_CARDINALITY)
     return any(map(_is_endless, inputs_of(dataset)))
-
-
-def _with_kept_iterators(distributed: Any) -> Any:
-    """Keep the iterators of an endless dataset alive until the process ends.
-
-    TensorFlow's device iterator occasionally crashes if it is destroyed while its thread is fetching the next batch,
-    which is always the case for an endless dataset.
-    """
-
-    class Kept(type(distributed)):  # type: ignore[misc]
-        def __iter__(self) -> Iterator[Any]:
-            _iterators.append(super().__iter__())
-            return _iterators[-1]
-
-    distributed.__class__ = Kept
-    return distributed
-
-
-_iterators: list[Iterator[Any]] = []
 
 
 @only("fit", "evaluate", "predict")

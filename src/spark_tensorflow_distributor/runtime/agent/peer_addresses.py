@@ -9,8 +9,9 @@ import contextlib
 import ipaddress
 import re
 import socket
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from .rendezvous import MemberFacts
 
 _LOCAL_V4 = re.compile(r"\|-- ([\d.]+)\n\s+/32 host LOCAL")
 
@@ -25,27 +26,27 @@ def own_addresses() -> list[str]:
     return sorted(found)
 
 
-def peer_addresses(members: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], str]:
+def peer_addresses(members: Sequence[MemberFacts]) -> tuple[tuple[str, ...], str]:
     """Return the addresses of all members' hosts.
 
     Args:
-        members: All members of the group. If TensorFlow's ports are to be filtered, each has its ``address`` and its
-            ``sources`` (see :func:`own_addresses`).
+        members: All members of the group. If TensorFlow's ports are to be filtered, each has its ``sources`` (see
+            :func:`own_addresses`).
 
     Returns:
         The addresses and ``""``; or no addresses and, if ports were to be filtered, a warning.
     """
-    if not all("sources" in member for member in members):
-        return (), ""
     known: set[str] = set()
     for member in members:
-        sources = set(member["sources"])
-        resolved = _resolved(member["address"])
+        if member.sources is None:
+            return (), ""
+        sources, address = set(member.sources), member.listener.host
+        resolved = _resolved(address)
         if not any(each in sources or ipaddress.ip_address(each).is_loopback for each in resolved):
             places = ", ".join(sorted(resolved)) or "no address"
             return (), (
-                f"TensorFlow's ports accept connections from every host: rank {member['rank']} is known as "
-                f"{member['address']} ({places}), which is none of its interfaces "
+                f"TensorFlow's ports accept connections from every host: rank {member.rank} is known as "
+                f"{address} ({places}), which is none of its interfaces "
                 f"({', '.join(sorted(sources)) or 'unknown'}), so a filter could lock it out. Restrict the ports with "
                 "a firewall (see docs/security.md). tensorflow.spark.distributor.portFilter=false silences this."
             )

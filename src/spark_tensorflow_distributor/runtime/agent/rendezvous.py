@@ -8,20 +8,38 @@ each rank says whether it has a channel. If all have one, a rank was only late, 
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 from ...errors import ClusterError, RendezvousError
 from ...process_group.spec import GroupSpec, Member
 from ...transport.handshake import derive_secret
 from ...transport.sealing import Protection
 from ..barrier import AllGather, keep_alive
-from ..wire import Message, from_columns
+from ..wire import Message, from_columns, from_json
 from .addresses import grpc_address
 from .link import DriverLink
 
-# Describes a rank to the others: rank, host, tensorflow, and the addresses at which it can be reached.
-MemberFacts: TypeAlias = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class MemberFacts:
+    """Describes a rank to the others.
+
+    Attributes:
+        rank: The rank.
+        host: Its host, as Spark names it.
+        tensorflow: Version of TensorFlow; "" if it is not installed.
+        listener: Where it listens.
+        sources: The addresses from which it may connect; None if TensorFlow's ports are not to be filtered.
+        has_channel: Whether it has a connection to the driver.
+    """
+
+    rank: int
+    host: str
+    tensorflow: str
+    listener: Member
+    sources: tuple[str, ...] | None = None
+    has_channel: bool = True
 
 
 class Stopped(Exception):
@@ -51,22 +69,24 @@ def exchange_addresses(
     """
     members: Sequence[MemberFacts] | None = None
     if link.is_open:
-        link.send({"type": "join", "member": dict(member)})
+        link.send({"type": "join", "member": asdict(member)})
         answer: Message = {"type": ""}
         while answer["type"] not in ("members", "use_all_gather", "stop"):
             answer = link.wait_for_message(deadline, silence="The driver did not answer within start_timeout.")
         if answer["type"] == "stop":
             raise Stopped(answer["reason"])
-        members = from_columns(answer["members"]) if answer["type"] == "members" else None
+        if answer["type"] == "members":
+            members = [from_json(MemberFacts, each) for each in from_columns(answer["members"])]
     method = "channel"
     if members is None:
-        own = json.dumps({**member, "has_channel": link.is_open})
-        members = [json.loads(text) for text in keep_alive(lambda: all_gather(own), link.send_heartbeat)]
-        if not all(each["has_channel"] for each in members):
+        own = json.dumps(asdict(replace(member, has_channel=link.is_open)))
+        texts = keep_alive(lambda: all_gather(own), link.send_heartbeat)
+        members = [from_json(MemberFacts, json.loads(text)) for text in texts]
+        if not all(each.has_channel for each in members):
             method = "allGather"
         link.send({"type": "met"})
-    by_rank = sorted(members, key=lambda each: int(each["rank"]))
-    found = [each["rank"] for each in by_rank]
+    by_rank = sorted(members, key=lambda each: each.rank)
+    found = [each.rank for each in by_rank]
     if found != list(range(world_size)):
         raise RendezvousError(f"Expected ranks 0 to {world_size - 1}, found {found}.")
     check_versions(by_rank)
@@ -81,8 +101,8 @@ def check_versions(members: Sequence[MemberFacts]) -> None:
     """
     by_version: dict[str, list[str]] = {}
     for member in members:
-        version = str(member.get("tensorflow") or "none")
-        by_version.setdefault(".".join(version.split(".")[:2]), []).append(f"{member['host']} ({version})")
+        version = member.tensorflow or "none"
+        by_version.setdefault(".".join(version.split(".")[:2]), []).append(f"{member.host} ({version})")
     if len(by_version) > 1:
         found = "; ".join(f"{version}: {', '.join(sorted(set(hosts)))}" for version, hosts in by_version.items())
         raise ClusterError(
@@ -97,7 +117,7 @@ def cluster_spec(members: Sequence[MemberFacts]) -> dict[str, list[str]]:
     Args:
         members: The result of :func:`exchange_addresses`.
     """
-    return {"worker": [grpc_address(member["address"], member["port"]) for member in members]}
+    return {"worker": [grpc_address(member.listener.host, member.listener.port) for member in members]}
 
 
 def group_spec(
@@ -112,10 +132,8 @@ def group_spec(
         attempt: See ``TaskSpec``.
         protection: See ``RunPlan``.
     """
-    names = ("address", "port", "machine", "local_name")
-    in_order = tuple(Member(*(member[name] for name in names)) for member in members)
     of_group = derive_secret(secret, b"process group").hex()
-    return GroupSpec(rank, in_order, of_group, attempt, protection)
+    return GroupSpec(rank, tuple(member.listener for member in members), of_group, attempt, protection)
 
 
 def deadline_after(seconds: float) -> float:

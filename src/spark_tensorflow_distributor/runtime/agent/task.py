@@ -228,10 +228,8 @@ class Agent:
 
     def _exchange_addresses(self, listeners: Listeners) -> list[MemberFacts]:
         """Exchange addresses with the other ranks; return all members by rank."""
-        own = listeners.member
-        member = {"rank": self._rank, "host": self._host, "tensorflow": self._report.tensorflow}
-        member |= {"address": own.host, "port": own.port, "machine": own.machine, "local_name": own.local_name}
-        member |= {"sources": own_addresses()} if self._spec.filters_port else {}
+        sources = tuple(own_addresses()) if self._spec.filters_port else None
+        member = MemberFacts(self._rank, self._host, self._report.tensorflow, listeners.member, sources)
         deadline = deadline_after(self._spec.config.start_timeout)
         members, method = exchange_addresses(
             member, self._worker.world_size, self._link, self._context.allGather, deadline

@@ -57,11 +57,14 @@ def run_locally(
                 on_shards(shards)
                 if config.use_custom_strategy:
                     return _call(function, {**kwargs, **shards})
-                import tensorflow as tf
+                from ...training.kept_iterators import LocalStrategy
 
-                # Without TF_CONFIG it is a strategy over this process's own devices, as in 1.0.0.
-                with tf.distribute.MultiWorkerMirroredStrategy().scope():
-                    return _call(function, {**kwargs, **shards})
+                strategy = LocalStrategy()  # without TF_CONFIG, it is for this process's own devices
+                try:
+                    with strategy.scope():
+                        return _call(function, {**kwargs, **shards})
+                finally:
+                    strategy.release()
         finally:
             set_context(previous)
 

@@ -2,14 +2,17 @@
 
 import socket
 import sys
+from dataclasses import replace
 
 import pytest
 
+from spark_tensorflow_distributor.process_group.spec import Member
 from spark_tensorflow_distributor.runtime.agent.peer_addresses import own_addresses, peer_addresses
+from spark_tensorflow_distributor.runtime.agent.rendezvous import MemberFacts
 
 
 def member(rank, address, *sources):
-    return {"rank": rank, "address": address, "sources": list(sources)}
+    return MemberFacts(rank, "host", "2.21.0", Member(address, 5000), sources)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
@@ -38,7 +41,7 @@ def test_a_worker_behind_address_translation_is_found():
 
 
 def test_without_a_filter_there_is_nothing_to_say():
-    assert peer_addresses([{"rank": 0, "address": "203.0.113.9"}]) == ((), "")
+    assert peer_addresses([replace(member(0, "203.0.113.9"), sources=None)]) == ((), "")
 
 
 def test_hosts_that_cannot_be_resolved_or_do_not_know_their_interfaces():

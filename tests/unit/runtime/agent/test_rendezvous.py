@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -6,6 +7,7 @@ from spark_tensorflow_distributor import ClusterError, RendezvousError
 from spark_tensorflow_distributor.process_group.spec import Member
 from spark_tensorflow_distributor.runtime.agent.link import DriverLink
 from spark_tensorflow_distributor.runtime.agent.rendezvous import (
+    MemberFacts,
     check_versions,
     cluster_spec,
     deadline_after,
@@ -15,8 +17,7 @@ from spark_tensorflow_distributor.runtime.agent.rendezvous import (
 
 
 def member(rank, tensorflow="2.21.0", host="h"):
-    own = {"address": f"{host}.net", "port": 5000 + rank, "machine": host, "local_name": "00"}
-    return {"rank": rank, "host": host, "tensorflow": tensorflow, **own}
+    return MemberFacts(rank, host, tensorflow, Member(f"{host}.net", 5000 + rank, host, "00"), ("10.0.0.1",))
 
 
 def no_channel():
@@ -24,13 +25,13 @@ def no_channel():
 
 
 def all_gather_with(*others, has_channel=False):
-    return lambda message: [*(json.dumps({**each, "has_channel": has_channel}) for each in others), message]
+    return lambda message: [*(json.dumps(asdict(replace(each, has_channel=has_channel))) for each in others), message]
 
 
 def test_all_gather_returns_the_members_in_rank_order():
     all_gather = all_gather_with(member(2), member(0))
     members, method = exchange_addresses(member(1), 3, no_channel(), all_gather, deadline_after(1))
-    assert [each["rank"] for each in members] == [0, 1, 2]
+    assert members == [replace(member(rank), has_channel=False) for rank in range(3)]
     assert method == "allGather"
     assert cluster_spec(members) == {"worker": ["h.net:5000", "h.net:5001", "h.net:5002"]}
     assert group_spec(1, members, b"secret", 0, "auto").members[2] == Member("h.net", 5002, "h", "00")
