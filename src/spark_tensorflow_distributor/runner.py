@@ -240,8 +240,11 @@ class MirroredStrategyRunner:
         except DistributorError as error:
             # The message says everything. The driver's own frames would separate it from the line that called run().
             _log.debug("Where the error was raised on the driver:", exc_info=True)
-            without_frames = error.with_traceback(None)
-        raise without_frames
+            failure = error.with_traceback(None)
+        try:
+            raise failure
+        finally:
+            del failure  # it refers to this frame, which refers to the arguments
 
     def submit(self, train_fn: Any, *misplaced: Any, **kwargs: Any) -> RunHandle:
         """Run a training function as :meth:`run` does, but in the background.

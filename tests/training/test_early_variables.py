@@ -68,6 +68,39 @@ class OwnStep(keras.Model):
         return super().train_step(data)
 
 
+class Late(keras.layers.Layer):
+    """Builds its inner layer when it is first called, which Keras does not do while a model is defined."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = keras.layers.Dense(3)
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(3,), initializer="ones")
+
+    def call(self, inputs):
+        return self.inner(inputs) * self.scale
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 3)
+
+
+class Halving(keras.optimizers.SGD):
+    def apply(self, grads, trainable_variables=None):
+        return super().apply([each / 2 for each in grads], trainable_variables)
+
+
+def late():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, Late()(inputs))
+
+
+def scores():
+    """The output's width is known only in the step."""
+    inputs = keras.Input((None, 2))
+    return keras.Model(inputs, keras.layers.Flatten()(keras.layers.Dense(1)(inputs)))
+
+
 @pytest.mark.parametrize(
     ("make", "batch"),
     [
@@ -76,6 +109,7 @@ class OwnStep(keras.Model):
         (lambda: functional(lambda output: {"a": output}), BATCH),
         (lambda: functional(lambda output: [output, output]), BATCH),
         (lambda: functional(model_class=OwnStep), BATCH),
+        (late, BATCH),
     ],
 )
 def test_what_another_step_creates_is_unknown(make, batch):
@@ -84,6 +118,38 @@ def test_what_another_step_creates_is_unknown(make, batch):
     create_early(model, model.train_step, batch)
     assert not model.optimizer.built
     assert not model._compile_metrics.built
+
+
+def test_the_users_optimizer_and_metrics_of_an_unknown_width_are_built_in_the_step():
+    model = sequential()
+    model.compile(keras.optimizers.LossScaleOptimizer(Halving()), "mse", metrics=["mae"])
+    create_early(model, model.train_step, BATCH)
+    assert (model.optimizer.built, model._compile_metrics.built) == (False, True)
+    model = scores()
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    create_early(model, model.train_step, (tf.TensorSpec((None, None, 2)), tf.TensorSpec((None, 1), tf.int64)))
+    assert (model.optimizer.built, model._compile_metrics.built) == (True, False)
+
+
+@pytest.mark.parametrize("make", [late, scores])
+def test_a_model_that_is_known_only_in_the_step_trains_as_in_one_process(make):
+    x = X if make is late else np.random.default_rng(0).normal(size=(ROWS, 3, 2)).astype("float32")
+
+    def build():
+        keras.utils.set_random_seed(1)
+        model = make()
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(0.1), loss, metrics=["accuracy"])
+        return model
+
+    def train(model):
+        return model.fit(x, LABELS[:, None], batch_size=4, epochs=2, shuffle=False, verbose=0).history
+
+    (single,) = on_replicas(0, build, train)
+    for found in on_replicas(2, build, train):
+        assert found.keys() == single.keys()
+        for name, values in single.items():
+            np.testing.assert_allclose(found[name], values, rtol=1e-4)
 
 
 def test_only_training_builds_the_optimizer_and_only_labels_the_metrics():

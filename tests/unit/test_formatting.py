@@ -130,7 +130,7 @@ SECRETS = (
     *("password", "db_passwd", "userPassword", "passphrase", "DB_PWD", "smtp_pass", "client_secret", "credentials"),
     *("token", "hf_token", "authToken", "API_TOKEN", "token2", "api_tokens", "accesstoken", "sessionToken"),
     *("key", "--key", "access_key", "accessKey", "AWSAccessKey", "AWS_ACCESS_KEY_ID", "apikey", "x-api-key"),
-    *("api_keys", "ssh_keys", "refresh_tokens", "RSAKey"),
+    *("api_keys", "ssh_keys", "refresh_tokens", "RSAKey", "tokens", "hf_tokens", "max_tokens", "maxTokens"),
     *("account_key", "account-key", "privateKey", "private_key_path", "primary_key", "key1", "sharedkey"),
     *("Authorization", "auth", "basic_auth", "connectionString"),
     *("spark.hadoop.fs.s3a.access.key", "spark.hadoop.fs.azure.account.key.me.blob.core.windows.net"),
@@ -138,7 +138,7 @@ SECRETS = (
 )
 OTHERS = (
     *("", "rate", "keys", "key_columns", "keyword", "monkey", "turkey", "keyboard", "compass", "passes", "pass_rate"),
-    *("max_tokens", "maxTokens", "tokens", "tokens_per_batch", "tokenizer", "tokenize", "author", "spark.authenticate"),
+    *("tokenizer", "tokenize", "author", "spark.authenticate"),
     *("spark.ssl.keyStore", "spark.kerberos.keytab", "accession", "apiVersion"),
 )
 

@@ -5,18 +5,19 @@ until the first step. Keras 3 creates these variables within the step.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 from .keras_api import import_package
+from .keras_internals import layers_of
 
 
 def create_early(model: Any, step: Callable[[Any], Any], batch: Any) -> None:
     """Create the variables that Keras' own step would create, if it is certain which ones these are.
 
-    They are for a model that is built and has a single output, whose class is one of Keras' own, so that nobody has
-    replaced what its steps do. Elsewhere, the step creates its variables as usual.
+    It is if nobody has replaced what the step does: the classes of the model and of its optimizer are Keras' own, all
+    layers are built, and the model has a single output. Elsewhere, the step creates its variables as usual.
 
     Args:
         model: The model, of Keras 3.
@@ -25,24 +26,26 @@ def create_early(model: Any, step: Callable[[Any], Any], batch: Any) -> None:
     """
     keras = import_package("keras")
     name = getattr(inspect.unwrap(step), "__name__", "")
-    if keras is None or name not in ("train_step", "test_step") or not _is_kerass_own(model, name):
+    if keras is None or name not in ("train_step", "test_step") or not _is_kerass_own(model):
         return
-    output = _single_output(keras, model)
-    if not model.built or output is None:
+    if vars(model).keys() & {name, "compute_loss", "compute_metrics", "call"}:  # replaced in this object alone
+        return
+    layers, output = layers_of(model), _single_output(keras, model)
+    if output is None or not all(layer.built for layer in layers):  # a layer may create layers when it is first called
         return
     optimizer = model.optimizer if name == "train_step" else None
-    if optimizer is not None and not optimizer.built and model.trainable_weights:
+    if optimizer is not None and not optimizer.built and model.trainable_weights and _is_kerass_own(optimizer):
         with keras.name_scope(optimizer.name, caller=optimizer):
             optimizer.build(model.trainable_weights)
     metrics, labels = getattr(model, "_compile_metrics", None), _labels(keras, batch)
-    if metrics is not None and not metrics.built and labels is not None:
+    if metrics is not None and not metrics.built and labels is not None and _has_certain_shape(keras, output, layers):
         metrics.build(labels, output)
 
 
-def _is_kerass_own(model: Any, name: str) -> bool:
-    """Return whether neither the model's class nor its attributes change what a step does."""
-    replaced = vars(model).keys() & {name, "compute_loss", "compute_metrics", "call"}
-    return type(model).__module__.startswith("keras.") and not replaced
+def _is_kerass_own(made: Any) -> bool:
+    """Return whether the class of a model or an optimizer, and of an optimizer inside it, is Keras' own."""
+    inner = getattr(made, "inner_optimizer", None)
+    return type(made).__module__.startswith("keras.") and (inner is None or _is_kerass_own(inner))
 
 
 def _single_output(keras: ModuleType, model: Any) -> Any:
@@ -51,6 +54,16 @@ def _single_output(keras: ModuleType, model: Any) -> Any:
     # A functional model may return its only output within a list or a dict.
     output = getattr(model, "output", None) if not isinstance(model, keras.Sequential) else [*outputs, None][0]
     return output if len(outputs) == 1 and isinstance(output, keras.KerasTensor) else None
+
+
+def _has_certain_shape(keras: ModuleType, output: Any, layers: Sequence[Any]) -> bool:
+    """Return whether the output has this shape in the step, too: "accuracy" is another metric if the last one is 1."""
+    shape_methods = ("compute_output_shape", "compute_output_spec")
+    return output.shape[-1:] not in ((), (None,)) and all(
+        type(layer).__module__.startswith("keras.")
+        or all(getattr(type(layer), method) is getattr(keras.Layer, method) for method in shape_methods)
+        for layer in layers
+    )
 
 
 def _labels(keras: ModuleType, batch: Any) -> Any:

@@ -7,6 +7,7 @@ machine, the thread may then still be waiting for it.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,8 @@ import tensorflow as tf
 # The iterators of the last two passes, such as those of an epoch and its validation: when the next one begins, the
 # thread of the oldest has long finished.
 KEPT = 2
+# How many batches TensorFlow has read in advance, at most, when nobody reads on.
+_IN_ADVANCE = 3
 
 
 def keep_iterators(distributed: Any, kept: deque[Any]) -> Any:
@@ -36,14 +39,26 @@ class LocalStrategy(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: deque[Any] = deque(maxlen=KEPT)
+        self._finite: deque[Any] = deque(maxlen=KEPT)
+        self._other: deque[Any] = deque(maxlen=KEPT)
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        return keep_iterators(super().experimental_distribute_dataset(dataset, options), self._kept)
+        is_finite = isinstance(dataset, tf.data.Dataset) and int(dataset.cardinality()) >= 0
+        distributed = super().experimental_distribute_dataset(dataset, options)
+        return keep_iterators(distributed, self._finite if is_finite else self._other)
 
     def distribute_datasets_from_function(self, dataset_fn: Any, options: Any = None) -> Any:
-        return keep_iterators(super().distribute_datasets_from_function(dataset_fn, options), self._kept)
+        return keep_iterators(super().distribute_datasets_from_function(dataset_fn, options), self._other)
 
     def release(self) -> None:
-        """Let go of the iterators, which hold on to the data, at the end of the run."""
-        self._kept.clear()
+        """Let go of the iterators, which hold on to the data, at the end of the run.
+
+        After Keras has read all batches of a finite dataset, an iterator only has to report the end. Others are not
+        asked: a generator may wait for its next row forever.
+        """
+        for iterator in self._finite:
+            with contextlib.suppress(Exception):  # the end, or an error in rows for which nobody has asked
+                for _ in range(_IN_ADVANCE):
+                    next(iterator)
+        self._finite.clear()
+        self._other.clear()

@@ -127,8 +127,9 @@ class StepFunction:
             return graph
         # No worker has executed a step yet with the variables that are created now.
         variables = self._strategy.variables
-        with variables.deferred(), self._strategy.scope():
-            create_early(self._model, self._step, spec.batch)
+        with variables.deferred():
+            with self._strategy.scope():
+                create_early(self._model, self._step, spec.batch)
             graph = traced.get_concrete_function(spec)
         variables.synchronise()
         self._is_traced = True

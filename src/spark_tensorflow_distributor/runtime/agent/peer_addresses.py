@@ -36,11 +36,11 @@ def peer_addresses(members: Sequence[MemberFacts]) -> tuple[tuple[str, ...], str
     Returns:
         The addresses and ``""``; or no addresses and, if ports were to be filtered, a warning.
     """
+    if any(member.sources is None for member in members):
+        return (), ""
     known: set[str] = set()
     for member in members:
-        if member.sources is None:
-            return (), ""
-        sources, address = set(member.sources), member.listener.host
+        sources, address = set(member.sources or ()), member.listener.host
         resolved = _resolved(address)
         if not any(each in sources or ipaddress.ip_address(each).is_loopback for each in resolved):
             places = ", ".join(sorted(resolved)) or "no address"

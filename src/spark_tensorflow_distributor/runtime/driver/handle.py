@@ -1,13 +1,18 @@
 """A run in the background."""
 
+import logging
 import threading
+from types import TracebackType
 from typing import Any
 
+from ...errors import DistributorError
 from .interrupts import first_interrupt_stops
 from .report import RunReport
 from .spark import SparkGateway
 from .tracked_run import TrackedRun
 from .views.text import numbers
+
+_log = logging.getLogger(__name__)
 
 
 class RunHandle:
@@ -27,6 +32,7 @@ class RunHandle:
         self._finished = threading.Event()
         self._value: Any = None
         self._error: BaseException | None = None
+        self._frames: TracebackType | None = None
         # Not a daemon thread, so that a program that ends waits for its runs, as for other threads.
         self._thread = gateway.thread(self._execute, "spark-tensorflow-run", daemon=False)
         self._thread.start()
@@ -34,8 +40,11 @@ class RunHandle:
     def _execute(self) -> None:
         try:
             self._value = self._run.execute()
-        except BaseException as error:  # result() raises it
-            self._error = error
+        except DistributorError as error:  # result() raises it, as run() would: without the library's frames
+            _log.debug("Where the error was raised on the driver:", exc_info=True)
+            self._error = error.with_traceback(None)
+        except BaseException as error:
+            self._error, self._frames = error, error.__traceback__
         finally:
             self._finished.set()
 
@@ -68,8 +77,7 @@ class RunHandle:
         if not has_finished:
             raise TimeoutError(f"The run has not ended within {timeout:g} s; it continues.")
         if self._error is not None:
-            # Not the frames of the run's thread, nor those of earlier calls.
-            raise self._error.with_traceback(None)
+            raise self._error.with_traceback(self._frames)  # without those of earlier calls
         return self._value
 
     def stop(self) -> None:

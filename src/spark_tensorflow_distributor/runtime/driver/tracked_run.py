@@ -10,7 +10,7 @@ from typing import Any
 from ...config import RunnerConfig
 from ...data.frames import is_dataframe
 from ...errors import RunCancelledError
-from ...formatting import names_a_secret, one_line
+from ...formatting import names_a_count, names_a_secret, one_line
 from ..specs import RunPlan
 from .callbacks import CallbackList
 from .control import RunControl
@@ -113,7 +113,8 @@ def plain(name: str, value: object) -> Any:
     A value may be secret if its name suggests this, also in nested mappings and in the arguments of a script, or if it
     is a password in a URL. Long values are shortened.
     """
-    if names_a_secret(name):
+    is_number = value is None or isinstance(value, bool | int | float)
+    if names_a_secret(name) and not (is_number and names_a_count(name)):
         return "..."
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -122,7 +123,7 @@ def plain(name: str, value: object) -> Any:
     if isinstance(value, list | tuple):
         shown = value[:_MAX_ITEMS]
         return [plain(_option(before), each) for before, each in zip(["", *shown], shown, strict=False)]
-    if value is None or isinstance(value, bool | int | float):
+    if is_number:
         return value
     if isinstance(value, str):
         option, equals, _ = value.partition("=")

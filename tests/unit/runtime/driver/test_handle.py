@@ -180,6 +180,7 @@ def test_settings_and_arguments_are_short_and_hide_secrets():
     }
     assert plain("access_key", {"id": "a"}) == "..."
     options = ["db.password=a", "++auth.api_key=b", "rate=0.5", "--conf spark.my.token=c", "s3://b/secret-1/day=2"]
+    assert plain("hf_tokens", ["a"]) == plain("tokens", {"hf": "a"}) == plain("token", 7) == "..."
     assert plain("options", [options, {"accountKey": "d", "max_tokens": 512}]) == [
         ["db.password=...", "++auth.api_key=...", "rate=0.5", "--conf spark.my.token=...", "s3://b/secret-1/day=2"],
         {"accountKey": "...", "max_tokens": 512},
