@@ -114,11 +114,10 @@ class _MultiWorkerMirroredStrategy(_Strategy):
     def __init__(self, communication_options=None):
         asked["options"] = communication_options
         spec = json.loads(os.environ.get("TF_CONFIG") or "{}")
-        workers = len(spec["cluster"]["worker"]) if spec else 1
+        self.num_replicas_in_sync = len(spec["cluster"]["worker"]) if spec else 1
         super().__init__(
             types.SimpleNamespace(
                 worker_devices=("/job:worker/device:CPU:0",),
-                _num_workers=workers,
                 _cross_device_ops=types.SimpleNamespace(_launchers=[None]),
             )
         )
