@@ -252,15 +252,17 @@ make_venv() {
     logged_install "$python" -m venv --clear "$venv" || return 1
     say "Installing TensorFlow and PySpark into ${venv##*/} (a minute or two, once)"
   fi
-  pip_install -e ".[$extra]" ${use_versions:+-c "scripts/lib/$use_versions.txt"} || return 1
+  pip_install --no-compile -e ".[$extra]" ${use_versions:+-c "scripts/lib/$use_versions.txt"} || return 1
   if [ "$extra" = dev ]; then
     # tf_keras depends on `tensorflow`, whose files would overwrite those of tensorflow-cpu. Without its dependencies, it
     # works with either, as long as its version matches TensorFlow's.
-    pip_install --no-deps "tf_keras==$(tensorflow_series).*" || return 1
+    pip_install --no-compile --no-deps "tf_keras==$(tensorflow_series).*" || return 1
     # Optional: it saves half a second of processor time for each Python worker that the tests start.
     "$venv/bin/python" "$root/scripts/lib/python_archives.py" >>"$venv/install.log" 2>&1 </dev/null ||
       say "Adding bytecode to PySpark's archives failed, see $venv/install.log. The tests run without it."
   fi
+  # On all cores, as pip does not. Some packages have files that are no Python, such as templates; pip ignores them, too.
+  "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >>"$venv/install.log" 2>&1 </dev/null || :
   printf '%s\n' "$key" "$venv" "$python" "$extra" >"$stamp"
 }
 
