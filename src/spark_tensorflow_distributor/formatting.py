@@ -14,8 +14,8 @@ _CONTROLS = re.compile(r"(\x1b\[[0-?]*[ -/]*[@-~]|\r(?=\n))|([\x00-\x08\x0b-\x1f
 
 # Compared with names in snake_case. Like Spark's own (?i)secret|password|token|access[.]?key|credential, the default of
 # spark.redaction.regex, it looks anywhere in a name, so that it also finds spark.ssl.keyStorePassword. Unlike Spark's,
-# it knows more names of keys, and shows tokenizers. What may be a table's key
-# (primary_key) is hidden, too: secrets have such names in Azure, and a report can do without a column's name.
+# it knows more names of keys, and shows tokenizers. What may be a table's key (primary_key) is hidden, too: secrets
+# have such names in Azure, and a report can do without a column's name.
 _WORD_BEGINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
 _SECRET_NAME = re.compile(
     r"passw|passphrase|secret|credential|authorization|connection_?string|token(?!i[sz])"
@@ -129,17 +129,14 @@ def with_article(name: str) -> str:
     return f"{'an' if vowel else 'a'} {name}"
 
 
-def names_a_secret(name: str) -> bool:
+def names_a_secret(name: str, value: object = "") -> bool:
     """Return whether a value under this name, of an argument or a setting, may be secret and must not be shown.
 
-    Of ``tokens``, only a number is not: it counts them (see :func:`names_a_count`).
+    A number of ``tokens`` is not: it counts them.
     """
-    return _SECRET_NAME.search(_WORD_BEGINS.sub("_", name).lower()) is not None
-
-
-def names_a_count(name: str) -> bool:
-    """Return whether a number under this name counts tokens, as ``max_tokens`` does."""
-    return re.search(r"(?:^|_)tokens(?:_|$)", _WORD_BEGINS.sub("_", name).lower()) is not None
+    words = _WORD_BEGINS.sub("_", name).lower()
+    is_count = (value is None or isinstance(value, bool | int | float)) and "tokens" in words.split("_")
+    return not is_count and _SECRET_NAME.search(words) is not None
 
 
 def sentence(quoted: object) -> str:

@@ -20,7 +20,7 @@ from .runtime.driver.modules import pack_modules
 from .runtime.driver.report import RunReport
 from .runtime.driver.run import Program
 from .runtime.driver.spark import SparkGateway, active_session, check_sessions
-from .runtime.driver.tracked_run import TrackedRun, changed_settings
+from .runtime.driver.tracked_run import TrackedRun, changed_settings, without_frames
 
 _log = logging.getLogger(__name__)
 
@@ -238,9 +238,7 @@ class MirroredStrategyRunner:
             with first_interrupt_stops(run.control):
                 return run.execute()
         except DistributorError as error:
-            # The message says everything. The driver's own frames would separate it from the line that called run().
-            _log.debug("Where the error was raised on the driver:", exc_info=True)
-            failure = error.with_traceback(None)
+            failure = without_frames(error)
         try:
             raise failure
         finally:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from .keras_api import import_package
-from .keras_internals import layers_of
+from .keras_internals import build_optimizer, layers_of
 
 
 def create_early(model: Any, step: Callable[[Any], Any], batch: Any) -> None:
@@ -36,14 +36,14 @@ def create_early(model: Any, step: Callable[[Any], Any], batch: Any) -> None:
     optimizer = model.optimizer if name == "train_step" else None
     if optimizer is not None and not optimizer.built and model.trainable_weights and _is_kerass_own(optimizer):
         with keras.name_scope(optimizer.name, caller=optimizer):
-            optimizer.build(model.trainable_weights)
+            build_optimizer(optimizer, model.trainable_weights)
     metrics, labels = getattr(model, "_compile_metrics", None), _labels(keras, batch)
     if metrics is not None and not metrics.built and labels is not None and _has_certain_shape(keras, output, layers):
         metrics.build(labels, output)
 
 
 def _is_kerass_own(made: Any) -> bool:
-    """Return whether the class of a model or an optimizer, and of an optimizer inside it, is Keras' own."""
+    """Return whether the class of a model, layer or optimizer, and of an optimizer inside it, is Keras' own."""
     inner = getattr(made, "inner_optimizer", None)
     return type(made).__module__.startswith("keras.") and (inner is None or _is_kerass_own(inner))
 
@@ -60,7 +60,7 @@ def _has_certain_shape(keras: ModuleType, output: Any, layers: Sequence[Any]) ->
     """Return whether the output has this shape in the step, too: "accuracy" is another metric if the last one is 1."""
     shape_methods = ("compute_output_shape", "compute_output_spec")
     return output.shape[-1:] not in ((), (None,)) and all(
-        type(layer).__module__.startswith("keras.")
+        _is_kerass_own(layer)
         or all(getattr(type(layer), method) is getattr(keras.Layer, method) for method in shape_methods)
         for layer in layers
     )

@@ -16,9 +16,14 @@ import tensorflow as tf
 
 # The iterators of the last two passes, such as those of an epoch and its validation: when the next one begins, the
 # thread of the oldest has long finished.
-KEPT = 2
+_KEPT = 2
 # How many batches TensorFlow has read in advance, at most, when nobody reads on.
 _IN_ADVANCE = 3
+
+
+def last_iterators() -> deque[Any]:
+    """Return a place for iterators that keeps as many as have to outlive their last use."""
+    return deque(maxlen=_KEPT)
 
 
 def keep_iterators(distributed: Any, kept: deque[Any]) -> Any:
@@ -39,8 +44,7 @@ class LocalStrategy(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[
 
     def __init__(self) -> None:
         super().__init__()
-        self._finite: deque[Any] = deque(maxlen=KEPT)
-        self._other: deque[Any] = deque(maxlen=KEPT)
+        self._finite, self._other = last_iterators(), last_iterators()
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
         is_finite = isinstance(dataset, tf.data.Dataset) and int(dataset.cardinality()) >= 0

@@ -11,8 +11,8 @@ from typing import Any
 def layers_of(model: Any) -> list[Any]:
     """Return a model and its layers, with those of nested models and layers.
 
-    Without the private name, the nested ones are missing: their custom classes are not found, and ``compare_step`` does
-    not restore what they hold.
+    Without the private name, the nested ones are missing: their custom classes are not found, ``compare_step`` does not
+    restore what they hold, and one that is not built yet goes unnoticed.
     """
     flatten = getattr(model, "_flatten_layers", None)
     return [model, *getattr(model, "layers", ())] if flatten is None else list(flatten())

@@ -15,7 +15,7 @@ from ..data.passes import FitPasses, ShardState, shard_states_of
 from ..data.transformations import inputs_of
 from ..errors import DataError
 from .fit_hooks import MethodCall, only
-from .kept_iterators import KEPT, keep_iterators
+from .kept_iterators import keep_iterators, last_iterators
 from .private_names import DEVICE_ITERATORS
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def disable_device_autotuning() -> None:
 def distribute_shard(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset, options: Any) -> Any:
     """Distribute a dataset that derives from a shard, which holds this worker's rows alone, for a custom loop."""
     # An iterator of an endless dataset never finishes.
-    kept = _endless_iterators if _is_endless(dataset) else deque(maxlen=KEPT)
+    kept = _endless_iterators if _is_endless(dataset) else last_iterators()
     return keep_iterators(strategy.distribute_datasets_from_function(lambda _: dataset, options), kept)
 
 

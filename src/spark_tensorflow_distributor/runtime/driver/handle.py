@@ -1,6 +1,5 @@
 """A run in the background."""
 
-import logging
 import threading
 from types import TracebackType
 from typing import Any
@@ -9,10 +8,8 @@ from ...errors import DistributorError
 from .interrupts import first_interrupt_stops
 from .report import RunReport
 from .spark import SparkGateway
-from .tracked_run import TrackedRun
+from .tracked_run import TrackedRun, without_frames
 from .views.text import numbers
-
-_log = logging.getLogger(__name__)
 
 
 class RunHandle:
@@ -40,9 +37,8 @@ class RunHandle:
     def _execute(self) -> None:
         try:
             self._value = self._run.execute()
-        except DistributorError as error:  # result() raises it, as run() would: without the library's frames
-            _log.debug("Where the error was raised on the driver:", exc_info=True)
-            self._error = error.with_traceback(None)
+        except DistributorError as error:  # result() raises it
+            self._error = without_frames(error)
         except BaseException as error:
             self._error, self._frames = error, error.__traceback__
         finally:

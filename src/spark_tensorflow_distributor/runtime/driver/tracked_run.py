@@ -1,5 +1,6 @@
 """One run from beginning to end, with its report and callbacks."""
 
+import logging
 import os
 import re
 import time
@@ -9,14 +10,16 @@ from typing import Any
 
 from ...config import RunnerConfig
 from ...data.frames import is_dataframe
-from ...errors import RunCancelledError
-from ...formatting import names_a_count, names_a_secret, one_line
+from ...errors import DistributorError, RunCancelledError
+from ...formatting import names_a_secret, one_line
 from ..specs import RunPlan
 from .callbacks import CallbackList
 from .control import RunControl
 from .report import RunReport
 from .run import Program, Run
 from .spark import SparkGateway
+
+_log = logging.getLogger(__name__)
 
 _MAX_TEXT = 500
 _MAX_ITEMS = 20
@@ -83,6 +86,15 @@ def follow(report: RunReport, callbacks: CallbackList, execute: Callable[[], Any
     return value
 
 
+def without_frames(error: DistributorError) -> DistributorError:
+    """Return an error that is being handled without its traceback, which goes to the log.
+
+    The message says everything. The driver's frames would separate it from the line that called ``run``.
+    """
+    _log.debug("Where the error was raised on the driver:", exc_info=True)
+    return error.with_traceback(None)
+
+
 def new_report(config: RunnerConfig, function: str, arguments: Mapping[str, Any], num_tasks: int) -> RunReport:
     """Return the report of a run that is about to begin.
 
@@ -113,8 +125,7 @@ def plain(name: str, value: object) -> Any:
     A value may be secret if its name suggests this, also in nested mappings and in the arguments of a script, or if it
     is a password in a URL. Long values are shortened.
     """
-    is_number = value is None or isinstance(value, bool | int | float)
-    if names_a_secret(name) and not (is_number and names_a_count(name)):
+    if names_a_secret(name, value):
         return "..."
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -123,7 +134,7 @@ def plain(name: str, value: object) -> Any:
     if isinstance(value, list | tuple):
         shown = value[:_MAX_ITEMS]
         return [plain(_option(before), each) for before, each in zip(["", *shown], shown, strict=False)]
-    if is_number:
+    if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
         option, equals, _ = value.partition("=")
