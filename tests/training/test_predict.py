@@ -258,6 +258,7 @@ def test_without_arrow_functions(spark, numbers, keras, dense, monkeypatch):
     close([row.prediction.q for row in rows], two.predict(matrix(rows), verbose=0)["q"])
 
 
+@pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built:UserWarning")
 def test_a_model_that_does_not_declare_its_inputs(numbers, keras):
     class Sum(keras.Model):
         def call(self, columns):
