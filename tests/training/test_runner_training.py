@@ -254,9 +254,9 @@ def train(x):
     model.fit(np.ones((8, 2)), np.ones(8), epochs=2, verbose=0)
     return os.getpid(), x, isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
 for _ in range(2):
-    pid, x, is_the_one_of_tensorflow = MirroredStrategyRunner(num_slots=1, local_mode=True, use_gpu=False).run(train, x=3)
+    pid, x, as_before = MirroredStrategyRunner(num_slots=1, local_mode=True, use_gpu=False).run(train, x=3)
     assert (pid, x) == (os.getpid(), 3)
-    assert is_the_one_of_tensorflow
+    assert as_before
 assert dict(os.environ) == before
 assert "pyspark" not in sys.modules
 custom = MirroredStrategyRunner(num_slots=1, local_mode=True, use_gpu=False, use_custom_strategy=True)

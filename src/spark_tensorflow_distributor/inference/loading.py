@@ -110,7 +110,7 @@ def _load_model(spec: ModelSpec, folder: str, data: bytes, *, is_compiled: bool)
         file.write(data)
     keras = _import_keras(spec.library or ("keras" if spec.kind == "keras" else _h5_library(path)))
     # The pickle comes from the driver, as part of the Spark task.
-    custom_objects = pickle.loads(spec.custom_objects) if spec.custom_objects else {}  # nosec B301
+    custom_objects = pickle.loads(spec.custom_objects) if spec.custom_objects else {}  # noqa: S301
     options = {"safe_mode": spec.safe_mode} if spec.kind == "keras" else {}
     with keras.saving.custom_object_scope(custom_objects):
         return keras.models.load_model(path, compile=is_compiled, **options)

@@ -68,7 +68,7 @@ def run_function(
     from pyspark.sql.pandas.types import to_arrow_type
 
     # The pickle comes from the driver, as part of the Spark task.
-    spec: PredictSpec = pickle.loads(packed)  # nosec B301
+    spec: PredictSpec = pickle.loads(packed)  # noqa: S301
     kind = to_arrow_type(type_from_json(spec.output_type))
     predictor: Predictor | None = None
     for batch in batches:
@@ -162,7 +162,7 @@ def run_probe(
     for batch in batches:  # to the end, because Spark reuses only Python workers that have read all of their input
         if batch.num_rows:
             # This pickle, too, comes from the driver.
-            found = json.dumps(_probe(pickle.loads(packed), model, batch.columns if has_arguments else None))  # nosec B301
+            found = json.dumps(_probe(pickle.loads(packed), model, batch.columns if has_arguments else None))  # noqa: S301
             yield pa.RecordBatch.from_arrays([pa.array([found])], ["found"])
 
 

@@ -105,7 +105,7 @@ def load_objects(data: bytes, saved: Mapping[str, str], path: str) -> dict[str, 
     import pickle
 
     try:
-        found: dict[str, Any] = pickle.loads(data)  # nosec B301
+        found: dict[str, Any] = pickle.loads(data)  # noqa: S301
     except Exception as error:
         now = versions()
         changed = [f"{name} {version} (here {now.get(name, 'not installed')})" for name, version in saved.items()]

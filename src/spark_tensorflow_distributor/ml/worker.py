@@ -2,7 +2,7 @@
 
 import importlib
 import os
-import pickle  # nosec B403
+import pickle
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +61,7 @@ def train(
     _check_data(task, {"train": train_data, "validate": validation_data}, is_filled=fitFn is not None)
     if model is not None and localMode:
         # The bytes were written by this very line.
-        model = pickle.loads(dumps(model))  # nosec B301
+        model = pickle.loads(dumps(model))  # noqa: S301
     offered: dict[str, Any] = {
         "num_features": _num_features(task, train_data),
         "num_classes": task.num_classes,

@@ -58,7 +58,7 @@ class MemoryImporter(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         text, _, path = self.modules[module.__name__]
         # The library's own source, from the driver.
         code = compile(text, f"<{self.package}>/{path}", "exec")
-        exec(code, module.__dict__)  # nosec B102
+        exec(code, module.__dict__)  # noqa: S102
 
     def get_source(self, name: str) -> str:
         return self.modules[name][0]

@@ -51,7 +51,7 @@ def carry_in(state: str, waiting: Callable[[str], AbstractContextManager[None]])
     from pyspark import BarrierTaskContext, TaskContext
 
     # Comes from the agent, over a local socket of the same user.
-    on_class, on_object = pickle.loads(base64.b64decode(state))  # nosec B301
+    on_class, on_object = pickle.loads(base64.b64decode(state))  # noqa: S301
     for name, value in on_class.items():
         setattr(BarrierTaskContext, name, value)
     context = object.__new__(BarrierTaskContext)

@@ -75,7 +75,7 @@ def shipped(module: str, name: str, *fixed: object) -> BatchFunction:
         namespace: dict[str, Any] = {"__name__": "_importer"}
         # The library's own source, from the driver.
         code = compile(installer, "<spark_tensorflow_distributor>/runtime/_importer.py", "exec")
-        exec(code, namespace)  # nosec B102
+        exec(code, namespace)  # noqa: S102
         namespace["install"](package, json.loads(zlib.decompress(packed)))
         function = getattr(importlib.import_module(f"{package}.{module}"), name)
         yield from function(*fixed, batches)

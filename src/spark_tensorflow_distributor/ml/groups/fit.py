@@ -194,7 +194,7 @@ def _collected(
             delete_folder(spark, folder)
         raise
     # From the workers of this job.
-    template: Template = pickle.loads(bytes(row["template"]))  # nosec B301
+    template: Template = pickle.loads(bytes(row["template"]))  # noqa: S301
     models = GroupModels(kept, template, group_names, features, is_single, row["groups"], row["failed"])
     if path is not None:
         models.save_description(path)

@@ -63,7 +63,7 @@ def run_function(packed: bytes, template: Any, batches: "Iterator[tuple[pa.Array
     from pyspark.sql.pandas.types import to_arrow_type
 
     # From the driver, in the Spark task.
-    task: GroupPredictTask = pickle.loads(packed)  # nosec B301
+    task: GroupPredictTask = pickle.loads(packed)  # noqa: S301
     kind = to_arrow_type(type_from_json(task.output_type))
     count = len(task.group_columns) + 1
     current: tuple[Key, bytes | None] | None = None
@@ -120,7 +120,7 @@ def _applier(task: GroupPredictTask, template: Any) -> "_Applier":
     start_tensorflow(task.gpu_resource_name)
     data: bytes = template if isinstance(template, bytes) else template.value
     # From the driver, in the Spark task.
-    found: Template = pickle.loads(data)  # nosec B301
+    found: Template = pickle.loads(data)  # noqa: S301
     return _appliers.get(found.spec.key, lambda: _Applier(found))
 
 

@@ -55,7 +55,7 @@ def run_task(packed: bytes, program: Any, batches: "Iterator[pa.RecordBatch]") -
             are any, the weight column and the validation indicator column.
     """
     # From the driver, in the Spark task.
-    task: GroupTask = pickle.loads(packed)  # nosec B301
+    task: GroupTask = pickle.loads(packed)  # noqa: S301
     results: list[dict[str, Any]] = []
     types: list[pa.Field] = []
     state = random.getstate()
@@ -113,7 +113,7 @@ def _trainer(task: GroupTask, packed: bytes, program: Any) -> "GroupTrainer":
 
     def load() -> GroupProgram:
         # From the driver, in the Spark task.
-        return pickle.loads(data)  # type: ignore[no-any-return]  # nosec B301
+        return pickle.loads(data)  # type: ignore[no-any-return]  # noqa: S301
 
     # By the content of the program.
     return _trainers.get(hashlib.sha256(packed + data).digest(), lambda: GroupTrainer(task, load))

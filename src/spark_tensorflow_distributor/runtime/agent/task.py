@@ -74,7 +74,7 @@ def run_task(
     from pyspark import BarrierTaskContext
 
     schema = pa.schema([("rank", pa.int32()), ("kind", pa.string()), ("seq", pa.int32()), ("data", pa.binary())])
-    agent = Agent(pickle.loads(spec), BarrierTaskContext.get(), broadcasts, batches)  # nosec B301
+    agent = Agent(pickle.loads(spec), BarrierTaskContext.get(), broadcasts, batches)  # noqa: S301
     for row in agent.run():
         yield pa.RecordBatch.from_arrays(
             [pa.array([value], field.type) for value, field in zip(row, schema, strict=True)],

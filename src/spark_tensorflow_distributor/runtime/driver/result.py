@@ -24,7 +24,7 @@ def load_result(chunks: Sequence[bytes]) -> Any:
     data = b"".join(chunks)
     try:
         # From a worker that has proved that it knows the secret; see docs/security.md.
-        value = pickle.loads(data)  # nosec B301
+        value = pickle.loads(data)  # noqa: S301
     except Exception as error:
         path = _kept(data, ".pickle")
         raise ResultNotLoadedError(

@@ -31,7 +31,7 @@ def script_call(name: str, source: str, args: Sequence[str]) -> Callable[[], Non
             sys.path.insert(0, folder)
         try:
             # Running the user's script is what a trainer is for.
-            exec(code, module.__dict__)  # nosec B102
+            exec(code, module.__dict__)  # noqa: S102
         finally:
             sys.argv[:], main, sys.path[:] = saved
             if main is not None:
