@@ -43,20 +43,26 @@ def own_rows(strategy, counts, policy):
 
 
 def own_files(strategy, folder):
-    """Train on files that TensorFlow deals out alternately to two workers."""
+    """Train on files that TensorFlow deals out alternately to two workers; batches are made of rows, or of lines."""
     import tensorflow as tf
 
-    def parse(line):
-        numbers = tf.strings.to_number(tf.strings.split(line, ","))
-        return tf.ensure_shape(numbers[:5], (5,)), tf.ensure_shape(numbers[5:], (1,))
+    def parse(lines):
+        numbers = tf.strings.to_number(tf.strings.split(lines, ","))
+        numbers = numbers.to_tensor() if isinstance(numbers, tf.RaggedTensor) else numbers
+        return tf.ensure_shape(numbers[..., :5], (*lines.shape, 5)), tf.ensure_shape(
+            numbers[..., 5:], (*lines.shape, 1)
+        )
 
-    with strategy.scope():
-        model = regression(tf.keras)
+    lines = tf.data.TextLineDataset([f"{folder}/{number}.csv" for number in range(4)])
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.FILE
-    lines = tf.data.TextLineDataset([f"{folder}/{number}.csv" for number in range(4)])
-    history = model.fit(lines.map(parse).batch(BATCH).with_options(options), epochs=3, verbose=0)
-    return {"weights": model.get_weights(), "loss": history.history["loss"], "mae": history.history["mae"]}
+    found = {}
+    for name, data in (("rows", lines.map(parse).batch(BATCH)), ("lines", lines.batch(BATCH).map(parse))):
+        with strategy.scope():
+            model = regression(tf.keras)
+        history = model.fit(data.with_options(options), epochs=3, verbose=0)
+        found[name] = {"weights": model.get_weights(), **{key: history.history[key] for key in ("loss", "mae")}}
+    return found
 
 
 def merged(strategy, counts):
@@ -92,10 +98,11 @@ def test_workers_with_files_of_their_own_train_on_all_of_them(tmp_path):
         for number, part in ((rank, table[:10]), (rank + 2, table[10:])):
             np.savetxt(tmp_path / f"{number}.csv", part, delimiter=",", fmt="%.9g")
     (single,) = run_group("test_data_of_workers:merged", workers=1, counts=counts)
-    for found in run_group("test_data_of_workers:own_files", workers=2, folder=str(tmp_path)):
-        for name in ("weights", "loss", "mae"):
-            for value, expected in zip(found[name], single[name], strict=True):
-                np.testing.assert_allclose(value, expected, rtol=2e-4, atol=2e-5)
+    for of_worker in run_group("test_data_of_workers:own_files", workers=2, folder=str(tmp_path)):
+        for found in (of_worker["rows"], of_worker["lines"]):
+            for name in ("weights", "loss", "mae"):
+                for value, expected in zip(found[name], single[name], strict=True):
+                    np.testing.assert_allclose(value, expected, rtol=2e-4, atol=2e-5)
 
 
 def generators(strategy, counts):
