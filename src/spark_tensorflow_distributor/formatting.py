@@ -12,17 +12,6 @@ from collections.abc import Mapping, Sequence
 # tabs and newlines; they are shown as escapes.
 _CONTROLS = re.compile(r"(\x1b\[[0-?]*[ -/]*[@-~]|\r(?=\n))|([\x00-\x08\x0b-\x1f\x7f-\x9f])")
 
-# Compared with names in snake_case. Like Spark's own (?i)secret|password|token|access[.]?key|credential, the default of
-# spark.redaction.regex, it looks anywhere in a name, so that it also finds spark.ssl.keyStorePassword. Unlike Spark's,
-# it knows more names of keys, and shows tokenizers. What may be a table's key (primary_key) is hidden, too: secrets
-# have such names in Azure, and a report can do without a column's name.
-_WORD_BEGINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
-_SECRET_NAME = re.compile(
-    r"passw|passphrase|secret|credential|authorization|connection_?string|token(?!i[sz])"
-    r"|(?:access|account|api|auth|bearer|encryption|private|refresh|session|shared|signing|ssh)_?(?:key|token)"
-    r"|(?:^|_)(?:auth|key|pass|pwd)_?\d*$"  # as the last word: neither key_columns nor keys, monkey or compass
-)
-
 
 def printable(text: str) -> str:
     """Return text without colours and cursor movements; other control characters become escapes."""
@@ -127,16 +116,6 @@ def with_article(name: str) -> str:
     # The article follows the sound (a unit, a user). Names with a silent h are not worth a rule.
     vowel = name[:1].lower() in "aeiou" and not name.lower().startswith(("uni", "use", "uti", "eu", "one"))
     return f"{'an' if vowel else 'a'} {name}"
-
-
-def names_a_secret(name: str, value: object = "") -> bool:
-    """Return whether a value under this name, of an argument or a setting, may be secret and must not be shown.
-
-    A number of ``tokens`` is not: it counts them.
-    """
-    words = _WORD_BEGINS.sub("_", name).lower()
-    is_count = (value is None or isinstance(value, bool | int | float)) and "tokens" in words.split("_")
-    return not is_count and _SECRET_NAME.search(words) is not None
 
 
 def sentence(quoted: object) -> str:

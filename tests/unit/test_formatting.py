@@ -9,7 +9,6 @@ from spark_tensorflow_distributor.formatting import (
     first_line,
     gibibytes,
     mebibytes,
-    names_a_secret,
     one_line,
     place_words,
     printable,
@@ -124,39 +123,6 @@ def test_errors_of_the_library_are_printed_safely():
     text = "".join(traceback.format_exception(TrainingFailedError("\x1b[2Jline\nline \x07")))
     assert "\x1b" not in text
     assert "line\nline \\x07" in text
-
-
-SECRETS = (
-    *("password", "db_passwd", "userPassword", "passphrase", "DB_PWD", "smtp_pass", "client_secret", "credentials"),
-    *("token", "hf_token", "authToken", "API_TOKEN", "token2", "api_tokens", "accesstoken", "sessionToken"),
-    *("key", "--key", "access_key", "accessKey", "AWSAccessKey", "AWS_ACCESS_KEY_ID", "apikey", "x-api-key"),
-    *("api_keys", "ssh_keys", "refresh_tokens", "RSAKey", "tokens", "hf_tokens", "max_tokens", "maxTokens"),
-    *("account_key", "account-key", "privateKey", "private_key_path", "primary_key", "key1", "sharedkey"),
-    *("Authorization", "auth", "basic_auth", "connectionString"),
-    *("spark.hadoop.fs.s3a.access.key", "spark.hadoop.fs.azure.account.key.me.blob.core.windows.net"),
-    *("spark.ssl.keyStorePassword", "spark.kubernetes.authenticate.submission.oauthToken"),
-)
-OTHERS = (
-    *("", "rate", "keys", "key_columns", "keyword", "monkey", "turkey", "keyboard", "compass", "passes", "pass_rate"),
-    *("tokenizer", "tokenize", "author", "spark.authenticate"),
-    *("spark.ssl.keyStore", "spark.kerberos.keytab", "accession", "apiVersion"),
-)
-
-
-@pytest.mark.parametrize("name", SECRETS)
-def test_names_of_secrets(name):
-    assert names_a_secret(name)
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_names_of_other_values(name):
-    assert not names_a_secret(name)
-
-
-@pytest.mark.parametrize("word", ["secret", "password", "token", "access.key", "accesskey", "credential"])
-def test_what_spark_redacts_is_a_secret(word):
-    for name in (word, word.upper(), f"spark.{word}.file", f"my{word}"):
-        assert names_a_secret(name)
 
 
 def test_a_position_in_fit_counts_calls_and_epochs_from_1():

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..formatting import names_a_secret
+from ..redaction import HIDDEN, names_a_secret, redacted
 from .findings import Finding
 
 
@@ -42,4 +42,4 @@ class Diagnosis:
 
 def without_secrets(settings: Mapping[str, str]) -> dict[str, str]:
     """Return Spark's settings with "..." in place of the values that may be secret."""
-    return {key: "..." if names_a_secret(key) else value for key, value in settings.items()}
+    return {key: HIDDEN if names_a_secret(key) else redacted(value) for key, value in settings.items()}

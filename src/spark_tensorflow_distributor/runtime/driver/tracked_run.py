@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -11,7 +10,8 @@ from typing import Any
 from ...config import RunnerConfig
 from ...data.frames import is_dataframe
 from ...errors import DistributorError, RunCancelledError
-from ...formatting import names_a_secret, one_line
+from ...formatting import one_line
+from ...redaction import HIDDEN, names_a_secret, redacted
 from ..specs import RunPlan
 from .callbacks import CallbackList
 from .control import RunControl
@@ -23,8 +23,6 @@ _log = logging.getLogger(__name__)
 
 _MAX_TEXT = 500
 _MAX_ITEMS = 20
-_OPTION = re.compile(r"[\w.+~-]+")  # of a script, such as Hydra's db.password=...
-_PASSWORD_IN_URL = re.compile(r"(\w+://[^/\s:@]*:)[^/\s@]*@")
 
 
 class TrackedRun:
@@ -122,25 +120,24 @@ def _status(error: BaseException) -> str:
 def plain(name: str, value: object) -> Any:
     """Return a value unchanged if JSON can represent it, else its type's name; "..." replaces possible secrets.
 
-    A value may be secret if its name suggests this, also in nested mappings and in the arguments of a script, or if it
-    is a password in a URL. Long values are shortened.
+    A value may be secret if its name suggests this, also in nested mappings, in pairs of a name and a value, in the
+    arguments of a script and within texts, or if it is a password in a URL. Long values are shortened.
     """
     if names_a_secret(name, value):
-        return "..."
+        return HIDDEN
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, Mapping):
         return {str(key): plain(str(key), each) for key, each in list(value.items())[:_MAX_ITEMS]}
     if isinstance(value, list | tuple):
         shown = value[:_MAX_ITEMS]
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+            return [plain("", value[0]), plain(*value)]
         return [plain(_option(before), each) for before, each in zip(["", *shown], shown, strict=False)]
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
-        option, equals, _ = value.partition("=")
-        if equals and (option.startswith("-") or _OPTION.fullmatch(option)) and names_a_secret(option):
-            return f"{option}=..."
-        value = _PASSWORD_IN_URL.sub(r"\1...@", value)
+        value = redacted(value)
         return value if len(value) <= _MAX_TEXT else f"{value[:_MAX_TEXT]}..."
     if is_dataframe(value):  # its repr may compute it
         return "DataFrame"

@@ -185,5 +185,10 @@ def test_settings_and_arguments_are_short_and_hide_secrets():
         ["db.password=...", "++auth.api_key=...", "rate=0.5", "--conf spark.my.token=...", "s3://b/secret-1/day=2"],
         {"accountKey": "...", "max_tokens": 512},
     ]
+    assert plain("headers", [("password", "a"), ("size", "b"), ("x", 2)]) == [
+        ["password", "..."],
+        ["size", "b"],
+        ["x", 2],
+    ]
     assert plain("client", object()) == "object"
     assert [plain("value", value) for value in (None, True, 1, 0.5, "a")] == [None, True, 1, 0.5, "a"]
