@@ -7,7 +7,7 @@ machine, the thread may then still be waiting for it.
 
 from __future__ import annotations
 
-import contextlib
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -17,12 +17,13 @@ import tensorflow as tf
 # The iterators of the last two passes, such as those of an epoch and its validation: when the next one begins, the
 # thread of the oldest has long finished.
 _KEPT = 2
-# How many batches TensorFlow has read in advance, at most, when nobody reads on.
-_IN_ADVANCE = 3
+# How many seconds the threads of the last iterators have to finish. Reading on would not help: it makes the thread of
+# an iterator with more batches fetch the next one.
+_PAUSE = 0.1
 
 
 def last_iterators() -> deque[Any]:
-    """Return a place for iterators that keeps as many as have to outlive their last use."""
+    """Return a deque that keeps the last two iterators alive."""
     return deque(maxlen=_KEPT)
 
 
@@ -44,25 +45,23 @@ class LocalStrategy(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[
 
     def __init__(self) -> None:
         super().__init__()
-        self._finite, self._other = last_iterators(), last_iterators()
+        self._kept: deque[Any] | None = last_iterators()
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        is_finite = isinstance(dataset, tf.data.Dataset) and int(dataset.cardinality()) >= 0
-        distributed = super().experimental_distribute_dataset(dataset, options)
-        return keep_iterators(distributed, self._finite if is_finite else self._other)
+        return self._keep(super().experimental_distribute_dataset(dataset, options))
 
     def distribute_datasets_from_function(self, dataset_fn: Any, options: Any = None) -> Any:
-        return keep_iterators(super().distribute_datasets_from_function(dataset_fn, options), self._other)
+        return self._keep(super().distribute_datasets_from_function(dataset_fn, options))
+
+    def _keep(self, distributed: Any) -> Any:
+        return distributed if self._kept is None else keep_iterators(distributed, self._kept)
 
     def release(self) -> None:
         """Let go of the iterators, which hold on to the data, at the end of the run.
 
-        After Keras has read all batches of a finite dataset, an iterator only has to report the end. Others are not
-        asked: a generator may wait for its next row forever.
+        A model that the run returns still has this strategy; what it reads later is not kept.
         """
-        for iterator in self._finite:
-            with contextlib.suppress(Exception):  # the end, or an error in rows for which nobody has asked
-                for _ in range(_IN_ADVANCE):
-                    next(iterator)
-        self._finite.clear()
-        self._other.clear()
+        kept, self._kept = self._kept, None
+        if kept:
+            time.sleep(_PAUSE)
+            kept.clear()

@@ -20,7 +20,9 @@ from .private_names import DEVICE_ITERATORS
 
 _log = logging.getLogger(__name__)
 
+# An iterator of an endless dataset never finishes.
 _endless_iterators: deque[Any] = deque()
+_last_iterators = last_iterators()
 
 
 def disable_device_autotuning() -> None:
@@ -46,8 +48,7 @@ def disable_device_autotuning() -> None:
 
 def distribute_shard(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset, options: Any) -> Any:
     """Distribute a dataset that derives from a shard, which holds this worker's rows alone, for a custom loop."""
-    # An iterator of an endless dataset never finishes.
-    kept = _endless_iterators if _is_endless(dataset) else last_iterators()
+    kept = _endless_iterators if _is_endless(dataset) else _last_iterators
     return keep_iterators(strategy.distribute_datasets_from_function(lambda _: dataset, options), kept)
 
 
