@@ -68,16 +68,16 @@ def rank_list(ranks: Sequence[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {shown}"
 
 
-def place_words(place: Mapping[str, int], *, of_call: bool = False) -> str:
+def position_text(position: Mapping[str, int], *, of_call: bool = False) -> str:
     """Describe a position in ``fit``: ``"epoch 3, after step 17"``, or ``"fit 2, epoch 3, ..."`` after the first call.
 
     Calls and epochs are counted from 1, as Keras does; the step is the number of completed ones in the epoch.
 
     Args:
-        place: ``fit``, ``epoch`` and ``step``, counted from 0.
+        position: ``fit``, ``epoch`` and ``step``, counted from 0.
         of_call: Return ``"fit() 1 at epoch 3, step 17"`` instead, which says where a call resumes.
     """
-    fit, epoch, step = place["fit"] + 1, place["epoch"] + 1, place["step"]
+    fit, epoch, step = position["fit"] + 1, position["epoch"] + 1, position["step"]
     if of_call:
         return f"fit() {fit} at epoch {epoch}, step {step}"
     return ("" if fit == 1 else f"fit {fit}, ") + f"epoch {epoch}, after step {step}"

@@ -51,10 +51,10 @@ def redacted(text: str) -> str:
     for name in _NAME.finditer(text):
         if name.start() < end or not names_a_secret(name[1]):
             continue
-        value = _VALUE.match(text, name.end())
-        if value is not None and names_a_secret(name[1], value[0].strip("\"',)]}")):
+        found = _VALUE.match(text, name.end())
+        if found is not None and names_a_secret(name[1], found[0].strip("\"',)]}")):
             pieces += [text[end : name.end()], HIDDEN]
-            end = value.end()
+            end = found.end()
     return "".join([*pieces, text[end:]])
 
 

@@ -10,7 +10,7 @@ from spark_tensorflow_distributor.formatting import (
     gibibytes,
     mebibytes,
     one_line,
-    place_words,
+    position_text,
     printable,
     printable_exception,
     printable_line,
@@ -127,7 +127,7 @@ def test_errors_of_the_library_are_printed_safely():
 
 def test_a_position_in_fit_counts_calls_and_epochs_from_1():
     place = {"fit": 0, "epoch": 2, "step": 17}
-    assert place_words(place) == "epoch 3, after step 17"
-    assert place_words({**place, "fit": 1}) == "fit 2, epoch 3, after step 17"
-    assert place_words(place, of_call=True) == "fit() 1 at epoch 3, step 17"
-    assert place_words({"fit": 1, "epoch": 0, "step": 0}, of_call=True) == "fit() 2 at epoch 1, step 0"
+    assert position_text(place) == "epoch 3, after step 17"
+    assert position_text({**place, "fit": 1}) == "fit 2, epoch 3, after step 17"
+    assert position_text(place, of_call=True) == "fit() 1 at epoch 3, step 17"
+    assert position_text({"fit": 1, "epoch": 0, "step": 0}, of_call=True) == "fit() 2 at epoch 1, step 0"

@@ -8,6 +8,7 @@ from sources import MODULES, imports_of, modules_named_in
 PACKAGES = [
     "lazy",
     "formatting",
+    "redaction",
     "errors",
     "context",
     "transport",

@@ -2,7 +2,7 @@
 
 import errno
 
-# No space is left, the user's quota is exhausted, or the limit for the size of a file (RLIMIT_FSIZE) is reached.
+# No space is left, the user's quota is exhausted, or the limit for the size of a file (ulimit -f) is reached.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

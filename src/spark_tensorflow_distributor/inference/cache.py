@@ -1,12 +1,13 @@
-"""What Spark's Python worker keeps of the models that it used last: Spark reuses the worker for further tasks."""
+"""Caches the models that a Python worker of Spark used last, because Spark reuses the worker for further tasks."""
 
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
 
-# A pipeline may alternate between two models; more would fill the memory of the executors.
+# A pipeline may alternate between two models of one kind; more would fill the memory of the executors.
 _MAX_MODELS = 2
 
 
@@ -21,12 +22,13 @@ class ModelCache(Generic[Value]):
 
         Args:
             key: Identifies the model.
-            load: Returns the value. The model that was not used for longest is dropped before this is called, because
-                both may not fit into memory.
+            load: Returns the value. The least recently used model is dropped before this is called, because both may
+                not fit into memory.
         """
         if key not in self._kept:
             while len(self._kept) >= _MAX_MODELS:
                 self._kept.popitem(last=False)
+                gc.collect()  # layers of Keras refer to each other in cycles
             self._kept[key] = load()
         self._kept.move_to_end(key)
         return self._kept[key]

@@ -151,7 +151,7 @@ def _user_modules(values: Any) -> list[ModuleType]:
         module = _user_module(value)
         if module is not None:
             found[module.__name__] = module
-        waiting += _parts(value, is_users=module is not None)
+        waiting += _parts(value, is_user_code=module is not None)
     # A module that was itself loaded by value is not a module of this process, and travels by value anyway.
     return [module for name, module in found.items() if name != "__main__" and sys.modules.get(name) is module]
 
@@ -167,12 +167,12 @@ def _user_module(value: Any) -> ModuleType | None:
     return module if module is not None and file and is_users_file(file) else None
 
 
-def _parts(value: Any, *, is_users: bool) -> list[Any]:
+def _parts(value: Any, *, is_user_code: bool) -> list[Any]:
     """Return what an object contains or refers to, as far as the user's functions and classes may be there.
 
     Args:
         value: The object.
-        is_users: Whether it comes from a module of the user.
+        is_user_code: Whether it comes from a module of the user.
     """
     if isinstance(value, list | tuple | set | frozenset):
         return list(value)
@@ -187,8 +187,8 @@ def _parts(value: Any, *, is_users: bool) -> list[Any]:
         found = [value.__globals__[name] for name in used]
         return [*found, *contents_of(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__, vars(value)]
     if isinstance(value, ModuleType):
-        return [each for each in vars(value).values() if is_users and _user_module(each) is not None]
+        return [each for each in vars(value).values() if is_user_code and _user_module(each) is not None]
     if isinstance(value, type):
         is_from_main = value.__module__ == "__main__"
-        return [*value.__bases__, *vars(value).values()] if is_users or is_from_main else []
-    return [type(value), *getattr(value, "__dict__", {}).values()] if is_users else [type(value)]
+        return [*value.__bases__, *vars(value).values()] if is_user_code or is_from_main else []
+    return [type(value), *getattr(value, "__dict__", {}).values()] if is_user_code else [type(value)]

@@ -10,7 +10,7 @@ import tensorflow as tf
 from ..context import WorkerContext
 from ..data.passes import shard_states_of, yields_batches_of
 from ..errors import CheckpointError
-from ..formatting import place_words
+from ..formatting import position_text
 from ..training.epoch_clock import EpochClock, restored_entries
 from ..training.keras_api import given_callbacks, keras_of
 from ..training.keras_internals import set_initial_epoch
@@ -61,7 +61,7 @@ class FitSession:
         self._shard_states = shard_states_of(arguments.get("x"))
         self.position = Position(number, self._first_epoch)
         self.data_use = DataUse()
-        self._model_state = ModelState(self._model, context.is_chief)
+        self._model_state = ModelState(self._model, context.is_chief, agent.warn)
         strategy = self._model.distribute_strategy
         self._collectives = collectives_of(strategy, context.rank, context.world_size)
         self._clock = EpochClock(global_batch_of(**arguments))
@@ -103,7 +103,7 @@ class FitSession:
                 call = f"fit() {self.position.fit + 1}"
                 print(f"{call} is already complete; restoring checkpoint {point.name}.", flush=True)
             else:
-                where = place_words(position, of_call=True)
+                where = position_text(position, of_call=True)
                 print(f"Resuming {where} from checkpoint {point.name}.", flush=True)
             self._agent.send({"type": "resumed", **position, "complete": facts.complete})
             entries = restored_entries(facts.fit, point.state.epochs, point.state.history)

@@ -6,8 +6,7 @@ moving statistics are partial, too; their value is the mean of the parts.
 """
 
 import contextlib
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,14 +26,15 @@ from .user_optimizers import user_optimizers
 # A variable of TensorFlow, Keras 3 or tf_keras.
 Variable: TypeAlias = Any
 
-_log = logging.getLogger(__name__)
-
 # Every rank holds a few copies of the state of all ranks while a checkpoint is taken.
 _MAX_LAYER_BYTES = 128 << 20
 _TOO_LARGE = (
     "The state of the model's layers differs between the workers and takes up %s in total. Each worker's own state is "
     "saved only up to %s; checkpoints hold the average, and after a failure all workers would continue with it."
 )
+
+# The models about which a warning was given, not only in this fit.
+_warned: set[int] = set()
 
 
 class ModelState:
@@ -43,13 +43,13 @@ class ModelState:
     Args:
         model: A model of Keras 3 or tf_keras.
         is_chief: Whether this is rank 0, which gets the whole value when a sum is restored.
+        warn: Shows a warning on the driver.
     """
 
-    def __init__(self, model: Any, is_chief: bool) -> None:
+    def __init__(self, model: Any, is_chief: bool, warn: Callable[[str], None]) -> None:
         self.model = model
         self._strategy = model.distribute_strategy
-        self._is_chief = is_chief
-        self._has_warned = False
+        self._is_chief, self._warn = is_chief, warn
 
     def build(self, data: Any) -> Any:
         """Create the model's variables, which Keras would otherwise create in the first step.
@@ -90,9 +90,9 @@ class ModelState:
             values = {id(variable): value for variable, value in own}
             size = sum(value.nbytes for value in values.values()) * self._strategy.num_replicas_in_sync
             if size > _MAX_LAYER_BYTES:
-                if self._is_chief and not self._has_warned:
-                    self._has_warned = True
-                    _log.warning(_TOO_LARGE, mebibytes(size), mebibytes(_MAX_LAYER_BYTES))
+                if self._is_chief and id(self.model) not in _warned:
+                    _warned.add(id(self.model))
+                    self._warn(_TOO_LARGE % (mebibytes(size), mebibytes(_MAX_LAYER_BYTES)))
                 values = {}
             ids = [id(plain_variable(each)) for each in self.weights] if values else []
             yield {index: values[each] for index, each in enumerate(ids) if each in values}

@@ -169,7 +169,7 @@ def _check_state(state: FitState, variables: list[VariableSpec]) -> None:
     arrays = [*state.weights, *state.metrics, *itertools.chain.from_iterable(state.optimizers.values())]
     if shapes != saved or not all(isinstance(each, np.ndarray | np.generic) for each in arrays):
         raise CheckpointError(f"its {len(saved)} arrays are not those of its {len(shapes)} variables")
-    for index, value in itertools.chain.from_iterable(own.items() for own in state.layers):
+    for index, value in itertools.chain.from_iterable(of_rank.items() for of_rank in state.layers):
         known = type(index) is int and 0 <= index < len(saved)
         if not known or not isinstance(value, np.ndarray | np.generic) or list(value.shape) != shapes[index]:
             raise CheckpointError("its state of layers is not that of its variables")

@@ -30,14 +30,15 @@ INSTALL_IT = (
 )
 
 
-def missing_tensorflow(interpreter: str, reason: object) -> str:
-    """Return the message for a failed import of TensorFlow.
+def missing_tensorflow(interpreter: str, reason: object, package: str = "TensorFlow") -> str:
+    """Return the message for a failed import of TensorFlow or Keras.
 
     Args:
         interpreter: The interpreter, in words.
         reason: The exception, or its text.
+        package: The name of the package.
     """
-    return f"TensorFlow cannot be imported by {interpreter}: {sentence(reason)} {INSTALL_IT}"
+    return f"{package} cannot be imported by {interpreter}: {sentence(reason)} {INSTALL_IT}"
 
 
 @contextlib.contextmanager

@@ -98,10 +98,10 @@ class TaskSpec:
     config: RunnerConfig
     plan: RunPlan
     attempt: int
-    secret: bytes
+    secret: bytes = field(repr=False)
     driver_addresses: tuple[tuple[str, int], ...]
     driver_is_client: bool
-    payload: bytes
+    payload: bytes = field(repr=False)
     is_script: bool
     seed: int
     checkpoints: CheckpointSettings

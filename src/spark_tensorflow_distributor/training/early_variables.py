@@ -14,10 +14,10 @@ from .keras_internals import build_optimizer, layers_of
 
 
 def create_early(model: Any, step: Callable[[Any], Any], batch: Any) -> None:
-    """Create the variables that Keras' own step would create, if it is certain which ones these are.
+    """Create the variables that Keras' own step would create.
 
-    It is if nobody has replaced what the step does: the classes of the model and of its optimizer are Keras' own, all
-    layers are built, and the model has a single output. Elsewhere, the step creates its variables as usual.
+    This is done only if the classes of the model and of its optimizer are Keras' own, all layers are built, and the
+    model has a single output. Otherwise the step creates its variables as usual.
 
     Args:
         model: The model, of Keras 3.
@@ -26,7 +26,7 @@ def create_early(model: Any, step: Callable[[Any], Any], batch: Any) -> None:
     """
     keras = import_package("keras")
     name = getattr(inspect.unwrap(step), "__name__", "")
-    if keras is None or name not in ("train_step", "test_step") or not _is_kerass_own(model):
+    if keras is None or name not in ("train_step", "test_step") or not _is_keras_builtin(model):
         return
     if vars(model).keys() & {name, "compute_loss", "compute_metrics", "call"}:  # replaced in this object alone
         return
@@ -34,7 +34,7 @@ def create_early(model: Any, step: Callable[[Any], Any], batch: Any) -> None:
     if output is None or not all(layer.built for layer in layers):  # a layer may create layers when it is first called
         return
     optimizer = model.optimizer if name == "train_step" else None
-    if optimizer is not None and not optimizer.built and model.trainable_weights and _is_kerass_own(optimizer):
+    if optimizer is not None and not optimizer.built and model.trainable_weights and _is_keras_builtin(optimizer):
         with keras.name_scope(optimizer.name, caller=optimizer):
             build_optimizer(optimizer, model.trainable_weights)
     metrics, labels = getattr(model, "_compile_metrics", None), _labels(keras, batch)
@@ -42,10 +42,10 @@ def create_early(model: Any, step: Callable[[Any], Any], batch: Any) -> None:
         metrics.build(labels, output)
 
 
-def _is_kerass_own(made: Any) -> bool:
+def _is_keras_builtin(value: Any) -> bool:
     """Return whether the class of a model, layer or optimizer, and of an optimizer inside it, is Keras' own."""
-    inner = getattr(made, "inner_optimizer", None)
-    return type(made).__module__.startswith("keras.") and (inner is None or _is_kerass_own(inner))
+    inner = getattr(value, "inner_optimizer", None)
+    return type(value).__module__.startswith("keras.") and (inner is None or _is_keras_builtin(inner))
 
 
 def _single_output(keras: ModuleType, model: Any) -> Any:
@@ -58,12 +58,21 @@ def _single_output(keras: ModuleType, model: Any) -> Any:
 
 def _has_certain_shape(keras: ModuleType, output: Any, layers: Sequence[Any]) -> bool:
     """Return whether the output has this shape in the step, too: "accuracy" is another metric if the last one is 1."""
-    shape_methods = ("compute_output_shape", "compute_output_spec")
-    return output.shape[-1:] not in ((), (None,)) and all(
-        _is_kerass_own(layer)
-        or all(getattr(type(layer), method) is getattr(keras.Layer, method) for method in shape_methods)
-        for layer in layers
+    operations = [each for layer in layers for each in getattr(layer, "operations", ())]
+    return output.shape[-1:] not in ((), (None,)) and not any(
+        _declares_its_shape(keras, each) for each in [*layers, *operations]
     )
+
+
+def _declares_its_shape(keras: ModuleType, operation: Any) -> bool:
+    """Return whether the shape of a layer's or operation's output is what the user says, not what Keras computes."""
+    if isinstance(operation, keras.layers.Lambda):
+        return True
+    if _is_keras_builtin(operation):
+        return False
+    computed = ("compute_output_shape", "compute_output_spec")  # by calling the layer symbolically
+    is_cell = hasattr(operation, "state_size")  # of an RNN, which takes its output's shape from this attribute
+    return is_cell or any(getattr(type(operation), name) is not getattr(keras.Layer, name, None) for name in computed)
 
 
 def _labels(keras: ModuleType, batch: Any) -> Any:

@@ -13,7 +13,7 @@ from ..data.passes import shard_states_of, yields_batches_of
 from ..data.transformations import KEEP_ORDER, MAPS, argument_of_batch
 from ..errors import DataError
 from ..formatting import rank_list
-from .batch_parts import BatchPart, DividedRows, divided_rows, part_of
+from .batch_parts import BatchPart, DividedRows, divided_rows, first_with_rows, part_of, row_count
 from .collectives import Collectives
 from .device_data import to_device
 from .private_names import DATA_DISTRIBUTE
@@ -34,24 +34,31 @@ def own_rows(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Data
         dataset: A dataset of this worker's rows, in batches of the global batch size.
         collectives: Connects this worker to the others.
     """
-    found = collectives.all_gather(tf.constant(_batch_size(dataset), tf.int64)).numpy()
-    certain = found[found[:, 1] == 1] if found[:, 1].any() else found
-    # The largest, because the only batch of a worker with few rows may be a remainder.
-    batch = int(certain[:, 0].max())
+    known = collectives.all_gather(tf.constant(_known_batch_size(dataset), tf.int64)).numpy()
+    batch = int(known.max())
+    if not batch:
+        found = collectives.all_gather(tf.constant(_batch_size(dataset), tf.int64)).numpy()
+        certain = found[found[:, 1] == 1] if found[:, 1].any() else found
+        # The largest, because the only batch of a worker with few rows may be a remainder.
+        batch = int(certain[:, 0].max())
     parts = dataset.rebatch(-(-batch // collectives.world_size))
     parts = parts.filter(lambda *_: True)  # makes its length unknown
     setattr(parts, _OWN_ROWS, True)
     return parts
 
 
-def _batch_size(dataset: tf.data.Dataset) -> tuple[int, bool]:
-    """Return the batch size of a dataset, and whether it is certain."""
+def _known_batch_size(dataset: tf.data.Dataset) -> int:
+    """Return the batch size that a dataset declares; 0 if only its batches show it."""
     shape = next((leaf.shape for leaf in tf.nest.flatten(dataset.element_spec) if leaf.shape.rank), None)
     if shape is not None and shape[0] is not None:
-        return int(shape[0]), True
+        return int(shape[0])
     argument, kinds = argument_of_batch(dataset)
-    if argument and not kinds & MAPS:
-        return argument, True
+    return 0 if kinds & MAPS else argument
+
+
+def _batch_size(dataset: tf.data.Dataset) -> tuple[int, bool]:
+    """Read the first batches of a dataset; return the batch size, and whether it is certain."""
+    argument, kinds = argument_of_batch(dataset)
     # A function in map() may have changed the number of rows, which only a full batch shows: the first one of several.
     sizes = _sizes(dataset, 2 if argument else 1)
     if len(sizes) < 2:
@@ -61,7 +68,7 @@ def _batch_size(dataset: tf.data.Dataset) -> tuple[int, bool]:
 
 def _sizes(dataset: tf.data.Dataset, count: int) -> list[int]:
     """Return the number of rows in each of the first batches."""
-    return [int(tf.shape(tf.nest.flatten(batch)[0])[0]) for batch in dataset.take(count)]
+    return [int(row_count(first_with_rows(batch))) for batch in dataset.take(count)]
 
 
 def rows_of_worker(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Dataset:

@@ -1,6 +1,7 @@
 """Determines a worker's ranks, the resources of its host, and its trainer's environment variables."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -149,6 +150,11 @@ def full_disk_error(error: Exception, host: str) -> ClusterError | None:
     """Return an error with advice if ``error`` means that Spark's local disk is full, else None."""
     if not is_full(error):
         return None
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return ClusterError(
+            f"A file in {local_directory()} on {host} would exceed the limit for the size of a file: {sentence(error)} "
+            "Raise it (ulimit -f) for the executors."
+        )
     return ClusterError(
         f"The disk of {local_directory()} on {host} is full: {sentence(error)} Free space there, or point "
         "spark.local.dir (SPARK_LOCAL_DIRS on the executors) to a larger disk."

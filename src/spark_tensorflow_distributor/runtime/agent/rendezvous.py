@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 from ...errors import ClusterError, RendezvousError
 from ...process_group.spec import GroupSpec, Member
+from ...training.keras_api import major_and_minor
 from ...transport.handshake import derive_secret
 from ...transport.sealing import Protection
 from ..barrier import AllGather, keep_alive
@@ -99,12 +100,12 @@ def check_versions(members: Sequence[MemberFacts]) -> None:
     Raises:
         ClusterError: The versions differ in more than the patch number.
     """
-    by_version: dict[str, list[str]] = {}
+    by_version: dict[tuple[int, ...], list[str]] = {}
     for member in members:
         version = member.tensorflow or "none"
-        by_version.setdefault(".".join(version.split(".")[:2]), []).append(f"{member.host} ({version})")
+        by_version.setdefault(major_and_minor(version), []).append(f"{member.host} ({version})")
     if len(by_version) > 1:
-        found = "; ".join(f"{version}: {', '.join(sorted(set(hosts)))}" for version, hosts in by_version.items())
+        found = "; ".join(", ".join(sorted(set(hosts))) for hosts in by_version.values())
         raise ClusterError(
             f"The workers have different versions of TensorFlow: {found}. Install the same version on all hosts, or "
             "set spark.pyspark.python to an interpreter that has it on all of them."

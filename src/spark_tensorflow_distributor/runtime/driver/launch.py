@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import ClusterError, WorkerFailure
-from ...formatting import place_words, rank_list
+from ...formatting import position_text, rank_list
 from ..failures import Failure
 from ..specs import TaskSpec, WorkerReport
 from ..wire import from_json
@@ -300,8 +300,9 @@ class Launch:
             self.result.commits.append(message["name"])
         elif kind == "resumed":
             self.result.resumed.append(message)
-            where = {"rank": rank, "host": host, "attempt": self._spec.attempt}
-            _log.info("Resumed %s.", place_words(message, of_call=True), extra=where)
+            done = f"Restored fit() {message['fit'] + 1}, which was complete."
+            text = done if message["complete"] else f"Resumed {position_text(message, of_call=True)}."
+            _log.info(text, extra={"rank": rank, "host": host, "attempt": self._spec.attempt})
         else:
             _log.debug("rank %d: %s", rank, kind)
 

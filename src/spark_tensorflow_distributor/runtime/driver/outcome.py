@@ -18,7 +18,7 @@ from ...errors import (
     WorkerDataError,
     WorkerFailure,
 )
-from ...formatting import place_words, printable_exception, rank_list, sentence
+from ...formatting import position_text, printable_exception, rank_list, sentence
 from ..failures import Failure
 from ..process_tools import missing_tensorflow
 from .launch import LaunchResult
@@ -131,7 +131,7 @@ def _signature(error: BaseException) -> tuple[str, ...] | None:
 
 def _where(error: BaseException) -> str:
     place = getattr(error, "root_cause", None) and error.root_cause.place  # type: ignore[attr-defined]
-    return f"at the same step ({place_words(place)})" if place else "at the same point"
+    return f"at the same step ({position_text(place)})" if place else "at the same point"
 
 
 def error_of(result: LaunchResult, config: RunnerConfig, num_tasks: int) -> BaseException:
@@ -179,8 +179,10 @@ def _startup_error(cause: WorkerFailure) -> DistributorError | None:
         return None
     where = f"{cause.message} on rank {cause.rank} @ {cause.host}"
     missing = _missing_module(cause)
-    if missing.split(".")[0] in ("tensorflow", "keras"):
-        return ClusterError(missing_tensorflow("the executors' Python", where) + f"\n{cause.traceback}")
+    package = {"tensorflow": "TensorFlow", "keras": "Keras"}.get(missing.split(".")[0])
+    if package is not None:
+        text = missing_tensorflow("the executors' Python", where, package)
+        return ClusterError(f"{text}\n{cause.traceback}")
     advice = import_advice(missing) if missing else "Do the executors have the driver's versions of its packages?"
     return SerializationError(
         f"The training function could not be loaded: {sentence(where)} {advice}\n{hide_library_frames(cause.traceback)}"
@@ -194,7 +196,7 @@ def _missing_module(cause: WorkerFailure) -> str:
 
 
 def _describe(cause: WorkerFailure, failures: Mapping[int, WorkerFailure], num_tasks: int) -> str:
-    where = f" in {place_words(cause.place)}" if cause.place else ""
+    where = f" in {position_text(cause.place)}" if cause.place else ""
     lines = [f"Rank {cause.rank} @ {cause.host} failed after {cause.seconds:.1f} s{where}: {cause.message}"]
     if missing := _missing_module(cause):
         lines.append(import_advice(missing))

@@ -20,7 +20,8 @@ class AttemptReport:
         failures: Failures by rank.
         root_cause: The rank whose failure caused the others, or None.
         checkpoints: Names of the checkpoints that were saved.
-        resumed: The positions at which training resumed: ``fit``, ``epoch`` and ``step``, counted from 0.
+        resumed: The positions at which training resumed: ``fit``, ``epoch`` and ``step``, counted from 0, and
+            ``complete``, which says whether this ``fit`` had ended.
         began: When it was submitted, in seconds since the run started.
     """
 

@@ -17,6 +17,7 @@ from ...formatting import first_line, sentence
 from ...resume.driver_store import DriverCheckpointStore
 from ...resume.names import lane_of
 from ...resume.settings import CheckpointSettings
+from ...training.keras_api import major_and_minor
 from ..shipping import spark_task
 from ..spark_objects import add_accumulated
 from ..spark_settings import DRIVER_PORT
@@ -293,10 +294,11 @@ class Run:
             self._last_checkpoints[lane_of(name)] = name
         cause = outcome.root_cause(result.failures)
         workers = dict(sorted(result.reports.items()))
+        resumed = tuple({key: each[key] for key in ("fit", "epoch", "step", "complete")} for each in result.resumed)
         self._report.attempts.append(
             AttemptReport(
                 attempt, result.seconds, workers, result.worker_failures, cause, tuple(result.commits),
-                tuple({key: position[key] for key in ("fit", "epoch", "step")} for position in result.resumed), began,
+                resumed, began,
             )
         )  # fmt: skip
         if result.succeeded:
@@ -310,7 +312,7 @@ class Run:
         """Warn if a returned model may not load here because the versions of TensorFlow differ."""
         own = tensorflow_version()
         theirs = {worker.tensorflow for worker in result.reports.values() if worker.tensorflow}
-        if own and any(version.split(".")[:2] != own.split(".")[:2] for version in theirs):
+        if own and any(major_and_minor(version) != major_and_minor(own) for version in theirs):
             _log.warning(
                 "The executors have TensorFlow %s, but the driver has %s: a returned model may not load here.",
                 ", ".join(sorted(theirs)), own,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ...formatting import place_words
+from ...formatting import position_text
 from ..source_files import is_users_file, without_install_path
 
 _THREAD = re.compile(r"^(?:Current thread|Thread) .*$", re.MULTILINE)
@@ -121,4 +121,4 @@ def _innermost(thread: str) -> UserCode | None:
 def _step(made: tuple[int, Mapping[str, int] | None] | None) -> str:
     if made is None or made[1] is None:
         return ""
-    return f" ({place_words(made[1])})"
+    return f" ({position_text(made[1])})"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from ...data.transformations import inputs_of
+from ...data.transformations import inputs_of, kind_of
 from ..batch_parts import BatchPart
 from ..keras_api import by_name
 from ..keras_step import logs_are_read, weighted_mean
@@ -88,7 +88,7 @@ def reads_a_generator(adapter: Any) -> bool:
 
 def without_prefetch(dataset: Any) -> Any:
     """Return a dataset without the prefetch that Keras has added to it."""
-    while "Prefetch" in type(dataset).__name__:
+    while kind_of(dataset) == "PrefetchDataset":
         (dataset,) = inputs_of(dataset)
     return dataset
 

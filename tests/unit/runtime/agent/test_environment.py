@@ -51,8 +51,10 @@ def test_the_phases_of_a_worker_end_with_it(met, phases, expected):
 
 def test_a_full_disk_is_explained(monkeypatch):
     monkeypatch.setenv("SPARK_LOCAL_DIRS", "")
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    for number in (errno.ENOSPC, errno.EDQUOT):
         text = str(full_disk_error(OSError(number, "Reason"), "host-1"))
         assert f"on host-1 is full: [Errno {number}] Reason. Free space there" in text
+    too_large = str(full_disk_error(OSError(errno.EFBIG, "File too large"), "host-1"))
+    assert "on host-1 would exceed the limit for the size of a file: [Errno 27] File too large. Raise it" in too_large
     assert full_disk_error(OSError(errno.EACCES, "Permission denied"), "host-1") is None
     assert full_disk_error(ValueError("full"), "host-1") is None

@@ -44,7 +44,7 @@ def test_a_missing_rank_is_an_error():
 
 def test_different_versions_of_tensorflow_are_rejected():
     check_versions([member(0), member(1, "2.21.3")])
-    with pytest.raises(ClusterError, match=r"2\.16: b \(2\.16\.1\)"):
+    with pytest.raises(ClusterError, match=r"TensorFlow: h \(2\.21\.0\); b \(2\.16\.1\)\."):
         check_versions([member(0), member(1, "2.16.1", "b")])
     with pytest.raises(ClusterError, match="none"):
         check_versions([member(0), member(1, "")])

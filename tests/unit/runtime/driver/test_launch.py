@@ -58,7 +58,9 @@ def test_the_log_says_where_training_resumed_as_the_worker_does(caplog):
     spec = SimpleNamespace(world_size=2, frames=(), config=config, plan=run_plan, attempt=1)
     launch = Launch(spec, None, None, None, EpochEvents(RunReport(2, 2), 0, CallbackList(), RunControl()))
     place = {"fit": 0, "epoch": 3, "step": 0}
+    launch._show(0, "resumed", {"type": "resumed", **place, "complete": True})
     launch._show(0, "resumed", {"type": "resumed", **place, "complete": False})
-    (record,) = caplog.records
+    complete, record = caplog.records
+    assert complete.getMessage() == "Restored fit() 1, which was complete."
     assert record.getMessage() == "Resumed fit() 1 at epoch 4, step 0."
     assert (record.name, record.rank, record.attempt) == ("spark_tensorflow_distributor.run", 0, 1)

@@ -109,6 +109,7 @@ def test_a_missing_tensorflow_and_another_missing_module():
         "TensorFlow cannot be imported by the executors' Python: ModuleNotFoundError: No module named 'tensorflow' on"
     )
     assert str(failed("tensorflow")).startswith(f"{text} rank 0 @ h0. {INSTALL_IT}")
+    assert str(failed("keras.applications")).startswith("Keras cannot be imported by the executors' Python: ")
     assert type(failed("mine")) is SerializationError
     assert "addPyFile" in str(failed("mine"))
 

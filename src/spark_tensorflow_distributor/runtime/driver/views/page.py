@@ -6,7 +6,7 @@ from html import escape
 from itertools import islice
 
 from ....errors import WorkerFailure
-from ....formatting import mebibytes, place_words
+from ....formatting import mebibytes, position_text
 from ...specs import WorkerReport
 from ..record import RunRecord
 from .advice import advice_for
@@ -132,7 +132,7 @@ def _failures(report: RunRecord) -> Iterator[str]:
 
 
 def _failure(failure: WorkerFailure, *, is_cause: bool) -> str:
-    where = f" in {place_words(failure.place)}" if failure.place else ""
+    where = f" in {position_text(failure.place)}" if failure.place else ""
     head = escape(f"rank {failure.rank} @ {failure.host}, {failure.kind} after {failure.seconds:.1f} s{where}")
     cause = " <b>root cause</b>" if is_cause else ""
     text = escape("\n\n".join(part for part in (failure.message, failure.traceback) if part))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ....formatting import first_line, mebibytes, place_words, rank_list
+from ....formatting import first_line, mebibytes, position_text, rank_list
 from ...specs import WorkerReport
 from ..history import HistoryEntry
 from ..record import AttemptReport, RunRecord
@@ -48,7 +48,12 @@ def table(report: RunRecord) -> str:
 def attempt_line(report: RunRecord, attempt: AttemptReport) -> str:
     """Return how an attempt began and ended."""
     number = report.attempts.index(attempt) + 1
-    parts = [f"resumed at {place_words(position)}" for position in attempt.resumed]
+    parts = [
+        f"restored fit {position['fit'] + 1}, which was complete"
+        if position.get("complete")
+        else f"resumed at {position_text(position)}"
+        for position in attempt.resumed
+    ]
     parts += list(_ends(report, attempt))
     return f"Attempt {number}, {attempt.seconds:.1f} s: {'; '.join(parts)}"
 
@@ -56,7 +61,7 @@ def attempt_line(report: RunRecord, attempt: AttemptReport) -> str:
 def _ends(report: RunRecord, attempt: AttemptReport) -> Iterator[str]:
     cause = None if attempt.root_cause is None else attempt.failures.get(attempt.root_cause)
     if cause is not None:
-        where = f" in {place_words(cause.place)}" if cause.place else ""
+        where = f" in {position_text(cause.place)}" if cause.place else ""
         yield f"rank {cause.rank} @ {cause.host} {_KINDS.get(cause.kind, 'failed')}{where}: {first_line(cause.message)}"
     elif attempt.failures:
         yield f"{rank_list(sorted(attempt.failures))} failed"
