@@ -131,6 +131,50 @@ def test_the_users_optimizer_and_metrics_of_an_unknown_width_are_built_in_the_st
     assert (model.optimizer.built, model._compile_metrics.built) == (True, False)
 
 
+class Cell(keras.layers.Layer):
+    """Has an output that is narrower than its state, which is what Keras takes for the output's width."""
+
+    state_size = 5
+
+    def build(self, shape):
+        self.narrow = keras.layers.Dense(1)
+        self.narrow.build((None, 5))
+        self.built = True
+
+    def call(self, inputs, states):
+        return self.narrow(states[0]), states
+
+
+class Narrow(keras.Operation):
+    def call(self, inputs):
+        return inputs[:, :1]
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor((None, 4))
+
+
+def of_lambda():
+    return functional(keras.layers.Lambda(lambda outputs: outputs[:, :1], output_shape=(4,)))
+
+
+def of_cell():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, keras.layers.RNN(Cell())(keras.layers.Reshape((2, 2))(inputs)))
+
+
+def of_operation():
+    return functional(Narrow())
+
+
+@pytest.mark.parametrize("make", [of_lambda, of_cell, of_operation])
+def test_a_width_that_the_user_declares_is_not_trusted(make):
+    model = make()
+    assert model.output.shape[-1] > 1
+    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    create_early(model, model.train_step, BATCH)
+    assert (model.optimizer.built, model._compile_metrics.built) == (True, False)
+
+
 @pytest.mark.parametrize("make", [late, scores])
 def test_a_model_that_is_known_only_in_the_step_trains_as_in_one_process(make):
     x = X if make is late else np.random.default_rng(0).normal(size=(ROWS, 3, 2)).astype("float32")

@@ -70,9 +70,11 @@ def _declares_its_shape(keras: ModuleType, operation: Any) -> bool:
         return True
     if _is_keras_builtin(operation):
         return False
+    if not isinstance(operation, keras.Layer):
+        return True
     computed = ("compute_output_shape", "compute_output_spec")  # by calling the layer symbolically
     is_cell = hasattr(operation, "state_size")  # of an RNN, which takes its output's shape from this attribute
-    return is_cell or any(getattr(type(operation), name) is not getattr(keras.Layer, name, None) for name in computed)
+    return is_cell or any(getattr(type(operation), name) is not getattr(keras.Layer, name) for name in computed)
 
 
 def _labels(keras: ModuleType, batch: Any) -> Any:
