@@ -86,12 +86,14 @@ def _wrap_init(original: Callable[..., None]) -> Callable[..., None]:
         strategy = replica_strategy()
         if strategy is None:
             return original(self, *args, **kwargs)
-        with strategy.variables.collected() as created:
-            original(self, *args, **kwargs)
-        own = {id(variable) for variable in _variables(self)}
-        for variable in created:
-            if id(variable) in own and not is_partial_sum(variable) and _is_zero(variable):
-                strategy.variables.make_partial_sum(variable)
+        # A metric that is passed to compile() as a class is created in the step, where a variable has no value yet.
+        with tf.init_scope():
+            with strategy.variables.collected() as created:
+                original(self, *args, **kwargs)
+            own = {id(variable) for variable in _variables(self)}
+            for variable in created:
+                if id(variable) in own and not is_partial_sum(variable) and _is_zero(variable):
+                    strategy.variables.make_partial_sum(variable)
         return None
 
     init.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]  # tf_keras does not unwrap functions
@@ -108,7 +110,7 @@ def _variables(metric: Any) -> list[tf.Variable]:
 
 
 def _is_zero(variable: tf.Variable) -> bool:
-    return tf.executing_eagerly() and is_numeric(variable) and not np.any(variable.numpy())
+    return is_numeric(variable) and not np.any(variable.numpy())
 
 
 def _wrap_result(original: Callable[..., Any]) -> Callable[..., Any]:

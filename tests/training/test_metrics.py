@@ -1,0 +1,51 @@
+"""A metric covers all workers' rows, wherever it is created."""
+
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+sys.path.append(str(Path(__file__).parent))
+
+from in_process import on_replicas
+
+X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+Y = X[:, :1]
+
+
+class Total(keras.metrics.Metric):
+    """Has a variable that Keras does not know."""
+
+    def __init__(self, name="total", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.total = tf.Variable(0.0)
+
+    def update_state(self, labels, predicted, sample_weight=None):
+        self.total.assign_add(tf.reduce_sum(tf.abs(labels)))
+
+    def result(self):
+        return self.total.read_value()
+
+    def reset_state(self):
+        self.total.assign(0.0)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])  # with two, the step creates the metrics
+@pytest.mark.parametrize("given", [Total, lambda: Total], ids=["metrics", "classes"])
+def test_a_metric_of_plain_variables_may_be_passed_as_a_class(given, outputs):
+    def build():
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((4,))
+        model = keras.Model(inputs, [keras.layers.Dense(1)(inputs) for _ in range(outputs)])
+        model.compile("sgd", ["mse"] * outputs, metrics=[[given()] for _ in range(outputs)])
+        return model
+
+    def train(model):
+        history = model.fit(X, [Y] * outputs, batch_size=4, epochs=2, shuffle=False, verbose=0).history
+        return sorted(values for name, values in history.items() if "total" in name)
+
+    for totals in on_replicas(2, build, train):
+        np.testing.assert_allclose(totals, [[np.abs(Y).sum()] * 2] * outputs, rtol=1e-5)
