@@ -100,6 +100,11 @@ def one_line(error: BaseException, *, with_module: bool = True) -> str:
     return f"{name}: {text}" if text else name
 
 
+def keras_cause(error: BaseException) -> str:
+    """Return what went wrong when Keras loaded a model, without the configs of all that it is part of."""
+    return one_line(error).rpartition("Exception encountered: ")[2]
+
+
 def first_line(text: str, longest: int = 160) -> str:
     """Return the first line, shortened."""
     line = text.strip().split("\n")[0]

@@ -161,12 +161,83 @@ def test_the_weights_of_a_model_without_a_config_are_rescued():
         with pytest.raises(TypeError, match="could not be deserialized properly"):
             pickle.loads(data)
         return
+    check_rescued(data, model, "The function returned a dict, which cannot be pickled: ")
+
+
+def check_rescued(data, model, message):
     rescued = pickle.loads(data)
     assert isinstance(rescued, RescuedWeights)
-    assert rescued.message.startswith("The function returned a dict, which cannot be pickled: ")
+    assert rescued.message.startswith(message)
     arrays = np.load(io.BytesIO(rescued.data))
     for name, expected in zip(arrays.files, model.get_weights(), strict=True):
         np.testing.assert_array_equal(arrays[name], expected)
+
+
+class WithoutOptions(keras.layers.Layer):
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+        self.dense = keras.layers.Dense(size)
+
+    def call(self, x):
+        return self.dense(x)
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size}
+
+
+class WithoutArgument(WithoutOptions):
+    def __init__(self, size, **options):
+        keras.layers.Layer.__init__(self, **options)
+        self.dense = keras.layers.Dense(size)
+
+    def get_config(self):
+        return keras.layers.Layer.get_config(self)
+
+
+class Activated(keras.layers.Layer):
+    """Gets a function by name, which only the pickled classes and functions know."""
+
+    def __init__(self, function, **options):
+        super().__init__(**options)
+        self.function = keras.activations.get(function)
+
+    def call(self, x):
+        return self.function(x)
+
+    def get_config(self):
+        return {**super().get_config(), "function": keras.activations.serialize(self.function)}
+
+
+def double(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize(
+    ("layer_class", "reason"), [(WithoutOptions, "got an unexpected"), (WithoutArgument, "missing 1 required")]
+)
+def test_the_weights_of_a_model_that_cannot_be_loaded_are_rescued(layer_class, reason):
+    model = keras.Sequential([keras.Input((3,)), layer_class(2)])
+    with io.BytesIO() as file:
+        size = write_result(model, file, 0)
+        data = file.getvalue()[:size]
+    why = f"{layer_class.__name__}.__init__() {reason}"
+    check_rescued(
+        data,
+        model,
+        f"The function returned a keras.src.models.sequential.Sequential, which cannot be loaded again: {why}",
+    )
+
+
+@pytest.mark.parametrize("layer", [lambda: Activated(double), lambda: keras.layers.Lambda(lambda x: 2 * x)])
+def test_models_that_can_be_loaded_are_not_loaded_on_the_worker(layer, monkeypatch):
+    model = keras.Sequential([keras.Input((3,)), layer()])
+    monkeypatch.setattr("spark_tensorflow_distributor.runtime.trainer.result._check_loading", None)
+    with io.BytesIO() as file:
+        write_result(model, file, 0)
+        file.seek(0)
+        loaded = pickle.load(file)
+    np.testing.assert_array_equal(loaded(np.ones((1, 3))), [[2, 2, 2]])
 
 
 def test_other_results_that_cannot_be_pickled_are_refused():

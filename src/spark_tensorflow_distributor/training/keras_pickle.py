@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import IO, Any, TypeVar
 
 from .keras_api import keras_of
+from .keras_internals import layers_of
 from .private_names import KERAS_REGISTRATION, TF_KERAS_REGISTRATION, PrivateModule
 
 T = TypeVar("T")
@@ -77,6 +78,24 @@ def with_user_classes(library: str, save: Callable[[], T]) -> tuple[T, dict[str,
     with _recording(registration) as found:
         result = save()
     return result, {name: each for name, each in found.items() if is_user_defined(each)}
+
+
+def has_complete_configs(model: Any) -> bool:
+    """Return whether the user's own layers in a model can be created from what their ``get_config`` returns.
+
+    A wrong False is possible, because Keras saves more of a layer than this. Weights are not created.
+    """
+    library = keras_of(model)
+    for layer in layers_of(model):
+        is_functional = any(base.__name__ == "Functional" for base in type(layer).__mro__)  # would create its layers
+        if is_functional or not is_user_defined(type(layer)):
+            continue
+        try:
+            config, custom_objects = with_user_classes(library, layer.get_config)
+            load_with(library, custom_objects, type(layer).from_config, (config,))
+        except Exception:  # of the user's code
+            return False
+    return True
 
 
 def load_with(

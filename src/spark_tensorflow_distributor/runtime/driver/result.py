@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import ResultNotLoadedError
-from ...formatting import one_line, sentence
+from ...formatting import keras_cause, sentence
 from ..results import RescuedWeights
 
 
@@ -28,10 +28,9 @@ def load_result(chunks: Sequence[bytes]) -> Any:
     except Exception as error:
         path = _kept(data, ".pickle")
         raise ResultNotLoadedError(
-            f"The function returned a value that cannot be loaded on the driver: {sentence(one_line(error))} It is "
+            f"The function returned a value that cannot be loaded on the driver: {sentence(keras_cause(error))} It is "
             f"kept {_where(path)}. The driver needs the packages that the value's classes come from, "
-            "in the executors' versions; a custom layer or model needs a get_config() with all arguments of its "
-            "__init__. Once that is so, pickle.load() of the file returns the value.",
+            "in the executors' versions. Once it has them, pickle.load() of the file returns the value.",
             data,
             path,
         ) from error
@@ -39,8 +38,9 @@ def load_result(chunks: Sequence[bytes]) -> Any:
         path = _kept(value.data, ".npz")
         raise ResultNotLoadedError(
             f"{value.message} The weights of its models are kept {_where(path)}: build the "
-            "model again, and give it the arrays of numpy.load() in their order with model.set_weights(). Custom "
-            "layers and models need a get_config() that returns the arguments of their __init__.",
+            "model again, and give it the arrays of numpy.load() in their order with model.set_weights(). The __init__ "
+            "of a custom layer or model must accept **kwargs for its base class, and its get_config() must return the "
+            "other arguments.",
             value.data,
             path,
         )

@@ -305,7 +305,7 @@ class Trainer:
 
     def _write_result(self, value: Any) -> dict[str, Any]:
         limit = self._spec.settings.max_result_bytes
-        with os.fdopen(self._fds["result"], "wb", closefd=False) as file:
+        with os.fdopen(self._fds["result"], "w+b", closefd=False) as file:
             try:
                 return {"size": write_result(value, file, limit)}
             except UnsendableResultError as error:

@@ -3,12 +3,14 @@
 import contextlib
 import io
 import os
+import pickle
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
-from ...formatting import mebibytes, one_line, sentence, type_name, with_article
+from ...formatting import keras_cause, mebibytes, sentence, type_name, with_article
 from ...training.keras_api import keras_of
-from ...training.keras_pickle import dump
+from ...training.keras_pickle import dump, has_complete_configs
 from ..results import RescuedWeights
 
 _PICKLE_HINT = "Return plain data (numbers, arrays, dicts of them) or save the object to storage inside the function."
@@ -21,24 +23,29 @@ class UnsendableResultError(Exception):
 def write_result(value: Any, file: BinaryIO, limit: int) -> int:
     """Pickle a value; return the size in bytes.
 
-    If a value that contains models cannot be pickled, the models' weights are written instead.
+    If a value that contains models cannot be pickled, or not be loaded again because a layer's ``get_config`` is
+    incomplete, the models' weights are written instead.
 
     Args:
         value: The function's return value.
-        file: The file to write to, positioned at its start.
+        file: The file to write to and read from, positioned at its start.
         limit: Maximum size in bytes; 0 for none.
 
     Raises:
-        UnsendableResultError: The value cannot be pickled or written, or is too large.
+        UnsendableResultError: The value cannot be pickled, loaded again or written, or is too large.
     """
+    fault = "pickled"
     try:
         try:
             dump(value, file)
+            fault = "loaded again"
+            if not all(map(has_complete_configs, _models(value))):
+                _check_loading(file)
         except OSError:
             raise
         except BaseException as error:
-            what, why = with_article(type_name(value)), sentence(one_line(error))
-            message = f"The function returned {what}, which cannot be pickled: {why}"
+            what, why = with_article(type_name(value)), sentence(keras_cause(error))
+            message = f"The function returned {what}, which cannot be {fault}: {why}"
             weights = _weights(value)
             if not weights:
                 raise UnsendableResultError(f"{message} {_PICKLE_HINT}") from error
@@ -59,6 +66,21 @@ def write_result(value: Any, file: BinaryIO, limit: int) -> int:
             "value to storage inside the function and return its path."
         )
     return size
+
+
+def _check_loading(file: BinaryIO) -> None:
+    """Load a pickled value, and raise the error if that fails.
+
+    This takes place in another thread, whose variables belong to no strategy: other workers do not load the value.
+    """
+
+    def load() -> None:
+        file.seek(0)
+        pickle.load(file)  # noqa: S301  # written by this function's caller
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(load).result()
+    file.seek(0, os.SEEK_END)
 
 
 def pickle_and_discard(value: Any) -> None:
