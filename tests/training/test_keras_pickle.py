@@ -221,12 +221,8 @@ def test_the_weights_of_a_model_that_cannot_be_loaded_are_rescued(layer_class, r
     with io.BytesIO() as file:
         size = write_result(model, file, 0)
         data = file.getvalue()[:size]
-    why = f"{layer_class.__name__}.__init__() {reason}"
-    check_rescued(
-        data,
-        model,
-        f"The function returned a keras.src.models.sequential.Sequential, which cannot be loaded again: {why}",
-    )
+    text = "The function returned a keras.src.models.sequential.Sequential, which cannot be loaded again: "
+    check_rescued(data, model, f"{text}{layer_class.__name__}.__init__() {reason}")
 
 
 @pytest.mark.parametrize("layer", [lambda: Activated(double), lambda: keras.layers.Lambda(lambda x: 2 * x)])

@@ -33,6 +33,46 @@ class Total(keras.metrics.Metric):
         self.total.assign(0.0)
 
 
+class Excess(keras.metrics.Metric):
+    """A smoothed mean, less a threshold: all of its sums start from values other than 0."""
+
+    def __init__(self, keeps):
+        super().__init__(name="excess")
+        self.keeps = keeps
+        self.total = self.add_weight(shape=(), initializer="ones", name="total")
+        self.count = self.add_weight(shape=(), initializer="ones", name="count")
+        self.threshold = self.add_weight(shape=(), initializer=keras.initializers.Constant(0.5), name="threshold")
+
+    def update_state(self, labels, predicted, sample_weight=None):
+        self.total.assign_add(tf.reduce_sum(tf.abs(labels)))
+        self.count.assign_add(tf.cast(tf.shape(labels)[0], tf.float32))
+
+    def result(self):
+        return self.total / self.count - self.threshold
+
+    def reset_state(self):
+        if self.keeps:
+            self.total.assign(1.0)
+            self.count.assign(1.0)
+        else:
+            super().reset_state()
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_sums_may_start_from_other_values_than_zero(keeps):
+    def build():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse", metrics=[Excess(keeps)])
+        return model
+
+    def train(model):
+        return model.fit(X, Y, batch_size=5, epochs=2, shuffle=False, verbose=0).history["excess"]
+
+    (single,) = on_replicas(0, build, train)
+    for found in on_replicas(3, build, train):
+        np.testing.assert_allclose(found, single, rtol=1e-5)
+
+
 @pytest.mark.parametrize("outputs", [1, 2])  # with two, the step creates the metrics
 @pytest.mark.parametrize("given", [Total, lambda: Total], ids=["metrics", "classes"])
 def test_a_metric_of_plain_variables_may_be_passed_as_a_class(given, outputs):

@@ -38,8 +38,7 @@ def combined_gradients(
     """
     step, collectives = current_step(), strategy.collectives
     if step is not None:
-        scale = None if id(optimizer) in step.weighted_losses else step.batch_fraction()
-        step.weighted_losses.discard(id(optimizer))  # the optimizer may be applied again, to another loss
+        scale = None if step.loss_weighting.covers(optimizer, gradients) else step.batch_fraction()
     elif tf.distribute.get_replica_context() is not None:
         scale = None
     else:

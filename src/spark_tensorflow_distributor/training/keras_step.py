@@ -69,7 +69,7 @@ def _all_rows(outputs: Any, step: ReplicaStep) -> Any:
         return outputs
 
     def gather(output: Any) -> Any:
-        if isinstance(output, tf.Tensor) and output.shape.rank and not step.counts_rows(output.shape[0]):
+        if isinstance(output, tf.Tensor) and output.shape.rank and not step.counts_rows(output.shape[0], output):
             return output  # such as a table, which all replicas have
         if step.part.is_idle and isinstance(output, tf.Tensor) and output.shape.rank:
             output = output[:0]

@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from .batch_parts import BatchPart, first_with_rows, has_any_rows, row_count
 from .collectives import Collectives
+from .loss_weighting import LossWeighting
+from .row_choice import is_of_variables
 
 _state = threading.local()
 
@@ -28,8 +30,7 @@ class ReplicaStep:
         self.part, self.collectives = part, collectives
         self._graph = tf.compat.v1.get_default_graph()
         self._batch_fraction: tf.Tensor | None = None
-        # Ids of the optimizers whose loss is already multiplied by the batch fraction.
-        self.weighted_losses: set[int] = set()
+        self.loss_weighting = LossWeighting()
         # Values of metric variables before the step, by the variable's id; empty if the step is known to count.
         self.metrics_before: dict[int, tf.Tensor] = {}
 
@@ -87,17 +88,20 @@ class ReplicaStep:
             return value
         return tf.where(self.rows > 0, value, tf.zeros_like(value))
 
-    def counts_rows(self, size: Any) -> bool:
+    def counts_rows(self, size: Any, tensor: tf.Tensor | None = None) -> bool:
         """Return whether the first dimension of a tensor counts rows, or several entries per row.
 
         The first dimension of weights or positions does not: it is known although the number of rows is not, or it is
-        not a multiple of that number.
+        not a multiple of that number, or the tensor is computed from variables alone.
 
         Args:
             size: The dimension; anything but an int if it is not known while the step is traced.
+            tensor: The tensor, if there is one.
         """
         rows = first_with_rows(self.part.batch).shape[0] if has_any_rows(self.part.batch) else None
-        return not isinstance(size, int) or (rows is not None and size % max(rows, 1) == 0)
+        if not isinstance(size, int):
+            return True
+        return rows is not None and size % max(rows, 1) == 0 and (tensor is None or not is_of_variables(tensor))
 
     def weighted(self, gradient: tf.Tensor, reduce_op: tf.distribute.ReduceOp) -> tf.Tensor:
         """Return the gradient with respect to this replica's input to a reduction over the replicas.
@@ -106,7 +110,7 @@ class ReplicaStep:
             gradient: This replica's gradient with respect to the reduction's result.
             reduce_op: The reduction.
         """
-        if self.weighted_losses:
+        if self.loss_weighting.is_pending:
             total = self.collectives.all_reduce(gradient)
         else:
             fraction = tf.cast(self.batch_fraction(), gradient.dtype)

@@ -13,7 +13,9 @@ import tensorflow as tf
 
 # Operations whose result depends on the shape of their input, not on its values.
 _SHAPES = {"Shape", "ShapeN", "Size", "Rank"}
-_SOURCES = {"IteratorGetNext", "IteratorGetNextAsOptional", "OptionalGetValue", "ReadVariableOp", "ResourceGather"}
+_ITERATORS = {"IteratorGetNext", "IteratorGetNextAsOptional", "OptionalGetValue"}
+_VARIABLES = {"ReadVariableOp", "ResourceGather"}
+_SOURCES = _ITERATORS | _VARIABLES
 
 
 def is_chosen_by_rows(indices: tf.Tensor) -> bool:
@@ -48,6 +50,38 @@ def is_chosen_by_rows(indices: tf.Tensor) -> bool:
         else:
             waiting += _relevant_inputs(operation)
     return False
+
+
+def is_of_variables(tensor: tf.Tensor) -> bool:
+    """Return whether a tensor, such as a layer's weights, is computed from variables and not from rows of the batch.
+
+    In eager mode, the origin of a tensor is unknown, and the result is False.
+
+    Args:
+        tensor: A tensor, or what can be converted to one, such as a variable of Keras.
+    """
+    if tf.executing_eagerly():
+        return False
+    tensor = tf.convert_to_tensor(tensor)
+    has_variable = False
+    waiting, seen = [tensor], set()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen or not hasattr(each, "op") or each.dtype == tf.resource:
+            continue
+        seen.add(id(each))
+        kind = each.op.type
+        if kind in ("Placeholder", "PlaceholderWithDefault"):
+            outer = _captured(each)
+            if outer is None:  # an argument: the batch
+                return False
+            waiting.append(outer)
+        elif kind in _ITERATORS:
+            return False
+        elif kind not in _SHAPES:
+            has_variable = has_variable or kind in _VARIABLES
+            waiting += list(each.op.inputs)
+    return has_variable
 
 
 def lookups_of(gradient: Any) -> list[Any]:

@@ -145,8 +145,13 @@ def _spec_of(part: BatchPart) -> BatchPart:
 
 
 def _same_on_all(spec: BatchPart) -> BatchPart:
-    """Return a specification for any number of rows, unless all replicas have the same number."""
-    if spec.is_even or spec.is_whole is True:
+    """Return a specification for any number of rows, unless all replicas have the same number, and more than one.
+
+    A dimension of 1 could also be one that all rows share, for example in a noise shape.
+    """
+    shapes = [leaf.shape for leaf in tf.nest.flatten(spec.batch) if hasattr(leaf, "shape")]
+    has_one_row = any(shape.rank and shape[0] == 1 for shape in shapes)
+    if (spec.is_even and not has_one_row) or spec.is_whole is True:
         return spec
     return spec._replace(batch=tf.nest.map_structure(_of_any_rows, spec.batch))
 

@@ -33,6 +33,7 @@ def gradients(keras: ModuleType) -> None:
     for owner in (KERAS_OPTIMIZER.load().BaseOptimizer, keras.optimizers.LossScaleOptimizer):
         owner.apply = _combining(owner.apply)
         owner.scale_loss = weighting_loss(owner.scale_loss)
+    tf.GradientTape.gradient = _noting_results(tf.GradientTape.gradient)
 
 
 def weighting_loss(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,7 +50,7 @@ def weighting_loss(original: Callable[..., Any]) -> Callable[..., Any]:
         scaled = original(self, loss)
         if step is None:
             return scaled
-        step.weighted_losses.add(id(self))
+        step.loss_weighting.scaled_by(self)
         if callable(scaled):  # tf_keras accepts a function that returns the loss
             return lambda: _with_weighted_gradient(scaled(), step)
         return _with_weighted_gradient(scaled, step)
@@ -65,9 +66,30 @@ def _with_weighted_gradient(loss: Any, step: ReplicaStep) -> tf.Tensor:
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def weighted(value: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        return tf.identity(value), lambda gradient: gradient * fraction
+        def weight(gradient: tf.Tensor) -> tf.Tensor:
+            product = gradient * fraction
+            step.loss_weighting.weights(product)
+            return product
+
+        return tf.identity(value), weight
 
     return weighted(loss)
+
+
+def _noting_results(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``GradientTape.gradient`` so that an eager step knows which gradients are weighted."""
+
+    @functools.wraps(original)
+    def gradient(self: Any, *args: Any, **kwargs: Any) -> Any:
+        step = current_step()
+        if step is None or not tf.executing_eagerly():
+            return original(self, *args, **kwargs)
+        step.loss_weighting.begin_tape()
+        result = original(self, *args, **kwargs)
+        step.loss_weighting.end_tape(result)
+        return result
+
+    return gradient
 
 
 def _combining(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,6 +22,9 @@ from ..variable_sync import is_numeric, is_partial_sum, plain_variable
 # Attribute whole: ids of the variables of metrics that hold sums over all workers now.
 _state = threading.local()
 
+# Set on a variable that holds a part of a sum: the value that it starts from, if that is not zero.
+_START = "_spark_tensorflow_distributor_start"
+
 # Set on a method that has been wrapped.
 _MARK = "covers_all_workers"
 
@@ -63,7 +66,7 @@ def _wrap_at_first_use(metric_class: Any) -> None:
 
     @functools.wraps(original)
     def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        for name, wrap in (("__init__", _wrap_init), ("result", _wrap_result)):
+        for name, wrap in (("__init__", _wrap_init), ("reset_state", _wrap_reset), ("result", _wrap_result)):
             method = getattr(cls, name)
             if inspect.isfunction(method) and not hasattr(method, _MARK):
                 setattr(cls, name, wrap(method))
@@ -94,6 +97,7 @@ def _wrap_init(original: Callable[..., None]) -> Callable[..., None]:
             for variable in created:
                 if id(variable) in own and not is_partial_sum(variable) and _is_zero(variable):
                     strategy.variables.make_partial_sum(variable)
+            _note_starts(self)
         return None
 
     init.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]  # tf_keras does not unwrap functions
@@ -111,6 +115,22 @@ def _variables(metric: Any) -> list[tf.Variable]:
 
 def _is_zero(variable: tf.Variable) -> bool:
     return is_numeric(variable) and not np.any(variable.numpy())
+
+
+def _wrap_reset(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def reset_state(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if replica_strategy() is not None and tf.executing_eagerly():
+            _note_starts(self)
+
+    return reset_state
+
+
+def _note_starts(metric: Any) -> None:
+    """Note the values from which the parts of sums start, such as 1 in a smoothed mean: they count once."""
+    for variable in filter(is_partial_sum, _variables(metric)):
+        setattr(variable, _START, None if _is_zero(variable) else variable.numpy())
 
 
 def _wrap_result(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,7 +169,8 @@ def whole_metrics(of: Iterable[Any]) -> Iterator[bool]:
     own = [tf.identity(variable) for variable in variables]
     parts = own if step is None else [counted(step, variable) for variable in variables]
     for variable, total in zip(variables, strategy.collectives.all_reduce_packed(parts), strict=True):
-        variable.assign(total)
+        start = getattr(variable, _START, None)
+        variable.assign(total if start is None else total - start * (strategy.collectives.world_size - 1))
     _state.whole = before.union(map(id, variables))
     try:
         yield True

@@ -110,7 +110,7 @@ def dropout(keras: ModuleType) -> None:
     def dropout(inputs: tf.Tensor, rate: float, noise_shape: Any = None, seed: Any = None) -> tf.Tensor:
         step = current_step()
         is_same = is_same_for_all_rows(noise_shape) and not is_drawn_by_row()
-        if step is None or is_same or not 0 < rate < 1 or not step.counts_rows(inputs.shape[0]):
+        if step is None or is_same or not 0 < rate < 1 or not step.counts_rows(inputs.shape[0], inputs):
             return original(inputs, rate, noise_shape, seed)
         inputs = tf.convert_to_tensor(inputs)
         seed = module._cast_seed(module.draw_seed(seed))
@@ -152,7 +152,8 @@ def _uniform_of_part(shape: tf.Tensor, step: ReplicaStep, seed: tf.Tensor, dtype
     return tf.reshape(drawn[lead:], shape)
 
 
-# Attribute is_by_row: whether this thread is in the call of a layer that draws separate numbers for each row.
+# Attribute is_by_row: whether this thread is in the call of a layer that draws separate numbers for each row. Attribute
+# inputs: what the layer was called with.
 _state = threading.local()
 
 
@@ -184,10 +185,11 @@ def marking(original: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Any, inputs: tf.Tensor, training: Any = None) -> Any:
         # The drawn shape does not show this, because it also begins with 1 for a part of one row.
         _state.is_by_row = not is_same_for_all_rows(getattr(self, "noise_shape", None))
+        _state.inputs = inputs
         try:
             return original(self, inputs, training=training)
         finally:
-            _state.is_by_row = False
+            _state.is_by_row, _state.inputs = False, None
 
     return call
 
@@ -200,7 +202,7 @@ def drawing_for_all(original: Callable[..., Any]) -> Callable[..., Any]:
         if step is None or not is_drawn_by_row():
             return original(*call.args, **call.kwargs)
         static = shape if isinstance(shape, tuple | list) else [None] * shape.shape[0]
-        if not step.counts_rows(static[0]):
+        if not step.counts_rows(static[0], _state.inputs):
             return original(*call.args, **call.kwargs)
         shape = tf.cast(tf.stack(shape), tf.int64)
         per_row = shape[0] // tf.maximum(step.rows, 1)  # a TimeDistributed layer has several entries per row

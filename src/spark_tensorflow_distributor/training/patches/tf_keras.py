@@ -187,7 +187,7 @@ def dropout(keras: ModuleType) -> None:
         step = current_step()
         # The layer converts its noise shape to a tensor.
         is_same = is_same_for_all_rows(noise_shape) or (tf.is_tensor(noise_shape) and not is_drawn_by_row())
-        if step is None or is_same or not step.counts_rows(inputs.shape[0]):
+        if step is None or is_same or not step.counts_rows(inputs.shape[0], inputs):
             return original(self, inputs, rate, noise_shape)
         shape = tf.shape(inputs, out_type=tf.int64)
         per_row = shape[0] // tf.maximum(step.rows, 1)  # a TimeDistributed layer has several entries per row
