@@ -77,6 +77,7 @@ WITH_TENSORFLOW = [
         "training.gradient_recorder",
         "training.joint_calls",
         "training.kept_iterators",
+        "training.loss_weighting",
         "training.keras_step",
         "training.other_strategies",
         "training.part_data",
