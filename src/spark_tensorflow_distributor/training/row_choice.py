@@ -60,7 +60,7 @@ def is_of_variables(tensor: tf.Tensor) -> bool:
     Args:
         tensor: A tensor, or what can be converted to one, such as a variable of Keras.
     """
-    if tf.executing_eagerly():
+    if tf.executing_eagerly() or isinstance(tensor, tf.RaggedTensor | tf.SparseTensor):  # which only rows are
         return False
     tensor = tf.convert_to_tensor(tensor)
     has_variable = False
