@@ -78,6 +78,11 @@ try:
     runner().run(lambda: counted.add(1))
 except SerializationError as error:
     result["accumulator"] = str(error)
+rows = spark.range(10)
+try:
+    runner().run(lambda: rows.count())
+except SerializationError as error:
+    result["dataframe"] = str(error)
 try:
     _ = runner().sc
 except Exception as error:

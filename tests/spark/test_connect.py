@@ -15,6 +15,7 @@ def test_a_run_over_connect(tmp_path):
     assert result["failure"] == ["OwnError", "helpers.OwnError: (5, 'over connect')"]
     assert result["module"] == 7
     assert "'counted', which the function uses, is an accumulator of classic Spark" in result["accumulator"]
+    assert result["dataframe"].startswith("The global variable 'rows', which the function uses, a DataFrame, cannot be")
     assert result["gpu"] == "GpuConfigurationError"
     assert "[rank 1 @" in printed
     assert "cancelled" in result["interrupted"] or "Spark ended the run" in result["interrupted"]

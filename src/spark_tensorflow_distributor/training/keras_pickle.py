@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import IO, Any, TypeVar
 
+from ..data.driver_only import refuse_driver_only
 from .keras_api import keras_of
 from .keras_internals import layers_of
 from .private_names import KERAS_REGISTRATION, TF_KERAS_REGISTRATION, PrivateModule
@@ -41,6 +42,7 @@ def dump(value: Any, file: IO[bytes]) -> None:
 
     class Pickler(base):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
+            refuse_driver_only(obj)
             reduced = reduce_keras(obj)
             return super().reducer_override(obj) if reduced is None else reduced
 

@@ -40,6 +40,11 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 # Exceptions that point to a mistake in the program rather than a fault of its environment.
 _MISTAKES = ("AttributeError", "ImportError", "ModuleNotFoundError", "NameError", "NotImplementedError", "TypeError")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
+# What PySpark raises in a process that has no session: the condition of an error, or the line of an assertion.
+_NO_SESSION = re.compile(
+    r"\[(CONTEXT_ONLY_VALID_ON_DRIVER|NO_ACTIVE_SESSION|NO_ACTIVE_OR_DEFAULT_SESSION|SESSION_OR_CONTEXT_NOT_EXISTS"
+    r"|CONNECT_URL_NOT_SET)\]|assert SparkContext\._active_spark_context is not None"
+)
 _JAVA_LINE = re.compile(
     r"^\s+at \S+\(|^\s*\.\.\. \d+ more|^Caused by: |^Driver stacktrace|^An error occurred while calling \S+$"
 )
@@ -200,6 +205,11 @@ def _describe(cause: WorkerFailure, failures: Mapping[int, WorkerFailure], num_t
     lines = [f"Rank {cause.rank} @ {cause.host} failed after {cause.seconds:.1f} s{where}: {cause.message}"]
     if missing := _missing_module(cause):
         lines.append(import_advice(missing))
+    if cause.kind == "exception" and _NO_SESSION.search(f"{cause.message}\n{cause.traceback}"):
+        lines.append(
+            "The training function uses Spark, but a SparkSession exists only on the driver. Pass a DataFrame to run() "
+            "as a keyword argument, and the function receives its rows; or compute before run(), and pass the result."
+        )
     if cause.kind == "stalled":
         lines += [each.message for each in failures.values() if each.kind == "stalled" and each is not cause]
     title = "Threads of" if cause.kind == "stalled" else "Traceback on"

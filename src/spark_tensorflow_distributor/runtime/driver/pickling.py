@@ -1,22 +1,14 @@
 """Serialises the user's program; if that fails, the error names the object that caused it."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...data.frames import is_dataframe
 from ...errors import ConfigurationError, SerializationError
-from ...formatting import a_type, one_line, sentence
+from ...formatting import a_type, sentence
 from .program_pickler import PackedProgram, is_accumulator, is_broadcast, pack
-
-_SPARK_HINTS = {
-    "SparkSession": "A session exists only on the driver. Compute with Spark outside of the function.",
-    "SparkContext": "A SparkContext exists only on the driver.",
-    "DataFrame": "Pass the DataFrame to run() as a separate keyword argument, and the function receives its rows.",
-    "RDD": "An RDD exists only on the driver.",
-    "MirroredStrategyRunner": "The runner exists only on the driver. A method is pickled with its object, which "
-    "holds the runner: use a plain function.",
-}
+from .unpicklable import explain, parts_of
 
 
 def pack_function(
@@ -39,7 +31,7 @@ def pack_function(
     try:
         packed = pack((function, dict(kwargs)))
     except Exception as error:
-        raise SerializationError(_explain(function, kwargs, error)) from error
+        raise SerializationError(explain(function, kwargs, error)) from error
     if is_connect and (packed.broadcasts or packed.uses_accumulators):
         raise SerializationError(_shared_variable_text(function, kwargs))
     return packed
@@ -116,17 +108,10 @@ def check_arguments(function: Callable[..., Any], names: Sequence[str]) -> None:
         raise ConfigurationError(text) from None
 
 
-def _explain(function: Callable[..., Any], kwargs: Mapping[str, Any], error: Exception) -> str:
-    for what, value in _parts(function, kwargs):
-        reason = _pickling_error(value)
-        if reason is not None:
-            hint = _SPARK_HINTS.get(type(value).__name__, _default_hint(what))
-            return f"{what}, {a_type(value)}, cannot be sent to the workers: {sentence(reason)} {hint}"
-    return f"The training function cannot be sent to the workers: {sentence(one_line(error))}"
-
-
 def _shared_variable_text(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> str:
-    found = ((what, value) for what, value in _parts(function, kwargs) if is_broadcast(value) or is_accumulator(value))
+    found = (
+        (what, value) for what, value in parts_of(function, kwargs) if is_broadcast(value) or is_accumulator(value)
+    )
     what, value = next(found, ("The training function", None))
     kind = "an accumulator" if is_accumulator(value) else "a broadcast variable"
     comma = "," if ", which" in what else ""  # ends the relative clause
@@ -136,39 +121,3 @@ def _shared_variable_text(function: Callable[..., Any], kwargs: Mapping[str, Any
         "of a broadcast variable as an argument of run(); a large one as a DataFrame, or save it where the executors "
         "can read it. Return what you would add to an accumulator, or run with a classic SparkSession."
     )
-
-
-def _default_hint(what: str) -> str:
-    return "Pass the values it is built from instead." if "argument" in what else "Create it inside the function."
-
-
-def _parts(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield a description and the value of everything that is pickled with the function."""
-    for name, value in kwargs.items():
-        yield f"The argument {name!r}", value
-    plain = inspect.unwrap(function)
-    if inspect.ismethod(plain):
-        yield f"The object of the method {plain.__name__!r}", plain.__self__
-        plain = plain.__func__
-    if not inspect.isfunction(plain):
-        yield "The training function", plain
-        return
-    captured = inspect.getclosurevars(plain)
-    for name, value in captured.nonlocals.items():
-        yield f"The variable {name!r}, which the function uses from an enclosing scope", value
-        if inspect.isfunction(value):
-            yield from _parts(value, {})
-    for name, value in captured.globals.items():
-        if inspect.ismodule(value) or inspect.isclass(value):
-            continue
-        yield f"The global variable {name!r}, which the function uses", value
-    for value in plain.__defaults__ or ():
-        yield "A default value of the function", value
-
-
-def _pickling_error(value: object) -> str | None:
-    try:
-        pack(value)
-    except Exception as error:
-        return one_line(error).strip().split("\n")[0].rstrip(".")
-    return None

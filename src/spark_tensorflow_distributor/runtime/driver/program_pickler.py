@@ -8,6 +8,7 @@ import types
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...data.driver_only import refuse_driver_only
 from ...training.keras_pickle import reduce_keras
 from .. import spark_objects
 from ..source_files import is_users_file
@@ -83,6 +84,7 @@ def _pickler_class() -> Any:
                 return spark_objects.accumulator, spark_objects.empty_accumulator(obj)
             elif (reduced := reduce_keras(obj)) is not None:
                 return reduced
+            refuse_driver_only(obj)
             return super().reducer_override(obj)  # type: ignore[no-untyped-call]
 
     return ProgramPickler

@@ -279,3 +279,20 @@ def test_workers_that_make_different_calls_are_not_launched_again():
     assert isinstance(error, TrainingFailedError)
     assert RestartPolicy(3).pause(error) is None
     assert "different calls in every attempt" in error.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "PySparkRuntimeError: [CONTEXT_ONLY_VALID_ON_DRIVER] It appears that",
+        "SparkRuntimeException: [NO_ACTIVE_SESSION] No active Spark session found.",
+        "AssertionError\n    assert SparkContext._active_spark_context is not None",
+    ],
+)
+def test_a_function_that_uses_spark_on_a_worker_gets_advice(text):
+    message, _, line = text.partition("\n")
+    cause = failure(0, message=message, traceback=f"Traceback (most recent call last):\n{line}\n{message}")
+    advice = "Pass a DataFrame to run() as a keyword argument, and the function receives its rows"
+    assert advice in str(error_of(LaunchResult(failures={0: cause}), CONFIG, 2))
+    cause = failure(0, message="AssertionError", traceback="assert context is not None")
+    assert advice not in str(error_of(LaunchResult(failures={0: cause}), CONFIG, 2))

@@ -10,7 +10,9 @@ import types
 import pytest
 
 from spark_tensorflow_distributor import ConfigurationError, SerializationError
+from spark_tensorflow_distributor.data.driver_only import DriverOnlyError, refuse_driver_only
 from spark_tensorflow_distributor.runtime.driver.pickling import pack_function, pack_script
+from spark_tensorflow_distributor.training.keras_pickle import dumps
 
 pytest.importorskip("pyspark")
 from pyspark import Accumulator, Broadcast
@@ -40,8 +42,30 @@ def test_the_variable_of_an_inner_function_is_named():
     def inner():
         return handle
 
-    with pytest.raises(SerializationError, match=r"'handle'|'inner'"):
+    with pytest.raises(SerializationError, match=r"The variable 'handle', which 'inner' uses from an enclosing scope"):
         pack_function(lambda: inner(), {})
+
+
+def test_the_variable_of_a_global_function_or_class_is_named():
+    source = "def helper(): return [lock for _ in '1']\nclass Net:\n    def call(self): return (lambda: lock)()\n"
+    namespace = {"__name__": "__main__", "lock": threading.Lock()}
+    exec(source + "def f(): return helper()\ndef g(): return Net()\n", namespace)
+    for name, user in {"f": "helper", "g": "Net.call"}.items():
+        with pytest.raises(SerializationError, match=f"The global variable 'lock', which '{user}' uses, a lock"):
+            pack_function(namespace[name], {})
+
+
+def test_functions_that_refer_to_each_other():
+    handle = threading.Lock()
+
+    def even(n):
+        return n == 0 or odd(n - 1)
+
+    def odd(n):
+        return n != 0 and even(n - 1) and handle
+
+    with pytest.raises(SerializationError, match="The variable 'handle', which 'odd' uses"):
+        pack_function(lambda: even(3), {})
 
 
 def test_the_object_of_a_method_is_named():
@@ -93,6 +117,46 @@ def test_source_lines_travel_with_functions_that_the_executors_cannot_find():
 def test_the_sources_of_libraries_do_not_travel():
     file = io.BytesIO(pack_function(lambda: json.dumps(1), {}).payload)
     assert list(pickle.load(file)) == [__file__]
+
+
+def test_a_dataframe_is_refused_and_named(sparks):
+    df, column = sparks("DataFrame"), sparks("Column")
+    hint = "Pass the DataFrame to run() as a separate keyword argument, and the function receives its rows."
+    with pytest.raises(SerializationError) as caught:
+        pack_function(lambda: df, {})
+    start = "The variable 'df', which the function uses from an enclosing scope, a DataFrame, cannot be sent to the "
+    assert str(caught.value) == f"{start}workers: it exists only on the driver. {hint}"
+    with pytest.raises(SerializationError, match=r"The argument 'd', a list, .*it refers to a DataFrame, which exists"):
+        pack_function(lambda d: 1, {"d": [df]})
+    with pytest.raises(SerializationError, match=r"'column'.*, a Column, .*Compute with Spark before run\(\)"):
+        pack_function(lambda: column, {})
+    with pytest.raises(DriverOnlyError):  # what the estimators pickle
+        dumps({"model": lambda: df})
+
+
+def test_what_spark_connect_keeps_on_its_server_is_refused():
+    for module, name in (("sql.connect.session", "SparkSession"), ("ml.util", "RemoteModelRef")):
+        with pytest.raises(SerializationError, match=f"'value'.*, a {name}, .*it exists only on the driver. Compute"):
+            pack_function(lambda value: 1, {"value": pretended(module, name)})
+
+
+def test_objects_of_spark_that_need_no_session_travel():
+    from pyspark.ml.linalg import Vectors
+    from pyspark.sql.types import LongType, Row, StructField, StructType
+
+    for value in (Row(x=1), StructType([StructField("x", LongType())]), Vectors.dense([1.0])):
+        assert pack_function(lambda value: 1, {"value": value})
+    refuse_driver_only(pretended("sql.connect.udf", "UserDefinedFunction"))
+
+
+@pytest.fixture(params=["sql.connect.x", "sql.classic.x"])
+def sparks(request):
+    return lambda name: pretended(request.param, name)
+
+
+def pretended(module, name):
+    """Return an object of a class that PySpark has in this module, in some version."""
+    return type(name, (), {"__module__": f"pyspark.{module}"})()
 
 
 def test_shared_variables_are_replaced_and_refused_on_connect():
