@@ -4,7 +4,7 @@ import json
 import socket
 import time
 from argparse import Namespace
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..errors import ClusterError, DistributorError
 from ..formatting import one_line, printable, sentence
 from ..runtime.driver import plan
 from ..runtime.driver.job import SparkJob
+from ..runtime.driver.outcome import brief
 from ..runtime.driver.spark import SparkGateway
 from ..runtime.shipping import shipped
 from ..runtime.spark_settings import DRIVER_PORT
@@ -33,14 +34,31 @@ _SECONDS_BESIDES_IMPORT = 30.0
 def doctor(options: Namespace) -> int:
     """Print the diagnosis; return 0 if a run would start, else 1."""
     num_slots = options.num_slots
-    with session(options, num_slots or 2, is_quiet=True) as spark:
-        gateway = SparkGateway(spark)
-        if num_slots is None:
-            num_slots = _slots(gateway)
-        arguments = {**runner_arguments(options), "num_slots": num_slots}
-        diagnosis = diagnose(RunnerConfig(**arguments), gateway, options.timeout)
+    with ExitStack() as cleanup:
+        try:
+            spark = cleanup.enter_context(session(options, num_slots or 2, is_quiet=True))
+        except ClusterError as error:
+            diagnosis = _without_session(options, error)
+        else:
+            gateway = SparkGateway(spark)
+            if num_slots is None:
+                num_slots = _slots(gateway)
+            arguments = {**runner_arguments(options), "num_slots": num_slots}
+            diagnosis = diagnose(RunnerConfig(**arguments), gateway, options.timeout)
     print(json.dumps(diagnosis.to_dict(), indent=1) if options.json else printable(report_text(diagnosis)))
     return 0 if diagnosis.would_start else 1
+
+
+def _without_session(options: Namespace, error: ClusterError) -> Diagnosis:
+    """Return what can be said if Spark does not start."""
+    facts = host_facts()
+    spark = {"spark": facts["packages"].get("pyspark"), "java": None, "kind": "no session"}
+    what = _run_text("all slots" if options.num_slots is None else f"num_slots={options.num_slots}", not options.cpu)
+    return Diagnosis(spark_tensorflow_distributor.__version__, what, {**facts, **spark}, findings=[_problem(error)])
+
+
+def _run_text(slots: str, use_gpu: bool) -> str:
+    return f"{slots} on {'GPU' if use_gpu else 'CPU'}s"
 
 
 def _slots(gateway: SparkGateway) -> int:
@@ -57,8 +75,7 @@ def diagnose(config: RunnerConfig, gateway: SparkGateway, timeout: float) -> Dia
         gateway: The session.
         timeout: Seconds to wait for executors, and again for the tasks.
     """
-    devices = "CPU" if not config.use_gpu else "GPU"
-    what = f"num_slots={config.num_slots} on {devices}s"
+    what = _run_text(f"num_slots={config.num_slots}", config.use_gpu)
     found = Diagnosis(spark_tensorflow_distributor.__version__, what, _driver_facts(gateway))
     try:
         facts = _wait_for_slots(config, gateway, timeout)
@@ -168,5 +185,7 @@ def _run_tasks(gateway: SparkGateway, task: Any, num_tasks: int, timeout: float)
             "slots, or an executor hangs: look at Spark's web UI."
         )
     if job.error is not None:
-        raise ClusterError(f"Spark cannot run a barrier job of {num_tasks} Python tasks: {sentence(job.error)}")
+        raise ClusterError(
+            f"Spark cannot run a barrier job of {num_tasks} Python tasks: {sentence(brief(str(job.error)))}"
+        )
     return job.rows

@@ -21,7 +21,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     yield ""
     yield "Driver"
     java = f", Java {driver['java']}" if driver["java"] else ""
-    yield f"  Spark        {driver['spark']} ({driver['kind']}){java}"
+    yield f"  Spark        {driver['spark'] or 'not installed'} ({driver['kind']}){java}"
     yield f"  Python       {driver['python']}, {driver['executable']}"
     yield f"  packages     {_versions(driver['packages'])}"
     yield f"  system       {driver['system']}, {_resources(driver)}"

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import ClusterError, ConfigurationError
-from ..formatting import sentence
+from ..formatting import first_line, sentence
+from ..runtime.driver.outcome import brief
 from ..runtime.driver.spark import session_class
 from .options import pairs
+from .servers import check_answers
 
 # If one of these is set, the environment already determines where Spark runs.
 _CONFIGURED = ("PYSPARK_GATEWAY_PORT", "PYSPARK_SUBMIT_ARGS", "SPARK_CONF_DIR", "SPARK_HOME", "SPARK_REMOTE")
@@ -32,7 +34,7 @@ def session(options: Namespace, num_slots: int, *, is_quiet: bool = False) -> It
 
     Raises:
         ConfigurationError: Options contradict each other.
-        ClusterError: PySpark is not installed, or Spark does not start.
+        ClusterError: PySpark is not installed, the master or server does not answer, or Spark does not start.
     """
     sessions = session_class()
     if options.master and options.remote:
@@ -53,11 +55,24 @@ def session(options: Namespace, num_slots: int, *, is_quiet: bool = False) -> It
             settings.setdefault("spark.log.level", "ERROR")
     for key, value in settings.items():
         builder = builder.config(key, value)
+    server = (options.remote or os.environ.get("SPARK_REMOTE")) if is_client else master or settings.get("spark.master")
+    check_answers(server)
     try:
         spark = builder.getOrCreate()
     except Exception as error:  # exceptions of many types, from the JVM or from the configuration
-        raise ClusterError(f"Spark does not start: {sentence(error)}") from error
+        raise ClusterError(_start_text(error, server or "")) from error
     try:
         yield spark
     finally:
         spark.stop()
+
+
+def _start_text(error: Exception, server: str) -> str:
+    reason = first_line(brief(str(error)), 500)
+    if server.startswith("spark://") and "stopped SparkContext" in reason:  # Spark has given up after a minute
+        return (
+            f"Spark does not start: {server} accepts connections, but does not register the application. Check that "
+            "--master is the URL on the master's web page (usually at port 8080), that the master has this Spark's "
+            "version, and that both have the same security settings (spark.authenticate, spark.network.crypto.enabled)."
+        )
+    return f"Spark does not start: {sentence(reason)}"

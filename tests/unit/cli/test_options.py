@@ -103,6 +103,7 @@ def test_a_client_gets_no_settings_of_a_driver(monkeypatch, words):
 
     builder = Builder()
     monkeypatch.setattr(SparkSession, "builder", builder)
+    monkeypatch.setattr("spark_tensorflow_distributor.cli.spark.check_answers", lambda url: None)
     monkeypatch.setenv("PYSPARK_PYTHON", "python")
     if not words.get("remote"):
         monkeypatch.setenv("SPARK_REMOTE", "sc://host")

@@ -46,7 +46,8 @@ _NO_SESSION = re.compile(
     r"|CONNECT_URL_NOT_SET)\]|assert SparkContext\._active_spark_context is not None"
 )
 _JAVA_LINE = re.compile(
-    r"^\s+at \S+\(|^\s*\.\.\. \d+ more|^Caused by: |^Driver stacktrace|^An error occurred while calling \S+$"
+    r"^\s+at \S+\(|^\s*[\w.$/<>]+\((\w+\.(java|scala):\d+|Native Method|Unknown Source)\)$|^\s*\.\.\. \d+ more"
+    r"|^Caused by: |^Driver stacktrace|^An error occurred while calling \S+$"
 )
 
 

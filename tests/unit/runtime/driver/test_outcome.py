@@ -18,6 +18,7 @@ from spark_tensorflow_distributor.config import RunnerConfig
 from spark_tensorflow_distributor.runtime.driver.launch import LaunchResult
 from spark_tensorflow_distributor.runtime.driver.outcome import (
     RestartPolicy,
+    brief,
     error_of,
     lost_a_port,
     root_cause,
@@ -296,3 +297,9 @@ def test_a_function_that_uses_spark_on_a_worker_gets_advice(text):
     assert advice in str(error_of(LaunchResult(failures={0: cause}), CONFIG, 2))
     cause = failure(0, message="AssertionError", traceback="assert context is not None")
     assert advice not in str(error_of(LaunchResult(failures={0: cause}), CONFIG, 2))
+
+
+def test_java_frames_are_left_out_in_either_form():
+    frames = ["\tat org.apache.spark.A.b(A.scala:128)", "org.apache.spark.A$$anon$3.<init>(A.scala:59)"]
+    frames += ["java.base/jdk.internal.reflect.B.invoke0(Native Method)", "\t... 3 more"]
+    assert brief("\n".join(["what happened (A.scala:128) here", *frames])) == "what happened (A.scala:128) here"
