@@ -1,6 +1,7 @@
 """The runner's arguments, validated."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -10,6 +11,9 @@ from typing import Any
 from .errors import ConfigurationError
 from .formatting import a_type
 from .resume.interval import CheckpointInterval
+
+# "s3:/bucket/run7", which pathlib makes of a URL; but not a drive of Windows.
+_DAMAGED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class RunnerConfig:
     use_custom_strategy: bool = False
     max_restarts: int = 0
     min_slots: int | None = None
-    checkpoint_dir: str | None = None
+    checkpoint_dir: str | os.PathLike[str] | None = None
     checkpoint_every: float | str = 30.0
     start_timeout: float = 600
     stall_timeout: float | None = None
@@ -56,9 +60,10 @@ class RunnerConfig:
             check_whole_number("min_slots", self.min_slots, 1)
             if self.min_slots > self.num_slots:
                 raise ConfigurationError(f"min_slots={self.min_slots} is greater than num_slots={self.num_slots}.")
-        _check_folder(self.checkpoint_dir)
-        object.__setattr__(self, "log_dir", _checked_log_dir(self.log_dir))  # the class is frozen
-        object.__setattr__(self, "checkpoint_interval", _parse_interval(self.checkpoint_every))  # the class is frozen
+        # The class is frozen.
+        object.__setattr__(self, "checkpoint_dir", _checked_checkpoint_dir(self.checkpoint_dir))
+        object.__setattr__(self, "log_dir", _checked_log_dir(self.log_dir))
+        object.__setattr__(self, "checkpoint_interval", _parse_interval(self.checkpoint_every))
         _check_positive("start_timeout", self.start_timeout)
         if self.stall_timeout is not None:
             _check_positive("stall_timeout", self.stall_timeout)
@@ -87,6 +92,11 @@ class RunnerConfig:
                 f"num_slots={self.num_slots} with local_mode=True and use_gpu=False: the driver is a single CPU "
                 "worker. Use num_slots=1, or local_mode=False to train on the cluster."
             )
+
+    @property
+    def checkpoint_path(self) -> str | None:
+        """``checkpoint_dir`` as a string."""
+        return None if self.checkpoint_dir is None else os.fspath(self.checkpoint_dir)
 
     def _check_env(self) -> None:
         if not isinstance(self.env, Mapping):
@@ -122,19 +132,36 @@ def _check_choice(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} is {value!r} ({type(value).__name__}); it must be True or False.")
 
 
-def _check_folder(folder: object) -> None:
-    if folder is not None and not (isinstance(folder, str) and folder):
+def _checked_checkpoint_dir(folder: object) -> str | None:
+    if folder is None:
+        return None
+    path = _path_text(folder)
+    if not path:
         raise ConfigurationError(
             f"checkpoint_dir is {folder!r}; it must be a path or URL that all hosts can reach, or None to keep the "
             "checkpoints on the driver."
         )
+    if _DAMAGED_URL.match(path):
+        scheme, _, rest = path.partition(":/")
+        url = f"{scheme}://{'/' if scheme == 'file' else ''}{rest}"
+        raise ConfigurationError(
+            f"checkpoint_dir is {folder!r}, which is neither a URL nor an absolute path: pathlib removes a slash from "
+            f"URLs. Pass {url!r} as a string."
+        )
+    return path
+
+
+def _path_text(path: object) -> str | None:
+    """Return a path as a string; None if it is not one."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    return text if isinstance(text, str) else None
 
 
 def _checked_log_dir(folder: object) -> str | None:
     if folder is None:
         return None
-    path = os.fspath(folder) if isinstance(folder, str | os.PathLike) else None
-    if not isinstance(path, str) or not path or "://" in path:
+    path = _path_text(folder)
+    if not path or "://" in path:
         raise ConfigurationError(
             f"log_dir is {folder!r}; it must be the path of a directory on the driver. To write to a "
             "URL, pass it to the training function as an argument."

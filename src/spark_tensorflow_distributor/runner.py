@@ -72,9 +72,9 @@ class MirroredStrategyRunner:
         max_restarts (int): How many times to relaunch all workers after a failure; each ``fit`` then resumes from its
             last checkpoint, without any change to the training function. Default: 0.
         min_slots (int): Smallest number of slots with which to relaunch if some slots are gone. Default: ``num_slots``.
-        checkpoint_dir (str): Where to keep checkpoints: a path that all hosts share, or a URL of a file system that
-            TensorFlow or fsspec supports; a later run with the same value resumes where this one stopped. Default:
-            with ``max_restarts``, the driver keeps them until the run ends.
+        checkpoint_dir (str or os.PathLike): Where to keep checkpoints: a path that all hosts share, or a URL of a file
+            system that TensorFlow or fsspec supports; a later run with the same value resumes where this one stopped.
+            Default: with ``max_restarts``, the driver keeps them until the run ends.
         checkpoint_every (float or str): Time between two checkpoints of ``fit`` in seconds, or a string such as
             ``"500 steps"``; the end of each epoch is saved as well. Default: 30.0.
         start_timeout (float): Time limit, in seconds, for each of three steps: executors register, all workers join,
@@ -124,7 +124,7 @@ class MirroredStrategyRunner:
         spark: Any = None,
         max_restarts: int = 0,
         min_slots: int | None = None,
-        checkpoint_dir: str | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: float | str = 30.0,
         start_timeout: float = 600,
         stall_timeout: float | None = None,

@@ -1,5 +1,7 @@
 """The runner's arguments."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -61,3 +63,16 @@ def test_env_is_a_mapping_and_is_copied():
     assert config.env == {"A": "1"}
     with pytest.raises(ConfigurationError, match="env is a str; it must be a mapping"):
         MirroredStrategyRunner(num_slots=1, use_gpu=False, env="x")
+
+
+def test_folders_are_strings_or_paths():
+    config = RunnerConfig(1, checkpoint_dir=Path("a") / "b", log_dir=Path("logs"))
+    assert (config.checkpoint_dir, config.checkpoint_path, config.log_dir) == ("a/b", "a/b", "logs")
+    assert RunnerConfig(1, checkpoint_dir="gs://bucket/a").checkpoint_path == "gs://bucket/a"
+    assert RunnerConfig(1).checkpoint_path is None
+    for folder in ("", b"a", 1):
+        with pytest.raises(ConfigurationError, match="it must be a path or URL that all hosts can reach"):
+            RunnerConfig(1, checkpoint_dir=folder)
+    for url in ("s3://bucket/a", "file:///mnt/a"):
+        with pytest.raises(ConfigurationError, match=f"pathlib removes a slash from URLs. Pass '{url}' as a string"):
+            RunnerConfig(1, checkpoint_dir=Path(url))

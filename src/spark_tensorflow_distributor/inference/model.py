@@ -111,7 +111,7 @@ def _read(path: str) -> tuple[str, str, bytes, str]:
     if not os.path.exists(path):
         raise ConfigurationError(
             f"There is no model at {path!r} ({os.path.abspath(path)!r} on the driver). Correct the path, or pass a URL "
-            "that the executors can read (gs://, s3://, hdfs://)."
+            "that TensorFlow can read on the executors, such as gs://bucket/model.keras."
         )
     if os.path.isdir(path):
         if not any(os.path.exists(os.path.join(path, f"saved_model.{end}")) for end in ("pb", "pbtxt")):

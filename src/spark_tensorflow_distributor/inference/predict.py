@@ -56,7 +56,7 @@ def predict(
         df: A DataFrame of classic Spark or Spark Connect, batch or streaming. A streaming DataFrame requires
             ``output_type`` if the model does not declare the shapes of its inputs.
         model: A Keras model (Keras 3 or tf_keras), or the path of a saved model on the driver: a ``.keras`` or ``.h5``
-            file, or a SavedModel directory. A URL (``gs://``, ``s3://``, ``hdfs://``) is read by TensorFlow on the
+            file, or a SavedModel directory. A URL such as ``gs://bucket/model.keras`` is read by TensorFlow on the
             executors.
         feature_columns: A name or a list of names; ``outer.inner`` is a field of a struct. With one name, the model
             gets a tensor ``[batch]``, or ``[batch, k]`` for arrays and vectors; with a list, it gets one tensor per
@@ -230,8 +230,8 @@ def payload_of(spark: Any, data: bytes) -> bytes | Broadcast:
     if is_connect(spark) and len(data) > CONNECT_LIMIT:
         raise SerializationError(
             f"The model takes {mebibytes(len(data))}. Spark Connect sends it in the query plan, which is limited to "
-            f"{mebibytes(CONNECT_LIMIT)}. Save the model where the executors can read it and pass the URL (gs://, "
-            "s3://, hdfs://)."
+            f"{mebibytes(CONNECT_LIMIT)}. Save the model where TensorFlow can read it on the executors, and pass "
+            "its URL, such as gs://bucket/model.keras."
         )
     if is_connect(spark) or len(data) < _MAX_INLINE:
         return data

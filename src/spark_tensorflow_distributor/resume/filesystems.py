@@ -5,9 +5,9 @@ Every file is written under a temporary name and then renamed.
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
-import socket
 import stat
 import tempfile
 import uuid
@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from ..errors import CheckpointError
-from ..formatting import sentence
+from ..formatting import first_line, one_line, sentence
+
+_log = logging.getLogger(__name__)
 
 # Prefix of files that are being written, or were being written when a process was killed.
 TEMPORARY_PREFIX = ".stfd-"
@@ -47,8 +49,41 @@ class Filesystem(Protocol):
         """Delete a file."""
 
 
+def open_directory(path: str) -> Filesystem:
+    """Return the directory at a path or URL; it is created if necessary.
+
+    Raises:
+        CheckpointError: If it cannot be opened, created or listed, for whatever reason.
+    """
+    try:
+        directory = open_filesystem(path)
+        directory.create()
+        directory.list()
+    except CheckpointError:
+        raise
+    except Exception as error:  # each file system has exceptions of its own
+        _log.debug("checkpoint_dir=%r cannot be opened.", path, exc_info=True)
+        reason = sentence(first_line(one_line(error), 300).rstrip(":"))
+        text = f"checkpoint_dir={path!r} cannot be opened: {reason} {_advice(path.partition('://')[0])}"
+        raise CheckpointError(text) from None  # Arrow's text for hdfs:// has a hundred lines
+    return directory
+
+
+def _advice(scheme: str) -> str:
+    if scheme in ("hdfs", "viewfs"):
+        return (
+            f"{scheme}:// needs Java and Hadoop's client libraries on the executors: set JAVA_HOME, HADOOP_HOME and "
+            "CLASSPATH (to what 'hadoop classpath --glob' prints) in the executors' environment or in env, check the "
+            "URL's host and port, or choose another location."
+        )
+    return (
+        "Check the path or URL, and whether the executors have the packages, credentials and network access that it "
+        "needs; or choose another location."
+    )
+
+
 def open_filesystem(path: str) -> Filesystem:
-    """Return the directory at a path or URL.
+    """Return the directory at a path or URL, without accessing it.
 
     Raises:
         CheckpointError: If neither TensorFlow nor fsspec supports the URL's scheme.
@@ -83,11 +118,24 @@ class LocalFilesystem:
     def create(self) -> None:
         try:
             os.makedirs(self._path, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise CheckpointError(self._obstacle_text()) from error
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint_dir={self._path!r} cannot be created on {socket.gethostname()}: {sentence(error)} Choose "
-                "a location that the executors' user may write to."
+                f"checkpoint_dir={self._path!r} cannot be created: {sentence(error)} Choose a location that the "
+                "executors' user may write to."
             ) from error
+
+    def _obstacle_text(self) -> str:
+        found = self._path
+        while not os.path.lexists(found):
+            found = os.path.dirname(found)
+        if found == self._path:
+            return f"checkpoint_dir={self._path!r} exists, but is not a directory. Choose another path."
+        return (
+            f"checkpoint_dir={self._path!r} cannot be created, because {found!r} is not a directory. Choose another "
+            "path."
+        )
 
     def path(self, name: str) -> str:
         return os.path.join(self._path, name)
@@ -222,7 +270,11 @@ class FsspecFilesystem(_RemoteFilesystem):
 
     def list(self) -> list[str]:
         self._system.invalidate_cache()
-        return [os.path.basename(each.rstrip("/")) for each in self._system.ls(self._path, detail=False)]
+        try:
+            found = self._system.ls(self._path, detail=False)
+        except FileNotFoundError:  # an object store has no empty directories
+            return []
+        return [os.path.basename(each.rstrip("/")) for each in found]
 
     def remove(self, name: str) -> None:
         self._system.rm_file(self.path(name))

@@ -7,7 +7,6 @@ are kept.
 import contextlib
 import json
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import BinaryIO, Generic, Protocol, TypeVar
 
 from ..errors import CheckpointError
 from ..formatting import gibibytes, one_line, sentence
-from .filesystems import TEMPORARY_PREFIX, Write, open_filesystem
+from .filesystems import TEMPORARY_PREFIX, Write, open_directory
 from .memory import total_memory
 from .names import is_checkpoint_name, lane_of, outdated
 from .settings import CheckpointSettings
@@ -127,8 +126,8 @@ def open_store(
     if missing:
         raise CheckpointError(
             f"The checkpoint {store.describe(missing[-1])}, which an earlier attempt of this run saved, is missing on "
-            f"{socket.gethostname()}. checkpoint_dir must be a location that all hosts share, such as a mounted file "
-            "system or a URL; with checkpoint_dir=None the driver keeps the checkpoints and nothing has to be shared."
+            "the host of rank 0. checkpoint_dir must be a location that all hosts share, such as a mounted file system "
+            "or a URL; with checkpoint_dir=None the driver keeps the checkpoints and nothing has to be shared."
         )
     return store
 
@@ -146,8 +145,7 @@ class FolderStore:
 
     def __init__(self, path: str, run_id: str) -> None:
         self._run_id = run_id
-        self._filesystem = open_filesystem(path)
-        self._filesystem.create()
+        self._filesystem = open_directory(path)
         self._is_claimed = False
 
     def describe(self, name: str) -> str:

@@ -141,8 +141,42 @@ def test_an_interrupted_run_is_resumed_and_a_finished_run_is_not(tmp_path):
 
 def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"checkpoint_dir=.*cannot be created"):
-        store.FolderStore(str(tmp_path / "file" / "below"), "run")
+    with pytest.raises(CheckpointError) as caught:
+        store.FolderStore(str(tmp_path / "file" / "below" / "it"), "run")
+    reason = f"cannot be created, because '{tmp_path}/file' is not a directory. Choose another path."
+    assert str(caught.value) == f"checkpoint_dir='{tmp_path}/file/below/it' {reason}"
+    with pytest.raises(CheckpointError) as caught:
+        store.FolderStore(str(tmp_path / "file"), "run")
+    text = "exists, but is not a directory. Choose another path."
+    assert str(caught.value) == f"checkpoint_dir='{tmp_path}/file' {text}"
+
+
+def refuse(path, exist_ok):
+    raise PermissionError(13, "Permission denied", path)
+
+
+def test_a_folder_that_may_not_be_created(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "makedirs", refuse)
+    with pytest.raises(CheckpointError, match=r"Permission denied.* a location that the executors' user may write to"):
+        store.FolderStore(str(tmp_path / "new"), "run")
+
+
+@pytest.mark.parametrize("scheme", ["hdfs", "sftp"])
+def test_a_file_system_that_cannot_be_opened(monkeypatch, scheme):
+    lines = "\n".join(["Unable to load libjvm:", *["dlopen(/usr/lib/jvm/libjvm.so) failed"] * 100])
+
+    def fail(path):
+        raise OSError(lines)
+
+    monkeypatch.setattr(filesystems, "open_filesystem", fail)
+    with pytest.raises(CheckpointError) as caught:
+        store.FolderStore(f"{scheme}://h:1/x", "run")
+    text = str(caught.value)
+    assert text.startswith(f"checkpoint_dir='{scheme}://h:1/x' cannot be opened: OSError: Unable to load libjvm. ")
+    assert "or choose another location." in text
+    assert ("CLASSPATH" in text) == (scheme == "hdfs")
+    assert "dlopen" not in text
+    assert caught.value.__suppress_context__
 
 
 def test_checkpoints_of_an_earlier_attempt_must_exist(tmp_path):
@@ -185,4 +219,16 @@ def test_fsspec_provides_other_file_systems():
     with files.read("stfd-fit0-00000000.npz") as file:
         assert snapshot.read(file.read())[1] == [1]
     files.remove("stfd-fit0-00000000.npz")
+    assert files.list() == []
+
+
+def test_an_object_store_without_any_checkpoint_is_empty():
+    fsspec = pytest.importorskip("fsspec")
+
+    class ObjectStore(fsspec.filesystem("memory").__class__):
+        def makedirs(self, path, exist_ok=False):
+            """Do nothing: a directory exists once it has an object."""
+
+    files = filesystems.FsspecFilesystem(ObjectStore(skip_instance_cache=True), "/bucket/new")
+    files.create()
     assert files.list() == []

@@ -108,7 +108,7 @@ class Agent:
         self._worker = replace(
             worker_contexts(hosts)[partition],
             attempt=spec.attempt,
-            checkpoint_dir=spec.config.checkpoint_dir,
+            checkpoint_dir=spec.config.checkpoint_path,
             log_dir=None if spec.config.log_dir is None else new_log_directory(),
         )
         self._rank, self._host = self._worker.rank, hosts[partition]

@@ -50,7 +50,7 @@ def run_locally(
     # With a TF_CONFIG from elsewhere, the strategy would wait for workers that never join.
     changes = {**config.env, "CUDA_VISIBLE_DEVICES": ",".join(gpus or ()), "TF_CONFIG": None}
     with environment(changes, restore_all=True):
-        context = WorkerContext(0, 1, 0, 1, 0, checkpoint_dir=config.checkpoint_dir, log_dir=_log_dir(config))
+        context = WorkerContext(0, 1, 0, 1, 0, checkpoint_dir=config.checkpoint_path, log_dir=_log_dir(config))
         previous = set_context(context)
         try:
             with _user_modules(config), _checkpoints(config), _shards(frames) as shards:
@@ -101,7 +101,7 @@ def _checkpoints(config: RunnerConfig) -> Iterator[None]:
 
     ``fit`` is not saved: this would require patching Keras and TensorFlow, which other threads may be using.
     """
-    if config.checkpoint_dir is None:
+    if config.checkpoint_path is None:
         previous = set_checkpoints(_NoCheckpoints())
         try:
             yield
@@ -115,9 +115,9 @@ def _checkpoints(config: RunnerConfig) -> Iterator[None]:
     _log.warning(
         "local_mode: checkpoint_dir=%r keeps what the function passes to get_context().save_checkpoint(), but fit() "
         "itself is neither saved nor resumed. Use local_mode=False for that.",
-        config.checkpoint_dir,
+        config.checkpoint_path,
     )
-    store = FolderStore(config.checkpoint_dir, secrets.token_hex(8))
+    store = FolderStore(config.checkpoint_path, secrets.token_hex(8))
     writer = CheckpointWriter(store, lambda _: None, _log.warning)
     previous = set_checkpoints(ManualCheckpoints(store, writer, True, _log.warning))
     try:

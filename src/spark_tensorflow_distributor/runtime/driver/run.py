@@ -93,7 +93,7 @@ class Run:
         self._callbacks, self._control = callbacks, control
         self._id = secrets.token_hex(8)
         # A run that resumes another run's checkpoints needs that run's order of rows.
-        folder = config.checkpoint_dir
+        folder = config.checkpoint_path
         self._seed = secrets.randbits(31) if folder is None else zlib.crc32(folder.encode()) >> 1
         self._checkpoints = DriverCheckpointStore()
         self._last_checkpoints: dict[str, str] = {}
@@ -260,7 +260,7 @@ class Run:
     def _checkpoint_settings(self) -> CheckpointSettings:
         config = self._config
         return CheckpointSettings(
-            folder=config.checkpoint_dir,
+            folder=config.checkpoint_path,
             at_driver=self._keeps_checkpoints,
             interval=config.checkpoint_interval,
             run_id=self._id,
