@@ -187,6 +187,8 @@ def test_nulls(spark, dense):
     df = spark.createDataFrame([(1.0, 2, None), (None, 2, 3.0)], "a float, b int, c double").coalesce(1)
     with pytest.raises(Exception, match=r"column 'a' \(and c too\) has 1 null in a batch of 2 rows"):
         predict(df, dense, COLUMNS, stack=True).collect()
+    with pytest.raises(Exception, match="The feature column 'a' has 1 null in a batch of 2 rows"):
+        predict(df, dense, ["a"], stack=True).collect()
     rows = predict(df, dense, COLUMNS, stack=True, fill_value={"a": 7, "c": -1.0}).collect()
     close([r.prediction for r in rows], dense.predict(np.array([[1, 2, -1], [7, 2, 3]], "float32"), verbose=0)[:, 0])
     arrays = spark.createDataFrame([([1.0, None, 3.0],)], "v array<float>").coalesce(1)

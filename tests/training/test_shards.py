@@ -331,7 +331,7 @@ def test_nulls_in_a_vector_column_are_counted(spark):
             return str(error), [batch.numpy().tolist() for batch in data.to_tf("id", batch_size=3, shuffle=False)]
 
     text, ids = MirroredStrategyRunner(num_slots=1, use_gpu=False).run(train, data=frame)
-    assert "The DataFrame 'data', column 'features': 1 of 3 arrays are null" in text
+    assert "The DataFrame 'data', column 'features': 1 of 3 arrays is null" in text
     assert sorted(ids[0]) == [1, 2, 3]
 
 

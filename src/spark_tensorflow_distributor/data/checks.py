@@ -31,6 +31,9 @@ class Advice:
 
 _FOR_TO_TF = Advice()
 
+# DataFrame.fillna and Imputer do not fill arrays.
+ARRAY_NULLS_ADVICE = "Fill or filter them in Spark (coalesce, transform, filter)."
+
 
 class Checks:
     """The checks of one DataFrame.
@@ -55,12 +58,8 @@ class Checks:
         if facts.nulls == self._total:
             raise DataError(f"{subject}: all {self._total} rows are null. Did a join match nothing, or a cast fail?")
         if column.depth and (facts.nulls or facts.inner_nulls):
-            rows, inner = (
-                f"{facts.nulls} of {self._total} arrays are null",
-                f"{facts.inner_nulls} values in arrays are null",
-            )
-            found = " and ".join(text for text, count in ((rows, facts.nulls), (inner, facts.inner_nulls)) if count)
-            raise DataError(f"{subject}: {found}. Fill or filter them in Spark (coalesce, transform, filter).")
+            found = array_nulls_text(facts.nulls, self._total, facts.inner_nulls)
+            raise DataError(f"{subject}: {found}. {ARRAY_NULLS_ADVICE}")
         if facts.nulls and name not in fill:
             raise DataError(f"{subject}: {facts.nulls} of {self._total} rows are null. {self._advice.nulls}")
         if name in fill and isinstance(fill[name], str | bytes) != column.is_bytes:
@@ -137,6 +136,24 @@ def known_column(store: "MappedRows", what: str, name: str) -> Column:
         hint = nearest(name, store.columns) or f"; it has {', '.join(store.columns)}"
         raise DataError(f"{what} has no column {name!r}{hint}.")
     return store.columns[name]
+
+
+def array_nulls_text(nulls: int, total: int, inner_nulls: int) -> str:
+    """Describe the nulls of a column of arrays: ``"2 of 10 arrays are null and 1 value in arrays is null"``.
+
+    Args:
+        nulls: How many arrays are null.
+        total: The number of rows.
+        inner_nulls: How many values inside arrays are null.
+    """
+    found = [f"{nulls} of {total} arrays {_are(nulls)} null"] if nulls else []
+    if inner_nulls:
+        found.append(f"{inner_nulls} value{'s' * (inner_nulls != 1)} in arrays {_are(inner_nulls)} null")
+    return " and ".join(found)
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def is_integer(value: object) -> TypeGuard[int]:

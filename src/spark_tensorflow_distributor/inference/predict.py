@@ -70,8 +70,8 @@ def predict(
         output_type: Spark type of the column, as a DDL string or a ``DataType``. By default, it is derived from the
             model's output: ``[batch]`` and ``[batch, 1]`` become scalars, ``[batch, k]`` arrays, and several outputs a
             struct.
-        fill_value: The value that replaces nulls, including nulls inside flat arrays, or a dict of values by column.
-            Default: nulls raise an error.
+        fill_value: The value that replaces nulls, including nulls inside flat arrays but not null arrays, or a dict of
+            values by column. Default: nulls raise an error.
         custom_objects: Custom classes and functions that a saved model uses, by name; not needed for a model object.
         safe_mode: Whether Keras refuses to run Python code in a ``.keras`` file (``Lambda`` layers); model objects are
             always trusted. Default: True.
@@ -199,8 +199,12 @@ def _arguments(
     for combine, group in itertools.groupby(columns, lambda column: stack and not column.depth):
         part = list(group)
         expressions = [_expression(column, fill.get(column.name), stack) for column in part]
-        names += [tuple(column.name for column in part)] if combine else [(column.name,) for column in part]
-        values += [F.array(*expressions)] if combine else expressions
+        if combine and len(part) > 1:
+            names.append(tuple(column.name for column in part))
+            values.append(F.array(*expressions))
+        else:
+            names += [(column.name,) for column in part]
+            values += expressions
     return tuple(names), values
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..data.checks import ARRAY_NULLS_ADVICE, array_nulls_text
 from ..data.columns import Column, Values, columns_of, split_array
 from ..errors import DataError
 from .features import Dims
@@ -110,9 +111,10 @@ def _float64_list(depth: int) -> "pa.DataType":
 def _null_text(
     array: "pa.Array", column: Column, values: Values, names: Sequence[str], subject: str, *, has_fill_value: bool
 ) -> str:
-    called = subject or f"The feature column {column.name!r}"
-    subject, count = f"{called} has", array.null_count
-    if len(names) > 1 and values.inner_nulls:
+    subject, count = subject or f"The feature column {column.name!r}", array.null_count
+    advice = "Pass fill_value, or fill or drop" if has_fill_value else "Fill or drop"
+    advice += " the nulls in Spark first (DataFrame.fillna, dropna, coalesce)."
+    if len(names) > 1:
         import numpy as np
 
         # Spark has put the columns side by side, so an element's position determines its column.
@@ -120,13 +122,16 @@ def _null_text(
         counts = {names[index]: int((columns == index).sum()) for index in np.unique(columns)}
         name, count = next(iter(counts.items()))
         others = f" (and {', '.join(list(counts)[1:6])} too)" if len(counts) > 1 else ""
-        subject = f"The feature column {name!r}{others} has"
-    elif values.inner_nulls:
-        subject, count = f"The arrays of {called[0].lower()}{called[1:]} have", values.inner_nulls
+        subject = f"The feature column {name!r}{others}"
+    elif column.depth:
+        found = array_nulls_text(array.null_count, len(array), values.inner_nulls)
+        # fill_value replaces only values of flat arrays.
+        can_fill = has_fill_value and column.depth == 1 and not array.null_count
+        advice = f"Pass fill_value. Or: {ARRAY_NULLS_ADVICE}" if can_fill else ARRAY_NULLS_ADVICE
+        return f"{subject}: {found} in a batch of {len(array)} rows, but tensors cannot hold nulls. {advice}"
     return (
-        f"{subject} {count} null{'s' * (count != 1)} in a batch of {len(array)} rows, but tensors cannot hold nulls. "
-        f"{'Pass fill_value, or fill' if has_fill_value else 'Fill'} or drop the nulls in Spark first "
-        "(DataFrame.fillna, dropna, coalesce)."
+        f"{subject} has {count} null{'s' * (count != 1)} in a batch of {len(array)} rows, but tensors cannot hold "
+        f"nulls. {advice}"
     )
 
 

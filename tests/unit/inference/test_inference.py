@@ -154,8 +154,23 @@ def test_nulls_name_their_column():
         rows_from_arrow(pa.array([[1.0, 2.0], [1.0, None]]), ["x", "y"])
     with pytest.raises(DataError, match=r"column 'x' \(and y too\) has 1 null in"):
         rows_from_arrow(pa.array([[None, 2.0], [1.0, None]]), ["x", "y"])
-    with pytest.raises(DataError, match="arrays of the feature column 'x' have 1 null"):
-        rows_from_arrow(pa.array([[1.0, None]]), ["x"])
+
+
+def test_nulls_in_arrays_are_counted_and_advice_is_what_helps():
+    import pyarrow as pa
+
+    in_spark = r"Fill or filter them in Spark \(coalesce, transform, filter\)\.$"
+    inner, outer = pa.array([[1.0, None], [2.0, 3.0]]), pa.array([[1.0, None], None, [None]])
+    with pytest.raises(DataError, match=r"column 'x': 1 value in arrays is null in a batch of 2 rows.* Pass fill_value\."):
+        rows_from_arrow(inner, ["x"], has_fill_value=True)
+    with pytest.raises(DataError, match=rf"column 'x': 1 value in arrays is null .*hold nulls\. {in_spark}"):
+        rows_from_arrow(inner, ["x"])
+    # fill_value does not replace null arrays, nor nulls in nested arrays.
+    found = "column 'x': 1 of 3 arrays is null and 2 values in arrays are null in a batch of 3 rows"
+    with pytest.raises(DataError, match=rf"{found}, .*hold nulls\. {in_spark}"):
+        rows_from_arrow(outer, ["x"], has_fill_value=True)
+    with pytest.raises(DataError, match=rf"column 'x': 1 value in arrays is null .*hold nulls\. {in_spark}"):
+        rows_from_arrow(pa.array([[[1.0, None]]]), ["x"], has_fill_value=True)
 
 
 def test_a_vector_and_a_struct_as_arguments():
