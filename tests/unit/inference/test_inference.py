@@ -161,7 +161,7 @@ def test_nulls_in_arrays_are_counted_and_advice_is_what_helps():
 
     in_spark = r"Fill or filter them in Spark \(coalesce, transform, filter\)\.$"
     inner, outer = pa.array([[1.0, None], [2.0, 3.0]]), pa.array([[1.0, None], None, [None]])
-    with pytest.raises(DataError, match=r"column 'x': 1 value in arrays is null in a batch of 2 rows.* Pass fill_value\."):
+    with pytest.raises(DataError, match=r"'x': 1 value in arrays is null in a batch of 2 rows.* Pass fill_value\."):
         rows_from_arrow(inner, ["x"], has_fill_value=True)
     with pytest.raises(DataError, match=rf"column 'x': 1 value in arrays is null .*hold nulls\. {in_spark}"):
         rows_from_arrow(inner, ["x"])

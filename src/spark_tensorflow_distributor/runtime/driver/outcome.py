@@ -23,7 +23,7 @@ from ..failures import Failure
 from ..process_tools import missing_tensorflow
 from .launch import LaunchResult
 from .modules import import_advice
-from .tracebacks import hide_library_frames, without_message
+from .tracebacks import hide_library_frames, shown_traceback
 
 # How often a group may be launched again, without counting as a restart, because another process took a port.
 LOST_PORT_LIMIT = 3
@@ -188,7 +188,7 @@ def _startup_error(cause: WorkerFailure) -> DistributorError | None:
     package = {"tensorflow": "TensorFlow", "keras": "Keras"}.get(missing.split(".")[0])
     if package is not None:
         text = missing_tensorflow("the executors' Python", where, package)
-        return ClusterError(f"{text}\n{cause.traceback}")
+        return ClusterError(f"{text}\n{hide_library_frames(cause.traceback)}")
     advice = import_advice(missing) if missing else "Do the executors have the driver's versions of its packages?"
     return SerializationError(
         f"The training function could not be loaded: {sentence(where)} {advice}\n{hide_library_frames(cause.traceback)}"
@@ -214,7 +214,7 @@ def _describe(cause: WorkerFailure, failures: Mapping[int, WorkerFailure], num_t
     if cause.kind == "stalled":
         lines += [each.message for each in failures.values() if each.kind == "stalled" and each is not cause]
     title = "Threads of" if cause.kind == "stalled" else "Traceback on"
-    shown = without_message(hide_library_frames(cause.traceback), cause.message)
+    shown = shown_traceback(cause.traceback, cause.message)
     if shown:
         lines += ["", f"{title} rank {cause.rank}:", shown]
     if cause.kind == "stalled":

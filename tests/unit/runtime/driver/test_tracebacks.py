@@ -2,7 +2,11 @@
 
 import traceback
 
-from spark_tensorflow_distributor.runtime.driver.tracebacks import hide_library_frames, without_message
+from spark_tensorflow_distributor.runtime.driver.tracebacks import (
+    hide_library_frames,
+    shown_traceback,
+    without_message,
+)
 
 REMOTE = """\
 Traceback (most recent call last):
@@ -41,6 +45,19 @@ def test_an_exception_with_only_library_frames_keeps_them():
     shown = hide_library_frames(chained)
     assert shown.startswith(own)
     assert shown.endswith(hide_library_frames(REMOTE))
+
+
+def test_an_error_of_the_library_itself_needs_no_frames_of_the_library():
+    frames = REMOTE.split('  File "/home')[0]
+    own = f"{frames}spark_tensorflow_distributor.errors.DataError: a null\nin y\n"
+    assert shown_traceback(own, "a null\nin y") == ""
+    assert shown_traceback(own + "a note\n", "a null") == own.removeprefix(frames) + "a note"
+    # The exception of the user's function that led to it is shown.
+    link = "\nThe above exception was the direct cause of the following exception:\n\n"
+    assert shown_traceback(f"{REMOTE}{link}{own}", "a null\nin y") == hide_library_frames(REMOTE)
+    # The line of the user's program that called the library is shown, too.
+    called = REMOTE.replace("ValueError: boom", "spark_tensorflow_distributor.errors.DataError: a null")
+    assert shown_traceback(called, "a null").splitlines() == hide_library_frames(REMOTE).splitlines()[:-1]
 
 
 def test_real_tracebacks_without_the_librarys_frames_stay_as_they_are():

@@ -9,6 +9,7 @@ from ....errors import WorkerFailure
 from ....formatting import mebibytes, position_text
 from ...specs import WorkerReport
 from ..record import RunRecord
+from ..tracebacks import shown_traceback
 from .advice import advice_for
 from .curves import charts_of
 from .text import attempt_line, headline
@@ -135,7 +136,8 @@ def _failure(failure: WorkerFailure, *, is_cause: bool) -> str:
     where = f" in {position_text(failure.place)}" if failure.place else ""
     head = escape(f"rank {failure.rank} @ {failure.host}, {failure.kind} after {failure.seconds:.1f} s{where}")
     cause = " <b>root cause</b>" if is_cause else ""
-    text = escape("\n\n".join(part for part in (failure.message, failure.traceback) if part))
+    shown = shown_traceback(failure.traceback, failure.message)
+    text = escape("\n\n".join(part for part in (failure.message, shown) if part))
     return f"<details{' open' if is_cause else ''}><summary>{head}{cause}</summary><pre>{text}</pre></details>"
 
 

@@ -91,6 +91,18 @@ def test_the_text_tells_what_was_lost_and_where_training_resumed():
     )
 
 
+def test_the_page_hides_the_frames_of_the_library_and_says_nothing_twice():
+    traceback = (
+        'Traceback (most recent call last):\n  File "<spark_tensorflow_distributor>/runtime/trainer/main.py", line 120, '
+        'in train\n    value = call()\n  File "train.py", line 5, in train\n    fail()\nValueError: boom\n'
+    )
+    failure = WorkerFailure(0, "a", "exception", "ValueError: boom", traceback=traceback)
+    page = Page(RunReport(1, 1, attempts=[AttemptReport(0, failures={0: failure}, root_cause=0)])._repr_html_())
+    assert 'File "train.py", line 5' in page.text
+    assert "trainer/main.py" not in page.text
+    assert page.text.count("ValueError: boom\n") == 1
+
+
 def test_failures_without_a_root_cause_are_listed_by_rank():
     report = restarted()
     report.attempts[0] = replace(report.attempts[0], root_cause=None)
