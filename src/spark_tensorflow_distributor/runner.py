@@ -35,7 +35,7 @@ def _keywords_only(init: Callable[P, None]) -> Callable[P, None]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> None:
         if len(args) > 1:
             raise CallError(
-                f"MirroredStrategyRunner() takes keyword arguments only, but got {args[1]!r} by position. Call "
+                f"MirroredStrategyRunner() takes keyword arguments only, but the value {args[1]!r} was passed by position. Call "
                 f"MirroredStrategyRunner(num_slots={args[1]!r}, ...)."
             )
         init(*args, **kwargs)

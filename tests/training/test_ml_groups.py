@@ -309,8 +309,10 @@ def test_predictions_are_those_of_each_groups_model(df, groups):
         x = np.array([[row["a"], row["b"]] for row in own], np.float32)
         expected = groups.keras_model(store).predict(x, verbose=0).ravel()
         np.testing.assert_allclose([row["prediction"] for row in own], expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(DataError, match="no model for the group"):
+    with pytest.raises(DataError, match=r"no model for the group store=6: its training failed: .*\.$"):
         groups.keras_model(6)
+    with pytest.raises(DataError, match=r"no model for the group store=99: it was not .* models lists all groups\.$"):
+        groups.keras_model(99)
 
 
 def test_rows_without_a_model_are_skipped_or_an_error(df, groups):

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from spark_tensorflow_distributor import CallError, MirroredStrategyRunner
+from spark_tensorflow_distributor import CallError, ConfigurationError, MirroredStrategyRunner
+from spark_tensorflow_distributor.runtime.driver.pickling import check_arguments
 
 
 def train(train_data, epochs=1):
@@ -19,7 +20,9 @@ def runner():
 
 
 def test_positional_arguments_of_the_constructor():
-    with pytest.raises(CallError, match=r"Call MirroredStrategyRunner\(num_slots=2, \.\.\.\)") as caught:
+    with pytest.raises(
+        CallError, match=r"value 2 was passed by position\. Call Mirr.*\(num_slots=2, \.\.\.\)"
+    ) as caught:
         MirroredStrategyRunner(2)
     assert isinstance(caught.value, TypeError)
     assert isinstance(caught.value, ValueError)
@@ -36,6 +39,12 @@ def test_positional_arguments_of_run(runner):
         runner.run("a.py", "--epochs", "3")
     with pytest.raises(CallError, match=r"run\(<lambda>, x=1, name=2, name=3, \.\.\.\)"):
         runner.run(lambda x: x, 1, 2, 3, 4)
+
+
+def test_arguments_that_do_not_fit_the_function():
+    for names, text in (([], "called without arguments: missing"), (["y", "z"], "called with the arguments y, z: ")):
+        with pytest.raises(ConfigurationError, match=rf"train\(train_data, epochs=1\) cannot be {text}"):
+            check_arguments(train, names)
 
 
 def test_the_result_is_typed(tmp_path):

@@ -156,13 +156,13 @@ def _refusal(what: str, name: str, kind: str, depth: int) -> str:
     column = f"{what} has a column {name!r}"
     if kind == "map":
         return (
-            f"{column} of type map, but tensors have no keys. Extract the keys you need (col({name!r})['key']), or "
-            "convert it to arrays with map_keys and map_values."
+            f"{column} of type map, but tensors have no keys. Extract the keys you need (col({name!r})['key']), "
+            "convert it to arrays with map_keys and map_values, or drop it (DataFrame.drop)."
         )
     if kind == "struct":
         return (
             f"{column} that is an array of structs. Convert it to one array per field, for example with "
-            f"transform({name}, x -> x.field)."
+            f"transform({name}, x -> x.field), or drop it (DataFrame.drop)."
         )
     if kind == "void":
         return f"{column} in which every row is null. Give it a type and values, or drop it (DataFrame.drop)."
@@ -184,7 +184,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" if one of the names is similar, else an empty string."""
     names = list(names)
     lowered = {each.lower(): each for each in reversed(names)}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), lowered, n=1)
     return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
 
 

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
+_FEATURES_ADVICE = (
+    " Name the columns of the features in inputCols; or set featuresCol to a column of vectors or arrays, such as "
+    "VectorAssembler of pyspark.ml makes."
+)
+
+
 def check_is_frame(value: object) -> None:
     """Check that a value is a Spark DataFrame.
 
@@ -24,7 +30,10 @@ def check_is_frame(value: object) -> None:
     if is_pandas_on_spark(value):
         raise DataError(f"The rows are {a_type(value)} of pandas on Spark. Pass its to_spark().")
     if not is_dataframe(value):
-        raise DataError(f"The rows are {a_type(value)}; they must be a Spark DataFrame (spark.createDataFrame).")
+        what = a_type(value)
+        if type(value).__module__.startswith("pandas."):
+            what = f"a pandas {type(value).__name__}"
+        raise DataError(f"The rows are {what}; they must be a Spark DataFrame (spark.createDataFrame).")
 
 
 def known_columns(df: "DataFrame", params: Mapping[str, str | Sequence[str] | None]) -> dict[str, Column]:
@@ -56,6 +65,7 @@ def check_exists(df: "DataFrame", param: str, name: str) -> None:
         raise DataError(
             f"{param} names the column {name!r}, which the DataFrame does not have{nearest(name, df.columns)}. "
             f"Its columns are {', '.join(df.columns[:20])}{', ...' if len(df.columns) > 20 else ''}."
+            f"{_FEATURES_ADVICE if param == 'featuresCol' else f' Correct {param}.'}"
         )
 
 

@@ -15,6 +15,7 @@ from pyspark.ml.param.shared import (
     HasWeightCol,
 )
 
+from ..data.columns import nearest
 from . import converters
 
 P = TypeVar("P", bound="AccessibleParams")
@@ -54,7 +55,10 @@ class AccessibleParams(Params):
         """
         for name in params:
             if not self.hasParam(name):
-                raise TypeError(f"{type(self).__name__} has no Param {name!r}. Its Params are {self._param_names()}.")
+                hint = nearest(name, [each.name for each in self.params])
+                raise TypeError(
+                    f"{type(self).__name__} has no Param {name!r}{hint or f'. Its Params are {self._param_names()}'}."
+                )
         return self._set(**{name: value for name, value in params.items() if value is not None})
 
     def _param_names(self) -> str:

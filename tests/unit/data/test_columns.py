@@ -51,6 +51,7 @@ def test_unsupported_types_are_rejected_by_name(kind, message):
         columns_of(schema(good="long", bad=kind), "The DataFrame 'train'")
     assert "'train'" in str(caught.value)
     assert "'bad'" in str(caught.value)
+    assert "rop it (DataFrame.drop)" in str(caught.value)
 
 
 def test_a_schema_needs_columns_with_distinct_names():
@@ -64,6 +65,7 @@ def test_a_schema_needs_columns_with_distinct_names():
 def test_nearest_name():
     assert nearest("Lable", ["x", "label"]) == " (did you mean 'label'?)"
     assert nearest("zzz", ["x", "label"]) == ""
+    assert nearest("features", ["late", "label"]) == ""
 
 
 def test_values_by_column():

@@ -9,6 +9,7 @@ from pyspark.sql.types import ArrayType, DoubleType, FloatType, StringType, Stru
 from spark_tensorflow_distributor import DataError
 from spark_tensorflow_distributor.ml import KerasRegressor
 from spark_tensorflow_distributor.ml.columns import (
+    check_is_frame,
     check_label,
     check_weight,
     class_count,
@@ -53,8 +54,22 @@ def test_columns_are_found_by_param():
     }
     with pytest.raises(DataError, match=r"weightCol names the column 'lable', .*did you mean 'label'"):
         known_columns(df, {"weightCol": "lable"})
-    with pytest.raises(DataError, match=r"inputCols names the column 'x'.*Its columns are features, label, text"):
+    with pytest.raises(
+        DataError, match=r"inputCols names the column 'x'.*Its columns are features, label, text\. Corr"
+    ):
         known_columns(df, {"inputCols": ["text", "x"]})
+    other = frame(late=(DoubleType(), None), label=(DoubleType(), None))
+    with pytest.raises(DataError, match=r"does not have\. Its columns are late, label\. .*inputCols.*VectorAssembler"):
+        known_columns(other, {"featuresCol": "features"})
+
+
+def test_only_spark_dataframes_have_rows():
+    import pandas as pd
+
+    with pytest.raises(DataError, match=r"The rows are a pandas DataFrame; .* \(spark\.createDataFrame\)"):
+        check_is_frame(pd.DataFrame({"a": [1]}))
+    with pytest.raises(DataError, match="The rows are a list; they must be a Spark DataFrame"):
+        check_is_frame([1])
 
 
 def test_labels_are_numbers():

@@ -57,7 +57,9 @@ def test_setting_copying_and_clearing():
 @pytest.mark.parametrize(
     ("params", "text"),
     [
-        ({"epoch": 3}, "KerasRegressor has no Param 'epoch'"),
+        ({"epoch": 3}, r"^KerasRegressor has no Param 'epoch' \(did you mean 'epochs'\?\)\.$"),
+        ({"num_slots": 3}, "did you mean 'numSlots'"),
+        ({"zzz": 3}, "has no Param 'zzz'. Its Params are .*, epochs, "),
         ({"epochs": 0}, 'param "epochs". It is 0; it must be at least 1'),
         ({"epochs": 1.5}, "whole number"),
         ({"epochs": True}, "whole number"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...data.columns import quoted
 from ...errors import ConfigurationError, DataError, SerializationError
-from ...formatting import one_line
+from ...formatting import one_line, sentence
 from ...inference.features import feature_names, select_columns
 from ...inference.model import ModelSpec
 from ...inference.predict import column_function, payload_of
@@ -87,8 +87,13 @@ class GroupModels:
             found = found.where(F.col(name).eqNullSafe(F.lit(value)))
         row = found.first()
         if row is None or row["model"] is None:
-            why = "it was not among the rows of fit()" if row is None else f"its training failed: {row['error']}"
-            raise DataError(f"There is no model for the group {key}: {why}")
+            shown = ", ".join(f"{name}={value!r}" for name, value in zip(self.group_columns, key, strict=True))
+            why = (
+                "it was not among the rows of fit(). The model's DataFrame models lists all groups."
+                if row is None
+                else f"its training failed: {sentence(row['error'])}"
+            )
+            raise DataError(f"There is no model for the group {shown}: {why}")
         from ...inference.loading import load_keras
         from .weights import unpack_weights
 

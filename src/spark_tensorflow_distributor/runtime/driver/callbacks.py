@@ -99,6 +99,10 @@ class CallbackList:
                 f"callbacks is {with_article(type_name(callbacks))}; it must be a list of RunCallback objects."
             ) from None
         for each in self._callbacks:
+            if isinstance(each, type) and issubclass(each, RunCallback):
+                raise ConfigurationError(
+                    f"callbacks has the class {each.__name__}; it must have an object of it. Pass {each.__name__}(...)."
+                )
             if not isinstance(each, RunCallback):
                 raise ConfigurationError(
                     f"callbacks has {with_article(type_name(each))}, which is not a RunCallback. Keras' own callbacks "

@@ -104,8 +104,11 @@ def check_arguments(function: Callable[..., Any], names: Sequence[str]) -> None:
         signature.bind(**dict.fromkeys(names))
     except TypeError as error:
         name = getattr(function, "__name__", repr(function))
-        text = f"{name}{signature} cannot be called with {sorted(names)}: {sentence(error)}"
-        raise ConfigurationError(text) from None
+        given = f"with the arguments {', '.join(sorted(names))}" if names else "without arguments"
+        raise ConfigurationError(
+            f"{name}{signature} cannot be called {given}: {sentence(error)} It gets the keyword arguments of the call, "
+            f"as in run({name}, name=value)."
+        ) from None
 
 
 def _shared_variable_text(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> str:

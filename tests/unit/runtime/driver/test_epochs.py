@@ -116,7 +116,11 @@ def test_the_time_in_callbacks_is_known(monkeypatch):
 
 @pytest.mark.parametrize(
     ("callbacks", "text"),
-    [([object()], "has an object, which is not a RunCallback"), (7, "callbacks is an int")],
+    [
+        ([object()], "has an object, which is not a RunCallback"),
+        ([RunCallback], r"has the class RunCallback; .* Pass RunCallback\(\.\.\.\)"),
+        (7, "callbacks is an int"),
+    ],
 )
 def test_other_objects_are_no_callbacks(callbacks, text):
     with pytest.raises(ConfigurationError, match=text):
