@@ -98,6 +98,21 @@ class RunnerConfig:
         """``checkpoint_dir`` as a string."""
         return None if self.checkpoint_dir is None else os.fspath(self.checkpoint_dir)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What has no effect, in sentences."""
+        if self.local_mode and self.max_restarts:
+            return [
+                f"max_restarts={self.max_restarts} has no effect with local_mode=True: the function's exceptions are "
+                "raised unchanged. Use local_mode=False to relaunch after a failure."
+            ]
+        if self.min_slots is not None and not self.max_restarts:
+            return [
+                f"min_slots={self.min_slots} has no effect with max_restarts=0: only a relaunch may use fewer slots "
+                f"than num_slots={self.num_slots}. Set max_restarts."
+            ]
+        return []
+
     def _check_env(self) -> None:
         if not isinstance(self.env, Mapping):
             raise ConfigurationError(f"env is {a_type(self.env)}; it must be a mapping of str to str.")
@@ -111,6 +126,17 @@ class RunnerConfig:
                 "Choose devices with num_slots and use_gpu."
             )
         object.__setattr__(self, "env", dict(self.env))  # later changes to the caller's mapping have no effect
+
+
+def renamed_arguments(text: str, names: Mapping[str, str]) -> str:
+    """Return a message in the terms of a caller to whom the runner's arguments have other names.
+
+    Args:
+        text: The message.
+        names: What to replace, such as ``num_slots`` or ``use_gpu=False``, and by what. The longest match counts.
+    """
+    found = "|".join(re.escape(each) + r"\b" * each[-1].isalnum() for each in sorted(names, key=len, reverse=True))
+    return re.sub(rf"(?<![\w.])(?:{found})", lambda match: names[match[0]], text)
 
 
 def check_whole_number(name: str, value: object, least: int) -> None:

@@ -35,8 +35,8 @@ def _keywords_only(init: Callable[P, None]) -> Callable[P, None]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> None:
         if len(args) > 1:
             raise CallError(
-                f"MirroredStrategyRunner() takes keyword arguments only, but the value {args[1]!r} was passed by position. Call "
-                f"MirroredStrategyRunner(num_slots={args[1]!r}, ...)."
+                f"MirroredStrategyRunner() takes keyword arguments only, but the value {args[1]!r} was passed by "
+                f"position. Call MirroredStrategyRunner(num_slots={args[1]!r}, ...)."
             )
         init(*args, **kwargs)
 
@@ -157,6 +157,8 @@ class MirroredStrategyRunner:
             py_modules=py_modules,
             log_dir=log_dir,
         )
+        for warning in self._config.warnings:
+            _log.warning(warning)
         self._callbacks = CallbackList(callbacks)
         self._session = spark
         self._last_gateway: SparkGateway | None = None

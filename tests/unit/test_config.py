@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spark_tensorflow_distributor import ConfigurationError, MirroredStrategyRunner
-from spark_tensorflow_distributor.config import RunnerConfig, check_whole_number
+from spark_tensorflow_distributor.config import RunnerConfig, check_whole_number, renamed_arguments
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,18 @@ def test_folders_are_strings_or_paths():
     for url in ("s3://bucket/a", "file:///mnt/a"):
         with pytest.raises(ConfigurationError, match=f"pathlib removes a slash from URLs. Pass '{url}' as a string"):
             RunnerConfig(1, checkpoint_dir=Path(url))
+
+
+def test_arguments_without_effect_are_found(caplog):
+    assert RunnerConfig(num_slots=2, min_slots=1, max_restarts=1).warnings == []
+    assert RunnerConfig(num_slots=1, local_mode=True, use_gpu=False).warnings == []
+    MirroredStrategyRunner(num_slots=2, use_gpu=False, min_slots=1)
+    assert "min_slots=1 has no effect with max_restarts=0" in caplog.text
+    MirroredStrategyRunner(num_slots=1, use_gpu=False, local_mode=True, max_restarts=2)
+    assert "max_restarts=2 has no effect with local_mode=True" in caplog.text
+
+
+def test_messages_take_the_names_of_the_caller():
+    names = {"num_slots": "numSlots", "use_gpu": "useGpu", "use_gpu=True": "GPUs"}
+    text = "use_gpu=True, use_gpu=False, num_slots=2, min_num_slots, x.num_slots, num_slots2"
+    assert renamed_arguments(text, names) == "GPUs, useGpu=False, numSlots=2, min_num_slots, x.num_slots, num_slots2"

@@ -23,7 +23,7 @@ from ..runtime.specs import RunPlan
 from .diagnosis import Diagnosis
 from .doctor_text import report_text
 from .findings import Finding, findings_of
-from .options import runner_arguments
+from .options import naming_options, runner_arguments
 from .probe import SCHEMA, host_facts
 from .spark import session
 
@@ -33,7 +33,7 @@ _SECONDS_BESIDES_IMPORT = 30.0
 
 def doctor(options: Namespace) -> int:
     """Print the diagnosis; return 0 if a run would start, else 1."""
-    num_slots = options.num_slots
+    num_slots, given = options.num_slots, runner_arguments(options)
     with ExitStack() as cleanup:
         try:
             spark = cleanup.enter_context(session(options, num_slots or 2, is_quiet=True))
@@ -43,8 +43,10 @@ def doctor(options: Namespace) -> int:
             gateway = SparkGateway(spark)
             if num_slots is None:
                 num_slots = _slots(gateway)
-            arguments = {**runner_arguments(options), "num_slots": num_slots}
-            diagnosis = diagnose(RunnerConfig(**arguments), gateway, options.timeout)
+            diagnosis = diagnose(RunnerConfig(**{**given, "num_slots": num_slots}), gateway, options.timeout)
+    diagnosis.findings = [
+        replace(each, text=naming_options(each.text), change=naming_options(each.change)) for each in diagnosis.findings
+    ]
     print(json.dumps(diagnosis.to_dict(), indent=1) if options.json else printable(report_text(diagnosis)))
     return 0 if diagnosis.would_start else 1
 

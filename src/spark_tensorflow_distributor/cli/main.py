@@ -5,13 +5,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from ..errors import ConfigurationError, DistributorError
+from ..errors import ConfigurationError, DistributorError, TrainingFailedError
 from ..formatting import one_line, printable
 from . import demo, doctor, run
-from .options import add_run_options, add_session_options
+from .options import add_run_options, add_session_options, naming_options
 
 _PROGRAM = "python -m spark_tensorflow_distributor"
+
+
+class _Command(argparse.ArgumentParser):
+    """The parser of one command, which shows this command's usage if it does not know an option."""
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+        found, unknown = super().parse_known_args(*args, **kwargs)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,12 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.command(options)
     except ConfigurationError as error:
-        print(f"{_PROGRAM}: {error}", file=sys.stderr)
+        print(f"{_PROGRAM}: {naming_options(str(error))}", file=sys.stderr)
         return 2
     except DistributorError as error:
-        lines = [one_line(error, with_module=False)]
+        # A failed training's message quotes the script.
+        named = str if isinstance(error, TrainingFailedError) else naming_options
+        lines = [named(one_line(error, with_module=False))]
         if sys.version_info >= (3, 11):  # otherwise, the error's text contains the notes
-            lines += getattr(error, "__notes__", ())
+            lines += map(naming_options, getattr(error, "__notes__", ()))
         print(printable("\n".join(lines)), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -40,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(_PROGRAM, description="Distributed TensorFlow and Keras training on Spark.")
-    commands = parser.add_subparsers(metavar="command", required=True)
+    commands = parser.add_subparsers(metavar="command", required=True, parser_class=_Command)
 
     runs = commands.add_parser("run", help="run a script on all workers", description=_described(run))
     add_run_options(runs)

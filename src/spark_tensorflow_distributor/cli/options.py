@@ -4,7 +4,29 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from ..config import renamed_arguments
 from ..errors import ConfigurationError
+
+# The options that are not named like the runner's arguments. Those whose names are ordinary words, such as env, would
+# be found in sentences where they mean something else.
+_OPTIONS = {"use_gpu": "--cpu", "use_gpu=False": "--cpu", "use_gpu=True": "no --cpu", "py_modules": "--py-module"}
+_OPTIONS |= {
+    argument + ending: f"--{argument.replace('_', '-')}{' ' * len(ending)}"
+    for ending in ("", "=")
+    for argument in (
+        "num_slots",
+        "gpu_resource_name",
+        "use_custom_strategy",
+        "max_restarts",
+        "min_slots",
+        "checkpoint_dir",
+        "checkpoint_every",
+        "start_timeout",
+        "stall_timeout",
+        "gradient_compression",
+        "log_dir",
+    )
+}
 
 
 def add_run_options(parser: argparse.ArgumentParser, *, is_required: bool = True) -> None:
@@ -79,6 +101,11 @@ def runner_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "log_to_driver": not options.quiet,
         "progress": options.progress,
     }
+
+
+def naming_options(text: str) -> str:
+    """Return a message of the runner with the names of the options instead of its arguments."""
+    return renamed_arguments(text, _OPTIONS)
 
 
 def _number_or_text(text: str) -> float | str:

@@ -4,9 +4,11 @@ import os
 import sys
 from argparse import Namespace
 
+from ..config import RunnerConfig
 from ..errors import ConfigurationError
 from ..formatting import sentence
 from ..runner import MirroredStrategyRunner
+from ..runtime.driver.pickling import pack_script
 from ..runtime.driver.report import RunReport
 from .options import runner_arguments
 from .spark import session
@@ -16,8 +18,12 @@ def run(options: Namespace) -> int:
     """Run the script that the command line names. The report is saved even if the run fails."""
     if options.report:
         _check_report_path(options.report)
+    arguments = runner_arguments(options)
+    # Starting Spark takes long, so report mistakes before.
+    RunnerConfig(**arguments)
+    pack_script(options.script, options.args)
     with session(options, options.num_slots) as spark:
-        runner = MirroredStrategyRunner(spark=spark, **runner_arguments(options))
+        runner = MirroredStrategyRunner(spark=spark, **arguments)
         try:
             runner.run(options.script, args=options.args)
         finally:

@@ -30,15 +30,16 @@ INSTALL_IT = (
 )
 
 
-def missing_tensorflow(interpreter: str, reason: object, package: str = "TensorFlow") -> str:
+def missing_tensorflow(interpreter: str, reason: object, package: str = "TensorFlow", advice: str = INSTALL_IT) -> str:
     """Return the message for a failed import of TensorFlow or Keras.
 
     Args:
         interpreter: The interpreter, in words.
         reason: The exception, or its text.
         package: The name of the package.
+        advice: What to do.
     """
-    return f"{package} cannot be imported by {interpreter}: {sentence(reason)} {INSTALL_IT}"
+    return f"{package} cannot be imported by {interpreter}: {sentence(reason)} {advice}"
 
 
 @contextlib.contextmanager

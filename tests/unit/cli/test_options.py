@@ -8,7 +8,7 @@ import pytest
 
 from spark_tensorflow_distributor import ConfigurationError, MirroredStrategyRunner
 from spark_tensorflow_distributor.cli import main as command
-from spark_tensorflow_distributor.cli.options import pairs, runner_arguments
+from spark_tensorflow_distributor.cli.options import naming_options, pairs, runner_arguments
 from spark_tensorflow_distributor.cli.spark import default_master, session
 
 
@@ -76,6 +76,24 @@ def test_pairs():
     for text in ("spark.a", "=1"):
         with pytest.raises(ConfigurationError, match="--conf"):
             pairs([text], "--conf")
+
+
+def test_messages_name_options_instead_of_arguments():
+    text = "num_slots=9 is too many; use num_slots=2, use_gpu=False or gpu_resource_name. my.num_slots, env, num_slotss"
+    assert naming_options(text) == (
+        "--num-slots 9 is too many; use --num-slots 2, --cpu or --gpu-resource-name. my.num_slots, env, num_slotss"
+    )
+
+
+def test_messages_name_only_options_that_exist(parsed, capsys):
+    named = {naming_options(name) for name in runner_arguments(parsed("run", "--num-slots", "2", "train.py"))}
+    with pytest.raises(SystemExit):
+        command.main(["run", "--help"])
+    shown = capsys.readouterr().out
+    assert len(named) > 10
+    assert [
+        name for name in named if name.startswith("-") and f"{name} " not in shown and f"{name}]" not in shown
+    ] == []
 
 
 def test_the_master_is_local_only_if_nobody_has_configured_spark():

@@ -33,12 +33,12 @@ def failing(monkeypatch):
 
     monkeypatch.setattr(module, "session", session)
     monkeypatch.setattr(module, "MirroredStrategyRunner", Runner)
-    monkeypatch.setattr(module, "runner_arguments", lambda options: {})
+    monkeypatch.setattr(module, "runner_arguments", lambda options: {"num_slots": 2})
     return sessions
 
 
-def options(report):
-    return Namespace(num_slots=2, script="train.py", args=[], report=str(report))
+def options(report, script=__file__):
+    return Namespace(num_slots=2, script=script, args=[], report=str(report))
 
 
 def test_a_place_where_no_report_can_be_is_refused_before_anything_starts(failing, tmp_path):
@@ -46,6 +46,32 @@ def test_a_place_where_no_report_can_be_is_refused_before_anything_starts(failin
         with pytest.raises(ConfigurationError, match=text):
             module.run(options(place))
     assert failing == []
+
+
+def test_mistakes_are_found_before_spark_starts(failing, monkeypatch, tmp_path, capsys):
+    with pytest.raises(ConfigurationError, match=r"script 'missing\.py' cannot be read"):
+        module.run(options("", script="missing.py"))
+    monkeypatch.undo()
+
+    def session(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(module, "session", session)
+    monkeypatch.setattr(command.doctor, "session", session)
+    for words in (["run", "--num-slots", "1", "--env", "FOO", __file__], ["doctor", "--env", "FOO"]):
+        assert command.main(words) == 2
+        assert "--env 'FOO' is not of the form NAME=VALUE" in capsys.readouterr().err
+    assert command.main(["run", "--num-slots", "0", __file__]) == 2
+    assert "--num-slots is 0; it must be at least 1." in capsys.readouterr().err
+
+
+def test_an_unknown_option_shows_the_usage_of_its_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["run", "--num-slots", "1", "--cpuu", "train.py"])
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert re.search(r"usage: \S.* run ", shown)
+    assert "run: error: unrecognized arguments: --cpuu" in shown
 
 
 def test_a_report_that_cannot_be_written_does_not_hide_the_error_of_the_run(failing, tmp_path, capsys, monkeypatch):

@@ -54,9 +54,7 @@ def test_columns_are_found_by_param():
     }
     with pytest.raises(DataError, match=r"weightCol names the column 'lable', .*did you mean 'label'"):
         known_columns(df, {"weightCol": "lable"})
-    with pytest.raises(
-        DataError, match=r"inputCols names the column 'x'.*Its columns are features, label, text\. Corr"
-    ):
+    with pytest.raises(DataError, match=r"inputCols names the column 'x'.*Its columns are features, label, text\."):
         known_columns(df, {"inputCols": ["text", "x"]})
     other = frame(late=(DoubleType(), None), label=(DoubleType(), None))
     with pytest.raises(DataError, match=r"does not have\. Its columns are late, label\. .*inputCols.*VectorAssembler"):

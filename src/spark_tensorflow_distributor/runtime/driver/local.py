@@ -16,9 +16,9 @@ from typing import IO, Any
 from ...config import RunnerConfig
 from ...context import set_checkpoints
 from ...data.frames import Frames
-from ...errors import BrokenInputError, ConfigurationError, GpuConfigurationError
+from ...errors import BrokenInputError, ClusterError, ConfigurationError, GpuConfigurationError
 from ..devices import visible_devices
-from ..process_tools import environment
+from ..process_tools import environment, missing_tensorflow
 from ..program_files import ProgramFiles
 from .log_dir import LogDirectory
 from .modules import pack_modules
@@ -57,9 +57,8 @@ def run_locally(
                 on_shards(shards)
                 if config.use_custom_strategy:
                     return _call(function, {**kwargs, **shards})
-                from ...training.kept_iterators import LocalStrategy
-
-                strategy = LocalStrategy()  # without TF_CONFIG, it is for this process's own devices
+                # Without TF_CONFIG, it is for this process's own devices.
+                strategy = _imported("...training.kept_iterators").LocalStrategy()
                 try:
                     with strategy.scope():
                         return _call(function, {**kwargs, **shards})
@@ -67,6 +66,25 @@ def run_locally(
                     strategy.release()
         finally:
             set_context(previous)
+
+
+def _imported(name: str) -> Any:
+    """Import a module of the library that uses TensorFlow.
+
+    Raises:
+        ClusterError: TensorFlow is not installed.
+    """
+    try:
+        return importlib.import_module(name, __package__)
+    except ModuleNotFoundError as error:
+        package = {"tensorflow": "TensorFlow", "keras": "Keras"}.get(str(error.name).split(".")[0])
+        if package is None:
+            raise
+        advice = f"Install it with `{sys.executable} -m pip install tensorflow`, or train on the cluster "
+        text = missing_tensorflow(
+            f"the driver's Python ({sys.executable})", error, package, f"{advice}with local_mode=False."
+        )
+        raise ClusterError(text) from error
 
 
 def _log_dir(config: RunnerConfig) -> str | None:
@@ -169,7 +187,7 @@ def _shards(frames: Frames) -> Iterator[dict[str, Any]]:
         intake.acknowledge()
         layouts, files = intake.layout()
         shard_id = ShardId(rank=0, world_size=1, partition=0, seed=secrets.randbits(31))
-        importlib.import_module("...data.store", __package__)  # without TensorFlow, fail before files are open
+        _imported("...data.store")  # without TensorFlow, fail before files are open
         shards = open_shards(layouts, _duplicates(files), shard_id)
     except BrokenInputError as error:
         # Errors in the DataFrame's own plan are raised unchanged.

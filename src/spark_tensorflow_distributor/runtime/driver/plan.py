@@ -106,10 +106,10 @@ def _task_gpus(config: RunnerConfig, facts: ClusterFacts) -> float:
     if value is None or facts.has_profile:
         why = f"resource_profile requests no {name!r} for its tasks" if facts.has_profile else f"{key} is not set"
         raise GpuConfigurationError(
-            f"use_gpu=True, but {why}, so Spark does not schedule GPUs. Set {key} (GPUs per task, usually 1), "
-            f"spark.executor.resource.{name}.amount and spark.executor.resource.{name}.discoveryScript when the Spark "
-            "application starts, or train on CPUs with use_gpu=False. If this cluster uses another name for the "
-            "resource, pass it as gpu_resource_name."
+            f"The run needs GPUs (use_gpu=True), but {why}, so Spark does not schedule GPUs. Set {key} "
+            f"(GPUs per task, usually 1), spark.executor.resource.{name}.amount and "
+            f"spark.executor.resource.{name}.discoveryScript when the Spark application starts, or train on CPUs with "
+            "use_gpu=False. If this cluster uses another name for the resource, pass it as gpu_resource_name."
         )
     try:
         amount = float(value)

@@ -1,12 +1,20 @@
 """The report and the callbacks of ``local_mode``, without Spark and TensorFlow."""
 
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from spark_tensorflow_distributor import ConfigurationError, MirroredStrategyRunner, RunCallback, context, get_context
+from spark_tensorflow_distributor import (
+    ClusterError,
+    ConfigurationError,
+    MirroredStrategyRunner,
+    RunCallback,
+    context,
+    get_context,
+)
 
 
 class Recorder(RunCallback):
@@ -133,3 +141,14 @@ def test_a_failing_callback_does_not_fail_the_run(caplog):
 def test_metrics_must_be_numbers():
     with pytest.raises(ConfigurationError, match="loss='high'"):
         runner().run(lambda: get_context().report(0, loss="high"))
+
+
+def test_without_tensorflow_the_error_names_the_interpreter(monkeypatch):
+    name = "spark_tensorflow_distributor.training.kept_iterators"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    local = MirroredStrategyRunner(num_slots=1, local_mode=True, use_gpu=False)
+    command = f"`{sys.executable} -m pip install tensorflow`"
+    with pytest.raises(ClusterError, match="TensorFlow cannot be imported by the driver's Python") as caught:
+        local.run(lambda: None)
+    assert command in str(caught.value)

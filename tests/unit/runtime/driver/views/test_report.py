@@ -93,7 +93,7 @@ def test_the_text_tells_what_was_lost_and_where_training_resumed():
 
 def test_the_page_hides_the_frames_of_the_library_and_says_nothing_twice():
     traceback = (
-        'Traceback (most recent call last):\n  File "<spark_tensorflow_distributor>/runtime/trainer/main.py", line 120, '
+        'Traceback (most recent call last):\n  File "<spark_tensorflow_distributor>/runtime/trainer/main.py", line 9, '
         'in train\n    value = call()\n  File "train.py", line 5, in train\n    fail()\nValueError: boom\n'
     )
     failure = WorkerFailure(0, "a", "exception", "ValueError: boom", traceback=traceback)
