@@ -33,6 +33,10 @@ PAGES = {**TEXTS, **PROGRAMS, **NOTEBOOKS}
 
 # What docstrings have for Sphinx and for readers of the source.
 _ROLE = re.compile(r":(?:attr|class|exc|func|meth|mod):<code>~?(?:[\w.]+\.)?(\w+)</code>")
+# The default that mkdocstrings derives from the signature, which is shown above, if the description has its own.
+_DERIVED_DEFAULT = re.compile(
+    r",\s*default:\s*<code>(?:(?!</code>).)*</code>\s*(?=\)(?:(?!</li>).)*\bDefault:)", re.DOTALL
+)
 _LINK = re.compile(r"(?<!!)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -66,6 +70,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    html = _DERIVED_DEFAULT.sub("", html)
     return _ROLE.sub(r"<code>\1</code>", html).replace("Example::", "Example:")
 
 

@@ -220,8 +220,8 @@ class MirroredStrategyRunner:
             The value that the function returned on rank 0, or None for a script.
 
         Raises:
-            TrainingFailedError: A worker failed; the original exception is its ``__cause__``. In ``local_mode``, the
-                function's own exceptions are raised unchanged instead.
+            TrainingFailedError: A worker failed; the original exception, if it can be pickled, is its ``__cause__``. In
+                ``local_mode``, the function's own exceptions are raised unchanged instead.
             ConfigurationError: The function cannot be called with these arguments.
             CallError: An argument of the function was passed by position.
             ClusterError: The cluster, as configured, cannot run this.

@@ -84,6 +84,15 @@ def test_nothing_is_loaded_from_other_hosts(site, pages):
         assert not re.findall(r"url\(['\"]?(?:https?:)?//|@import", path.read_text(encoding="utf-8")), path
 
 
+def test_the_reference_wraps_signatures_and_gives_each_default_once(site):
+    text = (site / "reference" / "worker" / "index.html").read_text(encoding="utf-8")
+    signature = re.sub(r"<[^>]+>", "", text.partition('<span class="nf">to_tf</span>')[2].partition("</pre>")[0])
+    assert "\n    batch_size: int,\n" in signature
+    assert len(re.findall(r"<b><code>fill_value</code></b>", text)) == 2
+    for item in re.findall(r"<li class=\"doc-section-item.*?</li>", text, re.DOTALL):
+        assert not (re.search(r", default:\s", item) and "Default:" in item), item
+
+
 def test_every_public_name_has_a_place_in_the_reference_and_an_example():
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")]
     for name in [*std.__all__, *(f"ml.{name}" for name in ml.__all__)]:

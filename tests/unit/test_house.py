@@ -103,7 +103,7 @@ WITH_SPARK = [
     f"spark_tensorflow_distributor.ml.{name}"
     for name in (
         *("classification", "estimator", "folders", "groups.params", "groups.spark_model", "model", "params"),
-        *("persistence", "regression"),
+        *("persistence", "regression", "running"),
     )
 ]
 
