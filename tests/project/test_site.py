@@ -93,6 +93,12 @@ def test_the_reference_wraps_signatures_and_gives_each_default_once(site):
         assert not (re.search(r", default:\s", item) and "Default:" in item), item
 
 
+def test_code_says_its_language_so_that_long_lines_wrap(site):
+    text = (site / "data" / "index.html").read_text(encoding="utf-8")
+    assert '<div class="language-python highlight">' in text
+    assert ".language-python pre" in (site / "assets" / "site.css").read_text(encoding="utf-8")
+
+
 def test_every_public_name_has_a_place_in_the_reference_and_an_example():
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")]
     for name in [*std.__all__, *(f"ml.{name}" for name in ml.__all__)]:
