@@ -55,7 +55,7 @@ def without_message(traceback: str, message: str) -> str:
     head, _, last = traceback.rstrip().removesuffix(message).rpartition("\n")
     is_repeated = (
         traceback.rstrip().endswith(message)
-        and (bool(head) or last.startswith(_OWN_ERROR))  # the class of any other exception is news
+        and (bool(head) or f"{last}{message}".startswith(_OWN_ERROR))  # the class of any other exception is news
         and (not last or _NAME.fullmatch(last) is not None)
     )
     return _LINK.sub("", head.rstrip()) if is_repeated else traceback.rstrip()

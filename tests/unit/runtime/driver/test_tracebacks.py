@@ -50,7 +50,8 @@ def test_an_exception_with_only_library_frames_keeps_them():
 def test_an_error_of_the_library_itself_needs_no_frames_of_the_library():
     frames = REMOTE.split('  File "/home')[0]
     own = f"{frames}spark_tensorflow_distributor.errors.DataError: a null\nin y\n"
-    assert shown_traceback(own, "a null\nin y") == ""
+    for message in ("a null\nin y", "spark_tensorflow_distributor.errors.DataError: a null\nin y"):
+        assert shown_traceback(own, message) == ""
     assert shown_traceback(own + "a note\n", "a null") == own.removeprefix(frames) + "a note"
     # The exception of the user's function that led to it is shown.
     link = "\nThe above exception was the direct cause of the following exception:\n\n"
