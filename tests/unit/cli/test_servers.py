@@ -59,7 +59,7 @@ def test_the_commands_say_that_no_master_answers(closed, words, tmp_path, monkey
     assert command.main(["doctor", *where, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["would_start"], found["config"]) == (False, "all slots on GPUs")
-    assert command.main(["run", *where, "--num-slots", "2", "--cpu", "train.py"]) == 1
+    assert command.main(["run", *where, "--num-slots", "2", "--cpu", __file__]) == 1
     assert capsys.readouterr().err.startswith(f"ClusterError: No Spark master answers at {url} (")
 
 
