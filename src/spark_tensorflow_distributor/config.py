@@ -53,9 +53,9 @@ class RunnerConfig:
         check_whole_number("num_slots", self.num_slots, 1)
         check_whole_number("max_restarts", self.max_restarts, 0)
         for name in ("local_mode", "use_gpu", "use_custom_strategy"):
-            _check_choice(name, getattr(self, name))
+            _check_boolean(name, getattr(self, name))
         if self.progress is not None:
-            _check_choice("progress", self.progress)
+            _check_boolean("progress", self.progress)
         if self.min_slots is not None:
             check_whole_number("min_slots", self.min_slots, 1)
             if self.min_slots > self.num_slots:
@@ -152,8 +152,8 @@ def check_whole_number(name: str, value: object, least: int) -> None:
         raise ConfigurationError(f"{name} is {value}; it must be at least {least}.")
 
 
-def _check_choice(name: str, value: object) -> None:
-    # The text "False" would count as True. Equality admits NumPy's Booleans, and 0 and 1.
+def _check_boolean(name: str, value: object) -> None:
+    # The string "False" would count as True. Equality admits NumPy's Booleans, and 0 and 1.
     if isinstance(value, str) or value not in (True, False):
         raise ConfigurationError(f"{name} is {value!r} ({type(value).__name__}); it must be True or False.")
 
