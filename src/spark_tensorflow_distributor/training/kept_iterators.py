@@ -41,7 +41,7 @@ def keep_iterators(distributed: Any, kept: deque[Any]) -> Any:
 
 
 class LocalStrategy(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[misc]
-    """The strategy of ``local_mode``: TensorFlow's own, for this process's devices, as in 1.0.0."""
+    """The strategy of ``local_mode`` with several GPUs: TensorFlow's own, for this process's devices, as in 1.0.0."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -307,10 +307,9 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
         return self._device if not options or options.experimental_fetch_to_device else "/cpu:0"
 
     def _experimental_distribute_dataset(self, dataset: Any, options: Any) -> Any:
-        if is_alone():
-            return dataset
-        if shard_states_of(dataset):
-            # Not through tf.distribute, whose iterators begin a pass when they are created, even if nobody reads it.
+        if self.collectives.world_size == 1 or shard_states_of(dataset):
+            # Not through tf.distribute, whose iterators begin a pass when they are created, even if nobody reads it,
+            # and may crash if they are destroyed while they are being filled (see kept_iterators).
             return to_device(dataset, self._target(options))
         return DISTRIBUTE_INPUT.load().get_distributed_dataset(
             dataset,
@@ -322,6 +321,8 @@ class _ReplicaExtended(_extended_base):  # type: ignore[misc]
         )
 
     def _distribute_datasets_from_function(self, dataset_fn: Callable[[Any], Any], options: Any) -> Any:
+        if self.collectives.world_size == 1:
+            return to_device(dataset_fn(self._input_context()), self._target(options))
         return DISTRIBUTE_INPUT.load().get_distributed_datasets_from_function(
             dataset_fn,
             self._input_workers(options),

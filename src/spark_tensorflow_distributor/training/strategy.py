@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import tensorflow as tf
 
 from ..process_group.group import ProcessGroup
-from .collectives import NO_COLLECTIVES
+from .collectives import NO_COLLECTIVES, Collectives
+from .kept_iterators import LocalStrategy
 from .ports import PortTakenError, tf_config
 from .private_names import COLLECTIVE_STRATEGY, EAGER_CONTEXT, GRAPH_STACK, WORKER_UTIL
 from .replica import ReplicaStrategy
@@ -114,9 +116,14 @@ def socket_strategy(group: ProcessGroup | None, gradient_compression: str | None
         group: The group; None for a single worker.
         gradient_compression: See :class:`~spark_tensorflow_distributor.MirroredStrategyRunner`.
     """
-    device = "/device:GPU:0" if tf.config.list_physical_devices("GPU") else "/device:CPU:0"
-    collectives = NO_COLLECTIVES if group is None else SocketCollectives(group, gradient_compression)
-    return ReplicaStrategy(collectives, device, tf.distribute.cluster_resolver.TFConfigClusterResolver())
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    return _replica(NO_COLLECTIVES if group is None else SocketCollectives(group, gradient_compression), kind)
+
+
+def _replica(collectives: Collectives, kind: str) -> ReplicaStrategy:
+    """Return the strategy of a worker whose cluster TF_CONFIG describes, on its first device of a kind."""
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    return ReplicaStrategy(collectives, f"/device:{kind}:0", resolver)
 
 
 def replica_of(mirrored: tf.distribute.MultiWorkerMirroredStrategy) -> ReplicaStrategy:
@@ -145,19 +152,30 @@ def _set_heartbeat_timeout(cluster: Mapping[str, Sequence[str]], silent_seconds:
 
 
 def stay_in_scope(strategy: tf.distribute.Strategy) -> None:
-    """Enter the strategy's scope until the process ends.
+    """Enter the strategy's scope until the process ends; see :func:`kept_scope`."""
+    _entered.enter_context(kept_scope(strategy))
+
+
+_entered = contextlib.ExitStack()  # a scope that is no longer referenced would exit
+
+
+@contextlib.contextmanager
+def kept_scope(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Stay in the strategy's scope within the context, even if this thread calls ``clear_session``.
 
     In Keras 3 and tf_keras, ``clear_session`` creates a new default graph, but TensorFlow keeps the scope in the old
-    one. A model built afterwards would silently train on each worker separately. So the scope is entered again.
+    one. A model built afterwards would silently train on each worker separately, and leaving the scope would fail. So
+    the scope is entered again, and in the end, each scope is left in its own graph.
     """
-    scopes: list[Any] = []  # a scope that is no longer referenced would exit
+    entered: list[tuple[tf.Graph, Any]] = []
 
     def enter() -> None:
-        scopes.append(strategy.scope())
-        scopes[-1].__enter__()
+        scope = strategy.scope()
+        scope.__enter__()
+        entered.append((tf.compat.v1.get_default_graph(), scope))
 
-    graphs = GRAPH_STACK.load()._default_graph_stack
-    reset = graphs.reset  # every public name of the function calls this
+    graphs = GRAPH_STACK.load()._default_graph_stack  # has other attributes in each thread
+    before, reset = dict(vars(graphs)), graphs.reset  # every public name of the function calls this
 
     @functools.wraps(reset)
     def reset_default_graph() -> None:
@@ -166,5 +184,35 @@ def stay_in_scope(strategy: tf.distribute.Strategy) -> None:
         if was_in_scope and not tf.distribute.has_strategy():
             enter()
 
-    graphs.reset = reset_default_graph
     enter()
+    graphs.reset = reset_default_graph
+    try:
+        yield
+    finally:
+        graphs.reset = reset
+        if "reset" not in before:
+            del graphs.reset  # the method of the class again
+        while entered:
+            graph, scope = entered.pop()
+            with contextlib.nullcontext() if graph is tf.compat.v1.get_default_graph() else graph.as_default():
+                scope.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def local_scope() -> Iterator[None]:
+    """Stay in the scope of ``local_mode`` within the context; the process is the user's, so nothing stays behind.
+
+    With one device, the strategy is that of a cluster's only worker. TensorFlow's own, which has a replica for each of
+    several GPUs, cannot combine replicas within a condition, as gradient accumulation requires.
+    """
+    gpus = tf.config.list_logical_devices("GPU")
+    if len(gpus) <= 1:
+        with kept_scope(_replica(NO_COLLECTIVES, "GPU" if gpus else "CPU")):
+            yield
+        return
+    strategy = LocalStrategy()  # without TF_CONFIG, it is for this process's own devices
+    try:
+        with kept_scope(strategy):
+            yield
+    finally:
+        strategy.release()

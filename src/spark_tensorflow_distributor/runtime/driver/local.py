@@ -57,13 +57,8 @@ def run_locally(
                 on_shards(shards)
                 if config.use_custom_strategy:
                     return _call(function, {**kwargs, **shards})
-                # Without TF_CONFIG, it is for this process's own devices.
-                strategy = _imported("...training.kept_iterators").LocalStrategy()
-                try:
-                    with strategy.scope():
-                        return _call(function, {**kwargs, **shards})
-                finally:
-                    strategy.release()
+                with _imported("...training.strategy").local_scope():
+                    return _call(function, {**kwargs, **shards})
         finally:
             set_context(previous)
 
