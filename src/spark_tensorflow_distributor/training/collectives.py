@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import abc
 import functools
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+
+from ..errors import DataError
 
 # Maximum number of bytes per collective when bytes are broadcast.
 _CHUNK_BYTES = 64 << 20
@@ -92,14 +95,31 @@ class Collectives(abc.ABC):
         ]
 
     def all_gather(self, tensor: tf.Tensor) -> tf.Tensor:
-        """Return the tensors of all ranks, ``[world_size, *shape]``; shapes must be equal on all ranks."""
+        """Return the tensors of all ranks, ``[world_size, *shape]``; shapes must be equal on all ranks.
+
+        Supports numbers, booleans and strings.
+        """
         if self.world_size == 1:
             return tensor[tf.newaxis]
+        if tensor.dtype == tf.string:
+            return self._gather_strings(tensor)
         if tensor.dtype.is_complex:
             parts = self._stack(tf.stack([tf.math.real(tensor), tf.math.imag(tensor)]))
             return tf.complex(parts[:, 0], parts[:, 1])
         wire = wire_type(tensor.dtype)
         return tf.cast(self._stack(tf.cast(tensor, wire)), tensor.dtype)
+
+    def _gather_strings(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Return the strings of all ranks, which travel as integers of four bytes, padded to the longest string."""
+        lengths = self.all_gather(tf.strings.length(tensor))
+        width = -(-tf.maximum(tf.reduce_max(lengths), 1) // 4)
+        is_little = sys.byteorder == "little"
+        words = self._stack(tf.io.decode_raw(tensor, tf.int32, little_endian=is_little, fixed_length=4 * width))
+        octets = tf.reshape(tf.bitcast(words, tf.uint8), tf.concat([tf.shape(lengths), [4 * width]], axis=0))
+        alphabet = tf.constant([bytes([octet]) for octet in range(256)])
+        joined = tf.strings.reduce_join(tf.gather(alphabet, tf.cast(octets, tf.int32)), axis=-1)
+        strings = tf.strings.substr(joined, tf.zeros_like(lengths), lengths)
+        return tf.ensure_shape(strings, [self.world_size, *tensor.shape])
 
     def gather_rows(self, tensor: tf.Tensor) -> tf.Tensor:
         """Return the rows of all ranks, concatenated in rank order; ranks may have different numbers of rows."""
@@ -184,10 +204,22 @@ NO_COLLECTIVES = NoCollectives()
 
 @functools.cache
 def wire_type(dtype: tf.DType) -> tf.DType:
-    """Return the type in which tensors of ``dtype`` travel between the workers."""
+    """Return the type in which tensors of ``dtype`` travel between the workers.
+
+    Raises:
+        DataError: If it is not a type of numbers or booleans.
+    """
     if dtype in (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64):
         return dtype
-    return tf.int32 if dtype in (tf.bool, tf.int8, tf.uint8, tf.int16, tf.uint16) else tf.int64
+    if dtype.is_floating:
+        return tf.float32
+    if dtype.is_integer or dtype == tf.bool:
+        return tf.int32 if dtype in (tf.bool, tf.int8, tf.uint8, tf.int16, tf.uint16) else tf.int64
+    raise DataError(
+        f"The workers cannot exchange a tensor of type {dtype.name}. They can add up and gather numbers and booleans, "
+        "and gather strings. Such a tensor is exchanged, for example, if it is an output of predict, or an argument of "
+        "all_reduce or all_gather: convert it to one of these types."
+    )
 
 
 def _packs(tensors: Sequence[tuple[int, tf.Tensor]], limit: int) -> list[list[tuple[int, tf.Tensor]]]:

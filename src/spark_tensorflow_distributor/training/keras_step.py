@@ -71,8 +71,8 @@ def _all_rows(outputs: Any, step: ReplicaStep) -> Any:
     def gather(output: Any) -> Any:
         if isinstance(output, tf.Tensor) and output.shape.rank and not step.counts_rows(output.shape[0], output):
             return output  # such as a table, which all replicas have
-        if step.part.is_idle and isinstance(output, tf.Tensor) and output.shape.rank:
-            output = output[:0]
+        if step.part.is_idle:
+            output = _without_rows(output)
         gathered = _gather_output(output, step.collectives)
         # If every replica has the whole batch, so does this one.
         return gathered if is_whole is False else tf.cond(is_whole, lambda: output, lambda: gathered)
@@ -80,7 +80,24 @@ def _all_rows(outputs: Any, step: ReplicaStep) -> Any:
     return tf.nest.map_structure(gather, outputs)
 
 
+def _without_rows(output: Any) -> Any:
+    if isinstance(output, tf.SparseTensor):
+        shape = output.dense_shape
+        return tf.sparse.slice(output, tf.zeros_like(shape), tf.concat([[0], shape[1:]], axis=0))
+    has_rows = isinstance(output, tf.Tensor | tf.RaggedTensor) and output.shape.rank
+    return output[:0] if has_rows else output
+
+
 def _gather_output(output: Any, collectives: Collectives) -> Any:
+    if isinstance(output, tf.SparseTensor):
+        shapes = collectives.all_gather(output.dense_shape)
+        rows = shapes[:, :1]
+        begin = tf.concat([tf.reduce_sum(rows[: collectives.rank], axis=0), tf.zeros_like(shapes[0, 1:])], axis=0)
+        return tf.SparseTensor(
+            collectives.gather_rows(output.indices + begin),
+            collectives.gather_rows(output.values),
+            tf.concat([tf.reduce_sum(rows, axis=0), tf.reduce_max(shapes[:, 1:], axis=0)], axis=0),
+        )
     if isinstance(output, tf.RaggedTensor):
         values = collectives.gather_rows(output.flat_values)
         return tf.RaggedTensor.from_nested_row_lengths(
