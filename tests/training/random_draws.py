@@ -26,7 +26,8 @@ def trainings(draw: st.DrawFn) -> Training:
     extras = EXTRAS if inputs in ("features", "series") else EXTRAS[:-1]  # Keras does not scale sparse gradients
     options = [option for some in (extras, CLIPPING) for option in draw(st.lists(st.sampled_from(some), max_size=1))]
     second = draw(st.booleans()) and not is_by_step
-    data = draw(st.sampled_from(["arrays", "dataset", "unknown length", "generator", "own rows"]))
+    own_rows = ["own rows", "own rows of unknown length"]
+    data = draw(st.sampled_from(["arrays", "dataset", "unknown length", "generator", *own_rows]))
     weighting = draw(st.sampled_from(["none", "rows", "classes"]))
     if weighting == "classes" and (second or is_by_step or head == "numbers"):
         weighting = "none"
@@ -42,7 +43,7 @@ def trainings(draw: st.DrawFn) -> Training:
         eager = True  # In a graph, the step that finds no more data counts in Keras' mean of numbers.
     if "positions" in layers:
         eager, data = False, "arrays"  # Only a graph shows which lookups do not depend on the rows.
-    if data == "own rows" and {"dropout", "noise", "spatial dropout"} & {*layers}:
+    if data in own_rows and {"dropout", "noise", "spatial dropout"} & {*layers}:
         data = "dataset"  # Rows that only one replica has have no position in a global batch.
     return Training(
         replicas=draw(st.sampled_from([2, 3, 4, 2, 3, 1])),

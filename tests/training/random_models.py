@@ -279,7 +279,7 @@ def _data(training: Training, rows: tuple[Any, Any, Any], batch: int) -> dict[st
         return {"x": x, "y": y, "sample_weight": weights, "batch_size": batch}
     elements = (x, y) if weights is None else (x, y, weights)
     dataset = tf.data.Dataset.from_tensor_slices(elements).batch(batch)
-    if training.data == "own rows" and len(x) >= training.replicas:
+    if training.data.startswith("own rows") and len(x) >= training.replicas:
         return {"x": _own_rows(training, elements, batch)}
     if training.data == "unknown length":
         return {"x": dataset.filter(lambda *_: True)}
@@ -302,12 +302,15 @@ def _own_rows(training: Training, elements: Any, batch: int) -> tf.data.Dataset:
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         mine = tree.map_structure(lambda each: each[owned[strategy.collectives.rank]], elements)
-        return tf.data.Dataset.from_tensor_slices(mine).batch(batch).with_options(options)
+        dataset = tf.data.Dataset.from_tensor_slices(mine).batch(batch).with_options(options)
+        return dataset.filter(lambda *_: True) if training.data.endswith("of unknown length") else dataset
     each = -(-batch // replicas)
     steps = [np.concatenate([rows[at : at + each] for rows in owned]) for at in range(0, max(counts), each)]
     taken = [tree.map_structure(lambda array: array[step], elements) for step in steps]  # noqa: B023
     spec = tf.data.Dataset.from_tensor_slices(elements).batch(batch).element_spec
     dataset = tf.data.Dataset.from_generator(lambda: iter(taken), output_signature=spec)
+    if training.data.endswith("of unknown length"):
+        return dataset
     return dataset.apply(tf.data.experimental.assert_cardinality(len(taken)))  # else, Keras counts an extra step
 
 

@@ -80,6 +80,7 @@ WITH_TENSORFLOW = [
         "training.loss_weighting",
         "training.keras_step",
         "training.other_strategies",
+        "training.own_rows",
         "training.part_data",
         "training.port_closing",
         "training.replica",

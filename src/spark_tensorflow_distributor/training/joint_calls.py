@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from .calls_alone import by_itself, same_randomness
 from .fit_hooks import Hook, MethodCall, only
-from .part_data import has_marked_rows
+from .own_rows import has_marked_rows
 from .replica import replica_strategy
 from .replica_step import is_alone
 from .tf_collectives import collectives_of

@@ -10,81 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from ..data.passes import shard_states_of, yields_batches_of
-from ..data.transformations import KEEP_ORDER, MAPS, argument_of_batch
 from ..errors import DataError
 from ..formatting import rank_list
-from .batch_parts import BatchPart, DividedRows, divided_rows, first_with_rows, part_of, row_count
+from .batch_parts import BatchPart, DividedRows, EvenRows, OwnRows, divided_rows, part_of
 from .collectives import Collectives
 from .device_data import to_device
-from .private_names import DATA_DISTRIBUTE
+from .own_rows import has_known_length, has_marked_rows
 from .replica import ReplicaStrategy
 from .replica_step import gets_parts
 from .same_batches import sample_of, warn_if_different, warn_if_undivided
-
-# Marks a dataset whose rows belong to this worker alone.
-_OWN_ROWS = "_spark_tensorflow_distributor_own_rows"
-
-
-def own_rows(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Dataset:
-    """Rebatch a dataset of a worker's own rows to the size of the worker's part of a global batch.
-
-    The workers may have different numbers of rows, so the number of steps is not known in advance.
-
-    Args:
-        dataset: A dataset of this worker's rows, in batches of the global batch size.
-        collectives: Connects this worker to the others.
-    """
-    known = collectives.all_gather(tf.constant(_known_batch_size(dataset), tf.int64)).numpy()
-    batch = int(known.max())
-    if not batch:
-        found = collectives.all_gather(tf.constant(_batch_size(dataset), tf.int64)).numpy()
-        certain = found[found[:, 1] == 1] if found[:, 1].any() else found
-        # The largest, because the only batch of a worker with few rows may be a remainder.
-        batch = int(certain[:, 0].max())
-    parts = dataset.rebatch(-(-batch // collectives.world_size))
-    parts = parts.filter(lambda *_: True)  # makes its length unknown
-    setattr(parts, _OWN_ROWS, True)
-    return parts
-
-
-def _known_batch_size(dataset: tf.data.Dataset) -> int:
-    """Return the batch size that a dataset declares; 0 if only its batches show it."""
-    shape = next((leaf.shape for leaf in tf.nest.flatten(dataset.element_spec) if leaf.shape.rank), None)
-    if shape is not None and shape[0] is not None:
-        return int(shape[0])
-    argument, kinds = argument_of_batch(dataset)
-    return 0 if kinds & MAPS else argument
-
-
-def _batch_size(dataset: tf.data.Dataset) -> tuple[int, bool]:
-    """Read the first batches of a dataset; return the batch size, and whether it is certain."""
-    argument, kinds = argument_of_batch(dataset)
-    # A function in map() may have changed the number of rows, which only a full batch shows: the first one of several.
-    sizes = _sizes(dataset, 2 if argument else 1)
-    if len(sizes) < 2:
-        return max(argument, *sizes, 1), False
-    return max(sizes), kinds <= MAPS | KEEP_ORDER
-
-
-def _sizes(dataset: tf.data.Dataset, count: int) -> list[int]:
-    """Return the number of rows in each of the first batches."""
-    return [int(row_count(first_with_rows(batch))) for batch in dataset.take(count)]
-
-
-def rows_of_worker(dataset: tf.data.Dataset, collectives: Collectives) -> tf.data.Dataset:
-    """Return a dataset unchanged, or this worker's rows of it if its options say that workers read different rows.
-
-    Args:
-        dataset: A dataset of global batches.
-        collectives: Connects this worker to the others.
-    """
-    policies = tf.data.experimental.AutoShardPolicy
-    policy = dataset.options().experimental_distribute.auto_shard_policy
-    if policy in (policies.FILE, policies.HINT):
-        dataset = DATA_DISTRIBUTE.load()._AutoShardDataset(dataset, collectives.world_size, collectives.rank)
-    elif policy != policies.OFF:
-        return dataset
-    return own_rows(dataset, collectives)
 
 
 class PartDataset:
@@ -114,6 +48,7 @@ class PartDataset:
         cardinality = int(dataset.cardinality())
         self._is_divided = gets_parts() and not has_marked_rows(dataset)
         self._is_plain = not gets_parts()
+        has_length = batches is not None or has_known_length(dataset)
         self._asks_others = False
         self._is_even = has_equal_batches(dataset, strategy.collectives)
         if self._is_divided:
@@ -122,6 +57,7 @@ class PartDataset:
             dataset, self._is_even = divide(dataset, strategy.collectives, prefetched)
         elif not self._is_even:
             self._asks_others = cardinality == tf.data.UNKNOWN_CARDINALITY
+        self._ended = None if has_length else _of_parts(dataset, self._is_divided, self._is_even).take(0)
         self._dataset = to_device(dataset, strategy.extended.worker_devices[0])
 
     def __iter__(self) -> Iterator[Any]:
@@ -133,6 +69,7 @@ class PartDataset:
             is_divided=self._is_divided,
             is_even=self._is_even,
             asks=self._asks_others,
+            ended=self._ended,
         )
 
 
@@ -145,6 +82,7 @@ class PartIterator:
         is_divided: Whether the batches are parts of global batches.
         is_even: Whether all replicas are known to have the same number of rows in each batch.
         asks: Whether the workers ask each other before each step whether data is left.
+        ended: A dataset of no parts if Keras finds the end of the data only within a step; None if it knows the length.
 
     Attributes:
         last_part: The last part that any iterator has yielded; None before the first one.
@@ -160,10 +98,11 @@ class PartIterator:
         is_divided: bool,
         is_even: bool,
         asks: bool,
+        ended: tf.data.Dataset | None = None,
     ) -> None:
         self._batches: Any = batches
         self._collectives = collectives
-        self._is_divided, self._is_even, self._asks_others = is_divided, is_even, asks
+        self._is_divided, self._is_even, self._asks_others, self._ended = is_divided, is_even, asks, ended
         self._count = 0
         self._last: Any = None
 
@@ -189,8 +128,8 @@ class PartIterator:
 
     @property
     def ended_iterator(self) -> tf.data.Iterator | None:
-        """TensorFlow's iterator if the number of batches was unknown before it ended; otherwise None."""
-        return self._batches if self._is_divided and self._asks_others else None
+        """An iterator of parts that has ended, if Keras finds the end of the data only within a step; else None."""
+        return None if self._ended is None else iter(self._ended)
 
     @property
     def element_spec(self) -> Any:
@@ -239,9 +178,12 @@ class PartIterator:
         return self._last
 
 
-def has_marked_rows(dataset: Any) -> bool:
-    """Return whether a dataset holds this worker's rows alone: a shard's dataset, or a result of :func:`own_rows`."""
-    return hasattr(dataset, _OWN_ROWS) or bool(shard_states_of(dataset))
+def _of_parts(dataset: tf.data.Dataset, is_divided: bool, is_even: bool) -> tf.data.Dataset:
+    """Return a dataset whose elements a step recognises as parts."""
+    if is_divided:
+        return dataset  # of DividedRows
+    kind, is_tuple = EvenRows if is_even else OwnRows, isinstance(dataset.element_spec, tuple)
+    return dataset.map(tf.autograph.experimental.do_not_convert(lambda *batch: kind(batch if is_tuple else batch[0])))
 
 
 def has_equal_batches(dataset: tf.data.Dataset, collectives: Collectives) -> bool:

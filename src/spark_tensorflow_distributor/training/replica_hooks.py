@@ -15,7 +15,7 @@ from .calls_alone import by_itself, without_strategy
 from .fit_hooks import MethodCall, only
 from .keras_api import given_callbacks, keras_of, optimizer_variables
 from .keras_step import logs_are_read, saved_by_all
-from .part_data import has_marked_rows, rows_of_worker
+from .own_rows import has_marked_rows, rows_of_worker
 from .private_names import KERAS_TRAINER
 from .replica import ReplicaStrategy, replica_strategy
 from .replica_step import in_method

@@ -79,8 +79,8 @@ class StepFunction:
                 step_times.cancel()
                 if outputs is not None:
                     break
-                if part_iterator is not None and part_iterator.ended_iterator is not None:
-                    self._end_as_keras(part_iterator.ended_iterator)
+                if part_iterator is not None and (ended := part_iterator.ended_iterator) is not None:
+                    self._end_as_keras(ended)
                 raise
             step_times.has_batch()
             outputs = (self._run if self._model.run_eagerly else self._graph_for(part, part_iterator))(part)

@@ -14,7 +14,8 @@ from ..batch_parts import EvenRows, OwnRows, divided_rows, part_of
 from ..device_data import to_device
 from ..keras_api import by_name
 from ..keras_step import combines_logs
-from ..part_data import check_agreement, divide, has_equal_batches, has_marked_rows
+from ..own_rows import has_marked_rows
+from ..part_data import check_agreement, divide, has_equal_batches
 from ..private_names import (
     TF_KERAS_BACKEND,
     TF_KERAS_COMPILED,
