@@ -1,4 +1,4 @@
-"""Data of which each worker has rows of its own: the end of an epoch, and class weights."""
+"""Data of which each worker has rows of its own: the end of an epoch, class weights, and a guessed batch size."""
 
 import sys
 from pathlib import Path
@@ -105,3 +105,35 @@ def test_files_of_their_own(has_length, tmp_path):
     assert single[0] == (12 if has_length else 15)
     for found in on_replicas(2, build, fit(data)):
         np.testing.assert_allclose(found, single, rtol=1e-4, atol=1e-5)
+
+
+def generated(rank, size, rows=ROWS):
+    batches = rows_of_rank(rank, size).take(rows).batch(BATCH)
+    return tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=batches.element_spec)
+
+
+@pytest.mark.parametrize(
+    ("data", "warns"),
+    [
+        (lambda rank, size: generated(rank, size, 5), True),
+        (
+            lambda rank, size: (
+                rows_of_rank(rank, size)
+                .take(5)
+                .window(BATCH)
+                .flat_map(lambda x, y: tf.data.Dataset.zip((x.batch(BATCH), y.batch(BATCH))))
+            ),
+            True,
+        ),
+        (generated, False),
+        (lambda rank, size: generated(rank, size, 20 if rank else 5), False),
+        (lambda rank, size: rows_of_rank(rank, size).take(5).batch(BATCH), False),
+        (lambda rank, size: rows_of_rank(rank, size).take(5).batch(BATCH).map(lambda x, y: (2 * x, y)), False),
+    ],
+    ids=["generator", "window", "full batches", "one full batch", "batch", "batch and map"],
+)
+def test_a_guessed_batch_size_is_a_warning_of_the_chief(data, warns, caplog):
+    on_replicas(2, build, fit(lambda rank, size: with_policy(data(rank, size), POLICIES.OFF)))
+    found = [each.getMessage() for each in caplog.records if "nothing else shows the batch size" in each.getMessage()]
+    assert len(found) == warns
+    assert not found or "taken to be 5" in found[0]

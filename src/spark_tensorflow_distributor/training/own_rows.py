@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import tensorflow as tf
@@ -11,6 +12,8 @@ from ..data.transformations import KEEP_ORDER, MAPS, argument_of_batch, inputs_o
 from .batch_parts import first_with_rows, row_count
 from .collectives import Collectives
 from .private_names import DATA_DISTRIBUTE
+
+_log = logging.getLogger(__name__)
 
 # Marks a dataset whose rows belong to this worker alone. The value tells whether Keras would know its length in one
 # process.
@@ -63,6 +66,14 @@ def _batch_size_of_all(dataset: tf.data.Dataset, collectives: Collectives) -> in
     certain = found[found[:, 1] == CERTAIN]
     # The largest, because the only batch of a worker with few rows may be a remainder.
     batch = int((certain if len(certain) else found)[:, 0].max())
+    if collectives.rank == 0 and (found[:, 1] == GUESSED).all():
+        _log.warning(
+            "Each worker has rows of its own (AutoShardPolicy.OFF, FILE or HINT), but no more than one batch of them, "
+            "and nothing else shows the batch size. It is taken to be %d, the most rows in any of these batches. If "
+            "they are remainders of larger batches, the steps are too small: make batches with Dataset.batch(), with "
+            "drop_remainder=True if a function is mapped over them, rather than in a generator or with window().",
+            batch,
+        )
     return batch
 
 
