@@ -1,41 +1,80 @@
 """The state of callbacks and of the history, as plain values, and how to restore it."""
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
+
+from ..errors import CheckpointError
+from . import snapshot
 
 # A callback of Keras 3 or tf_keras.
 Callback: TypeAlias = Any
 # What Keras passes to callbacks.
 Logs: TypeAlias = Mapping[str, Any]
-# A callback's class, and its attributes.
-CallbackState = TypedDict("CallbackState", {"class": str, "state": dict[str, object]})
 
-_SIMPLE = (type(None), bool, int, float, str, np.ndarray, np.generic)
+
+# A callback's class, and its attributes.
+_ClassAndState = TypedDict("_ClassAndState", {"class": str, "state": dict[str, object]})
+
+
+class CallbackState(_ClassAndState, total=False):
+    """The state of a callback.
+
+    Attributes:
+        in_place: The attributes that have been the same object since training began, while its contents changed; absent
+            in older checkpoints.
+    """
+
+    in_place: list[str]
+
+
+class Start(NamedTuple):
+    """An attribute of a callback when training began."""
+
+    value: object
+    fingerprint: bytes
+
+
+_SIMPLE = (type(None), bool, int, float, str, bytes, np.ndarray, np.generic)
+# Deeper structures are not saved; neither are those that contain themselves.
+_MAX_DEPTH = 50
 
 # Attributes that belong to the callback's process, and min_delta, whose sign EarlyStopping and ReduceLROnPlateau flip
 # when they first see the metric.
 _NOT_STATE = ("model", "_model", "params", "validation_data", "append", "append_header", "min_delta")
 
 
-def callback_states(
-    callbacks: Iterable[Callback], baseline: Iterable[CallbackState] | None = None
-) -> list[CallbackState]:
-    """Return the plain attributes of each callback, such as the best value so far.
+def callbacks_at_start(callbacks: Iterable[Callback]) -> list[dict[str, Start]]:
+    """Return the attributes of callbacks when training begins, with which :func:`callback_states` compares them."""
+    return [
+        {name: Start(value, fingerprint) for name, value, fingerprint in _plain_attributes(callback)}
+        for callback in callbacks
+    ]
+
+
+def callback_states(callbacks: Iterable[Callback], at_start: Sequence[Mapping[str, Start]] = ()) -> list[CallbackState]:
+    """Return copies of the plain attributes of each callback, such as the best value so far.
+
+    They are copies, because callbacks continue to change lists, dicts and arrays while a checkpoint is written.
 
     Args:
         callbacks: The callbacks of a ``fit``.
-        baseline: The result of this function when training began. Attributes that have not changed since are left out:
-            they are constructor arguments, which may differ between ranks.
+        at_start: The result of :func:`callbacks_at_start`. Attributes that have not changed since are left out: they
+            are constructor arguments, which may differ between ranks.
     """
     states: list[CallbackState] = []
-    before = [each["state"] for each in baseline or ()]
     for index, callback in enumerate(callbacks):
-        state, old = _plain_attributes(callback), before[index] if before else {}
-        changed = {name: value for name, value in state.items() if name not in old or not _is_same(old[name], value)}
-        states.append({"class": type(callback).__name__, "state": changed})
+        before = at_start[index] if at_start else {}
+        state, in_place = {}, []
+        for name, value, fingerprint in _plain_attributes(callback):
+            start = before.get(name)
+            if start is None or fingerprint != start.fingerprint:
+                state[name] = snapshot.copy_state(value)
+                if start is not None and start.value is value:
+                    in_place.append(name)
+        states.append({"class": type(callback).__name__, "state": state, "in_place": in_place})
     return states
 
 
@@ -50,7 +89,31 @@ def restore_callbacks(callbacks: Sequence[Callback], states: Sequence[CallbackSt
         found = next((state for state in waiting if state["class"] == type(callback).__name__), None)
         if found is not None:
             waiting.remove(found)
-            callback.__dict__.update(found["state"])
+            for name, value in found["state"].items():
+                if name not in found.get("in_place", ()) or not _refill(vars(callback).get(name), value):
+                    callback.__dict__[name] = value
+
+
+def _refill(target: object, value: object) -> bool:
+    """Replace the contents of an object; return False if the object has another form.
+
+    The object remains the one that the program may also know by another name, and keeps its class, such as
+    ``defaultdict``.
+    """
+    if isinstance(target, dict) and isinstance(value, dict):
+        target.clear()
+        target.update(value)
+    elif isinstance(target, list) and isinstance(value, list):
+        target[:] = value
+    elif (
+        isinstance(target, np.ndarray)
+        and isinstance(value, np.ndarray)
+        and (target.shape, target.dtype, target.flags.writeable) == (value.shape, value.dtype, True)
+    ):
+        target[...] = value
+    else:
+        return False
+    return True
 
 
 def history_of(model: Any, ended: tuple[int, Logs] | None) -> tuple[dict[str, list[object]], list[int]]:
@@ -79,19 +142,21 @@ def restore_history(model: Any, history: Mapping[str, list[object]], epochs: Seq
             recorded.history[name] = list(values)
 
 
-def _is_same(one: object, other: object) -> bool:
-    return type(one) is type(other) and bool(np.all(one == other))
+def _plain_attributes(callback: Callback) -> Iterator[tuple[str, object, bytes]]:
+    """Yield name, value and fingerprint of each attribute that a checkpoint can hold."""
+    for name, value in vars(callback).items():
+        if name not in _NOT_STATE and _is_simple(value):
+            with contextlib.suppress(CheckpointError):  # an array of structures
+                yield name, value, snapshot.fingerprint(value)
 
 
-def _plain_attributes(callback: Callback) -> dict[str, object]:
-    return {name: value for name, value in vars(callback).items() if name not in _NOT_STATE and _is_simple(value)}
-
-
-def _is_simple(value: object) -> bool:
+def _is_simple(value: object, depth: int = 0) -> bool:
+    if depth > _MAX_DEPTH:
+        return False
     if isinstance(value, dict):
-        return all(isinstance(key, str | int) and _is_simple(each) for key, each in value.items())
+        return all(isinstance(key, str | int) and _is_simple(each, depth + 1) for key, each in value.items())
     if isinstance(value, list | tuple):
-        return all(_is_simple(each) for each in value)
+        return all(_is_simple(each, depth + 1) for each in value)
     return isinstance(value, _SIMPLE) and getattr(getattr(value, "dtype", None), "kind", "") != "O"
 
 

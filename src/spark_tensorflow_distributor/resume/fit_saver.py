@@ -10,7 +10,7 @@ from ..context import WorkerContext
 from ..training.collectives import Collectives
 from ..training.random_state import random_state
 from . import snapshot
-from .callback_state import Callback, CallbackState, Logs, callback_states, history_of
+from .callback_state import Callback, Logs, Start, callback_states, callbacks_at_start, history_of
 from .interval import CheckpointInterval
 from .model_state import ModelState, describe
 from .names import checkpoint_name
@@ -65,12 +65,14 @@ class FitSaver:
         self._model_state, self._position, self._data_use = model_state, position, data_use
         self._clock = SaveClock(checkpointing.interval)
         self._callbacks: Sequence[Callback] = ()
-        self._callback_baseline: list[CallbackState] = []
+        self._callbacks_at_start: list[dict[str, Start]] = []
         self.sequence = 0
 
     def begin(self, callbacks: Sequence[Callback]) -> None:
         """Include these callbacks in checkpoints; call this when training begins, before a checkpoint is restored."""
-        self._callbacks, self._callback_baseline = callbacks, callback_states(callbacks)
+        self._callbacks = callbacks
+        if self._context.is_chief:  # the only one that saves their state
+            self._callbacks_at_start = callbacks_at_start(callbacks)
 
     def after_step(self, count: int, *, is_last: bool) -> None:
         """Save a checkpoint between two steps if one is due.
@@ -120,7 +122,7 @@ class FitSaver:
         random, local_parts, layers = zip(*(snapshot.read(each)[1] for each in parts), strict=True)
         weights, metrics = self._model_state.capture(local_parts)
         history, epochs = history_of(self._model_state.model, ended)
-        callbacks = callback_states(self._callbacks, self._callback_baseline)
+        callbacks = callback_states(self._callbacks, self._callbacks_at_start)
         optimizers = self._model_state.capture_optimizers()
         state = FitState(weights, metrics, list(random), callbacks, history, epochs, optimizers, list(layers))
         facts = CheckpointFacts(

@@ -176,7 +176,9 @@ def _check_state(state: FitState, variables: list[VariableSpec]) -> None:
     for each in state.random:
         check_random_state(each)
     for callback in state.callbacks:
-        if not all(isinstance(name, str) for name in [callback["class"], *callback["state"]]):
+        if not all(
+            isinstance(name, str) for name in [callback["class"], *callback["state"], *callback.get("in_place", ())]
+        ):
             raise CheckpointError("its state of a callback lacks a name")
     epochs = [each for each in state.epochs if type(each) is int]
     if len(epochs) != len(state.epochs) or not all(isinstance(each, list) for each in state.history.values()):

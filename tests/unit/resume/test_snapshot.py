@@ -130,3 +130,21 @@ def test_nothing_is_unpickled():
     np.savez(file, np.array([{"a": 1}], object))
     with pytest.raises(CheckpointError):
         snapshot.read(file.getvalue())
+
+
+def test_the_fingerprint_tells_different_values_apart():
+    def build(**changes):
+        return {"a": [1, 2.0], "b": np.arange(6.0).reshape(2, 3), "c": np.array([b"x", b"yz"], object), **changes}
+
+    states = [
+        build(),
+        build(a=(1, 2.0)),
+        build(a=[1, 2]),
+        build(b=np.arange(6.0).reshape(3, 2)),
+        build(b=np.arange(6.0).reshape(2, 3).astype("float32")),
+        build(c=np.array([b"xy", b"z"], object)),
+    ]
+    assert len({snapshot.fingerprint(each) for each in states}) == len(states)
+    assert snapshot.fingerprint(build()) == snapshot.fingerprint(build())
+    strided = np.repeat(build()["b"], 2, axis=1)[:, ::2]
+    assert snapshot.fingerprint(build(b=strided)) == snapshot.fingerprint(build())
