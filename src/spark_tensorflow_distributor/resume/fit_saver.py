@@ -124,7 +124,8 @@ class FitSaver:
         history, epochs = history_of(self._model_state.model, ended)
         callbacks = callback_states(self._callbacks, self._callbacks_at_start)
         optimizers = self._model_state.capture_optimizers()
-        state = FitState(weights, metrics, list(random), callbacks, history, epochs, optimizers, list(layers))
+        targets = self._model_state.optimizer_targets()
+        state = FitState(weights, metrics, list(random), callbacks, history, epochs, optimizers, list(layers), targets)
         facts = CheckpointFacts(
             run=self._checkpointing.run_id,
             fit=self._position.fit,

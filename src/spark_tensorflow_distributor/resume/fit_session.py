@@ -134,9 +134,9 @@ class FitSession:
             return
         facts, state = self._resume_point.facts, self._resume_point.state
         try:
-            self._model_state.restore_weights(state.weights, facts.variables)
+            self._model_state.restore_weights(state.weights, facts.variables, state.target_of("optimizer"))
             self._model_state.restore_layers(state.layers_of(self._context.rank, self._context.world_size))
-            self._model_state.restore_optimizers(state.optimizers)
+            self._model_state.restore_optimizers(state.optimizers, state.optimizer_targets)
         except CheckpointError as error:
             raise CheckpointError(
                 f"The checkpoint {self._resume_point.name} cannot be restored. {error} Choose another checkpoint_dir, "

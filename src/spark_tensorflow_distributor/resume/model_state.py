@@ -15,11 +15,11 @@ import tensorflow as tf
 from ..errors import CheckpointError
 from ..formatting import mebibytes
 from ..training.keras_api import optimizer_variables
-from ..training.keras_internals import build_optimizer, unlisted_variables
+from ..training.keras_internals import build_optimizer, built_for, unlisted_variables
 from ..training.patches.layer_state import averaged_state
 from ..training.random_state import global_seed
 from ..training.variable_sync import is_partial_sum, plain_variable, without_autocast
-from .resume_point import LayerState, OptimizerStates, VariableSpec
+from .resume_point import LayerState, OptimizerStates, OptimizerTargets, VariableSpec
 from .user_optimizers import restore as restore_states
 from .user_optimizers import user_optimizers
 
@@ -68,12 +68,21 @@ class ModelState:
             self.model(inputs, training=False)
         return data
 
-    def _build_optimizer(self) -> None:
+    def _build_optimizer(self, positions: Sequence[int] | None) -> None:
         optimizer = getattr(self.model, "optimizer", None)
         if optimizer is None or getattr(optimizer, "built", False) is True:
             return
-        with self._strategy.scope():
-            build_optimizer(optimizer, self.model.trainable_variables)
+        if positions:
+            self._build_for(optimizer, positions)
+        else:
+            with self._strategy.scope():
+                build_optimizer(optimizer, self.model.trainable_variables)
+
+    def _build_for(self, optimizer: Any, positions: Sequence[int]) -> None:
+        variables = self.weights
+        if max(positions) < len(variables):  # otherwise, the model is another one
+            with self._strategy.scope():
+                build_optimizer(optimizer, [variables[each] for each in positions])
 
     @contextlib.contextmanager
     def averaged_layers(self) -> Iterator[LayerState]:
@@ -133,8 +142,19 @@ class ModelState:
         optimizers = user_optimizers(self.model)
         return {name: [self._local(each) for each in optimizer_variables(of)] for name, of in optimizers.items()}
 
-    def restore_optimizers(self, saved: OptimizerStates) -> None:
+    def optimizer_targets(self) -> OptimizerTargets:
+        """Return for which of :attr:`weights` each optimizer was built: some train only a part of their model."""
+        optimizers = {"optimizer": getattr(self.model, "optimizer", None), **user_optimizers(self.model)}
+        variables = self.weights
+        found = {name: built_for(optimizer, variables) for name, optimizer in optimizers.items()}
+        return {name: positions for name, positions in found.items() if positions}
+
+    def restore_optimizers(self, saved: OptimizerStates, targets: OptimizerTargets | None) -> None:
         """Set the variables of the model's optimizers other than ``model.optimizer``, now or when they are created.
+
+        Args:
+            saved: The result of :meth:`capture_optimizers`.
+            targets: The result of :meth:`optimizer_targets`; None if the checkpoint is from an older version.
 
         Raises:
             CheckpointError: If the values belong to other optimizers.
@@ -144,10 +164,21 @@ class ModelState:
             for variable, value in zip(optimizer_variables(optimizer), values, strict=True):
                 self._assign(variable, value)
 
-        restore_states(user_optimizers(self.model), saved, assign)
+        def build(name: str, optimizer: Any) -> None:
+            if positions := (targets or {}).get(name):
+                self._build_for(optimizer, positions)
 
-    def restore_weights(self, values: Sequence[np.ndarray], saved: Sequence[VariableSpec]) -> None:
+        restore_states(user_optimizers(self.model), saved, assign, build, is_old=targets is None)
+
+    def restore_weights(
+        self, values: Sequence[np.ndarray], saved: Sequence[VariableSpec], positions: Sequence[int] | None
+    ) -> None:
         """Set the variables of model and optimizer.
+
+        Args:
+            values: The values.
+            saved: The variables to which they belonged.
+            positions: For which of them ``model.optimizer`` was built; None for all that are trainable.
 
         Raises:
             CheckpointError: If the values belong to another model.
@@ -155,7 +186,7 @@ class ModelState:
         if len(self.weights) < len(saved):
             # Create the optimizer's variables only if some were saved: an optimizer that the model's train_step does
             # not use has none.
-            self._build_optimizer()
+            self._build_optimizer(positions)
         variables = self.weights
         present = describe(variables)
         if [each[1:] for each in present] != [each[1:] for each in saved]:

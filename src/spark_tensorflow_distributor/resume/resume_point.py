@@ -15,6 +15,8 @@ from .snapshot import Facts
 
 # The values of each optimizer's variables, by the expression under which the model holds the optimizer.
 OptimizerStates: TypeAlias = dict[str, list[np.ndarray]]
+# For which variables each optimizer was built, ``model.optimizer`` included: their positions in ``FitState.weights``.
+OptimizerTargets: TypeAlias = dict[str, list[int]]
 # One rank's values of variables that differ between ranks, by position in ``FitState.weights``.
 LayerState: TypeAlias = dict[int, np.ndarray]
 
@@ -106,9 +108,10 @@ class FitState:
         callbacks: The state of each callback.
         history: The history's values by name.
         epochs: The history's epoch numbers.
-        optimizers: Variables of the model's optimizers other than the one that it was compiled with.
+        optimizers: Variables of the other optimizers that the model holds than the one that it was compiled with.
         layers: The values of layers' variables that differ between ranks, by rank; such as moving statistics in
             mid-epoch.
+        optimizer_targets: For which variables the optimizers were built, as far as known; None in older checkpoints.
     """
 
     weights: list[np.ndarray]
@@ -119,6 +122,11 @@ class FitState:
     epochs: list[int]
     optimizers: OptimizerStates = field(default_factory=dict)
     layers: list[LayerState] = field(default_factory=list)
+    optimizer_targets: OptimizerTargets | None = None
+
+    def target_of(self, optimizer: str) -> list[int] | None:
+        """Return for which variables an optimizer was built; None if that is unknown."""
+        return (self.optimizer_targets or {}).get(optimizer)
 
     def layers_of(self, rank: int, world_size: int) -> LayerState:
         """Return what a rank restores after ``weights``: nothing if the number of workers has changed."""
@@ -173,6 +181,9 @@ def _check_state(state: FitState, variables: list[VariableSpec]) -> None:
         known = type(index) is int and 0 <= index < len(saved)
         if not known or not isinstance(value, np.ndarray | np.generic) or list(value.shape) != shapes[index]:
             raise CheckpointError("its state of layers is not that of its variables")
+    positions = list(itertools.chain.from_iterable((state.optimizer_targets or {}).values()))
+    if not all(type(each) is int and 0 <= each < len(saved) for each in positions):
+        raise CheckpointError("its optimizers do not train its variables")
     for each in state.random:
         check_random_state(each)
     for callback in state.callbacks:

@@ -66,6 +66,13 @@ def optimizer_variables(optimizer: Any) -> list[Any]:
     return list(variables() if callable(variables) else variables)
 
 
+def optimizer_types() -> tuple[type, ...]:
+    """Return the base classes of optimizers, with those of tf_keras' legacy optimizers."""
+    modules = [package.optimizers for package in keras_packages()]
+    modules += [each.legacy for each in modules if hasattr(each, "legacy")]
+    return tuple(each.Optimizer for each in modules if hasattr(each, "Optimizer"))
+
+
 def keras_for_workers() -> ModuleType | None:
     """Return the package behind ``tf.keras`` if it can train over several workers.
 

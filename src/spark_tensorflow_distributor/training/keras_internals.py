@@ -4,7 +4,8 @@ The private names are in the table of ``private_names``. If a release lacks one,
 nothing; each one says what that means.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -28,6 +29,59 @@ def build_optimizer(optimizer: Any, variables: Sequence[Any]) -> None:
         optimizer.build(variables)
     elif hasattr(optimizer, "_create_all_weights"):  # tf_keras' legacy optimizers
         optimizer._create_all_weights(variables)
+
+
+def when_built(optimizer: Any, callback: Callable[[], None]) -> None:
+    """Call a function as soon as an optimizer has created its variables, which it does in its first step.
+
+    Without the private name, the function is not called for tf_keras' legacy optimizers.
+    """
+    name = next((each for each in ("build", "_create_all_weights") if hasattr(optimizer, each)), None)
+    if name is None:
+        return
+    method = getattr(optimizer, name)
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        delattr(optimizer, name)
+        result = method(*args, **kwargs)
+        callback()
+        return result
+
+    setattr(optimizer, name, build)  # this attribute of the object hides the class's method until it is called once
+
+
+def built_for(optimizer: Any, variables: Sequence[Any]) -> list[int] | None:
+    """Return the indices of those variables for which an optimizer was built, in the optimizer's order.
+
+    Returns None if it was not built, or also for other variables. This is also what is returned without the private
+    names; an optimizer that trains only some of its model's variables cannot be restored then.
+    """
+    keys: list[Any] = []
+    if hasattr(optimizer, "get_slot_names"):  # tf_keras' legacy optimizers
+        return _with_slots(optimizer, variables)
+    if hasattr(optimizer, "_trainable_variables"):  # Keras 3
+        keys, known = [id(each) for each in optimizer._trainable_variables], [id(each) for each in variables]
+    elif hasattr(inner := getattr(optimizer, "inner_optimizer", optimizer), "_index_dict"):  # tf_keras
+        by_index = sorted(inner._index_dict.items(), key=lambda item: item[1])
+        keys, known = [key for key, _ in by_index], [_key(inner, each) for each in variables]
+    indices = {key: index for index, key in enumerate(known)} if keys else {}
+    found = [indices[key] for key in keys if key in indices]
+    return found if found and len(found) == len(keys) else None
+
+
+def _key(optimizer: Any, variable: Any) -> Any:
+    # tf_keras lists lookup tables among a model's variables.
+    return optimizer._var_key(variable) if hasattr(variable, "assign") else None
+
+
+def _with_slots(optimizer: Any, variables: Sequence[Any]) -> list[int] | None:
+    order = {id(each): position for position, each in enumerate(optimizer.variables())}
+    found = {}
+    for name in optimizer.get_slot_names()[:1]:
+        for index, variable in enumerate(variables):
+            with contextlib.suppress(KeyError):
+                found[order[id(optimizer.get_slot(variable, name))]] = index
+    return [index for _, index in sorted(found.items())] or None
 
 
 def unlisted_variables(model: Any) -> list[Any]:

@@ -241,7 +241,7 @@ KERAS_LOSS = PrivateModule(
 KERAS_OPTIMIZER = PrivateModule(
     "keras.src.optimizers.base_optimizer",
     ("BaseOptimizer.apply", "BaseOptimizer.scale_loss"),
-    "combines gradients over the workers before they are clipped",
+    "combines gradients over the workers before they are clipped; shows for which variables an optimizer was built",
     ("BaseOptimizer._trainable_variables",),
 )
 KERAS_SAVING = PrivateModule(
@@ -295,6 +295,12 @@ TF_KERAS_OPTIMIZER = PrivateModule(
     "tf_keras.src.optimizers.utils",
     ("all_reduce_sum_gradients", "filter_empty_gradients"),
     "combines gradients over the workers",
+)
+TF_KERAS_BUILT_OPTIMIZERS = PrivateModule(
+    "tf_keras.src.optimizers.optimizer",
+    ("Optimizer._var_key",),
+    "shows for which variables an optimizer was built",
+    ("Optimizer._index_dict",),
 )
 TF_KERAS_V1_OPTIMIZERS = PrivateModule(
     "tf_keras.src.optimizers.optimizer_v1", ("TFOptimizer.apply_gradients",), "combines gradients over the workers"

@@ -44,6 +44,13 @@ def test_each_rank_has_its_own_state_of_layers_unless_the_number_of_ranks_change
     assert decoded(NAMED, state()).state.layers_of(0, 2) == {}
 
 
+def test_older_checkpoints_do_not_say_what_each_optimizer_trains():
+    assert decoded(NAMED, state(optimizer_targets={"optimizer": [0]})).state.target_of("optimizer") == [0]
+    older = state()
+    del older["optimizer_targets"]
+    assert decoded(NAMED, older).state.target_of("optimizer") is None
+
+
 @pytest.mark.parametrize(
     ("facts", "contents"),
     [
@@ -68,6 +75,9 @@ def test_each_rank_has_its_own_state_of_layers_unless_the_number_of_ranks_change
         (NAMED, state(layers=[{"0": np.ones((2, 3), np.float32)}])),
         (NAMED, state(layers=[{0: [[1.0] * 3] * 2}])),
         (NAMED, state(layers=7)),
+        (NAMED, state(optimizer_targets={"optimizer": [1]})),
+        (NAMED, state(optimizer_targets={"optimizer": ["0"]})),
+        (NAMED, state(optimizer_targets={"optimizer": 0})),
         (NAMED, state(extra=1)),
     ],
 )
