@@ -14,7 +14,7 @@ from .callback_state import Callback, Logs, Start, callback_states, callbacks_at
 from .interval import CheckpointInterval
 from .model_state import ModelState, describe
 from .names import checkpoint_name
-from .resume_point import CheckpointFacts, DataUse, FitState, Position
+from .resume_point import CheckpointFacts, DataUse, FitState, HeldValues, Position, held_by_rank
 from .save_clock import SaveClock
 from .store import CheckpointStore
 from .writer import CheckpointWriter
@@ -108,24 +108,42 @@ class FitSaver:
         # At the end of an epoch, too: a callback may have changed state since it was averaged.
         with self._model_state.averaged_layers() as layers:
             part = BytesIO()
-            snapshot.write(part, {}, [random_state(), self._model_state.local_part(), layers])
+            held = self._model_state.capture_held(self._callbacks)
+            gathered = held if self._model_state.can_gather(held) else {}
+            snapshot.write(part, {}, [random_state(), self._model_state.local_part(), layers, gathered])
             parts = self._collectives.gather_bytes(part.getvalue())
             if self._context.is_chief:
-                self._put(parts, epoch, step, complete, ended)
+                self._put(parts, held, epoch, step, complete, ended)
         self.sequence += 1
         self._clock.saved(time.monotonic() - started)
 
     def _put(
-        self, parts: Sequence[bytes], epoch: int, step: int, complete: bool, ended: tuple[int, Logs] | None
+        self,
+        parts: Sequence[bytes],
+        own: HeldValues,
+        epoch: int,
+        step: int,
+        complete: bool,
+        ended: tuple[int, Logs] | None,
     ) -> None:
         """Queue a checkpoint, of which each rank has sent a part."""
-        random, local_parts, layers = zip(*(snapshot.read(each)[1] for each in parts), strict=True)
+        random, local_parts, layers, held = zip(*(snapshot.read(each)[1] for each in parts), strict=True)
         weights, metrics = self._model_state.capture(local_parts)
         history, epochs = history_of(self._model_state.model, ended)
         callbacks = callback_states(self._callbacks, self._callbacks_at_start)
         optimizers = self._model_state.capture_optimizers()
-        targets = self._model_state.optimizer_targets()
-        state = FitState(weights, metrics, list(random), callbacks, history, epochs, optimizers, list(layers), targets)
+        state = FitState(
+            weights,
+            metrics,
+            list(random),
+            callbacks,
+            history,
+            epochs,
+            optimizers,
+            list(layers),
+            optimizer_targets=self._model_state.optimizer_targets(),
+            held=held_by_rank([own, *held[1:]]),
+        )
         facts = CheckpointFacts(
             run=self._checkpointing.run_id,
             fit=self._position.fit,

@@ -137,12 +137,15 @@ class FitSession:
             self._model_state.restore_weights(state.weights, facts.variables, state.target_of("optimizer"))
             self._model_state.restore_layers(state.layers_of(self._context.rank, self._context.world_size))
             self._model_state.restore_optimizers(state.optimizers, state.optimizer_targets)
+            held = state.held_of(self._context.rank, self._context.world_size)
+            is_same_size = facts.world_size == self._context.world_size
+            self._model_state.restore_held(held, self._callbacks, is_same_size=is_same_size)
         except CheckpointError as error:
             raise CheckpointError(
                 f"The checkpoint {self._resume_point.name} cannot be restored. {error} Choose another checkpoint_dir, "
                 "or remove its files, to train from the beginning."
             ) from None
-        state.weights, state.layers = [], []  # frees the memory
+        state.weights, state.layers, state.held = [], [], []  # frees the memory
         set_initial_epoch(self._model, self.resume_epoch)  # BackupAndRestore may have chosen an earlier one
         restore_callbacks(self._callbacks, state.callbacks)
         is_same_size = len(state.random) == self._context.world_size

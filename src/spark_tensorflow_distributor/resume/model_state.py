@@ -19,7 +19,10 @@ from ..training.keras_internals import build_optimizer, built_for, unlisted_vari
 from ..training.patches.layer_state import averaged_state
 from ..training.random_state import global_seed
 from ..training.variable_sync import is_partial_sum, plain_variable, without_autocast
-from .resume_point import LayerState, OptimizerStates, OptimizerTargets, VariableSpec
+from .callback_state import Callback
+from .example_inputs import example_inputs
+from .held_variables import held_variables
+from .resume_point import HeldValues, LayerState, OptimizerStates, OptimizerTargets, VariableKey, VariableSpec
 from .user_optimizers import restore as restore_states
 from .user_optimizers import user_optimizers
 
@@ -27,10 +30,15 @@ from .user_optimizers import user_optimizers
 Variable: TypeAlias = Any
 
 # Every rank holds a few copies of the state of all ranks while a checkpoint is taken.
-_MAX_LAYER_BYTES = 128 << 20
+_MAX_LAYER_BYTES = _MAX_HELD_BYTES = 128 << 20
 _TOO_LARGE = (
     "The state of the model's layers differs between the workers and takes up %s in total. Each worker's own state is "
     "saved only up to %s; checkpoints hold the average, and after a failure all workers would continue with it."
+)
+
+_MISSING = (
+    "The checkpoint holds the variables %s, which do not exist when training resumes, so they begin with their initial "
+    "values. Create them before fit begins, or in on_train_begin."
 )
 
 # The models about which a warning was given, not only in this fit.
@@ -62,27 +70,27 @@ class ModelState:
         """
         if self.model.built:
             return data
-        inputs, data = _example_inputs(data)
+        inputs, data = example_inputs(data)
         # A model with its own train_step and no call method has built its parts itself.
         with self._strategy.scope(), contextlib.suppress(NotImplementedError):
             self.model(inputs, training=False)
         return data
 
-    def _build_optimizer(self, positions: Sequence[int] | None) -> None:
+    def _build_optimizer(self, keys: Sequence[VariableKey] | None) -> None:
         optimizer = getattr(self.model, "optimizer", None)
         if optimizer is None or getattr(optimizer, "built", False) is True:
             return
-        if positions:
-            self._build_for(optimizer, positions)
+        if keys:
+            self._build_for(optimizer, keys)
         else:
             with self._strategy.scope():
                 build_optimizer(optimizer, self.model.trainable_variables)
 
-    def _build_for(self, optimizer: Any, positions: Sequence[int]) -> None:
-        variables = self.weights
-        if max(positions) < len(variables):  # otherwise, the model is another one
+    def _build_for(self, optimizer: Any, keys: Sequence[VariableKey]) -> None:
+        variables = self._variables_by_key()
+        if all(key in variables for key in keys):  # otherwise, the model is another one
             with self._strategy.scope():
-                build_optimizer(optimizer, [variables[each] for each in positions])
+                build_optimizer(optimizer, [variables[key] for key in keys])
 
     @contextlib.contextmanager
     def averaged_layers(self) -> Iterator[LayerState]:
@@ -143,11 +151,17 @@ class ModelState:
         return {name: [self._local(each) for each in optimizer_variables(of)] for name, of in optimizers.items()}
 
     def optimizer_targets(self) -> OptimizerTargets:
-        """Return for which of :attr:`weights` each optimizer was built: some train only a part of their model."""
+        """Return for which variables each optimizer was built: some train only a part of their model."""
         optimizers = {"optimizer": getattr(self.model, "optimizer", None), **user_optimizers(self.model)}
-        variables = self.weights
+        by_key = self._variables_by_key()
+        keys, variables = list(by_key), list(by_key.values())
         found = {name: built_for(optimizer, variables) for name, optimizer in optimizers.items()}
-        return {name: positions for name, positions in found.items() if positions}
+        return {name: [keys[index] for index in indices] for name, indices in found.items() if indices}
+
+    def _variables_by_key(self) -> dict[VariableKey, Variable]:
+        by_key: dict[VariableKey, Variable] = dict(enumerate(self.weights))
+        by_key.update(self.held())
+        return by_key
 
     def restore_optimizers(self, saved: OptimizerStates, targets: OptimizerTargets | None) -> None:
         """Set the variables of the model's optimizers other than ``model.optimizer``, now or when they are created.
@@ -165,20 +179,20 @@ class ModelState:
                 self._assign(variable, value)
 
         def build(name: str, optimizer: Any) -> None:
-            if positions := (targets or {}).get(name):
-                self._build_for(optimizer, positions)
+            if keys := (targets or {}).get(name):
+                self._build_for(optimizer, keys)
 
         restore_states(user_optimizers(self.model), saved, assign, build, is_old=targets is None)
 
     def restore_weights(
-        self, values: Sequence[np.ndarray], saved: Sequence[VariableSpec], positions: Sequence[int] | None
+        self, values: Sequence[np.ndarray], saved: Sequence[VariableSpec], keys: Sequence[VariableKey] | None
     ) -> None:
         """Set the variables of model and optimizer.
 
         Args:
             values: The values.
             saved: The variables to which they belonged.
-            positions: For which of them ``model.optimizer`` was built; None for all that are trainable.
+            keys: For which variables ``model.optimizer`` was built; None for all that are trainable.
 
         Raises:
             CheckpointError: If the values belong to another model.
@@ -186,7 +200,7 @@ class ModelState:
         if len(self.weights) < len(saved):
             # Create the optimizer's variables only if some were saved: an optimizer that the model's train_step does
             # not use has none.
-            self._build_optimizer(positions)
+            self._build_optimizer(keys)
         variables = self.weights
         present = describe(variables)
         if [each[1:] for each in present] != [each[1:] for each in saved]:
@@ -199,6 +213,47 @@ class ModelState:
         variables = self.weights
         for index, value in own.items():
             self._assign(variables[index], value)
+
+    def held(self, callbacks: Sequence[Callback] = ()) -> dict[str, tf.Variable]:
+        """Return the variables that the model and its callbacks hold, but Keras does not list."""
+        known = [*self.weights, *self.metrics]
+        for optimizer in user_optimizers(self.model).values():
+            known += optimizer_variables(optimizer)
+        return held_variables(self.model, callbacks, known)
+
+    def capture_held(self, callbacks: Sequence[Callback]) -> HeldValues:
+        """Return this rank's values of :meth:`held`."""
+        return {path: np.asarray(self._components(each)[0].numpy()) for path, each in self.held(callbacks).items()}
+
+    def can_gather(self, values: HeldValues) -> bool:
+        """Return whether such values of all ranks are small enough to be gathered."""
+        size: int = sum(each.nbytes for each in values.values()) * self._strategy.num_replicas_in_sync
+        return size <= _MAX_HELD_BYTES
+
+    def restore_held(self, values: HeldValues, callbacks: Sequence[Callback], *, is_same_size: bool) -> None:
+        """Set the variables that :meth:`held` returns.
+
+        Args:
+            values: The values of this rank, or of rank 0 if the number of workers has changed.
+            callbacks: The callbacks of the ``fit``.
+            is_same_size: Whether the number of workers is the same; sums over the workers are not restored otherwise.
+
+        Raises:
+            CheckpointError: If the values belong to variables of other shapes.
+        """
+        variables = self.held(callbacks)
+        for path in values.keys() & variables.keys():
+            variable, value = variables[path], values[path]
+            if not variable.shape.is_compatible_with(value.shape) or variable.dtype.as_numpy_dtype != value.dtype:
+                raise CheckpointError(
+                    f"It belongs to another model: it holds values of shape {value.shape} and type {value.dtype} for "
+                    f"{path}, which has the shape {variable.shape} and the type {variable.dtype.name}."
+                )
+            if is_same_size or not is_partial_sum(variable):
+                for component in self._components(variable):
+                    component.assign(value)
+        if self._is_chief and (missing := sorted(values.keys() - variables.keys())):
+            self._warn(_MISSING % ", ".join(missing[:3]))
 
     def restore_metrics(self, values: Sequence[np.ndarray], *, after_a_step: bool = False) -> bool:
         """Set the metrics; return False if they do not exist yet (tf_keras creates them in the first step).
@@ -248,33 +303,6 @@ def _difference(present: Sequence[VariableSpec], saved: Sequence[VariableSpec]) 
         mine, theirs = next((a, b) for a, b in zip(present, saved, strict=True) if a[1:] != b[1:])
         found = f"it holds a variable {' '.join(map(str, theirs))}, but this model has {' '.join(map(str, mine))}"
     return f"It belongs to another model: {found}."
-
-
-def _example_inputs(data: Any) -> tuple[Any, Any]:
-    """Return a batch of one row with the shapes and types of the data, and data that still has all batches."""
-
-    def zeros(spec: tf.TensorSpec) -> tf.Tensor:
-        return tf.zeros([1 if size is None else size for size in spec.shape], spec.dtype)
-
-    if hasattr(data, "element_spec"):
-        spec = data.element_spec
-        return tf.nest.map_structure(zeros, spec[0] if isinstance(spec, tuple) else spec), data
-    inputs = data
-    if hasattr(data, "__next__"):
-        batch = next(data)
-        inputs, data = _inputs_of(batch), _with_first(batch, data)
-    elif hasattr(data, "__getitem__") and hasattr(data, "on_epoch_end"):  # Keras' PyDataset and Sequence
-        inputs = _inputs_of(data[0])
-    return tf.nest.map_structure(lambda array: tf.convert_to_tensor(np.asarray(array)[:1]), inputs), data
-
-
-def _inputs_of(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, tuple | list) else batch
-
-
-def _with_first(first: Any, others: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from others
 
 
 def _unique(variables: Iterable[Variable]) -> list[Variable]:

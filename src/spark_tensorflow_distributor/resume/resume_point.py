@@ -1,6 +1,7 @@
 """The facts and the state that a checkpoint of ``fit`` contains."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,8 +16,12 @@ from .snapshot import Facts
 
 # The values of each optimizer's variables, by the expression under which the model holds the optimizer.
 OptimizerStates: TypeAlias = dict[str, list[np.ndarray]]
-# For which variables each optimizer was built, ``model.optimizer`` included: their positions in ``FitState.weights``.
-OptimizerTargets: TypeAlias = dict[str, list[int]]
+# A variable's position in ``FitState.weights``, or the expression for one that Keras does not list.
+VariableKey: TypeAlias = int | str
+# For which variables each optimizer was built, ``model.optimizer`` included.
+OptimizerTargets: TypeAlias = dict[str, list[VariableKey]]
+# The values of the variables that the model and its callbacks hold, but Keras does not list, by expression.
+HeldValues: TypeAlias = dict[str, np.ndarray]
 # One rank's values of variables that differ between ranks, by position in ``FitState.weights``.
 LayerState: TypeAlias = dict[int, np.ndarray]
 
@@ -112,6 +117,7 @@ class FitState:
         layers: The values of layers' variables that differ between ranks, by rank; such as moving statistics in
             mid-epoch.
         optimizer_targets: For which variables the optimizers were built, as far as known; None in older checkpoints.
+        held: The variables that Keras does not list, by rank; of other ranks than rank 0, those with other values.
     """
 
     weights: list[np.ndarray]
@@ -123,14 +129,30 @@ class FitState:
     optimizers: OptimizerStates = field(default_factory=dict)
     layers: list[LayerState] = field(default_factory=list)
     optimizer_targets: OptimizerTargets | None = None
+    held: list[HeldValues] = field(default_factory=list)
 
-    def target_of(self, optimizer: str) -> list[int] | None:
+    def target_of(self, optimizer: str) -> list[VariableKey] | None:
         """Return for which variables an optimizer was built; None if that is unknown."""
         return (self.optimizer_targets or {}).get(optimizer)
+
+    def held_of(self, rank: int, world_size: int) -> HeldValues:
+        """Return a rank's values of the variables that Keras does not list."""
+        of_chief = self.held[0] if self.held else {}
+        return of_chief | self.held[rank] if len(self.held) == world_size else of_chief
 
     def layers_of(self, rank: int, world_size: int) -> LayerState:
         """Return what a rank restores after ``weights``: nothing if the number of workers has changed."""
         return self.layers[rank] if len(self.layers) == world_size else {}
+
+
+def held_by_rank(parts: Sequence[HeldValues]) -> list[HeldValues]:
+    """Return rank 0's values, and those of the other ranks that differ from them."""
+    first, *others = parts
+
+    def differs(path: str, value: np.ndarray) -> bool:
+        return path not in first or not np.array_equal(value, first[path])
+
+    return [first, *({path: value for path, value in part.items() if differs(path, value)} for part in others)]
 
 
 @dataclass(frozen=True)
@@ -181,9 +203,12 @@ def _check_state(state: FitState, variables: list[VariableSpec]) -> None:
         known = type(index) is int and 0 <= index < len(saved)
         if not known or not isinstance(value, np.ndarray | np.generic) or list(value.shape) != shapes[index]:
             raise CheckpointError("its state of layers is not that of its variables")
-    positions = list(itertools.chain.from_iterable((state.optimizer_targets or {}).values()))
-    if not all(type(each) is int and 0 <= each < len(saved) for each in positions):
+    keys = list(itertools.chain.from_iterable((state.optimizer_targets or {}).values()))
+    if not all(isinstance(key, str) or (type(key) is int and 0 <= key < len(saved)) for key in keys):
         raise CheckpointError("its optimizers do not train its variables")
+    for path, value in itertools.chain.from_iterable(of_rank.items() for of_rank in state.held):
+        if not isinstance(path, str) or not isinstance(value, np.ndarray | np.generic):
+            raise CheckpointError("its variables that Keras does not list are not arrays")
     for each in state.random:
         check_random_state(each)
     for callback in state.callbacks:

@@ -7,7 +7,13 @@ import pytest
 
 from spark_tensorflow_distributor import CheckpointError
 from spark_tensorflow_distributor.resume import snapshot
-from spark_tensorflow_distributor.resume.resume_point import CheckpointFacts, FitState, ResumePoint, VariableSpec
+from spark_tensorflow_distributor.resume.resume_point import (
+    CheckpointFacts,
+    FitState,
+    ResumePoint,
+    VariableSpec,
+    held_by_rank,
+)
 from spark_tensorflow_distributor.training.random_state import random_state
 
 FACTS = CheckpointFacts(
@@ -44,6 +50,16 @@ def test_each_rank_has_its_own_state_of_layers_unless_the_number_of_ranks_change
     assert decoded(NAMED, state()).state.layers_of(0, 2) == {}
 
 
+def test_each_rank_has_its_own_values_of_variables_that_keras_does_not_list():
+    ranks = [{"a": np.array(1), "b": np.zeros(2)}, {"a": np.array(2), "b": np.zeros(2)}, {}]
+    held = held_by_rank(ranks)
+    assert [sorted(each) for each in held] == [["a", "b"], ["a"], []]
+    found = decoded(NAMED, state(held=held)).state
+    assert [int(found.held_of(rank, 3)["a"]) for rank in range(3)] == [1, 2, 1]
+    assert int(found.held_of(1, 2)["a"]) == 1
+    assert decoded(NAMED, state()).state.held_of(0, 3) == {}
+
+
 def test_older_checkpoints_do_not_say_what_each_optimizer_trains():
     assert decoded(NAMED, state(optimizer_targets={"optimizer": [0]})).state.target_of("optimizer") == [0]
     older = state()
@@ -76,8 +92,11 @@ def test_older_checkpoints_do_not_say_what_each_optimizer_trains():
         (NAMED, state(layers=[{0: [[1.0] * 3] * 2}])),
         (NAMED, state(layers=7)),
         (NAMED, state(optimizer_targets={"optimizer": [1]})),
-        (NAMED, state(optimizer_targets={"optimizer": ["0"]})),
+        (NAMED, state(optimizer_targets={"optimizer": [None]})),
         (NAMED, state(optimizer_targets={"optimizer": 0})),
+        (NAMED, state(held=[{"a": 1}])),
+        (NAMED, state(held=[{1: np.ones(1)}])),
+        (NAMED, state(held=7)),
         (NAMED, state(extra=1)),
     ],
 )
