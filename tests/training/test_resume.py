@@ -65,6 +65,17 @@ def program():
                     time.sleep(0.5)  # the last checkpoint may still be in transit
                     os.kill(os.getpid(), signal.SIGKILL)
 
+        class Recorder(tf.keras.callbacks.Callback):
+            """Records the first fit in objects that it changes in place."""
+
+            def __init__(self):
+                super().__init__()
+                self.means, self.steps = [], tf.Variable(0)
+
+            def on_train_batch_end(self, batch, logs=None):
+                self.means.append(float(np.abs(self.model.get_weights()[0]).mean()))
+                self.steps.assign_add(1)
+
         images, labels = load_digits(return_X_y=True)
         images, labels = (images[:1024] / 16).astype("float32"), labels[:1024].astype("int32")
         tf.keras.utils.set_random_seed(7)
@@ -75,7 +86,7 @@ def program():
         class TwoOptimizers(tf.keras.Sequential):
             """Trains its first layer and the others with separate optimizers, as GANs do."""
 
-            first = second = None
+            second = None
 
             def train_step(self, data):
                 x, y = data
@@ -83,7 +94,7 @@ def program():
                     loss = tf.reduce_mean(tf.keras.losses.sparse_categorical_crossentropy(y, self(x, training=True)))
                 variables = self.trainable_variables
                 gradients = tape.gradient(loss, variables)
-                self.first.apply_gradients(zip(gradients[:2], variables[:2], strict=True))
+                self.optimizer.apply_gradients(zip(gradients[:2], variables[:2], strict=True))
                 self.second[0].apply_gradients(zip(gradients[2:], variables[2:], strict=True))
                 return {"loss": loss}
 
@@ -114,8 +125,8 @@ def program():
             }[optimizer]
             metrics = ["accuracy", tf.keras.metrics.SparseTopKCategoricalAccuracy(3, name="top")]
             if special == "own optimizers":
-                model.first, model.second = chosen(), [chosen()]
-                model.compile()
+                model.second = [chosen()]
+                model.compile(chosen())
                 return model
             model.compile(chosen(), "sparse_categorical_crossentropy", metrics=metrics)
             return model
@@ -165,7 +176,7 @@ def program():
         if special == "evaluation":
             arguments["validation_data"] = (images[:128], labels[:128])
         model = build()
-        given = [Kill()]
+        given = [recorder := Recorder(), Kill()]
         if "early" in callbacks:
             # Stops because of values from epochs before the interruption.
             given.append(tf.keras.callbacks.EarlyStopping("loss", min_delta=10.0, patience=3))
@@ -194,6 +205,8 @@ def program():
             "history": [history.history for history in histories],
             "epochs": [history.epoch for history in histories],
             "attempt": context.attempt,
+            "means": recorder.means,
+            "steps": int(recorder.steps.numpy()),
             **recorded,
         }
 
@@ -215,6 +228,8 @@ def check_same(interrupted, whole):
     for actual, expected in zip(interrupted["weights"], whole["weights"], strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-6)
     assert interrupted["epochs"] == whole["epochs"]
+    assert interrupted["steps"] == whole["steps"] == len(whole["means"])
+    np.testing.assert_allclose(interrupted["means"], whole["means"], atol=1e-5)
     for actual, expected in zip(interrupted["history"], whole["history"], strict=True):
         assert actual.keys() == expected.keys()
         for name in expected:
