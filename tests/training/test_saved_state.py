@@ -7,7 +7,8 @@ import tensorflow as tf
 import tf_keras
 
 from spark_tensorflow_distributor import CheckpointError
-from spark_tensorflow_distributor.resume.model_state import ModelState, describe
+from spark_tensorflow_distributor.resume.model_state import ModelState
+from spark_tensorflow_distributor.resume.variable_specs import describe
 
 ROWS = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
 

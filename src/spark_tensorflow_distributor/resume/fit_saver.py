@@ -12,11 +12,12 @@ from ..training.random_state import random_state
 from . import snapshot
 from .callback_state import Callback, Logs, Start, callback_states, callbacks_at_start, history_of
 from .interval import CheckpointInterval
-from .model_state import ModelState, describe
+from .model_state import ModelState
 from .names import checkpoint_name
 from .resume_point import CheckpointFacts, DataUse, FitState, HeldValues, Position, held_by_rank
 from .save_clock import SaveClock
 from .store import CheckpointStore
+from .variable_specs import describe
 from .writer import CheckpointWriter
 
 

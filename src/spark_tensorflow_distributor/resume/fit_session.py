@@ -1,10 +1,9 @@
 """One call to ``fit``: restores it from its last checkpoint, and saves it as it proceeds."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from ..context import WorkerContext
@@ -74,7 +73,6 @@ class FitSession:
         self._resume_point: ResumePoint | None = None
         self.resume_epoch: int | None = None
         self._random: RandomReplay | None = None
-        self._pending_metrics: Sequence[np.ndarray] | None = None
         self._unclaimed_loops: set[str] = set()
         self._has_started = False
 
@@ -161,8 +159,7 @@ class FitSession:
         if not is_resumed:
             self.position.step = 0
         elif self._resume_point is not None:
-            metrics = self._resume_point.state.metrics
-            self._pending_metrics = None if self._model_state.restore_metrics(metrics) else metrics
+            self._model_state.restore_metrics(self._resume_point.state.metrics)
         self._restore_history()
 
     def _restore_history(self) -> None:
@@ -237,9 +234,7 @@ class FitSession:
         """Count completed steps, and save a checkpoint if one is due."""
         self.position.step += count
         self._clock.after_step(count)
-        if self._pending_metrics is not None:
-            self._model_state.restore_metrics(self._pending_metrics, after_a_step=True)
-            self._pending_metrics = None
+        self._model_state.finish_metrics()
         if self._saver is not None:
             self._saver.after_step(count, is_last=is_last)
 

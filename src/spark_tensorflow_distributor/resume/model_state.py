@@ -7,7 +7,7 @@ moving statistics are partial, too; their value is the mean of the parts.
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +15,13 @@ import tensorflow as tf
 from ..errors import CheckpointError
 from ..formatting import mebibytes
 from ..training.keras_api import optimizer_variables
-from ..training.keras_internals import build_optimizer, built_for, unlisted_variables
+from ..training.keras_internals import (
+    build_optimizer,
+    built_for,
+    compiled_losses_and_metrics,
+    unlisted_variables,
+    when_built,
+)
 from ..training.patches.layer_state import averaged_state
 from ..training.random_state import global_seed
 from ..training.variable_sync import is_partial_sum, plain_variable, without_autocast
@@ -25,9 +31,7 @@ from .held_variables import held_variables
 from .resume_point import HeldValues, LayerState, OptimizerStates, OptimizerTargets, VariableKey, VariableSpec
 from .user_optimizers import restore as restore_states
 from .user_optimizers import user_optimizers
-
-# A variable of TensorFlow, Keras 3 or tf_keras.
-Variable: TypeAlias = Any
+from .variable_specs import Variable, describe, difference, is_tensorflows
 
 # Every rank holds a few copies of the state of all ranks while a checkpoint is taken.
 _MAX_LAYER_BYTES = _MAX_HELD_BYTES = 128 << 20
@@ -58,6 +62,8 @@ class ModelState:
         self.model = model
         self._strategy = model.distribute_strategy
         self._is_chief, self._warn = is_chief, warn
+        self._pending_metrics: Sequence[np.ndarray] | None = None
+        self._cancel_pending: list[Callable[[], None]] = []
 
     def build(self, data: Any) -> Any:
         """Create the model's variables, which Keras would otherwise create in the first step.
@@ -204,7 +210,7 @@ class ModelState:
         variables = self.weights
         present = describe(variables)
         if [each[1:] for each in present] != [each[1:] for each in saved]:
-            raise CheckpointError(_difference(present, saved))
+            raise CheckpointError(difference(present, saved))
         for variable, value in zip(variables, values, strict=True):
             self._assign(variable, value)
 
@@ -255,18 +261,31 @@ class ModelState:
         if self._is_chief and (missing := sorted(values.keys() - variables.keys())):
             self._warn(_MISSING % ", ".join(missing[:3]))
 
-    def restore_metrics(self, values: Sequence[np.ndarray], *, after_a_step: bool = False) -> bool:
-        """Set the metrics; return False if they do not exist yet (tf_keras creates them in the first step).
+    def restore_metrics(self, values: Sequence[np.ndarray]) -> None:
+        """Set the metrics at the beginning of an epoch, or in its first step if they are created only then."""
+        self._pending_metrics = values
+        if self._set_pending_metrics(add=False):
+            return
+        for part in compiled_losses_and_metrics(self.model):
+            # A step that is not traced has already updated the loss when it creates the metrics.
+            self._cancel_pending.append(when_built(part, lambda: self._set_pending_metrics(add=tf.executing_eagerly())))
 
-        Args:
-            values: The values.
-            after_a_step: Whether the metrics already hold the result of a step, to which the values are added.
-        """
-        variables = self.metrics
-        if len(variables) != len(values):
+    def finish_metrics(self) -> None:
+        """Set metrics that exist only after the first step of an epoch; the logs of that step lacked the values."""
+        self._set_pending_metrics(add=True)
+        self._pending_metrics = None
+        while self._cancel_pending:
+            self._cancel_pending.pop()()
+
+    def _set_pending_metrics(self, *, add: bool) -> bool:
+        """Set the metrics, or add to the result of a step; return False if some do not exist yet."""
+        variables, values = self.metrics, self._pending_metrics
+        if values is None or len(variables) != len(values):
             return False
-        for variable, value in zip(variables, values, strict=True):
-            self._assign(variable, value, add=after_a_step)
+        self._pending_metrics = None
+        with tf.init_scope():  # the step may still be traced, but the variables exist already
+            for variable, value in zip(variables, values, strict=True):
+                self._assign(variable, value, add=add)
         return True
 
     def _local(self, variable: Variable) -> np.ndarray:
@@ -284,39 +303,13 @@ class ModelState:
             component.assign(component.numpy() + part if add else part)
 
 
-def describe(variables: Iterable[Variable]) -> list[VariableSpec]:
-    """Return name, shape and type of each variable."""
-    return [
-        VariableSpec(
-            str(each.name if _is_tensorflows(each) else each.path),
-            [int(size) for size in each.shape],
-            str(getattr(each.dtype, "name", each.dtype)),
-        )
-        for each in variables
-    ]
-
-
-def _difference(present: Sequence[VariableSpec], saved: Sequence[VariableSpec]) -> str:
-    if len(present) != len(saved):
-        found = f"it holds {len(saved)} variables, but this model and its optimizer have {len(present)}"
-    else:
-        mine, theirs = next((a, b) for a, b in zip(present, saved, strict=True) if a[1:] != b[1:])
-        found = f"it holds a variable {' '.join(map(str, theirs))}, but this model has {' '.join(map(str, mine))}"
-    return f"It belongs to another model: {found}."
-
-
 def _unique(variables: Iterable[Variable]) -> list[Variable]:
     return list({id(each): each for each in map(without_autocast, variables)}.values())
 
 
 def _tf_variable(variable: Variable) -> Variable:
     """Return the TensorFlow variable inside a Keras 3 variable."""
-    return variable if _is_tensorflows(variable) else variable.value
-
-
-def _is_tensorflows(variable: Variable) -> bool:
-    # By type, because looking up an attribute that a distributed variable lacks may read its value, with a collective.
-    return type(variable).__module__.startswith("tensorflow.")
+    return variable if is_tensorflows(variable) else variable.value
 
 
 def _is_partial(variable: Variable) -> bool:

@@ -8,6 +8,8 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .keras_api import keras_of
+
 
 def layers_of(model: Any) -> list[Any]:
     """Return a model and its layers, with those of nested models and layers.
@@ -31,23 +33,43 @@ def build_optimizer(optimizer: Any, variables: Sequence[Any]) -> None:
         optimizer._create_all_weights(variables)
 
 
-def when_built(optimizer: Any, callback: Callable[[], None]) -> None:
-    """Call a function as soon as an optimizer has created its variables, which it does in its first step.
+def when_built(owner: Any, callback: Callable[[], object]) -> Callable[[], None]:
+    """Call a function as soon as an optimizer or a compiled loss or metric creates its variables, in the first step.
 
     Without the private name, the function is not called for tf_keras' legacy optimizers.
+
+    Returns:
+        A function that cancels this.
     """
-    name = next((each for each in ("build", "_create_all_weights") if hasattr(optimizer, each)), None)
+    name = next((each for each in ("build", "_create_all_weights") if hasattr(owner, each)), None)
     if name is None:
-        return
-    method = getattr(optimizer, name)
+        return lambda: None
+    method = getattr(owner, name)
 
     def build(*args: Any, **kwargs: Any) -> Any:
-        delattr(optimizer, name)
+        cancel()
         result = method(*args, **kwargs)
         callback()
         return result
 
-    setattr(optimizer, name, build)  # this attribute of the object hides the class's method until it is called once
+    def cancel() -> None:
+        if vars(owner).get(name) is build:
+            delattr(owner, name)
+
+    setattr(owner, name, build)  # this attribute of the object hides the class's method until it is called once
+    return cancel
+
+
+def compiled_losses_and_metrics(model: Any) -> list[Any]:
+    """Return the objects in which ``compile`` puts losses and metrics.
+
+    Without the private names, the logs of the first step after resuming in mid-epoch cover only that step.
+    """
+    if keras_of(model) == "tf_keras":
+        names = ("compiled_loss", "compiled_metrics")
+    else:
+        names = ("_compile_loss", "_compile_metrics")
+    return [each for name in names if (each := getattr(model, name, None)) is not None]
 
 
 def built_for(optimizer: Any, variables: Sequence[Any]) -> list[int] | None:
