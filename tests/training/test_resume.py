@@ -414,7 +414,7 @@ def test_another_driver_resumes_an_interrupted_run(runner, tmp_path):
     second = runner(max_restarts=0, checkpoint_dir=folder)
     found = second.run(program())
     check_same({**found, "attempt": 1}, whole)
-    assert second.report.attempts[0].resumed == ({"fit": 0, "epoch": 2, "step": 4},)
+    assert second.report.attempts[0].resumed == ({"fit": 0, "epoch": 2, "step": 4, "complete": False},)
 
 
 def test_files_that_cannot_be_used_do_not_displace_new_checkpoints(runner, tmp_path):
@@ -424,7 +424,7 @@ def test_files_that_cannot_be_used_do_not_displace_new_checkpoints(runner, tmp_p
     whole = runner().run(program())
     mine = runner(checkpoint_dir=str(tmp_path))
     check_same(mine.run(program(), kill=38), whole)
-    assert mine.report.attempts[1].resumed == ({"fit": 0, "epoch": 2, "step": 4},)
+    assert mine.report.attempts[1].resumed == ({"fit": 0, "epoch": 2, "step": 4, "complete": False},)
 
 
 def test_checkpoints_of_another_model_are_rejected(runner, tmp_path):
