@@ -40,8 +40,8 @@ def held_objects(
         prefix, owner = waiting.popleft()
         attributes = [each for each in vars(owner).items() if search.kind_of(each[1])]
         for name, attribute in sorted(attributes, key=_public_first):
-            for place, value in search.leaves(attribute):
-                path = f"{prefix}{name}{place}"
+            for subscripts, value in search.leaves(attribute):
+                path = f"{prefix}{name}{subscripts}"
                 if isinstance(value, wanted):
                     yield Held(path, value, owner)
                 if isinstance(value, opened):
@@ -62,7 +62,7 @@ class _Search:
         self._kinds: dict[type, str] = {}
 
     def leaves(self, value: Any) -> Iterator[tuple[str, Any]]:
-        """Yield the objects of these types in an attribute, with their place in its lists, tuples and dicts."""
+        """Yield the objects of these types in an attribute, with the subscripts that lead to them."""
         kind = self.kind_of(value)
         if not kind or id(value) in self._seen:
             return
@@ -73,9 +73,9 @@ class _Search:
         items = value.items() if kind == "dict" else enumerate(value)
         for position, (key, each) in enumerate(list(items)):
             if self.kind_of(each):
-                for place, leaf in self.leaves(each):
+                for subscripts, leaf in self.leaves(each):
                     # Other keys may have an address in their text, which differs between processes.
-                    yield f"[{repr(key) if isinstance(key, str | int | tuple) else position}]{place}", leaf
+                    yield f"[{repr(key) if isinstance(key, str | int) else position}]{subscripts}", leaf
 
     def kind_of(self, value: Any) -> str:
         """Return "leaf" for an object of these types, "dict" or "list" for what may contain one, or ""."""
