@@ -136,7 +136,7 @@ def renamed_arguments(text: str, names: Mapping[str, str]) -> str:
         names: What to replace, such as ``num_slots`` or ``use_gpu=False``, and by what. The longest match counts.
     """
     found = "|".join(re.escape(each) + r"\b" * each[-1].isalnum() for each in sorted(names, key=len, reverse=True))
-    return re.sub(rf"(?<![\w.])(?:{found})", lambda match: names[match[0]], text)
+    return re.sub(rf"(?<![\w./\\-])(?:{found})(?![/\\-])", lambda match: names[match[0]], text)
 
 
 def check_whole_number(name: str, value: object, least: int) -> None:
@@ -153,8 +153,8 @@ def check_whole_number(name: str, value: object, least: int) -> None:
 
 
 def _check_boolean(name: str, value: object) -> None:
-    # The string "False" would count as True. Equality admits NumPy's Booleans, and 0 and 1.
-    if isinstance(value, str) or value not in (True, False):
+    # The string "False" would count as True. As in 1.0.0, other objects have their truth value.
+    if isinstance(value, str):
         raise ConfigurationError(f"{name} is {value!r} ({type(value).__name__}); it must be True or False.")
 
 
@@ -167,7 +167,7 @@ def _checked_checkpoint_dir(folder: object) -> str | None:
             f"checkpoint_dir is {folder!r}; it must be a path or URL that all hosts can reach, or None to keep the "
             "checkpoints on the driver."
         )
-    if _DAMAGED_URL.match(path):
+    if not isinstance(folder, str) and _DAMAGED_URL.match(path):
         scheme, _, rest = path.partition(":/")
         url = f"{scheme}://{'/' if scheme == 'file' else ''}{rest}"
         raise ConfigurationError(

@@ -228,7 +228,7 @@ def test_the_weights_of_a_model_that_cannot_be_loaded_are_rescued(layer_class, r
 @pytest.mark.parametrize("layer", [lambda: Activated(double), lambda: keras.layers.Lambda(lambda x: 2 * x)])
 def test_models_that_can_be_loaded_are_not_loaded_on_the_worker(layer, monkeypatch):
     model = keras.Sequential([keras.Input((3,)), layer()])
-    monkeypatch.setattr("spark_tensorflow_distributor.runtime.trainer.result._check_loading", None)
+    monkeypatch.setattr("spark_tensorflow_distributor.runtime.trainer.result.pickle", None)
     with io.BytesIO() as file:
         write_result(model, file, 0)
         file.seek(0)

@@ -14,8 +14,8 @@ from spark_tensorflow_distributor.config import RunnerConfig, check_whole_number
     [
         ({"num_slots": 0}, "num_slots is 0"),
         ({"num_slots": 1, "local_mode": "false"}, r"local_mode is 'false' \(str\); it must be True or False"),
-        ({"num_slots": 1, "use_gpu": None}, r"use_gpu is None \(NoneType\)"),
-        ({"num_slots": 1, "use_custom_strategy": 2}, "use_custom_strategy is 2"),
+        ({"num_slots": 1, "use_gpu": "no"}, "use_gpu is 'no'"),
+        ({"num_slots": 1, "use_custom_strategy": "0"}, "use_custom_strategy is '0'"),
         ({"num_slots": 1, "progress": "no"}, "progress is 'no'"),
         ({"num_slots": -1}, "at least 1"),
         ({"num_slots": 1.5}, "whole number"),

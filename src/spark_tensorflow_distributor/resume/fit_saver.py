@@ -110,7 +110,7 @@ class FitSaver:
         with self._model_state.averaged_layers() as layers:
             part = BytesIO()
             held = self._model_state.capture_held(self._callbacks)
-            gathered = held if self._model_state.can_gather(held) else {}
+            gathered = held if self._model_state.can_gather(each.nbytes for each in held.values()) else {}
             snapshot.write(part, {}, [random_state(), self._model_state.local_part(), layers, gathered])
             parts = self._collectives.gather_bytes(part.getvalue())
             if self._context.is_chief:

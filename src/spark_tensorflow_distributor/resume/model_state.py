@@ -24,7 +24,7 @@ from ..training.keras_internals import (
 )
 from ..training.patches.layer_state import averaged_state
 from ..training.random_state import global_seed
-from ..training.variable_sync import is_partial_sum, plain_variable, without_autocast
+from ..training.variable_sync import START, is_partial_sum, plain_variable, without_autocast
 from .callback_state import Callback
 from .example_inputs import example_inputs
 from .held_variables import held_variables
@@ -228,13 +228,17 @@ class ModelState:
         return held_variables(self.model, callbacks, known)
 
     def capture_held(self, callbacks: Sequence[Callback]) -> HeldValues:
-        """Return this rank's values of :meth:`held`."""
-        return {path: np.asarray(self._components(each)[0].numpy()) for path, each in self.held(callbacks).items()}
+        """Return this rank's values of :meth:`held`; rank 0's alone if those of all ranks are too large to gather."""
+        held = self.held(callbacks)
+        if not self._is_chief and not self.can_gather(
+            each.shape.num_elements() * each.dtype.size for each in held.values()
+        ):
+            return {}
+        return {path: np.asarray(self._components(each)[0].numpy()) for path, each in held.items()}
 
-    def can_gather(self, values: HeldValues) -> bool:
-        """Return whether such values of all ranks are small enough to be gathered."""
-        size: int = sum(each.nbytes for each in values.values()) * self._strategy.num_replicas_in_sync
-        return size <= _MAX_HELD_BYTES
+    def can_gather(self, sizes: Iterable[int]) -> bool:
+        """Return whether values of these sizes in bytes, on each rank, are small enough to be gathered."""
+        return bool(sum(sizes) * self._strategy.num_replicas_in_sync <= _MAX_HELD_BYTES)
 
     def restore_held(self, values: HeldValues, callbacks: Sequence[Callback], *, is_same_size: bool) -> None:
         """Set the variables that :meth:`held` returns.
@@ -251,6 +255,8 @@ class ModelState:
         for path in values.keys() & variables.keys():
             variable, value = variables[path], values[path]
             if not variable.shape.is_compatible_with(value.shape) or variable.dtype.as_numpy_dtype != value.dtype:
+                if not is_same_size:  # the shape may depend on the number of workers
+                    continue
                 raise CheckpointError(
                     f"It belongs to another model: it holds values of shape {value.shape} and type {value.dtype} for "
                     f"{path}, which has the shape {variable.shape} and the type {variable.dtype.name}."
@@ -267,8 +273,8 @@ class ModelState:
         if self._set_pending_metrics(add=False):
             return
         for part in compiled_losses_and_metrics(self.model):
-            # A step that is not traced has already updated the loss when it creates the metrics.
-            self._cancel_pending.append(when_built(part, lambda: self._set_pending_metrics(add=tf.executing_eagerly())))
+            # A step that is not traced may have updated the loss before it creates the metrics.
+            self._cancel_pending.append(when_built(part, lambda: self._set_pending_metrics(add=self.model.run_eagerly)))
 
     def finish_metrics(self) -> None:
         """Set metrics that exist only after the first step of an epoch; the logs of that step lacked the values."""
@@ -299,8 +305,12 @@ class ModelState:
     def _assign(self, variable: Variable, value: np.ndarray, *, add: bool = False) -> None:
         is_sum = _is_partial(variable) and _aggregation(variable) == "SUM"
         for index, component in enumerate(self._components(variable)):
-            part = value if not is_sum or (self._is_chief and index == 0) else np.zeros_like(value)
-            component.assign(component.numpy() + part if add else part)
+            is_whole = not is_sum or (self._is_chief and index == 0)
+            start = _start(variable) if is_sum else np.zeros_like(value)
+            if add:
+                component.assign(component.numpy() + (value - start if is_whole else 0))
+            else:
+                component.assign(value if is_whole else np.broadcast_to(start, value.shape))
 
 
 def _unique(variables: Iterable[Variable]) -> list[Variable]:
@@ -322,10 +332,18 @@ def _aggregation(variable: Variable) -> str:
     return str(getattr(getattr(_tf_variable(variable), "aggregation", None), "name", "NONE"))
 
 
+def _start(variable: Variable) -> np.ndarray:
+    """Return the value from which each part of a sum starts."""
+    inner = _tf_variable(variable)
+    start = getattr(inner, START, None) if is_partial_sum(inner) else None
+    return np.asarray(0 if start is None else start, inner.dtype.as_numpy_dtype)
+
+
 def _merged(variable: Variable, parts: Sequence[np.ndarray]) -> np.ndarray:
     kind = _aggregation(variable)
     if kind == "SUM":
-        return np.asarray(np.sum(parts, axis=0, dtype=parts[0].dtype))
+        surplus = _start(variable) * (len(parts) - 1)  # where each part starts counts once
+        return np.asarray(np.sum(parts, axis=0, dtype=parts[0].dtype) - surplus, parts[0].dtype)
     if kind == "MEAN":
         return np.mean(parts, axis=0, dtype=np.float64).astype(parts[0].dtype)
     return parts[0]

@@ -85,7 +85,8 @@ def with_user_classes(library: str, save: Callable[[], T]) -> tuple[T, dict[str,
 def has_complete_configs(model: Any) -> bool:
     """Return whether the user's own layers in a model can be created from what their ``get_config`` returns.
 
-    A wrong False is possible, because Keras saves more of a layer than this. Weights are not created.
+    A wrong False is possible, because Keras saves more of a layer than this. Only variables that a layer's ``__init__``
+    creates are created.
     """
     library = keras_of(model)
     for layer in layers_of(model):

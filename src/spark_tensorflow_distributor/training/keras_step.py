@@ -11,7 +11,7 @@ import tensorflow as tf
 from .batch_parts import BatchPart
 from .collectives import Collectives
 from .replica_step import ReplicaStep, current_method, in_step
-from .variable_sync import VariableSync
+from .variable_sync import START, VariableSync
 
 # Whether anything on any worker reads the logs of single steps.
 logs_are_read: contextvars.ContextVar[bool] = contextvars.ContextVar("logs_are_read", default=True)
@@ -58,7 +58,8 @@ def counted(step: ReplicaStep, variable: tf.Variable) -> tf.Tensor:
         return tf.identity(variable)
     before = step.metrics_before.get(id(variable))
     if before is None:  # it was created in this step
-        before = tf.zeros(variable.shape, variable.dtype)
+        start = getattr(variable, START, None)
+        before = tf.zeros(variable.shape, variable.dtype) if start is None else tf.constant(start, variable.dtype)
     return before if counts is False else tf.where(counts, variable, before)
 
 

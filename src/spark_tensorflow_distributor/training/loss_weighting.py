@@ -11,6 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from .row_choice import captured_by
+
 
 class LossWeighting:
     """The losses of one step that are weighted, and what derives from them."""
@@ -56,18 +58,22 @@ class LossWeighting:
             return False
         if tf.executing_eagerly():
             return self._results.get(id(tensors[-1]), (None, self._is_weighted))[1]
+        if not tf.is_symbolic_tensor(tensors[-1]):  # such as a variable that accumulates gradients
+            return self._is_weighted
         return bool(self._products) and self._derives_from_product(tensors[-1])  # the last one is nearest to the loss
 
     def _derives_from_product(self, tensor: tf.Tensor) -> bool:
-        waiting, seen = [tensor.op], set()
+        waiting, seen = [tensor], set()
         while waiting:
-            operation = waiting.pop()
-            key = id(operation.graph), operation.name
-            if key in self._products:
+            each = waiting.pop()
+            if id(each) in seen or not tf.is_symbolic_tensor(each):
+                continue
+            seen.add(id(each))
+            operation = each.op
+            if (id(operation.graph), operation.name) in self._products:
                 return True
-            if key not in seen:
-                seen.add(key)
-                waiting += [each.op for each in operation.inputs]
+            outer = captured_by(each) if operation.type == "Placeholder" else None
+            waiting += [*operation.inputs, *([] if outer is None else [outer])]
         return False
 
 

@@ -41,7 +41,7 @@ def is_chosen_by_rows(indices: tf.Tensor) -> bool:
             if not is_length_static:
                 return True
         elif kind in ("Placeholder", "PlaceholderWithDefault"):
-            outer = _captured(tensor)
+            outer = captured_by(tensor)
             if outer is None:  # an argument: the batch
                 return True
             waiting.append(outer)
@@ -55,14 +55,15 @@ def is_chosen_by_rows(indices: tf.Tensor) -> bool:
 def is_of_variables(tensor: tf.Tensor) -> bool:
     """Return whether a tensor, such as a layer's weights, is computed from variables and not from rows of the batch.
 
-    In eager mode, the origin of a tensor is unknown, and the result is False.
+    In eager mode, the origin of a tensor is unknown, and the result is False. Ragged and sparse tensors are rows.
 
     Args:
         tensor: A tensor, or what can be converted to one, such as a variable of Keras.
     """
-    if tf.executing_eagerly() or isinstance(tensor, tf.RaggedTensor | tf.SparseTensor):  # which only rows are
+    if tf.executing_eagerly() or isinstance(tensor, tf.RaggedTensor | tf.SparseTensor):
         return False
     tensor = tf.convert_to_tensor(tensor)
+    size = tensor.shape[0]
     has_variable = False
     waiting, seen = [tensor], set()
     while waiting:
@@ -72,14 +73,15 @@ def is_of_variables(tensor: tf.Tensor) -> bool:
         seen.add(id(each))
         kind = each.op.type
         if kind in ("Placeholder", "PlaceholderWithDefault"):
-            outer = _captured(each)
+            outer = captured_by(each)
             if outer is None:  # an argument: the batch
                 return False
             waiting.append(outer)
-        elif kind in _ITERATORS:
+        elif kind in _ITERATORS or "Random" in kind:  # numbers are drawn for rows
             return False
         elif kind not in _SHAPES:
-            has_variable = has_variable or kind in _VARIABLES
+            # If the batch's size is known, its dimension may have become a constant: look for a variable of this size.
+            has_variable = has_variable or (kind in _VARIABLES and size in (each.shape or ()))
             waiting += list(each.op.inputs)
     return has_variable
 
@@ -117,7 +119,7 @@ def _relevant_inputs(operation: tf.Operation) -> list[Any]:
     return list(operation.inputs)
 
 
-def _captured(placeholder: tf.Tensor) -> Any:
+def captured_by(placeholder: tf.Tensor) -> Any:
     """Return the outer tensor that a function's placeholder captures; None if the placeholder is an argument."""
     for outer, inner in getattr(placeholder.graph, "captures", ()):
         if inner is placeholder:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# An attribute of a variable that holds a part of a sum: the value that each part starts from; None or absent for zero.
+START = "_spark_tensorflow_distributor_start"
+
 
 class VariableSync:
     """The variables of a replica.

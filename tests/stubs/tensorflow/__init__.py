@@ -57,6 +57,13 @@ class data:
             self.autotune = types.SimpleNamespace()
 
 
+class compat:
+    class v1:
+        @staticmethod
+        def get_default_graph():
+            return None
+
+
 class _Threading:
     @staticmethod
     def set_intra_op_parallelism_threads(n):

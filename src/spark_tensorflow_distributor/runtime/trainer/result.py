@@ -39,8 +39,7 @@ def write_result(value: Any, file: BinaryIO, limit: int) -> int:
         try:
             dump(value, file)
             fault = "loaded again"
-            if not all(map(has_complete_configs, _models(value))):
-                _check_loading(file)
+            _check_loading(value, file)
         except OSError:
             raise
         except BaseException as error:
@@ -68,19 +67,32 @@ def write_result(value: Any, file: BinaryIO, limit: int) -> int:
     return size
 
 
-def _check_loading(file: BinaryIO) -> None:
-    """Load a pickled value, and raise the error if that fails.
+def _check_loading(value: Any, file: BinaryIO) -> None:
+    """Load a pickled value, and raise the error if that fails; skip this if its models certainly can be loaded.
 
-    This takes place in another thread, whose variables belong to no strategy: other workers do not load the value.
+    This takes place in another thread, whose variables belong to no strategy: other workers do not load the value. For
+    the same reason, models of TensorFlow's own strategies are not checked: rescuing their weights needs all workers.
     """
+    models = [each for each in _models(value) if _is_of_this_worker(getattr(each, "distribute_strategy", None))]
 
-    def load() -> None:
-        file.seek(0)
-        pickle.load(file)  # noqa: S301  # written by this function's caller
+    def check() -> None:
+        if not all(map(has_complete_configs, models)):
+            file.seek(0)
+            pickle.load(file)  # noqa: S301  # written by this function's caller
 
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(load).result()
-    file.seek(0, os.SEEK_END)
+    if models:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(check).result()
+        file.seek(0, os.SEEK_END)
+
+
+def _is_of_this_worker(strategy: Any) -> bool:
+    """Return whether a strategy's variables can be read without the other workers."""
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        return True
+    from ...training.replica import replica_strategy  # a process that has such a strategy has TensorFlow
+
+    return replica_strategy(strategy) is not None
 
 
 def pickle_and_discard(value: Any) -> None:

@@ -6,7 +6,8 @@ import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -17,13 +18,10 @@ from ..keras_api import by_name, defining_class
 from ..keras_step import combines_logs, counted
 from ..replica import replica_strategy
 from ..replica_step import current_step
-from ..variable_sync import is_numeric, is_partial_sum, plain_variable
+from ..variable_sync import START, is_numeric, is_partial_sum, plain_variable
 
 # Attribute whole: ids of the variables of metrics that hold sums over all workers now.
 _state = threading.local()
-
-# Set on a variable that holds a part of a sum: the value that it starts from, if that is not zero.
-_START = "_spark_tensorflow_distributor_start"
 
 # Set on a method that has been wrapped.
 _MARK = "covers_all_workers"
@@ -120,17 +118,28 @@ def _is_zero(variable: tf.Variable) -> bool:
 def _wrap_reset(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def reset_state(self: Any, *args: Any, **kwargs: Any) -> None:
+        if replica_strategy() is None or not tf.executing_eagerly():
+            return original(self, *args, **kwargs)
+        # A variable that this leaves unchanged, such as the number of rows seen so far, has not started again.
+        before = {id(variable): variable.numpy() for variable in filter(is_partial_sum, _variables(self))}
         original(self, *args, **kwargs)
-        if replica_strategy() is not None and tf.executing_eagerly():
-            _note_starts(self)
+        _note_starts(self, before)
+        return None
 
     return reset_state
 
 
-def _note_starts(metric: Any) -> None:
-    """Note the values from which the parts of sums start, such as 1 in a smoothed mean: they count once."""
+def _note_starts(metric: Any, unless: Mapping[int, np.ndarray] = types.MappingProxyType({})) -> None:
+    """Note the values from which the parts of sums start, such as 1 in a smoothed mean: they count once.
+
+    Args:
+        metric: The metric.
+        unless: Values by the variable's id; a variable that still has its value is left out.
+    """
     for variable in filter(is_partial_sum, _variables(metric)):
-        setattr(variable, _START, None if _is_zero(variable) else variable.numpy())
+        value = variable.numpy()
+        if id(variable) not in unless or not np.array_equal(unless[id(variable)], value):
+            setattr(variable, START, value if np.any(value) else None)
 
 
 def _wrap_result(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -169,7 +178,7 @@ def whole_metrics(of: Iterable[Any]) -> Iterator[bool]:
     own = [tf.identity(variable) for variable in variables]
     parts = own if step is None else [counted(step, variable) for variable in variables]
     for variable, total in zip(variables, strategy.collectives.all_reduce_packed(parts), strict=True):
-        start = getattr(variable, _START, None)
+        start = getattr(variable, START, None)
         variable.assign(total if start is None else total - start * (strategy.collectives.world_size - 1))
     _state.whole = before.union(map(id, variables))
     try:
