@@ -73,6 +73,35 @@ def test_sums_may_start_from_other_values_than_zero(keeps):
         np.testing.assert_allclose(found, single, rtol=1e-5)
 
 
+class Seen(keras.metrics.Metric):
+    """Counts the rows of all epochs, from 1."""
+
+    def __init__(self):
+        super().__init__(name="seen")
+        self.count = self.add_weight(shape=(), initializer="ones", name="count")
+
+    def update_state(self, labels, predicted, sample_weight=None):
+        self.count.assign_add(tf.cast(tf.shape(labels)[0], tf.float32))
+
+    def result(self):
+        return self.count.value
+
+    def reset_state(self):
+        pass
+
+
+def test_a_sum_that_is_not_reset_goes_on():
+    def build():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse", metrics=[Seen()])
+        return model
+
+    def train(model):
+        return model.fit(X, Y, batch_size=5, epochs=3, shuffle=False, verbose=0).history["seen"]
+
+    assert on_replicas(3, build, train) == [[13.0, 25.0, 37.0]] * 3
+
+
 @pytest.mark.parametrize("outputs", [1, 2])  # with two, the step creates the metrics
 @pytest.mark.parametrize("given", [Total, lambda: Total], ids=["metrics", "classes"])
 def test_a_metric_of_plain_variables_may_be_passed_as_a_class(given, outputs):

@@ -33,6 +33,20 @@ class Wrapper(keras.optimizers.Optimizer):
         self.iterations.assign_add(1)
 
 
+class Accumulating(Wrapper):
+    """Passes on a variable that accumulates gradients."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.sums = [tf.Variable(tf.zeros(each.shape)) for each in variables]
+
+    def apply(self, grads, trainable_variables=None):
+        for total, each in zip(self.sums, grads, strict=True):
+            total.assign_add(each)
+        self.inner.apply([each * 0.5 for each in self.sums], trainable_variables)
+        self.iterations.assign_add(1)
+
+
 def two_layers():
     return keras.Sequential([keras.Input((12,)), keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(1)])
 
@@ -40,6 +54,13 @@ def two_layers():
 def wrapped_optimizer(eager):
     model = two_layers()
     model.compile(Wrapper(keras.optimizers.SGD(0.1)), "mse", run_eagerly=eager)
+    return model
+
+
+def accumulating_optimizer(eager):
+    model = two_layers()
+    model.compile(Accumulating(keras.optimizers.SGD(0.05)), "mse", run_eagerly=eager)
+    model.optimizer.build(model.trainable_variables)
     return model
 
 
@@ -110,8 +131,8 @@ def batches(size, *, is_static=False):
 @pytest.mark.parametrize("eager", [False, True], ids=["graph", "eager"])
 @pytest.mark.parametrize(
     "make",
-    [wrapped_optimizer, divided("both"), divided("one"), divided("twice")],
-    ids=["wrapped", "both", "one", "twice"],
+    [wrapped_optimizer, accumulating_optimizer, divided("both"), divided("one"), divided("twice")],
+    ids=["wrapped", "accumulating", "both", "one", "twice"],
 )
 def test_gradients_are_weighted_once_whichever_optimizer_applies_them(make, eager):
     def build():
@@ -140,8 +161,20 @@ class StochasticDepth(keras.layers.Layer):
         return keras.random.dropout(inputs, 0.4, noise_shape=shape, seed=self.seeds) if training else inputs
 
 
+class Tiled(keras.layers.Layer):
+    """Drops units of queries that are repeated for each row."""
+
+    def build(self, shape):
+        self.queries = self.add_weight(shape=(1, 5), name="queries")
+        self.drop = keras.layers.Dropout(0.4, seed=7)
+
+    def call(self, inputs, training=None):
+        queries = keras.ops.tile(self.queries, (keras.ops.shape(inputs)[0], 1))
+        return keras.ops.concatenate([inputs, self.drop(queries, training=training)], axis=-1)
+
+
 @pytest.mark.parametrize("size", [12, 2])  # as many rows per worker as the kernel has, divided; and one
-@pytest.mark.parametrize("layer", [DroppedWeights, StochasticDepth, lambda: keras.layers.Dropout(0.3, seed=5)])
+@pytest.mark.parametrize("layer", [DroppedWeights, StochasticDepth, Tiled, lambda: keras.layers.Dropout(0.3, seed=5)])
 def test_masks_of_batches_of_a_known_size(layer, size):
     def build():
         keras.utils.set_random_seed(1)

@@ -58,12 +58,13 @@ class LossWeighting:
             return False
         if tf.executing_eagerly():
             return self._results.get(id(tensors[-1]), (None, self._is_weighted))[1]
-        if not tf.is_symbolic_tensor(tensors[-1]):  # such as a variable that accumulates gradients
+        if not tf.is_symbolic_tensor(tensors[-1]):
             return self._is_weighted
         return bool(self._products) and self._derives_from_product(tensors[-1])  # the last one is nearest to the loss
 
     def _derives_from_product(self, tensor: tf.Tensor) -> bool:
-        waiting, seen = [tensor], set()
+        """Return whether a tensor was computed from a weighted gradient, directly or through a variable."""
+        waiting, seen, is_of_batch = [tensor], set(), False
         while waiting:
             each = waiting.pop()
             if id(each) in seen or not tf.is_symbolic_tensor(each):
@@ -73,8 +74,9 @@ class LossWeighting:
             if (id(operation.graph), operation.name) in self._products:
                 return True
             outer = captured_by(each) if operation.type == "Placeholder" else None
+            is_of_batch = is_of_batch or (operation.type == "Placeholder" and outer is None)
             waiting += [*operation.inputs, *([] if outer is None else [outer])]
-        return False
+        return self._is_weighted and not is_of_batch
 
 
 def _tensor_of(gradient: Any) -> Any:
