@@ -45,7 +45,6 @@ def redacted(text: str) -> str:
     option, equals, value = text.partition("=")
     if equals and _OPTION.fullmatch(option) and names_a_secret(option, value):
         return f"{option}={HIDDEN}"  # all of it, because a value may contain spaces
-    text = re.sub(r"\S+", _without_password, text)
     text = _OPTION_AND_VALUE.sub(_without_value, text)
     pieces, end = [], 0
     for name in _NAME.finditer(text):
@@ -55,7 +54,8 @@ def redacted(text: str) -> str:
         if found is not None and names_a_secret(name[1], found[0].strip("\"',)]}")):
             pieces += [text[end : name.end()], HIDDEN]
             end = found.end()
-    return "".join([*pieces, text[end:]])
+    # Last, because a password that was hidden above may contain "@".
+    return re.sub(r"\S+", _without_password, "".join([*pieces, text[end:]]))
 
 
 def _is_number(value: object) -> bool:

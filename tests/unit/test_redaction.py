@@ -56,6 +56,7 @@ HIDES = {
     "from s3://me:b@host/x to s3://you:c@host/y": "from s3://me:...@host/x to s3://you:...@host/y",
     "jdbc:sqlserver://h;user=sa;password=hunter2;x=1": "jdbc:sqlserver://h;user=sa;password=...;x=1",
     "jdbc:mysql://h/db?user=root&password=hunter2": "jdbc:mysql://h/db?user=root&password=...",
+    "jdbc:mysql://h:3306/db?password=p@ss": "jdbc:mysql://h:3306/db?password=...",
     "AccountName=a;AccountKey=abc==;Suffix=z": "AccountName=a;AccountKey=...;Suffix=z",
     "https://h/box?sv=1&sig=a%2Fb": "https://h/box?sv=1&sig=...",
     '{"user": "me", "password": "a b", "size": 1}': '{"user": "me", "password": ..., "size": 1}',
