@@ -25,7 +25,7 @@ def build():
     return model
 
 
-def place():
+def position():
     """Return this replica's rank, and the number of replicas."""
     if not tf.distribute.has_strategy():
         return 0, 1
@@ -45,7 +45,7 @@ def rows_of_rank(rank, size):
 
 def fit(data, **arguments):
     def train(model):
-        history = model.fit(data(*place()), epochs=3, verbose=0, **arguments).history["loss"]
+        history = model.fit(data(*position()), epochs=3, verbose=0, **arguments).history["loss"]
         return [
             int(model.optimizer.iterations),
             *history,
