@@ -66,6 +66,7 @@ def differences(training: Training, engine: str = "memory") -> list[str]:
 @example(Training(rows=2, inputs="series", layers=("spatial dropout", "flatten")))
 # The second replica's rows do not fill a batch, and it runs out of them before the first one.
 @example(Training(batch=3, rows=9, data="own rows", layers=("batch norm",)))
+@example(Training(batch=7, rows=16, replicas=3, data="own rows", layers=("dense", "batch norm")))
 @example(Training(batch=3, rows=9, data="own rows", inputs="words", layers=("average",), optimizer="Adam"))
 # In a graph, Keras counts the step in which data of unknown length ends.
 @example(Training(batch=3, rows=9, data="own rows of unknown length", eager=False, epochs=2))

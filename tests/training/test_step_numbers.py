@@ -200,3 +200,49 @@ def test_a_table_that_is_predicted_with_batches_of_a_known_size_comes_once():
     (single,) = on_replicas(0, Tables, lambda model: [each.shape for each in model.predict(data, verbose=0)])
     for found in on_replicas(2, Tables, lambda model: [each.shape for each in model.predict(data, verbose=0)]):
         assert found == single == [(24, 1), (48, 2)]
+
+
+class Together(keras.layers.Layer):
+    """Computes with the rows of the whole batch, as a contrastive loss does."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, inputs):
+        own = self.dense(inputs)
+        replica = tf.distribute.get_replica_context()  # None while the model is built
+        every = own if replica is None else replica.all_gather(own, axis=0)
+        return own - tf.reduce_mean(every**2, axis=0)
+
+
+def test_a_worker_without_rows_adds_none_to_what_is_gathered():
+    def build():
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((12,)), Together(), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        return model
+
+    def train(model):
+        strategy = model.distribute_strategy
+        if hasattr(strategy, "collectives"):  # the first worker has all rows but one
+            rows = [slice(0, 4), slice(4, 5)][strategy.collectives.rank]
+            options = tf.data.Options()
+            options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+            data = tf.data.Dataset.from_tensor_slices((X[rows], Y[rows])).batch(4).with_options(options)
+        else:  # two workers take two rows each, and the second one runs out
+            order = [0, 1, 4, 2, 3]
+            data = tf.data.Dataset.from_generator(
+                lambda: iter([(X[order[:3]], Y[order[:3]]), (X[order[3:]], Y[order[3:]])]),
+                output_signature=(tf.TensorSpec((None, 12)), tf.TensorSpec((None, 1))),
+            )
+        model.fit(data, epochs=2, verbose=0)
+        return model.get_weights()
+
+    (single,) = on_replicas(0, build, train)
+    for found in on_replicas(2, build, train):
+        for value, expected in zip(found, single, strict=True):
+            np.testing.assert_allclose(value, expected, rtol=2e-4, atol=1e-6)
