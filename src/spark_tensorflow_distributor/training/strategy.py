@@ -205,7 +205,7 @@ def local_scope() -> Iterator[None]:
     With one device, the strategy is that of a cluster's only worker. TensorFlow's own, which has a replica for each of
     several GPUs, cannot combine replicas within a condition, as gradient accumulation requires.
     """
-    gpus = tf.config.list_logical_devices("GPU")
+    gpus = tf.config.list_physical_devices("GPU")  # listing logical ones would initialise TensorFlow
     if len(gpus) <= 1:
         with kept_scope(_replica(NO_COLLECTIVES, "GPU" if gpus else "CPU")):
             yield
