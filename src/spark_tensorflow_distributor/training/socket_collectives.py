@@ -62,7 +62,7 @@ class SocketCollectives(Collectives):
     def _reduce_pack(self, tensors: list[tf.Tensor], scale: tf.Tensor | None, *, compress: bool) -> list[tf.Tensor]:
         dtype = tensors[0].dtype
         # Unlike TensorFlow's collectives, the group's take several arrays at once, and scale them.
-        if dtype == wire_type(dtype) and dtype.is_floating:
+        if dtype.is_floating and dtype == wire_type(dtype):
             return self._sum_all(tensors, scale, compress=compress)
         return super()._reduce_pack(tensors, scale, compress=compress)
 
