@@ -77,8 +77,7 @@ class StepContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
                 weighted = [step.weighted(each, operation) for each in upstream]
                 return list(map(tf.zeros_like, weighted)) if step.part.is_idle else weighted
 
-            # The arbitrary batch of an idle worker must not enter sums, such as those of SyncBatchNorm, so it has no
-            # gradient either.
+            # The arbitrary batch of an idle worker enters no sum, such as those of SyncBatchNorm, and has no gradient.
             own = map(tf.zeros_like, tensors) if step.part.is_idle else tensors
             return extended._replica_ctx_all_reduce(operation, list(own)), gradient
 
@@ -90,20 +89,18 @@ class StepContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
             return super().all_gather(value, axis, options)
 
         def gather(tensor: tf.Tensor) -> Any:
-            # The arbitrary batch of an idle worker must not be gathered.
             own = tf.gather(tensor, tf.range(0), axis=axis) if step.part.is_idle else tensor
 
             def gradient(upstream: tf.Tensor) -> tf.Tensor:
                 total = step.weighted(upstream, tf.distribute.ReduceOp.SUM)
                 counts = step.collectives.all_gather(tf.shape(own)[axis])
                 begin = tf.reduce_sum(counts[: step.collectives.rank])
-                part = tf.gather(total, tf.range(begin, begin + tf.shape(own)[axis]), axis=axis)
-                return tf.zeros_like(tensor) if step.part.is_idle else part
+                part = tf.range(begin, begin + tf.shape(own)[axis])
+                return tf.zeros_like(tensor) if step.part.is_idle else tf.gather(total, part, axis=axis)
 
             return extended._gather_to_implementation(own, None, axis, options), gradient
 
-        differentiable = tf.custom_gradient(gather)
-        return tf.nest.map_structure(lambda leaf: differentiable(tf.convert_to_tensor(leaf)), value)
+        return tf.nest.map_structure(lambda leaf: tf.custom_gradient(gather)(tf.convert_to_tensor(leaf)), value)
 
 
 class _ReplicaExtended(_extended_base):  # type: ignore[misc]

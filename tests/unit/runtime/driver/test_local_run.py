@@ -144,7 +144,7 @@ def test_metrics_must_be_numbers():
 
 
 def test_without_tensorflow_the_error_names_the_interpreter(monkeypatch):
-    name = "spark_tensorflow_distributor.training.kept_iterators"
+    name = "spark_tensorflow_distributor.training.strategy"
     monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     local = MirroredStrategyRunner(num_slots=1, local_mode=True, use_gpu=False)
