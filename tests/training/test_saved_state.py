@@ -93,7 +93,7 @@ def train(net, parts, steps):
 def saved(model, callbacks=()):
     state = ModelState(model, is_chief=True, warn=print)
     weights, _ = state.capture([state.local_part()])
-    optimizers, targets, held = state.capture_optimizers(), state.optimizer_targets(), state.capture_held(callbacks)
+    (optimizers, targets), (held, _) = state.capture_optimizers(), state.capture_held(callbacks)
     return weights, describe(state.weights), optimizers, targets, held
 
 

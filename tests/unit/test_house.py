@@ -77,6 +77,7 @@ WITH_TENSORFLOW = [
         "training.collectives",
         "training.socket_collectives",
         "training.gradient_mean",
+        "training.graph_origins",
         "training.gradient_recorder",
         "training.joint_calls",
         "training.kept_iterators",

@@ -109,8 +109,7 @@ class FitSaver:
         # At the end of an epoch, too: a callback may have changed state since it was averaged.
         with self._model_state.averaged_layers() as layers:
             part = BytesIO()
-            held = self._model_state.capture_held(self._callbacks)
-            gathered = held if self._model_state.can_gather(each.nbytes for each in held.values()) else {}
+            held, gathered = self._model_state.capture_held(self._callbacks)
             snapshot.write(part, {}, [random_state(), self._model_state.local_part(), layers, gathered])
             parts = self._collectives.gather_bytes(part.getvalue())
             if self._context.is_chief:
@@ -132,7 +131,7 @@ class FitSaver:
         weights, metrics = self._model_state.capture(local_parts)
         history, epochs = history_of(self._model_state.model, ended)
         callbacks = callback_states(self._callbacks, self._callbacks_at_start)
-        optimizers = self._model_state.capture_optimizers()
+        optimizers, targets = self._model_state.capture_optimizers()
         state = FitState(
             weights,
             metrics,
@@ -142,7 +141,7 @@ class FitSaver:
             epochs,
             optimizers,
             list(layers),
-            optimizer_targets=self._model_state.optimizer_targets(),
+            optimizer_targets=targets,
             held=held_by_rank([own, *held[1:]]),
         )
         facts = CheckpointFacts(

@@ -151,18 +151,18 @@ class ModelState:
 
         return [value(each) for each in self.weights], [value(each) for each in self.metrics]
 
-    def capture_optimizers(self) -> OptimizerStates:
-        """Return the values of the model's optimizers other than ``model.optimizer``."""
-        optimizers = user_optimizers(self.model)
-        return {name: [self._local(each) for each in optimizer_variables(of)] for name, of in optimizers.items()}
+    def capture_optimizers(self) -> tuple[OptimizerStates, OptimizerTargets]:
+        """Return the values of the model's optimizers other than ``model.optimizer``, and what all of them train.
 
-    def optimizer_targets(self) -> OptimizerTargets:
-        """Return for which variables each optimizer was built: some train only a part of their model."""
-        optimizers = {"optimizer": getattr(self.model, "optimizer", None), **user_optimizers(self.model)}
+        The latter says for which variables each optimizer was built: some train only a part of their model.
+        """
+        others = user_optimizers(self.model)
         by_key = self._variables_by_key()
         keys, variables = list(by_key), list(by_key.values())
+        optimizers = {"optimizer": getattr(self.model, "optimizer", None), **others}
         found = {name: built_for(optimizer, variables) for name, optimizer in optimizers.items()}
-        return {name: [keys[index] for index in indices] for name, indices in found.items() if indices}
+        targets = {name: [keys[index] for index in indices] for name, indices in found.items() if indices}
+        return {name: [self._local(each) for each in optimizer_variables(of)] for name, of in others.items()}, targets
 
     def _variables_by_key(self) -> dict[VariableKey, Variable]:
         by_key: dict[VariableKey, Variable] = dict(enumerate(self.weights))
@@ -173,8 +173,8 @@ class ModelState:
         """Set the variables of the model's optimizers other than ``model.optimizer``, now or when they are created.
 
         Args:
-            saved: The result of :meth:`capture_optimizers`.
-            targets: The result of :meth:`optimizer_targets`; None if the checkpoint is from an older version.
+            saved: The values from :meth:`capture_optimizers`.
+            targets: What they train, from the same method; None if the checkpoint is from an older version.
 
         Raises:
             CheckpointError: If the values belong to other optimizers.
@@ -227,18 +227,18 @@ class ModelState:
             known += optimizer_variables(optimizer)
         return held_variables(self.model, callbacks, known)
 
-    def capture_held(self, callbacks: Sequence[Callback]) -> HeldValues:
-        """Return this rank's values of :meth:`held`; rank 0's alone if those of all ranks are too large to gather."""
-        held = self.held(callbacks)
-        if not self._is_chief and not self.can_gather(
-            each.shape.num_elements() * each.dtype.size for each in held.values()
-        ):
-            return {}
-        return {path: np.asarray(self._components(each)[0].numpy()) for path, each in held.items()}
+    def capture_held(self, callbacks: Sequence[Callback]) -> tuple[HeldValues, HeldValues]:
+        """Return this rank's values of :meth:`held`, and those to gather: none if those of all ranks are too large.
 
-    def can_gather(self, sizes: Iterable[int]) -> bool:
-        """Return whether values of these sizes in bytes, on each rank, are small enough to be gathered."""
-        return bool(sum(sizes) * self._strategy.num_replicas_in_sync <= _MAX_HELD_BYTES)
+        If they are too large, ranks other than 0 do not even read their values.
+        """
+        held = self.held(callbacks)
+        size = sum(each.shape.num_elements() * each.dtype.size for each in held.values())
+        is_gathered = size * self._strategy.num_replicas_in_sync <= _MAX_HELD_BYTES
+        if not is_gathered and not self._is_chief:
+            return {}, {}
+        values = {path: np.asarray(self._components(each)[0].numpy()) for path, each in held.items()}
+        return values, values if is_gathered else {}
 
     def restore_held(self, values: HeldValues, callbacks: Sequence[Callback], *, is_same_size: bool) -> None:
         """Set the variables that :meth:`held` returns.

@@ -30,6 +30,11 @@ INSTALL_IT = (
 )
 
 
+def package_title(module: str) -> str | None:
+    """Return what to call the package of a module without which no training starts; None for any other module."""
+    return {"tensorflow": "TensorFlow", "keras": "Keras"}.get(module.split(".")[0])
+
+
 def missing_tensorflow(interpreter: str, reason: object, package: str = "TensorFlow", advice: str = INSTALL_IT) -> str:
     """Return the message for a failed import of TensorFlow or Keras.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .row_choice import captured_by
+from .graph_origins import is_argument, origins
 
 
 class LossWeighting:
@@ -64,18 +64,11 @@ class LossWeighting:
 
     def _derives_from_product(self, tensor: tf.Tensor) -> bool:
         """Return whether a tensor was computed from a weighted gradient, directly or through a variable."""
-        waiting, seen, is_of_batch = [tensor], set(), False
-        while waiting:
-            each = waiting.pop()
-            if id(each) in seen or not tf.is_symbolic_tensor(each):
-                continue
-            seen.add(id(each))
-            operation = each.op
-            if (id(operation.graph), operation.name) in self._products:
+        is_of_batch = False
+        for each in origins(tensor):
+            if (id(each.graph), each.op.name) in self._products:
                 return True
-            outer = captured_by(each) if operation.type == "Placeholder" else None
-            is_of_batch = is_of_batch or (operation.type == "Placeholder" and outer is None)
-            waiting += [*operation.inputs, *([] if outer is None else [outer])]
+            is_of_batch = is_of_batch or is_argument(each)
         return self._is_weighted and not is_of_batch
 
 

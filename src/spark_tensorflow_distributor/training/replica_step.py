@@ -88,7 +88,7 @@ class ReplicaStep:
             return value
         return tf.where(self.rows > 0, value, tf.zeros_like(value))
 
-    def counts_rows(self, size: Any, tensor: tf.Tensor | None = None) -> bool:
+    def counts_rows(self, size: Any, tensor: tf.Tensor) -> bool:
         """Return whether the first dimension of a tensor counts rows, or several entries per row.
 
         The first dimension of weights or positions does not: it is known although the number of rows is not, or it is
@@ -96,12 +96,12 @@ class ReplicaStep:
 
         Args:
             size: The dimension; anything but an int if it is not known while the step is traced.
-            tensor: The tensor, if there is one.
+            tensor: The tensor, or for numbers that are yet to be drawn, the tensor that they are for.
         """
         rows = first_with_rows(self.part.batch).shape[0] if has_any_rows(self.part.batch) else None
         if not isinstance(size, int):
             return True
-        return rows is not None and size % max(rows, 1) == 0 and (tensor is None or not is_of_variables(tensor))
+        return rows is not None and size % max(rows, 1) == 0 and not is_of_variables(tensor)
 
     def weighted(self, gradient: tf.Tensor, reduce_op: tf.distribute.ReduceOp) -> tf.Tensor:
         """Return the gradient with respect to this replica's input to a reduction over the replicas.

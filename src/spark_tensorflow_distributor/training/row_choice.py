@@ -11,6 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from .graph_origins import is_argument, origins
+
 # Operations whose result depends on the shape of their input, not on its values.
 _SHAPES = {"Shape", "ShapeN", "Size", "Rank"}
 _ITERATORS = {"IteratorGetNext", "IteratorGetNextAsOptional", "OptionalGetValue"}
@@ -27,28 +29,13 @@ def is_chosen_by_rows(indices: tf.Tensor) -> bool:
     if not hasattr(indices, "graph") or tf.executing_eagerly():
         return True
     is_length_static = indices.shape.rank is not None and indices.shape.num_elements() is not None
-    waiting, seen = [indices], set()
-    while waiting:
-        tensor = waiting.pop()
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        if not hasattr(tensor, "op"):  # an eager tensor that the step has captured
-            continue
-        operation = tensor.op
-        kind = operation.type
+    for each in origins(indices, _relevant_inputs):
+        kind = each.op.type
         if kind in _SHAPES:
             if not is_length_static:
                 return True
-        elif kind in ("Placeholder", "PlaceholderWithDefault"):
-            outer = captured_by(tensor)
-            if outer is None:  # an argument: the batch
-                return True
-            waiting.append(outer)
-        elif kind in _SOURCES or operation.op_def.is_stateful:
+        elif is_argument(each) or kind in _SOURCES or each.op.op_def.is_stateful:
             return True
-        else:
-            waiting += _relevant_inputs(operation)
     return False
 
 
@@ -65,24 +52,12 @@ def is_of_variables(tensor: tf.Tensor) -> bool:
     tensor = tf.convert_to_tensor(tensor)
     size = tensor.shape[0]
     has_variable = False
-    waiting, seen = [tensor], set()
-    while waiting:
-        each = waiting.pop()
-        if id(each) in seen or not hasattr(each, "op") or each.dtype == tf.resource:
-            continue
-        seen.add(id(each))
+    for each in origins(tensor, _inputs_with_values):
         kind = each.op.type
-        if kind in ("Placeholder", "PlaceholderWithDefault"):
-            outer = captured_by(each)
-            if outer is None:  # an argument: the batch
-                return False
-            waiting.append(outer)
-        elif kind in _ITERATORS or "Random" in kind:  # numbers are drawn for rows
+        if is_argument(each) or kind in _ITERATORS or "Random" in kind:  # numbers are drawn for rows
             return False
-        elif kind not in _SHAPES:
-            # If the batch's size is known, its dimension may have become a constant: look for a variable of this size.
-            has_variable = has_variable or (kind in _VARIABLES and size in (each.shape or ()))
-            waiting += list(each.op.inputs)
+        # If the batch's size is known, its dimension may have become a constant: look for a variable of this size.
+        has_variable = has_variable or (kind in _VARIABLES and size in (each.shape or ()))
     return has_variable
 
 
@@ -111,7 +86,9 @@ def joined_lookups(gradients: list[Any]) -> Any:
 
 
 def _relevant_inputs(operation: tf.Operation) -> list[Any]:
-    """Return the inputs of an operation; none if it takes a dimension other than the first one from a shape."""
+    """Return the inputs of an operation; none if it reads a shape or takes another dimension than the first of one."""
+    if operation.type in _SHAPES:
+        return []
     if operation.type == "StridedSlice" and operation.inputs[0].op.type == "Shape":
         begin = tf.get_static_value(operation.inputs[1])
         if begin is not None and begin.size == 1 and int(begin[0]) > 0:
@@ -119,9 +96,6 @@ def _relevant_inputs(operation: tf.Operation) -> list[Any]:
     return list(operation.inputs)
 
 
-def captured_by(placeholder: tf.Tensor) -> Any:
-    """Return the outer tensor that a function's placeholder captures; None if the placeholder is an argument."""
-    for outer, inner in getattr(placeholder.graph, "captures", ()):
-        if inner is placeholder:
-            return outer
-    return None
+def _inputs_with_values(operation: tf.Operation) -> list[Any]:
+    """Return the inputs whose values an operation uses; none if it reads a shape."""
+    return [] if operation.type in _SHAPES else [each for each in operation.inputs if each.dtype != tf.resource]

@@ -18,7 +18,7 @@ from ...context import set_checkpoints
 from ...data.frames import Frames
 from ...errors import BrokenInputError, ClusterError, ConfigurationError, GpuConfigurationError
 from ..devices import visible_devices
-from ..process_tools import environment, missing_tensorflow
+from ..process_tools import environment, missing_tensorflow, package_title
 from ..program_files import ProgramFiles
 from .log_dir import LogDirectory
 from .modules import pack_modules
@@ -72,7 +72,7 @@ def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name, __package__)
     except ModuleNotFoundError as error:
-        package = {"tensorflow": "TensorFlow", "keras": "Keras"}.get(str(error.name).split(".")[0])
+        package = package_title(error.name or "")
         if package is None:
             raise
         advice = f"Install it with `{sys.executable} -m pip install tensorflow`, or train on the cluster "

@@ -20,7 +20,7 @@ from ...errors import (
 )
 from ...formatting import position_text, printable_exception, rank_list, sentence
 from ..failures import Failure
-from ..process_tools import missing_tensorflow
+from ..process_tools import missing_tensorflow, package_title
 from .launch import LaunchResult
 from .modules import import_advice
 from .tracebacks import hide_library_frames, shown_traceback
@@ -185,7 +185,7 @@ def _startup_error(cause: WorkerFailure) -> DistributorError | None:
         return None
     where = f"{cause.message} on rank {cause.rank} @ {cause.host}"
     missing = _missing_module(cause)
-    package = {"tensorflow": "TensorFlow", "keras": "Keras"}.get(missing.split(".")[0])
+    package = package_title(missing)
     if package is not None:
         text = missing_tensorflow("the executors' Python", where, package)
         return ClusterError(f"{text}\n{hide_library_frames(cause.traceback)}")

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import inspect
 import threading
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -95,7 +94,7 @@ def _wrap_init(original: Callable[..., None]) -> Callable[..., None]:
             for variable in created:
                 if id(variable) in own and not is_partial_sum(variable) and _is_zero(variable):
                     strategy.variables.make_partial_sum(variable)
-            _note_starts(self)
+            _note_starts(self, {})
         return None
 
     init.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]  # tf_keras does not unwrap functions
@@ -129,16 +128,16 @@ def _wrap_reset(original: Callable[..., None]) -> Callable[..., None]:
     return reset_state
 
 
-def _note_starts(metric: Any, unless: Mapping[int, np.ndarray] = types.MappingProxyType({})) -> None:
+def _note_starts(metric: Any, before: Mapping[int, np.ndarray]) -> None:
     """Note the values from which the parts of sums start, such as 1 in a smoothed mean: they count once.
 
     Args:
         metric: The metric.
-        unless: Values by the variable's id; a variable that still has its value is left out.
+        before: Values by the variable's id; a variable that still has its value is left out.
     """
     for variable in filter(is_partial_sum, _variables(metric)):
         value = variable.numpy()
-        if id(variable) not in unless or not np.array_equal(unless[id(variable)], value):
+        if id(variable) not in before or not np.array_equal(before[id(variable)], value):
             setattr(variable, START, value if np.any(value) else None)
 
 
