@@ -193,3 +193,12 @@ def test_a_variable_that_does_not_exist_yet_is_named_in_a_warning():
     other.seen = tf.Variable([1.0, 2.0])
     with pytest.raises(CheckpointError, match=r"holds values of shape \(\) and type float32 for model\.seen"):
         restore(other, state)
+
+
+def test_a_variable_of_unknown_size_is_saved():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.queue = tf.Variable([1.0, 2.0, 3.0], shape=[None])
+    state = saved(model)
+    model.queue.assign([0.0, 0.0])
+    restore(model, state)
+    assert model.queue.numpy().tolist() == [1.0, 2.0, 3.0]

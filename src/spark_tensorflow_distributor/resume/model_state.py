@@ -233,7 +233,7 @@ class ModelState:
         If they are too large, ranks other than 0 do not even read their values.
         """
         held = self.held(callbacks)
-        size = sum(each.shape.num_elements() * each.dtype.size for each in held.values())
+        size = sum(int(tf.size(each)) * each.dtype.size for each in held.values())
         is_gathered = size * self._strategy.num_replicas_in_sync <= _MAX_HELD_BYTES
         if not is_gathered and not self._is_chief:
             return {}, {}
